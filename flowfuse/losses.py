@@ -1,0 +1,158 @@
+"""Supervised losses on generated scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfuse.geometry import inside, pixel_grid, sample
+from flowfuse.model.flowfuse import STRIDE, ModelOutput
+from flowfuse.trajectory import bezier, fit_bezier
+from flowfuse.uncertainty import negative_log_likelihood
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses.
+
+    Args:
+        flow: weight of the trajectories' likelihood.
+        decay: an earlier iteration counts this much of the next one.
+        boundary: weight of the boundary maps' cross-entropy.
+        matching: weight of the matching cross-entropy, which makes the latent common.
+        positive_event: weight of a B_e pixel over one that is none; such pixels are rare.
+        positive_motion: the same for B_m.
+    """
+
+    flow: float = 1.0
+    decay: float = 0.8
+    boundary: float = 1.0
+    matching: float = 0.1
+    positive_event: float = 2.0
+    positive_motion: float = 6.0
+
+
+def supervised_loss(
+    output: ModelOutput, batch: Mapping[str, Tensor], config: LossConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum the supervised losses of one batch.
+
+    Args:
+        output: of the network, with all iterations.
+        batch: collated training samples (:func:`flowfuse.data.dataset.scene_sample`) with their
+            ``present`` [B, 3].
+        config: the weights.
+
+    Returns:
+        The loss (scalar), and its parts: ``flow``, ``boundary_event``, ``boundary_motion``,
+        ``matching``, and ``epe`` (px, at t1, last iteration; no gradient).
+    """
+    with torch.autocast(batch["flow"].device.type, enabled=False):
+        parts = {"flow": sequence_loss(output, batch, config.decay)}
+        parts["boundary_event"], parts["boundary_motion"] = boundary_loss(
+            output.boundary, batch["boundary"], (config.positive_event, config.positive_motion)
+        )
+        parts["matching"] = matching_loss(output, batch)
+        loss = (
+            config.flow * parts["flow"]
+            + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
+            + config.matching * parts["matching"]
+        )
+    with torch.no_grad():
+        error = (output.control_points[-1][:, -1] - batch["flow"][:, -1]).norm(dim=1)
+        parts["epe"] = masked_mean(error, batch["valid"][:, -1])
+    return loss, parts
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid elements; zero (with zero gradient) where there are none.
+
+    Args:
+        values: any shape.
+        mask: bool or float weights, same shape.
+    """
+    weight = mask.to(values.dtype)
+    # where, not a product: an invalid element may be NaN, and 0 * NaN is NaN.
+    total = torch.where(weight > 0, values * weight, torch.zeros_like(values)).sum()
+    return total / weight.sum().clamp(min=1)
+
+
+def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float) -> Tensor:
+    """Likelihood of the truth at all given times, later iterations counting more."""
+    truth, valid = batch["flow"], batch["valid"]
+    iterations = output.control_points.shape[0]
+    loss = truth.new_zeros(())
+    for i in range(iterations):
+        flow = bezier(output.control_points[i], batch["tau"])  # [B, T, 2, H, W]
+        # An invalid truth may be NaN: it must not enter the backward at all.
+        error = torch.where(valid.unsqueeze(2), flow - truth, 0)
+        nll = negative_log_likelihood(error, output.uncertainty[i].unsqueeze(1)).mean(dim=2)
+        loss = loss + decay ** (iterations - 1 - i) * masked_mean(nll, valid)
+    return loss
+
+
+def boundary_loss(
+    logits: Tensor, truth: Tensor, positive_weight: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of B_e and of B_m, each with its own truth.
+
+    Args:
+        logits, truth: [B, 2, H, W].
+        positive_weight: of a boundary pixel, for B_e and B_m.
+    """
+    event, motion = (
+        F.binary_cross_entropy_with_logits(
+            logits[:, i], truth[:, i], pos_weight=logits.new_tensor(positive_weight[i])
+        )
+        for i in range(2)
+    )
+    return event, motion
+
+
+def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy of the correlation at the true displacement.
+
+    -log softmax of <a(x), b(.)>/sqrt(C) at x + x(tau), for (E_0, E_k), (F_0, F_1) and (F_0, E_K).
+    The last pair forces frames and events into one latent space.
+    """
+    events, frames = output.event_latent.float(), output.frame_latent.float()
+    slices = events.shape[1] - 1
+    present, tau = batch["present"], batch["tau"]
+    # The truth is given at random times: a cubic through them gives it at the slices' times.
+    cells = batch["flow"][..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    height, width = min(cells.shape[-2], events.shape[-2]), min(cells.shape[-1], events.shape[-1])
+    events, frames = events[..., :height, :width], frames[..., :height, :width]
+    cells = cells[..., :height, :width]
+    points = torch.cat(
+        [fit_bezier(cells[i : i + 1], tau[i], min(3, tau.shape[1])) for i in range(len(tau))]
+    )
+    # E_0 shows only where something fires: elsewhere there is nothing to match.
+    activity = F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
+    fires = activity[..., :height, :width] > 0
+    history = (present[:, 1] * present[:, 2]).view(-1, 1, 1, 1) > 0
+    both = (present[:, 0] * present[:, 1]).view(-1, 1, 1, 1) > 0
+    has_frames = present[:, 0].view(-1, 1, 1, 1) > 0
+
+    pairs = [(events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)]
+    pairs.append((frames[:, 0], frames[:, 1], 1.0, has_frames))
+    pairs.append((frames[:, 0], events[:, slices], 1.0, both))
+    grid = pixel_grid(height, width, device=cells.device)
+    loss = cells.new_zeros(())
+    for source, target, time, mask in pairs:
+        coords = grid + bezier(points, time) / STRIDE
+        mask = (mask & inside(coords, height, width)).squeeze(1)
+        loss = loss + masked_mean(_matching_cross_entropy(source, target, coords), mask)
+    return loss / len(pairs)
+
+
+def _matching_cross_entropy(source: Tensor, target: Tensor, coords: Tensor) -> Tensor:
+    """[B, C, h, w] x 2, coords [B, 2, h, w] -> [B, h, w]; the target is spread bilinearly."""
+    batch, channels, height, width = source.shape
+    scores = torch.einsum("bcn,bcm->bnm", source.flatten(2), target.flatten(2)) / channels**0.5
+    # The correlation is linear in the target: sampling the target's features samples the scores.
+    at_truth = (source * sample(target, coords, padding="border")).sum(1) / channels**0.5
+    return scores.logsumexp(dim=2).view(batch, height, width) - at_truth

@@ -1,0 +1,71 @@
+"""Encoders of events and frames into one latent space at 1/8 resolution."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with a skip connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(group_count(channels), channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(group_count(channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(x + self.norm2(self.conv2(y)))
+
+
+class EventStem(nn.Module):
+    """[N, bins, H, W] -> [N, C_stem, H/4, W/4]: one strided convolution, so that slices stay cheap."""
+
+    def __init__(self, bins: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(bins, channels, 7, stride=4, padding=3)
+        self.norm = nn.GroupNorm(group_count(channels), channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(slices)))
+        return x + F.relu(self.mix(x))
+
+
+class FrameStem(nn.Module):
+    """[N, 1, H, W] -> [N, C_stem, H/4, W/4] from the luma."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels // 2, 7, stride=2, padding=3)
+        self.norm1 = nn.GroupNorm(group_count(channels // 2), channels // 2)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.norm2 = nn.GroupNorm(group_count(channels), channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, luma: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(luma)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return x + F.relu(self.mix(x))
+
+
+class Trunk(nn.Module):
+    """The part both modalities share: [N, C_stem, H/4, W/4] -> latent [N, C, H/8, W/8]."""
+
+    def __init__(self, stem_channels: int, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(stem_channels, channels, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(group_count(channels), channels)
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.project = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.blocks(F.relu(self.norm(self.down(x)))))
+
+
+def group_count(channels: int) -> int:
+    """Groups of eight channels; a width that is no multiple of eight is one group."""
+    return channels // 8 if channels % 8 == 0 else 1

@@ -1,0 +1,350 @@
+"""The network: event slices and two frames in, Bezier trajectories out.
+
+    slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations ----------------+
+    frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
+    frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
+                                                          |                           v
+    trajectories <- recurrent update <- propagation <- gates <-------------------- tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowfuse.geometry import pad_to_multiple
+from flowfuse.model.boundary import BoundaryLocalizer, shrink
+from flowfuse.model.correlation import PairCorrelations
+from flowfuse.model.encoders import EventStem, FrameStem, Trunk
+from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates
+from flowfuse.model.inputs import ModelInputs, normalize_slices
+from flowfuse.model.update import ConvGRU, FirstEstimate, MotionEncoder, UpdateHead, UpsampleMask
+from flowfuse.ops import common_gradient, convex_upsample
+from flowfuse.trajectory import bezier
+
+STRIDE = 8
+MINIMUM_SIZE = 16
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a :class:`FlowFuse`.
+
+    Args:
+        name: what the configuration is called.
+        slices: K, the number of event slices between t0 and t1.
+        bins: temporal bins per slice.
+        stem_channels: width at 1/4 resolution.
+        channels: C, width of the common latent at 1/8 resolution.
+        hidden: width of the recurrent state and of the motion features.
+        token_channels: width of one correlation token.
+        boundary_channels: width of the boundary localizer.
+        blocks: residual blocks of the shared trunk.
+        degree: n, control points of a trajectory.
+        iterations: default number of recurrent updates; a run-time knob.
+        radius: correlations are looked up in windows of (2 radius + 1)^2.
+        levels: pyramid levels of the look-up.
+        dilations: steps of the boundary-guided propagation.
+        frames: use the frames (ablation switch).
+        events: use the events (ablation switch).
+        boundary: localize boundaries; without it guided fusion has no maps to go by (switch).
+        common_gradient: the localizer sees the common spatiotemporal gradients; without it, the
+            bare frames and event sum (switch).
+        fusion: "guided" by the boundaries, or plain "concatenation" (switch).
+        correlation: "auto", "volume" or "on_demand".
+    """
+
+    name: str = "small"
+    slices: int = 4
+    bins: int = 3
+    stem_channels: int = 32
+    channels: int = 64
+    hidden: int = 48
+    token_channels: int = 24
+    boundary_channels: int = 24
+    blocks: int = 1
+    degree: int = 3
+    iterations: int = 3
+    radius: int = 3
+    levels: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4, 8)
+    frames: bool = True
+    events: bool = True
+    boundary: bool = True
+    common_gradient: bool = True
+    fusion: Literal["guided", "concatenation"] = "guided"
+    correlation: Literal["auto", "volume", "on_demand"] = "auto"
+
+    def __post_init__(self) -> None:
+        sizes = ("slices", "bins", "stem_channels", "channels", "hidden", "token_channels")
+        for key in (*sizes, "boundary_channels", "blocks", "degree", "iterations", "radius", "levels"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"ModelConfig: {key} must be at least 1, got {getattr(self, key)}")
+        if not (self.frames or self.events):
+            raise ValueError("ModelConfig: frames and events are both switched off; one is needed")
+        for key, choices in (
+            ("fusion", ("guided", "concatenation")),
+            ("correlation", ("auto", "volume", "on_demand")),
+        ):
+            if getattr(self, key) not in choices:
+                raise ValueError(
+                    f"ModelConfig: {key} must be one of {choices}, got {getattr(self, key)!r}"
+                )
+        if tuple(self.dilations) != tuple(2**i for i in range(len(self.dilations))):
+            raise ValueError(f"ModelConfig: dilations must be 1, 2, 4, ..., got {self.dilations}")
+
+
+CONFIGS = {
+    "small": ModelConfig(),
+    "base": ModelConfig(
+        name="base",
+        slices=5,
+        stem_channels=48,
+        channels=96,
+        hidden=72,
+        token_channels=32,
+        boundary_channels=32,
+        blocks=2,
+        iterations=5,
+        radius=4,
+        levels=4,
+    ),
+}
+
+
+class ModelOutput(NamedTuple):
+    """What :class:`FlowFuse` gives; I = all iterations, or 1 (the last).
+
+    Attributes:
+        control_points: [I, B, n, 2, H, W] float32, px; the last point is the flow to t1.
+        uncertainty: [I, B, 2, H, W] float32: logit of the weight of the narrow Laplace (scale 1 px)
+            and log of the wide one's scale in px.
+        boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
+        event_latent: [B, K + 1, C, h, w] latents of the event slices.
+        frame_latent: [B, 2, C, h, w] latents of the frames.
+    """
+
+    control_points: Tensor
+    uncertainty: Tensor
+    boundary: Tensor
+    event_latent: Tensor
+    frame_latent: Tensor
+
+
+class FlowFuse(nn.Module):
+    """Dense and continuous optical flow from events and frames.
+
+    Args:
+        config: the architecture; see :class:`ModelConfig`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        slices, channels, hidden = config.slices, config.channels, config.hidden
+        pairs = slices + 2
+        if config.events:
+            self.event_stem = EventStem(config.bins, config.stem_channels)
+        if config.frames:
+            self.frame_stem = FrameStem(config.stem_channels)
+        self.trunk = Trunk(config.stem_channels, channels, config.blocks)
+        self.first_estimate = FirstEstimate((slices + 3) * channels, channels, config.degree)
+        if config.boundary:
+            cues = 7 if config.common_gradient else 3
+            self.localizer = BoundaryLocalizer(
+                cues + 3, config.stem_channels, config.boundary_channels
+            )
+        window = config.levels * (2 * config.radius + 1) ** 2
+        self.tokens = CorrelationTokens(window, slices, config.token_channels)
+        cue_channels = 2 + 1 + (slices + 1) + 2 + 3
+        self.context = nn.Conv2d(3 * channels + cue_channels, 2 * hidden, 3, padding=1)
+        if config.fusion == "guided":
+            self.gates = TokenGates(cue_channels, pairs)
+            self.propagation = BoundaryPropagation(hidden, hidden, config.dilations)
+        self.motion = MotionEncoder(pairs * config.token_channels, config.degree, hidden)
+        self.update = ConvGRU(hidden, hidden, hidden)
+        self.head = UpdateHead(hidden, config.degree)
+        self.mask = UpsampleMask(hidden, STRIDE)
+
+    def forward(
+        self, inputs: ModelInputs, iterations: int | None = None, all_iterations: bool = False
+    ) -> ModelOutput:
+        """Estimate the trajectories of all pixels of t0.
+
+        Args:
+            inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
+            iterations: recurrent updates; the configuration's number by default.
+            all_iterations: keep the estimates of all iterations (for the loss).
+
+        Returns:
+            :class:`ModelOutput`.
+
+        Raises:
+            ValueError: when a shape does not fit the configuration.
+        """
+        config = self.config
+        height, width = self._check(inputs)
+        iterations = config.iterations if iterations is None else iterations
+        if iterations < 1:
+            raise ValueError(f"FlowFuse: iterations must be at least 1, got {iterations}")
+        inputs = self._prepare(inputs)
+
+        event_stem, frame_stem, events, frames = self._encode(inputs)
+        points = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
+        boundary, cues = self._localize(inputs, event_stem, frame_stem, points)
+        correlations = PairCorrelations(
+            events, frames, radius=config.radius, levels=config.levels, strategy=config.correlation
+        )
+        context = torch.cat((events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype)), dim=1)
+        state, context = self.context(context).chunk(2, dim=1)
+        state, context = torch.tanh(state), F.relu(context)
+        update_context = self.update.context(context)
+        if config.fusion == "guided":
+            gates = self.gates(cues)
+            weights = self.propagation.weights(context, cues[:, :2])
+
+        kept = []
+        for iteration in range(iterations):
+            points = points.detach()
+            tokens = self.tokens(correlations(points.unflatten(1, (config.degree, 2))))
+            if config.fusion == "guided":
+                tokens = tokens * gates.to(tokens.dtype)
+            motion = self.motion(tokens.flatten(1, 2), points)
+            if config.fusion == "guided":
+                motion = self.propagation(motion, weights)
+            state = self.update(state, motion, update_context)
+            change, uncertainty = self.head(state)
+            points = points + change
+            if all_iterations or iteration == iterations - 1:
+                field = torch.cat((points * STRIDE, uncertainty), dim=1)
+                field = convex_upsample(field, self.mask(state), STRIDE)
+                kept.append(field[..., :height, :width])
+        fields = torch.stack(kept)  # [I, B, 2 n + 2, H, W]
+        return ModelOutput(
+            control_points=fields[:, :, :-2].unflatten(2, (config.degree, 2)),
+            uncertainty=fields[:, :, -2:],
+            boundary=boundary[..., :height, :width],
+            event_latent=events,
+            frame_latent=frames,
+        )
+
+    def _check(self, inputs: ModelInputs) -> tuple[int, int]:
+        batch, *rest, height, width = inputs.slices.shape
+        expected = (self.config.slices + 1, self.config.bins)
+        if tuple(rest) != expected:
+            raise ValueError(
+                f"FlowFuse: slices must have shape [B, {expected[0]}, {expected[1]}, H, W], "
+                f"got {list(inputs.slices.shape)}"
+            )
+        if height < MINIMUM_SIZE or width < MINIMUM_SIZE:
+            raise ValueError(
+                f"FlowFuse: images must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, "
+                f"got {width} x {height}"
+            )
+        for name, channels in (("frame0", (1, 3)), ("frame1", (1, 3)), ("event_sum", (1,))):
+            shape = list(getattr(inputs, name).shape)
+            if shape[:1] + shape[2:] != [batch, height, width] or shape[1] not in channels:
+                raise ValueError(
+                    f"FlowFuse: {name} must have shape [{batch}, "
+                    f"{' or '.join(map(str, channels))}, {height}, {width}], got {shape}"
+                )
+        return height, width
+
+    def _prepare(self, inputs: ModelInputs) -> ModelInputs:
+        """Switch off what the configuration leaves out, zero what is absent, take lumas, pad."""
+        switches = inputs.present.new_tensor([self.config.frames, self.config.events, self.config.events])
+        present = inputs.present * switches
+        has_frames, has_events, has_history = (
+            present[:, i].view(-1, 1, 1, 1) for i in range(3)
+        )
+        history = torch.ones_like(inputs.slices[:, :, :1, :1, :1])
+        history[:, 0] = has_history
+        slices = inputs.slices * has_events.unsqueeze(1) * history
+        return ModelInputs(
+            slices=pad_to_multiple(normalize_slices(slices), STRIDE, mode="constant"),
+            frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, STRIDE),
+            frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, STRIDE),
+            event_sum=pad_to_multiple(inputs.event_sum * has_events, STRIDE, mode="constant"),
+            exposure=inputs.exposure * present[:, :1],
+            present=present,
+        )
+
+    def _encode(self, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return both stems' features at t0 and the latents [B, K + 1 | 2, C, h, w]."""
+        batch, slices = inputs.slices.shape[:2]
+        stems = []
+        if self.config.events:
+            stem = self.event_stem(inputs.slices.flatten(0, 1))
+            stems.append(stem.unflatten(0, (batch, slices)))
+        if self.config.frames:
+            stem = self.frame_stem(torch.cat((inputs.frame0, inputs.frame1)) - 0.5)
+            stems.append(stem.unflatten(0, (2, batch)).transpose(0, 1))
+        latent = self.trunk(torch.cat(stems, dim=1).flatten(0, 1)).unflatten(0, (batch, -1))
+        if not self.config.events:
+            events, event_stem = torch.zeros_like(latent[:, :1]).expand(-1, slices, -1, -1, -1), None
+            frames, frame_stem = latent, stems[0][:, 0]
+        elif not self.config.frames:
+            events, event_stem = latent, stems[0][:, 0]
+            frames, frame_stem = torch.zeros_like(latent[:, :2]), None
+        else:
+            events, frames = latent[:, :slices], latent[:, slices:]
+            event_stem, frame_stem = stems[0][:, 0], stems[1][:, 0]
+        # An absent modality would still give the latent of an empty image: make it zero.
+        has_frames, has_events = (
+            inputs.present[:, i].view(-1, 1, 1, 1, 1).to(latent.dtype) for i in range(2)
+        )
+        event_stem = torch.zeros_like(frame_stem) if event_stem is None else event_stem
+        frame_stem = torch.zeros_like(event_stem) if frame_stem is None else frame_stem
+        return event_stem, frame_stem, events * has_events, frames * has_frames
+
+    def _localize(
+        self, inputs: ModelInputs, event_stem: Tensor, frame_stem: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return boundary logits [B, 2, H, W] and the cues of the fusion at 1/8 [B, cues, h, w]."""
+        config = self.config
+        height, width = inputs.frame0.shape[-2:]
+        present = inputs.present[:, :, None, None].expand(-1, -1, height, width)
+        agreement = torch.zeros_like(inputs.frame0)
+        boundary = torch.zeros_like(inputs.event_sum).expand(-1, 2, -1, -1)
+        coarse = torch.zeros_like(points[:, :2])
+        if config.boundary:
+            raw = (inputs.frame0, inputs.frame1, torch.asinh(inputs.event_sum))
+            if config.common_gradient:
+                # The gradient equation holds over short motion only: predict what slice E_1 saw.
+                first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
+                short = F.interpolate(
+                    STRIDE * first.detach(), scale_factor=float(STRIDE), mode="bilinear"
+                )
+                gradients = common_gradient(
+                    inputs.frame0, inputs.frame1, inputs.event_sum, short
+                ).float()
+                agreement = gradients[:, 4:5]
+                raw = (torch.asinh(4 * gradients), inputs.slices[:, 1].sum(1, keepdim=True))
+            boundary = self.localizer(
+                torch.cat((*raw, present), dim=1), event_stem, frame_stem, points[:, -2:]
+            )
+            coarse = shrink(boundary, STRIDE)
+        density = F.avg_pool2d(inputs.slices.abs().sum(2), STRIDE)  # [B, K + 1, h, w]
+        flat = torch.cat((inputs.exposure, inputs.present), dim=1)[:, :, None, None]
+        cues = torch.cat(
+            (
+                coarse,
+                F.avg_pool2d(agreement, STRIDE),
+                density,
+                flat.expand(-1, -1, *density.shape[-2:]),
+            ),
+            dim=1,
+        )
+        return boundary, cues
+
+
+def luma(frame: Tensor) -> Tensor:
+    """Rec. 601 luma of RGB, or the gray image itself: [B, 1 | 3, H, W] -> [B, 1, H, W]."""
+    if frame.shape[1] == 1:
+        return frame
+    weights = frame.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (frame * weights).sum(dim=1, keepdim=True)

@@ -1,0 +1,165 @@
+"""From events and frames to the tensors that the network takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfuse.events import Events
+from flowfuse.ops import voxelize
+
+# A pixel is hot when it fires at least HOT_COUNT events in the window and HOT_RATIO times as many
+# as its neighbours do on average: a moving edge always lights its neighbours up too.
+HOT_COUNT = 16.0
+HOT_RATIO = 8.0
+CLIP = 3.0
+
+
+class ModelInputs(NamedTuple):
+    """What :class:`flowfuse.model.FlowFuse` takes; B items of H x W pixels, K event slices.
+
+    Attributes:
+        slices: [B, K + 1, bins, H, W] float32, raw polarity sums of the slices E_0 .. E_K.
+        frame0, frame1: [B, 1 | 3, H, W] float32 in [0, 1], gamma-encoded (gray or RGB).
+        event_sum: [B, 1, H, W] float32, polarity sums from frame 0 to frame 1, weighted by the two
+            exposures (:func:`sum_events`).
+        exposure: [B, 2] float32, exposure durations of both frames over (t1 - t0); 0 = unknown.
+        present: [B, 3] float32, 0 or 1: frames, events, history (events before t0).
+    """
+
+    slices: Tensor
+    frame0: Tensor
+    frame1: Tensor
+    event_sum: Tensor
+    exposure: Tensor
+    present: Tensor
+
+
+def slice_times(t0: int, t1: int, slices: int) -> list[int]:
+    """Return the K + 2 limits (us) of the slices E_0 .. E_K: t0 - d, t0, t0 + d, .., t1."""
+    return [t0 + k * (t1 - t0) // slices for k in range(-1, slices + 1)]
+
+
+def slice_events(
+    events: Events, t0: int, t1: int, *, slices: int, bins: int, height: int, width: int
+) -> Tensor:
+    """Voxelize the causal event slices E_k = events in [tau_k - d, tau_k), d = (t1 - t0) / K.
+
+    E_0 ends at t0, so it needs events from before t0; E_K ends at t1. Slice k sees the edges where
+    they are at tau_k, and all slices are equally long.
+
+    Args:
+        events: any events; those outside [t0 - d, t1) are left out.
+        t0, t1: window in microseconds.
+        slices: K.
+        bins: temporal bins per slice.
+        height, width: sensor size in px.
+
+    Returns:
+        [K + 1, bins, H, W] float32 polarity sums.
+
+    Raises:
+        ValueError: when a slice would be shorter than one microsecond.
+    """
+    limits = slice_times(t0, t1, slices)
+    if t1 - t0 < slices:
+        raise ValueError(
+            f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices of at least 1 us"
+        )
+    return _voxelize_windows(events, limits[:-1], limits[1:], bins, height, width)
+
+
+def sum_events(
+    events: Events,
+    t0: int,
+    t1: int,
+    exposure0: int | None,
+    exposure1: int | None,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Sum polarities from frame 0 to frame 1 as the two exposures see them.
+
+    A frame is the mean of the light over its exposure, so a change at time t inside exposure 0 is
+    seen by the share of it that comes before t: the weight of an event rises linearly from 0 to 1
+    over exposure 0 (centred at t0), is 1 between the exposures, and falls to 0 over exposure 1
+    (centred at t1). Unknown exposures are taken as instantaneous.
+
+    Args:
+        events: any events; those that no weight reaches are left out.
+        t0, t1: mid-exposure times of the frames, us.
+        exposure0, exposure1: exposure durations in us, or None where unknown.
+        height, width: sensor size in px.
+
+    Returns:
+        [1, H, W] float32.
+    """
+    half0, half1 = (exposure0 or 0) // 2, (exposure1 or 0) // 2
+    start, end = t0 + half0, t1 - half1
+    if start > end:  # overlapping exposures: cut both at the middle
+        start = end = (start + end) // 2
+    total = torch.zeros(1, height, width)
+    if end > start:
+        total += _voxelize_windows(events, [start], [end], 1, height, width)[0]
+    # With two bins the time weights of voxelize are the ramps: bin 1 rises, bin 0 falls.
+    if start > t0 - half0:
+        total += _voxelize_windows(events, [t0 - half0], [start], 2, height, width)[0, 1:]
+    if t1 + half1 > end:
+        total += _voxelize_windows(events, [end], [t1 + half1], 2, height, width)[0, :1]
+    return total
+
+
+def _voxelize_windows(
+    events: Events, starts: list[int], ends: list[int], bins: int, height: int, width: int
+) -> Tensor:
+    """Voxelize adjoining windows: [len(starts), bins, H, W]."""
+    limits = np.searchsorted(events.t, [*starts, ends[-1]])
+    low, high = limits[0], limits[-1]
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values[low:high]))
+
+    voxels, _ = voxelize(
+        tensor(events.x),
+        tensor(events.y),
+        tensor(events.t),
+        tensor(events.p),
+        torch.from_numpy(limits - low),
+        torch.tensor(starts),
+        torch.tensor(ends),
+        bins,
+        height,
+        width,
+    )
+    return voxels
+
+
+def normalize_slices(slices: Tensor) -> Tensor:
+    """Mask hot pixels, scale by the 98th percentile of the non-zero magnitudes, clip at +-3.
+
+    One scale for the whole input of an item: a scale per slice would hide that the motion slows
+    down, and subtracting a mean would bias the polarity.
+
+    Args:
+        slices: [B, K + 1, bins, H, W] raw polarity sums.
+
+    Returns:
+        The same shape, in [-3, 3]; zeros stay zeros.
+    """
+    magnitude = slices.abs()
+    activity = magnitude.sum(dim=(1, 2)).unsqueeze(1)  # [B, 1, H, W]
+    neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
+    hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
+    slices = slices * (~hot).unsqueeze(1)
+
+    # Every fourth pixel gives the percentile as well and sorts four times faster.
+    values = slices[..., ::2, ::2].abs().flatten(1).sort(dim=1).values
+    nonzero = (values > 0).sum(dim=1, keepdim=True)
+    index = values.shape[1] - nonzero + (0.98 * (nonzero - 1)).long()
+    scale = values.gather(1, index.clamp(0, values.shape[1] - 1))
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (slices / scale.view(-1, 1, 1, 1, 1)).clamp(-CLIP, CLIP)

@@ -1,0 +1,109 @@
+"""The first estimate and the recurrent update of Bezier trajectories."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowfuse.model.encoders import ResidualBlock, group_count
+
+
+class FirstEstimate(nn.Module):
+    """Regress trajectories from all latents at 1/16 and 1/32, where large motions are small.
+
+    Args:
+        in_channels: channels of the stacked latents.
+        channels: width.
+        degree: control points per trajectory.
+    """
+
+    def __init__(self, in_channels: int, channels: int, degree: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(in_channels, channels, 1)
+        self.down1 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.norm1 = nn.GroupNorm(group_count(channels), channels)
+        self.down2 = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        self.block = ResidualBlock(2 * channels)
+        self.up = nn.Conv2d(2 * channels, channels, 1)
+        self.mix = ResidualBlock(channels)
+        self.head = nn.Conv2d(channels, 2 * degree, 3, padding=1)
+        start_near_zero(self.head)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """[B, in_channels, h, w] -> control points [B, 2 n, h, w] in px of the latent."""
+        x = F.relu(self.squeeze(latents))
+        x1 = F.relu(self.norm1(self.down1(x)))  # 1/16
+        x2 = self.block(F.relu(self.down2(x1)))  # 1/32
+        x2 = F.interpolate(self.up(x2), size=x1.shape[-2:], mode="bilinear", align_corners=False)
+        estimate = self.head(self.mix(x1 + x2)).float()
+        return F.interpolate(estimate, size=latents.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class MotionEncoder(nn.Module):
+    """Merge the tokens with the present estimate: [B, tokens C_t, h, w] -> [B, channels, h, w]."""
+
+    def __init__(self, token_channels: int, degree: int, channels: int) -> None:
+        super().__init__()
+        self.tokens = nn.Conv2d(token_channels, channels, 1)
+        self.points = nn.Conv2d(2 * degree, channels // 2, 3, padding=1)
+        self.mix = nn.Conv2d(channels + channels // 2, channels, 3, padding=1)
+
+    def forward(self, tokens: Tensor, control_points: Tensor) -> Tensor:
+        x = F.relu(self.tokens(tokens))
+        points = F.relu(self.points(control_points))
+        return F.relu(self.mix(torch.cat((x, points), dim=1)))
+
+
+class ConvGRU(nn.Module):
+    """Gated recurrent unit with 3 x 3 convolutions; the context's share is computed once."""
+
+    def __init__(self, hidden: int, inputs: int, context: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.context = nn.Conv2d(context, 3 * hidden, 3, padding=1)
+        self.gates = nn.Conv2d(hidden + inputs, 2 * hidden, 3, padding=1, bias=False)
+        self.candidate = nn.Conv2d(hidden + inputs, hidden, 3, padding=1, bias=False)
+
+    def forward(self, state: Tensor, inputs: Tensor, context: Tensor) -> Tensor:
+        """One step; ``context`` is ``self.context(features)``."""
+        gate_context, candidate_context = context.split((2 * self.hidden, self.hidden), dim=1)
+        gates = torch.sigmoid(self.gates(torch.cat((state, inputs), dim=1)) + gate_context)
+        update, reset = gates.chunk(2, dim=1)
+        candidate = self.candidate(torch.cat((reset * state, inputs), dim=1)) + candidate_context
+        return (1 - update) * state + update * torch.tanh(candidate)
+
+
+class UpdateHead(nn.Module):
+    """Read the state: changes of control points and the two uncertainty channels."""
+
+    def __init__(self, hidden: int, degree: int) -> None:
+        super().__init__()
+        self.degree = degree
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.out = nn.Conv2d(hidden, 2 * degree + 2, 3, padding=1)
+        start_near_zero(self.out)
+
+    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, hidden, h, w] -> changes [B, 2 n, h, w] in px of the latent, uncertainty [B, 2, h, w]."""
+        out = self.out(F.relu(self.mix(state))).float()
+        return out[:, : 2 * self.degree], out[:, 2 * self.degree :]
+
+
+def start_near_zero(layer: nn.Conv2d) -> None:
+    """Start from nearly no motion: a random first estimate would look up random places."""
+    nn.init.normal_(layer.weight, std=1e-3)
+    nn.init.zeros_(layer.bias)
+
+
+class UpsampleMask(nn.Module):
+    """Weights of the convex upsampling: [B, hidden, h, w] -> [B, 9 factor^2, h, w]."""
+
+    def __init__(self, hidden: int, factor: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.out = nn.Conv2d(hidden, 9 * factor * factor, 1)
+
+    def forward(self, state: Tensor) -> Tensor:
+        # A quarter keeps the softmax from saturating early, as RAFT found.
+        return 0.25 * self.out(F.relu(self.mix(state))).float()

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+
+from flowfuse.losses import LossConfig, boundary_loss, masked_mean, matching_loss, sequence_loss, supervised_loss
+from flowfuse.model.flowfuse import ModelOutput
+
+
+def make_output(batch=1, iterations=2, slices=2, height=32, width=40, channels=8):
+    torch.manual_seed(0)
+    cells = (height // 8, width // 8)
+    return ModelOutput(
+        control_points=torch.randn(iterations, batch, 2, 2, height, width).requires_grad_(),
+        uncertainty=torch.randn(iterations, batch, 2, height, width).requires_grad_(),
+        boundary=torch.randn(batch, 2, height, width).requires_grad_(),
+        event_latent=torch.randn(batch, slices + 1, channels, *cells).requires_grad_(),
+        frame_latent=torch.randn(batch, 2, channels, *cells).requires_grad_(),
+    )
+
+
+def make_batch(batch=1, height=32, width=40):
+    return {
+        "tau": torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(batch, 1),
+        "flow": torch.zeros(batch, 4, 2, height, width),
+        "valid": torch.ones(batch, 4, height, width, dtype=torch.bool),
+        "boundary": torch.zeros(batch, 2, height, width),
+        "present": torch.ones(batch, 3),
+        "slices": torch.ones(batch, 3, 2, height, width),
+    }
+
+
+def test_masked_mean_divides_by_what_is_valid():
+    values = torch.tensor([1.0, 2.0, float("nan")], requires_grad=True)
+    mask = torch.tensor([True, True, False])
+    mean = masked_mean(values, mask)
+    assert mean == 1.5
+    mean.backward()
+    assert values.grad.tolist() == [0.5, 0.5, 0]
+    assert masked_mean(values, torch.zeros(3, dtype=torch.bool)) == 0
+
+
+def test_sequence_loss_by_hand():
+    output = make_output(iterations=2)._replace(
+        control_points=torch.zeros(2, 1, 2, 2, 32, 40),
+        uncertainty=torch.full((2, 1, 2, 32, 40), 100.0),  # all weight on the narrow Laplace
+    )
+    batch = make_batch()
+    batch["flow"][:, :, 0] = 3.0  # u is off by 3 at all times, v is right
+    # per iteration: log 2 + mean(3, 0); iterations count 0.8 and 1
+    assert sequence_loss(output, batch, 0.8).item() == pytest.approx(1.8 * (math.log(2) + 1.5), rel=1e-5)
+
+
+def test_invalid_truth_has_no_say():
+    output, batch = make_output(), make_batch()
+    reference = sequence_loss(output, batch, 0.8)
+    batch["valid"][..., :20] = False
+    batch["flow"][..., :20] = float("nan")
+    loss = sequence_loss(output, batch, 0.8)
+    assert torch.isfinite(loss) and loss != reference
+    loss.backward()
+    assert output.control_points.grad[..., :20].abs().max() == 0
+    assert torch.isfinite(output.control_points.grad).all()
+    batch["valid"][:] = False
+    assert sequence_loss(output, batch, 0.8) == 0
+
+
+def test_boundary_loss_weighs_rare_pixels():
+    logits = torch.zeros(1, 2, 2, 2)
+    truth = torch.zeros(1, 2, 2, 2)
+    truth[0, 1, 0, 0] = 1
+    event, motion = boundary_loss(logits, truth, (2.0, 5.0))
+    assert event.item() == pytest.approx(math.log(2))
+    assert motion.item() == pytest.approx(math.log(2) * (5 + 3) / 4)
+
+
+def test_matching_is_lowest_at_the_true_displacement():
+    torch.manual_seed(0)
+    scene = 6 * torch.nn.functional.normalize(torch.randn(1, 16, 4, 5), dim=1)
+    # everything moves one cell (8 px) right over the whole interval: half a cell at tau = 1/2
+    moved = scene.roll(1, dims=3)
+    output = make_output(channels=16)._replace(
+        event_latent=torch.stack((scene, (scene + moved) / 2, moved), dim=1),
+        frame_latent=torch.stack((scene, moved), dim=1),
+    )
+    batch = make_batch()
+    losses = {}
+    for cells in (-1, 0, 1):
+        batch["flow"][:, :, 0] = 8.0 * cells * batch["tau"][0].view(1, -1, 1, 1)
+        losses[cells] = matching_loss(output, batch).item()
+    assert losses[1] < losses[0] and losses[1] < losses[-1]
+
+
+def test_matching_skips_what_is_absent():
+    output, batch = make_output(), make_batch()
+    batch["present"] = torch.tensor([[0.0, 0.0, 0.0]])
+    loss = matching_loss(output, batch)
+    assert loss == 0
+    batch["present"] = torch.tensor([[1.0, 0.0, 1.0]])
+    matching_loss(output, batch).backward()
+    assert output.event_latent.grad.abs().max() == 0
+    assert output.frame_latent.grad.abs().max() > 0
+
+
+def test_flat_latents_do_not_minimize_matching():
+    output, batch = make_output(channels=16), make_batch()
+    flat = output._replace(
+        event_latent=torch.zeros(1, 3, 16, 4, 5), frame_latent=torch.zeros(1, 2, 16, 4, 5)
+    )
+    assert matching_loss(flat, batch).item() == pytest.approx(math.log(20), rel=1e-5)
+
+
+def test_total_is_the_weighted_sum():
+    output, batch = make_output(), make_batch()
+    config = LossConfig(flow=2.0, boundary=3.0, matching=0.5)
+    loss, parts = supervised_loss(output, batch, config)
+    expected = (
+        2 * parts["flow"]
+        + 3 * (parts["boundary_event"] + parts["boundary_motion"])
+        + 0.5 * parts["matching"]
+    )
+    torch.testing.assert_close(loss, expected)
+    error = output.control_points[-1][:, -1].norm(dim=1).mean()
+    torch.testing.assert_close(parts["epe"], error)
