@@ -1,0 +1,44 @@
+"""Writing files so that they are either complete or absent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` and rename it to ``path`` when the block succeeds.
+
+    The content is flushed to the disk before the rename, so that a crash, a kill or a full disk
+    leaves the former file or none, never half a file. When the block raises, the temporary file is
+    removed and the error passes on.
+
+    Args:
+        path: the file to write; its directory must exist.
+
+    Yields:
+        The path to write to: in the same directory, hidden, with the same suffix.
+
+    Raises:
+        FileNotFoundError: if the directory does not exist.
+        OSError: if the block wrote no file, or the directory cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: cannot write, {path.parent} is not an existing directory")
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise OSError(f"{path}: nothing was written")
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Data: recordings read from disk, and scenes generated with exact truth."""

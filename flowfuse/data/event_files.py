@@ -1,0 +1,381 @@
+"""Event files of plain recordings: windows are read without loading the file.
+
+What each format costs (N events):
+
+=========  ==============================  =====================================================
+format     on opening                      per window
+=========  ==============================  =====================================================
+.h5        the shapes                      about log2(N) chunks of ``t`` (fewer with ms_to_idx),
+                                           then the window's chunks
+.npz       stored members: nothing;        about log2(N) pages of ``t``, then the window's pages
+           compressed members: unpacked
+           once into unnamed temporary
+           files (as large as the arrays)
+.txt .csv  one pass over the whole file    the blocks of 1 MiB that the window touches
+           (about 0.3 s per million
+           events); 1 index entry per MiB
+=========  ==============================  =====================================================
+
+The pass over a text file checks every line. The binary formats are checked window by window, as
+they are read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import tempfile
+import warnings
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flowfuse.atomic import atomic_path
+from flowfuse.data.event_text import TextIndex
+from flowfuse.events import Events
+
+EVENT_SUFFIXES = (".h5", ".hdf5", ".npz", ".txt", ".csv")
+
+_STEP = 1 << 20  # events looked at together when a whole column must be searched
+
+
+class EventFile(ABC):
+    """A file of events sorted by time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    @abstractmethod
+    def time_range(self) -> tuple[int, int] | None:
+        """Times of the first and of the last event, microseconds; None without events."""
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        """(height, width) that the file states, or None."""
+        return None
+
+    @abstractmethod
+    def coordinate_extent(self) -> tuple[int, int]:
+        """(height, width) of the smallest sensor that has all the events; reads all of x and y."""
+
+    @abstractmethod
+    def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        """The index of the window's first event in the file, and its x, y, t, p."""
+
+    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
+        """The events in [t0, t1), microseconds, checked against the sensor size."""
+        first, columns = self._read(t0, t1)
+        try:
+            return Events(*columns, height=height, width=width)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: {error} (indices count from event {first} of the file)"
+            ) from error
+
+
+def open_event_file(path: str | os.PathLike) -> EventFile:
+    """Open an event file.
+
+    Args:
+        path: the suffix tells the format:
+            ``.txt`` / ``.csv``: lines ``t x y p``, t in seconds, separated by blanks or commas;
+            an optional header line; lines starting with # or % are skipped.
+            ``.npz``: arrays x, y, t, p; t in microseconds if integer, in seconds if floating.
+            ``.h5`` / ``.hdf5``: datasets x, y, t, p at the root or in the group ``events``; t as in
+            .npz; optionally ``t_offset`` (microseconds, added to t) and ``ms_to_idx`` (DSEC), and
+            the attributes ``height`` and ``width``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such event file")
+    suffix = path.suffix.lower()
+    if suffix in (".h5", ".hdf5"):
+        return Hdf5Events(path)
+    if suffix == ".npz":
+        return NpzEvents(path)
+    if suffix in (".txt", ".csv"):
+        return TextEvents(path)
+    raise ValueError(
+        f"{path}: unknown event format {suffix!r}, expected one of {', '.join(EVENT_SUFFIXES)}"
+    )
+
+
+class TextEvents(EventFile):
+    """Lines ``t x y p``; see :func:`open_event_file`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._index = TextIndex(path)
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        return self._index.time_range
+
+    def coordinate_extent(self) -> tuple[int, int]:
+        return self._index.extent
+
+    def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        return self._index.read(t0, t1)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Event arrays that are indexed, not loaded: HDF5 data sets or memory maps."""
+
+    x: Any
+    y: Any
+    t: Any
+    p: Any
+    offset: int = 0  # microseconds, added to t
+    ms_to_idx: Any = None
+
+    def __len__(self) -> int:
+        return self.t.shape[0]
+
+    def times(self, index: int | slice) -> np.ndarray:
+        """Times in int64 microseconds."""
+        t = np.asarray(self.t[index])
+        if t.dtype.kind != "f":
+            return t.astype(np.int64) + self.offset
+        if not np.isfinite(t).all():
+            raise ValueError(f"t must be finite, got NaN or infinity in {index}")
+        return np.rint(t.astype(np.float64) * 1e6).astype(np.int64) + self.offset
+
+    def first_at(self, time: int) -> int:
+        """Index of the first event with t >= time, by binary search."""
+        low, high = 0, len(self)
+        if self.ms_to_idx is not None and len(self.ms_to_idx):
+            # ms_to_idx[ms] = the first event with t >= 1000 ms; the file's end bounds the rest.
+            ms, entries = (time - self.offset) // 1000, len(self.ms_to_idx)
+            if ms < 0:
+                return 0
+            low = int(self.ms_to_idx[min(ms, entries - 1)])
+            high = int(self.ms_to_idx[ms + 1]) if ms + 1 < entries else high
+            if not 0 <= low <= high <= len(self):
+                raise ValueError(f"ms_to_idx is wrong at {ms} ms: [{low}, {high}] of {len(self)}")
+        index = bisect.bisect_left(self.t, time, low, high, key=self._time_of)
+        before = self.times(index - 1) if index > 0 else None
+        after = self.times(index) if index < len(self) else None
+        if (before is not None and before >= time) or (after is not None and after < time):
+            table = "" if self.ms_to_idx is None else " or ms_to_idx does not belong to it"
+            raise ValueError(
+                f"t is not sorted{table}: around index {index}, searched for {time} us, "
+                f"found {before} us before and {after} us after"
+            )
+        return index
+
+    def _time_of(self, value: Any) -> int:
+        if isinstance(value, np.floating):
+            if not np.isfinite(value):
+                raise ValueError(f"t must be finite, got {value}")
+            return round(float(value) * 1e6) + self.offset
+        return int(value) + self.offset
+
+
+class _ColumnFile(EventFile):
+    """What .h5 and .npz have in common."""
+
+    @abstractmethod
+    def _columns(self) -> Any:
+        """A context manager that gives the _Columns."""
+
+    @contextmanager
+    def _open(self) -> Iterator[_Columns]:
+        try:
+            with self._columns() as columns:
+                yield columns
+        except ValueError as error:
+            if str(error).startswith(str(self.path)):
+                raise
+            raise ValueError(f"{self.path}: {error}") from error
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        with self._open() as columns:
+            if len(columns) == 0:
+                return None
+            return int(columns.times(0)), int(columns.times(len(columns) - 1))
+
+    def coordinate_extent(self) -> tuple[int, int]:
+        with self._open() as columns:
+            return _extent("y", columns.y), _extent("x", columns.x)
+
+    def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        with self._open() as columns:
+            first = columns.first_at(t0)
+            last = max(first, columns.first_at(t1))
+            window = slice(first, last)
+            # Copies, so that a window does not keep the file mapped.
+            x, y, p = (np.array(c[window]) for c in (columns.x, columns.y, columns.p))
+            return first, (x, y, columns.times(window), p)
+
+
+class Hdf5Events(_ColumnFile):
+    """Flat or DSEC layout; see :func:`open_event_file`. The file is open only while it is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with self._open():
+            pass  # a fault of the layout shows now, not at the first window
+
+    @contextmanager
+    def _columns(self) -> Iterator[_Columns]:
+        plugin = _register_codecs()
+        try:
+            with h5py.File(self.path, "r") as file:
+                yield self._find_columns(file)
+        except (OSError, RuntimeError, KeyError) as error:  # what h5py raises on damaged files
+            advice = "is it truncated?" if plugin else (
+                "it may be compressed with a codec of hdf5plugin, which is not installed"
+            )
+            raise ValueError(f"{self.path}: cannot be read as HDF5, {advice} ({error})") from error
+
+    @staticmethod
+    def _find_columns(file: h5py.File) -> _Columns:
+        group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
+        found = {name: group.get(name) for name in "xytp"}
+        columns = {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
+        _check_columns(columns, f"data sets in {group.name!r}", sorted(group))
+        offset = file.get("t_offset", group.get("t_offset"))
+        table = file.get("ms_to_idx", group.get("ms_to_idx"))
+        return _Columns(**columns, offset=0 if offset is None else int(offset[()]), ms_to_idx=table)
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        with h5py.File(self.path, "r") as file:
+            for node in (file, file.get("events")):
+                if node is not None and "height" in node.attrs and "width" in node.attrs:
+                    return int(node.attrs["height"]), int(node.attrs["width"])
+        return None
+
+
+class NpzEvents(_ColumnFile):
+    """Arrays x, y, t, p of an .npz archive; see :func:`open_event_file`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                stored = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
+                names = [name for name in "xytp" if name in stored]
+                packed = [archive.getinfo(f"{name}.npy") for name in names]
+                packed = [info for info in packed if info.compress_type != zipfile.ZIP_STORED]
+                if packed:
+                    size = sum(info.file_size for info in packed) / 2**20
+                    warnings.warn(
+                        f"{path} is compressed and is unpacked into temporary files of {size:.1f} "
+                        "MiB; np.savez (not savez_compressed) avoids that",
+                        stacklevel=4,
+                    )
+                arrays = {name: _map_member(path, archive, name) for name in names}
+            _check_columns(arrays, "arrays", sorted(stored))
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise ValueError(f"{path}: not a readable .npz, is it truncated? ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        self._arrays = _Columns(**arrays)
+
+    @contextmanager
+    def _columns(self) -> Iterator[_Columns]:
+        yield self._arrays
+
+
+def write_events(path: str | os.PathLike, events: Events) -> None:
+    """Write events as .h5, atomically: gzip-compressed chunks that any HDF5 program reads.
+
+    Layout: the group ``events`` with x, y, t (microseconds), p; attributes ``height`` and ``width``
+    at the root when they are known.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        raise ValueError(f"{path}: events are written as .h5, got {path.suffix!r}")
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        if events.height is not None and events.width is not None:
+            file.attrs["height"], file.attrs["width"] = events.height, events.width
+        # An empty data set cannot be chunked.
+        packing = {"compression": "gzip", "shuffle": True, "chunks": (min(len(events), 1 << 15),)}
+        for name in "xytp":
+            file.create_dataset(
+                f"events/{name}", data=getattr(events, name), **(packing if len(events) else {})
+            )
+
+
+def _register_codecs() -> bool:
+    """Make the codecs that DSEC uses known to HDF5; False when hdf5plugin is not installed."""
+    try:
+        import hdf5plugin  # noqa: F401 -- registers its codecs when imported
+    except ImportError:
+        return False
+    return True
+
+
+def _check_columns(columns: dict[str, Any], kind: str, found: list[str]) -> None:
+    missing = [name for name in "xytp" if name not in columns]
+    if missing:
+        raise ValueError(f"{kind} x, y, t, p expected, found {found}, missing {missing}")
+    for name, column in columns.items():
+        if len(column.shape) != 1 or column.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} must be numbers of shape [N], got {column.dtype} of {list(column.shape)}"
+            )
+    lengths = {name: column.shape[0] for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"x, y, t and p must have the same length, got {found}")
+
+
+def _extent(name: str, column: Any) -> int:
+    """The largest pixel of a coordinate column, plus one."""
+    largest = 0.0
+    for start in range(0, column.shape[0], _STEP):
+        part = np.asarray(column[start : start + _STEP])
+        if not np.isfinite(part).all():
+            index = start + int(np.argmin(np.isfinite(part)))
+            raise ValueError(f"{name} must be finite, got {name}[{index}] = {column[index]}")
+        largest = max(largest, float(part.max()))
+    return int(np.ceil(largest)) + 1
+
+
+def _map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz archive as a read-only memory map."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type == zipfile.ZIP_STORED:
+        file = open(path, "rb")
+        file.seek(info.header_offset)
+        local = file.read(30)  # the local header ends with the lengths of name and extra field
+        start = info.header_offset + 30 + int.from_bytes(local[26:28], "little")
+        start += int.from_bytes(local[28:30], "little")
+    else:
+        file = tempfile.TemporaryFile()
+        start = 0
+        with archive.open(info) as packed:
+            while block := packed.read(_STEP):
+                file.write(block)
+    with file:
+        file.seek(start)
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has .npy version {version}, expected (1, 0) or (2, 0)")
+        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} must be numbers of shape [N], got Python objects")
+        size = int(np.prod(shape)) * dtype.itemsize
+        if file.tell() - start + size > info.file_size:
+            raise ValueError(f"{name} is truncated, {size} bytes expected for {shape} {dtype}")
+        if size == 0:
+            return np.empty(shape, dtype)  # nothing cannot be mapped
+        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape)

@@ -1,0 +1,236 @@
+"""Text files of events, ``t x y p`` per line: checked once, then read by blocks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+BLOCK_BYTES = 1 << 20  # about 50,000 events
+_LONGEST_LINE = 4096
+_COLUMNS = "t x y p"
+_LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
+
+
+class TextIndex:
+    """Time -> place in the file, sparse: one entry per block of whole lines.
+
+    The index is made by one streaming pass when it is first needed; the pass checks every line. It
+    is kept in memory, and nothing is written beside the user's file. A 10 GB file has an index of
+    10,000 entries.
+
+    Args:
+        path: an existing file.
+        block_bytes: the size of a block.
+    """
+
+    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+        self.path = path
+        self.block_bytes = block_bytes
+        self._built = False
+        self._cached: tuple[int, np.ndarray] | None = None  # the block read last
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        """Times of the first and the last event, microseconds; None without events."""
+        self._build()
+        return (int(self._times[0]), self._last) if len(self._times) else None
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(height, width): the largest coordinates plus one."""
+        self._build()
+        return int(np.ceil(self._largest[1])) + 1, int(np.ceil(self._largest[0])) + 1
+
+    def read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        """The events of [t0, t1), microseconds.
+
+        Returns:
+            The index of the first one in the file, and x, y, t, p: int32 (float32 if any coordinate
+            of the file is fractional), int64 microseconds, int8 as in the file.
+        """
+        self._build()
+        # Events at t0 itself may begin in the block before the first one that starts at t0.
+        first = max(0, int(np.searchsorted(self._times, t0, side="left")) - 1)
+        last = max(first, int(np.searchsorted(self._times, t1, side="left")))
+        blocks = [self._block(index) for index in range(first, last)]
+        rows = np.concatenate(blocks) if blocks else np.empty((0, 4))
+        t = _microseconds(rows[:, 0])
+        window = slice(*np.searchsorted(t, (t0, max(t0, t1)), side="left"))
+        kind = np.int32 if self._integral else np.float32
+        start = int(self._events[first]) + window.start if blocks else 0
+        x, y, p = rows[window, 1].astype(kind), rows[window, 2].astype(kind), rows[window, 3]
+        return start, (x, y, t[window], p.astype(np.int8))
+
+    def _block(self, index: int) -> np.ndarray:
+        if self._cached is None or self._cached[0] != index:
+            with open(self.path, "rb") as file:
+                file.seek(self._offsets[index])
+                text = file.read(self._offsets[index + 1] - self._offsets[index])
+            self._cached = index, self._parse(text, int(self._lines[index]))
+        return self._cached[1]
+
+    def _build(self) -> None:
+        if self._built:
+            return
+        offsets, times, lines, events = [], [], [], [0]
+        largest, integral, last, polarities = np.zeros(2), True, 0, set()
+        end = 0
+        with open(self.path, "rb") as file:
+            for offset, line, text in self._blocks(file):
+                rows = self._parse(text, line)
+                end = offset + len(text)
+                if len(rows) == 0:
+                    continue
+                self._check(rows, text, line, last if offsets else None)
+                polarities |= set(np.unique(rows[:, 3]))
+                if {0.0, -1.0} <= polarities:
+                    raise ValueError(
+                        f"{self.path}: polarities 0 and -1 are both used, by line "
+                        f"{_line_of(text, line, len(rows) - 1)}; expected {{0, 1}} or {{-1, 1}}"
+                    )
+                t = _microseconds(rows[[0, -1], 0])
+                offsets.append(offset)
+                lines.append(line)
+                times.append(int(t[0]))
+                events.append(events[-1] + len(rows))
+                last = int(t[1])
+                largest = np.maximum(largest, rows[:, 1:3].max(axis=0))
+                integral = integral and bool((rows[:, 1:3] % 1 == 0).all())
+        self._offsets = [*offsets, end]
+        self._times, self._lines = np.array(times, np.int64), lines
+        self._events, self._last, self._largest, self._integral = events, last, largest, integral
+        self._built = True
+
+    def _blocks(self, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+        """Blocks of whole lines: byte offset, number of the first line, text."""
+        offset, line = self._skip_header(file)
+        file.seek(offset)
+        while text := file.read(self.block_bytes):
+            if not text.endswith(b"\n"):
+                rest = file.readline(_LONGEST_LINE)
+                if len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
+                    raise ValueError(
+                        f"{self.path}: a line after byte {offset} has more than {_LONGEST_LINE} "
+                        f"characters; expected lines of {_COLUMNS}"
+                    )
+                text += rest
+            yield offset, line, text
+            offset += len(text)
+            line += text.count(b"\n")
+
+    def _skip_header(self, file: BinaryIO) -> tuple[int, int]:
+        """Byte offset and number of the first line that is neither comment nor header."""
+        line = 1
+        while True:
+            offset = file.tell()
+            text = file.readline(_LONGEST_LINE)
+            fields = _fields(text)
+            if text and not fields:
+                line += 1
+                continue
+            if not text or _is_number(fields[0]):
+                return offset, line
+            initials = [field[:1].lower().decode("latin-1") for field in fields]
+            if initials != _COLUMNS.split():
+                raise ValueError(
+                    f"{self.path}, line {line}: columns {_COLUMNS} (t in seconds) expected, "
+                    f"found {_shown(text)}"
+                )
+            return file.tell(), line + 1
+
+    def _parse(self, text: bytes, line: int) -> np.ndarray:
+        """[N, 4] float64 rows of a block that starts at the given line."""
+        plain = text.replace(b",", b" ").replace(b"%", b"#")
+        # np.loadtxt would warn about a block of blank lines and comments.
+        if not any(_fields(content) for content in text.split(b"\n")):
+            return np.empty((0, 4))
+        try:
+            rows = np.loadtxt(io.BytesIO(plain), ndmin=2, encoding="latin-1")
+        except ValueError as error:
+            raise self._fault_of_format(text, line, error) from error
+        if rows.shape[1] != 4:
+            raise self._fault_of_format(text, line, ValueError("wrong number of columns"))
+        return rows
+
+    def _fault_of_format(self, text: bytes, line: int, cause: ValueError) -> ValueError:
+        """Find the line that cannot be read."""
+        for number, content in enumerate(text.split(b"\n"), line):
+            fields = _fields(content)
+            if not fields:
+                continue
+            if len(fields) != 4:
+                cut = "" if text.endswith(b"\n") else " (is the file truncated?)"
+                return ValueError(
+                    f"{self.path}, line {number}: 4 columns ({_COLUMNS}) expected, "
+                    f"found {len(fields)}: {_shown(content)}{cut}"
+                )
+            for name, field in zip(_COLUMNS.split(), fields, strict=True):
+                if not _is_number(field):
+                    return ValueError(
+                        f"{self.path}, line {number}: {name} must be a number, "
+                        f"found {_shown(field)}"
+                    )
+        return ValueError(f"{self.path}, near line {line}: {cause}")
+
+    def _check(self, rows: np.ndarray, text: bytes, line: int, last: int | None) -> None:
+        """Check the values of a block; ``last`` is the time of the event before it."""
+        t, x, y, p = rows.T
+        faults = [
+            (~np.isfinite(rows).all(axis=1), "all values must be finite"),
+            (t < 0, "t must not be negative"),
+            (t > _LAST_SECOND, "t must be in seconds and fit int64 microseconds"),
+            ((x <= -1) | (y <= -1) | ((x < 0) & (x % 1 == 0)) | ((y < 0) & (y % 1 == 0)),
+             "x and y must not lie outside the sensor"),
+            (~np.isin(p, (-1, 0, 1)), "p must be in {0, 1} or {-1, 1}"),
+        ]
+        for bad, expected in faults:
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise ValueError(
+                    f"{self.path}, line {_line_of(text, line, row)}: {expected}, "
+                    f"found {_COLUMNS} = {' '.join(f'{value:g}' for value in rows[row])}"
+                )
+        microseconds = _microseconds(t)
+        before = np.concatenate(([microseconds[0] if last is None else last], microseconds[:-1]))
+        unsorted = microseconds < before
+        if unsorted.any():
+            row = int(np.argmax(unsorted))
+            raise ValueError(
+                f"{self.path}, line {_line_of(text, line, row)}: times must be sorted, found "
+                f"{microseconds[row]} us after {before[row]} us"
+            )
+
+
+def _microseconds(seconds: np.ndarray) -> np.ndarray:
+    return np.rint(seconds * 1e6).astype(np.int64)
+
+
+def _fields(line: bytes) -> list[bytes]:
+    """The columns of a line without its comment."""
+    return line.replace(b"%", b"#").split(b"#", 1)[0].replace(b",", b" ").split()
+
+
+def _line_of(text: bytes, line: int, row: int) -> int:
+    """The number of the line that holds the row-th event of a block."""
+    for number, content in enumerate(text.split(b"\n"), line):
+        if _fields(content):
+            row -= 1
+            if row < 0:
+                return number
+    return line
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(content: bytes) -> str:
+    return repr(content.strip()[:60].decode("latin-1"))

@@ -1,0 +1,143 @@
+"""Writing plain recordings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from flowfuse.data.event_files import write_events
+from flowfuse.events import Events
+from flowfuse.flow_io import write_flow
+
+
+def write_recording(
+    path: str | os.PathLike,
+    events: Events | None,
+    frames: Sequence[np.ndarray] | np.ndarray | None,
+    frame_times: Sequence[int] | np.ndarray | None,
+    exposures: np.ndarray | None = None,
+    flow: Sequence | np.ndarray | None = None,
+    flow_at: Mapping[float, Sequence | np.ndarray] | None = None,
+) -> None:
+    """Write a plain recording, complete or not at all, that ``open_recording`` reads.
+
+    Args:
+        path: a directory that does not exist yet, or is empty.
+        events: of a sensor of the frames' size.
+        frames: [F, H, W] or [F, H, W, 3] RGB, uint8; written as PNG.
+        frame_times: [F] integer microseconds, increasing, mid-exposure.
+        exposures: [F, 2] start and end, or [F] durations about the frame times; microseconds.
+        flow: per frame but the last: flow [2, H, W], or (flow, valid), or None.
+        flow_at: tau in (0, 1) -> the same, for the displacement at tau.
+
+    Raises:
+        ValueError: naming the argument at fault, or if the directory has content.
+        OSError: if the recording cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: exists already, expected a new or empty directory")
+    frames = [] if frames is None else [np.asarray(frame) for frame in frames]
+    times = np.asarray([] if frame_times is None else frame_times)
+    _check_frames(frames, times, events)
+    if exposures is not None:
+        exposures = _exposure_intervals(np.asarray(exposures), times)
+    for tau in flow_at or {}:
+        if not 0 < tau < 1:
+            raise ValueError(f"flow_at: tau must lie in (0, 1), got {tau}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkdtemp, which makes private directories.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    with contextlib.ExitStack() as cleaning:
+        cleaning.callback(shutil.rmtree, temporary, ignore_errors=True)
+        if events is not None:
+            write_events(temporary / "events.h5", events)
+        if frames:
+            _write_frames(temporary, frames, times.astype(np.int64), exposures)
+        _write_truth(temporary / "flow", flow, len(frames))
+        for tau, fields in (flow_at or {}).items():
+            _write_truth(temporary / "flow_at" / repr(float(tau)), fields, len(frames))
+        os.replace(temporary, path)
+        cleaning.pop_all()
+
+
+def _check_frames(frames: list[np.ndarray], times: np.ndarray, events: Events | None) -> None:
+    if not frames and events is None:
+        raise ValueError("write_recording: neither events nor frames were given")
+    if len(frames) != len(times):
+        raise ValueError(f"write_recording: {len(times)} frame_times for {len(frames)} frames")
+    for index, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.shape[2:] not in ((), (3,)):
+            raise ValueError(
+                f"write_recording: frame {index} must be uint8 [H, W] or [H, W, 3], "
+                f"got {frame.dtype} {list(frame.shape)}"
+            )
+        if frame.shape[:2] != frames[0].shape[:2]:
+            raise ValueError(
+                f"write_recording: frame {index} is {list(frame.shape[:2])}, "
+                f"frame 0 is {list(frames[0].shape[:2])}"
+            )
+    if len(times) and (times.dtype.kind not in "iu" or times[0] < 0 or (np.diff(times) <= 0).any()):
+        raise ValueError("write_recording: frame_times must be increasing integer microseconds")
+    if events is not None and frames and events.height is not None:
+        if (events.height, events.width) != frames[0].shape[:2]:
+            raise ValueError(
+                f"write_recording: events of {events.width} x {events.height} px with frames of "
+                f"{frames[0].shape[1]} x {frames[0].shape[0]} px"
+            )
+
+
+def _exposure_intervals(exposures: np.ndarray, times: np.ndarray) -> np.ndarray:
+    if exposures.shape == times.shape:
+        start = times - exposures // 2
+        exposures = np.stack((start, start + exposures), axis=1)
+    if exposures.shape != (len(times), 2) or exposures.dtype.kind not in "iu":
+        raise ValueError(
+            f"write_recording: exposures must be integers of shape [{len(times)}] or "
+            f"[{len(times)}, 2], got {exposures.dtype} {list(exposures.shape)}"
+        )
+    return exposures
+
+
+def _write_frames(
+    directory: Path, frames: list[np.ndarray], times: np.ndarray, exposures: np.ndarray | None
+) -> None:
+    (directory / "images").mkdir()
+    lines = []
+    for index, (frame, time) in enumerate(zip(frames, times, strict=True)):
+        name = f"images/{index:06d}.png"
+        written, data = cv2.imencode(".png", frame if frame.ndim == 2 else frame[:, :, ::-1])
+        if not written:
+            raise OSError(f"{directory / name}: OpenCV could not encode the image")
+        (directory / name).write_bytes(data.tobytes())
+        lines.append(f"{_seconds(time)} {name}\n")
+    (directory / "images.txt").write_text("".join(lines))
+    if exposures is not None:
+        lines = [f"{_seconds(start)} {_seconds(end)}\n" for start, end in exposures]
+        (directory / "exposures.txt").write_text("".join(lines))
+
+
+def _write_truth(directory: Path, fields: Sequence | np.ndarray | None, frame_count: int) -> None:
+    if fields is None:
+        return
+    if len(fields) >= max(frame_count, 1):
+        raise ValueError(f"{directory.name}: {len(fields)} flow fields for {frame_count} frames")
+    directory.mkdir(parents=True)
+    for index, field in enumerate(fields):
+        if field is not None:
+            flow, valid = field if isinstance(field, tuple) else (field, None)
+            write_flow(directory / f"{index:06d}.flo", flow, valid)
+
+
+def _seconds(microseconds: int) -> str:
+    """Exact decimal seconds."""
+    whole, rest = divmod(abs(int(microseconds)), 10**6)
+    return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06d}"
