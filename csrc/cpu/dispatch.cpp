@@ -1,0 +1,67 @@
+#include "cpu/dispatch.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+
+namespace flowfuse {
+namespace {
+
+CpuCapability best_capability() {
+#if FLOWFUSE_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+    return CpuCapability::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuCapability::kAvx2;
+#endif
+  return CpuCapability::kDefault;
+}
+
+CpuCapability choose_capability() {
+  const CpuCapability best = best_capability();
+  const char* asked = std::getenv("FLOWFUSE_CPU_CAPABILITY");
+  if (asked == nullptr || *asked == '\0') return best;
+  const std::string name(asked);
+  CpuCapability chosen = CpuCapability::kDefault;
+  if (name == "avx512") {
+    chosen = CpuCapability::kAvx512;
+  } else if (name == "avx2") {
+    chosen = CpuCapability::kAvx2;
+  } else {
+    STD_TORCH_CHECK(name == "default",
+                    "FLOWFUSE_CPU_CAPABILITY must be default, avx2 or avx512, got ", name);
+  }
+  STD_TORCH_CHECK(chosen <= best, "FLOWFUSE_CPU_CAPABILITY asks for ", name,
+                  ", which this machine does not have");
+  return chosen;
+}
+
+}  // namespace
+
+CpuCapability cpu_capability() {
+  static const CpuCapability chosen = choose_capability();
+  return chosen;
+}
+
+std::string cpu_capability_name() {
+  switch (cpu_capability()) {
+    case CpuCapability::kAvx512:
+      return "avx512";
+    case CpuCapability::kAvx2:
+      return "avx2";
+    default:
+      return "default";
+  }
+}
+
+std::string cpu_capabilities_compiled() {
+#if FLOWFUSE_X86
+  return "default,avx2,avx512";
+#else
+  return "default";
+#endif
+}
+
+}  // namespace flowfuse

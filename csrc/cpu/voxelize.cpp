@@ -1,0 +1,193 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "checks.h"
+#include "sampling.h"
+
+namespace flowfuse {
+namespace {
+
+constexpr int64_t kChunk = 1024;  // events converted at a time: the buffers stay in the first-level cache
+
+struct Events {
+  const void *x, *y, *p;
+  const int64_t* t;
+  ScalarType position_dtype, polarity_dtype;
+};
+
+template <class From, class To>
+void convert(const void* source, int64_t begin, int64_t count, To* out) {
+  const From* from = static_cast<const From*>(source) + begin;
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<To>(from[i]);
+}
+
+void load_pixels(const void* source, ScalarType dtype, int64_t begin, int64_t count, int64_t* out) {
+  switch (dtype) {
+    case ScalarType::Byte: return convert<uint8_t>(source, begin, count, out);
+    case ScalarType::Short: return convert<int16_t>(source, begin, count, out);
+    case ScalarType::UInt16: return convert<uint16_t>(source, begin, count, out);
+    case ScalarType::Int: return convert<int32_t>(source, begin, count, out);
+    default: return convert<int64_t>(source, begin, count, out);
+  }
+}
+
+void load_positions(const void* source, ScalarType dtype, int64_t begin, int64_t count, double* out) {
+  if (dtype == ScalarType::Float) return convert<float>(source, begin, count, out);
+  return convert<double>(source, begin, count, out);
+}
+
+template <class From>
+void compare(const void* source, int64_t begin, int64_t count, int64_t* out) {
+  const From* from = static_cast<const From*>(source) + begin;
+  for (int64_t i = 0; i < count; ++i) out[i] = from[i] > 0 ? 1 : -1;
+}
+
+void load_signs(const void* source, ScalarType dtype, int64_t begin, int64_t count, int64_t* out) {
+  switch (dtype) {
+    case ScalarType::Byte:
+    case ScalarType::Bool: return compare<uint8_t>(source, begin, count, out);
+    case ScalarType::Char: return compare<int8_t>(source, begin, count, out);
+    case ScalarType::Short: return compare<int16_t>(source, begin, count, out);
+    case ScalarType::Int: return compare<int32_t>(source, begin, count, out);
+    default: return compare<int64_t>(source, begin, count, out);
+  }
+}
+
+struct Grid {
+  int64_t bins, height, width;
+  int64_t t0, t1;
+  int space_bits;
+};
+
+// Adds events [begin, end) to sums [bins, height, width]; returns how many were ignored.
+int64_t add_pixel_events(const Events& events, int64_t begin, int64_t end, const Grid& grid, int64_t* sums) {
+  int64_t x[kChunk], y[kChunk], sign[kChunk];
+  const int64_t plane = grid.height * grid.width;
+  int64_t ignored = 0;
+  for (int64_t start = begin; start < end; start += kChunk) {
+    const int64_t count = std::min(kChunk, end - start);
+    load_pixels(events.x, events.position_dtype, start, count, x);
+    load_pixels(events.y, events.position_dtype, start, count, y);
+    load_signs(events.p, events.polarity_dtype, start, count, sign);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = events.t[start + i];
+      if (t < grid.t0 || t >= grid.t1 || x[i] < 0 || x[i] >= grid.width || y[i] < 0 || y[i] >= grid.height) {
+        ++ignored;
+        continue;
+      }
+      const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);
+      int64_t* cell = sums + time.bin * plane + y[i] * grid.width + x[i];
+      cell[0] += sign[i] * ((int64_t{1} << kTimeBits) - time.late);
+      if (time.late != 0) cell[plane] += sign[i] * time.late;  // never past the last bin: t < t1
+    }
+  }
+  return ignored;
+}
+
+int64_t add_rectified_events(const Events& events, int64_t begin, int64_t end, const Grid& grid,
+                             int64_t* sums) {
+  double x[kChunk], y[kChunk];
+  int64_t sign[kChunk];
+  const int64_t plane = grid.height * grid.width;
+  const int64_t unit = int64_t{1} << grid.space_bits;
+  int64_t ignored = 0;
+  for (int64_t start = begin; start < end; start += kChunk) {
+    const int64_t count = std::min(kChunk, end - start);
+    load_positions(events.x, events.position_dtype, start, count, x);
+    load_positions(events.y, events.position_dtype, start, count, y);
+    load_signs(events.p, events.polarity_dtype, start, count, sign);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = events.t[start + i];
+      const bool on_sensor = x[i] > -1 && x[i] < grid.width && y[i] > -1 && y[i] < grid.height;
+      if (t < grid.t0 || t >= grid.t1 || !on_sensor) {  // NaN is not on the sensor
+        ++ignored;
+        continue;
+      }
+      const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);
+      const SpaceWeight column = space_weight(x[i], grid.space_bits);
+      const SpaceWeight row = space_weight(y[i], grid.space_bits);
+      for (int64_t dy = 0; dy < 2; ++dy) {
+        const int64_t r = row.cell + dy;
+        if (r < 0 || r >= grid.height) continue;
+        const int64_t row_weight = sign[i] * (dy ? row.next : unit - row.next);
+        for (int64_t dx = 0; dx < 2; ++dx) {
+          const int64_t c = column.cell + dx;
+          if (c < 0 || c >= grid.width) continue;
+          const int64_t weight = row_weight * (dx ? column.next : unit - column.next);
+          int64_t* cell = sums + time.bin * plane + r * grid.width + c;
+          cell[0] += weight * ((int64_t{1} << kTimeBits) - time.late);
+          if (time.late != 0) cell[plane] += weight * time.late;
+        }
+      }
+    }
+  }
+  return ignored;
+}
+
+std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1,
+                                    int64_t bins, int64_t height, int64_t width) {
+  check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width);
+  for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
+  const int64_t items = offsets.size(0) - 1;
+  const int64_t* bounds = static_cast<const int64_t*>(offsets.const_data_ptr());
+  const int64_t* begins = static_cast<const int64_t*>(t0.const_data_ptr());
+  const int64_t* ends = static_cast<const int64_t*>(t1.const_data_ptr());
+  check_voxelize_values(t.size(0), bounds, begins, ends, items);
+
+  const Events events{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(),
+                      static_cast<const int64_t*>(t.const_data_ptr()), x.scalar_type(), p.scalar_type()};
+  const bool rectified = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
+  const int64_t cells = bins * height * width;
+  Tensor voxels = torch::stable::new_empty(t, {items, bins, height, width}, ScalarType::Float);
+  Tensor ignored = torch::stable::new_zeros(t, {items});
+  float* out = static_cast<float*>(voxels.mutable_data_ptr());
+  int64_t* ignored_out = static_cast<int64_t*>(ignored.mutable_data_ptr());
+
+  // One item may be split among threads, each with sums of its own: integer sums do not depend on the split.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t parts =
+      std::max<int64_t>(1, std::min<int64_t>((threads + items - 1) / items, t.size(0) / std::max<int64_t>(1, cells)));
+  Tensor sums = torch::stable::new_zeros(t, {items * parts, cells});
+  Tensor ignored_parts = torch::stable::new_zeros(t, {items * parts});
+  int64_t* sum_data = static_cast<int64_t*>(sums.mutable_data_ptr());
+  int64_t* ignored_data = static_cast<int64_t*>(ignored_parts.mutable_data_ptr());
+  const auto grid_of = [&](int64_t b) {
+    return Grid{bins, height, width, begins[b], ends[b], rectified ? space_bits(bounds[b + 1] - bounds[b]) : 0};
+  };
+  torch::stable::parallel_for(0, items * parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t b = task / parts, part = task % parts;
+      const int64_t count = bounds[b + 1] - bounds[b];
+      const int64_t begin = bounds[b] + count / parts * part;
+      const int64_t end = part + 1 == parts ? bounds[b + 1] : begin + count / parts;
+      const auto add = rectified ? add_rectified_events : add_pixel_events;
+      ignored_data[task] = add(events, begin, end, grid_of(b), sum_data + task * cells);
+    }
+  });
+  torch::stable::parallel_for(0, items * cells, 1 << 16, [&](int64_t first, int64_t last) {
+    for (int64_t index = first; index < last;) {
+      const int64_t b = index / cells;
+      const int64_t stop = std::min(last, (b + 1) * cells);
+      const int64_t bits = kTimeBits + 2 * grid_of(b).space_bits;
+      const float scale = 1.0f / static_cast<float>(int64_t{1} << bits);  // a power of two: exact
+      const int64_t* sum = sum_data + b * parts * cells - b * cells;
+      for (; index < stop; ++index) {
+        int64_t total = 0;
+        for (int64_t part = 0; part < parts; ++part) total += sum[part * cells + index];
+        out[index] = static_cast<float>(total) * scale;
+      }
+    }
+  });
+  for (int64_t task = 0; task < items * parts; ++task) ignored_out[task / parts] += ignored_data[task];
+  return {voxels, ignored};
+}
+
+}  // namespace
+}  // namespace flowfuse
+
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
+  m.impl("voxelize", TORCH_BOX(&flowfuse::voxelize));
+}

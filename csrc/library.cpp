@@ -1,0 +1,60 @@
+// The only list of operators. Gradients, fake kernels and autocast are registered in flowfuse/ops.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/dispatch.h"
+
+#define FLOWFUSE_STRING_(x) #x
+#define FLOWFUSE_STRING(x) FLOWFUSE_STRING_(x)
+
+namespace flowfuse {
+namespace {
+
+// Lines of key=value, taken apart by flowfuse.ops.build_info.
+std::string build_info() {
+  constexpr uint64_t target = TORCH_TARGET_VERSION;
+  std::string text = "torch_target=" + std::to_string(target >> 56) + "." +
+                     std::to_string((target >> 48) & 0xff) + "\n";
+#if defined(__clang__)
+  text += "compiler=clang " __clang_version__ "\n";
+#else
+  text += "compiler=gcc " __VERSION__ "\n";
+#endif
+  text += "cpp_standard=" FLOWFUSE_STRING(__cplusplus) "\n";
+  text += "cpu_capability=" + cpu_capability_name() + "\n";
+  return text + "cpu_capabilities=" + cpu_capabilities_compiled();
+}
+
+}  // namespace
+}  // namespace flowfuse
+
+STABLE_TORCH_LIBRARY(flowfuse, m) {
+  m.def("build_info() -> str");
+
+  m.def(
+      "voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1, "
+      "SymInt bins, SymInt height, SymInt width) -> (Tensor, Tensor)");
+
+  m.def("correlation_volume(Tensor f0, Tensor[] f1_levels) -> Tensor[]");
+  m.def(
+      "correlation_volume_backward(Tensor[] grads, Tensor f0, Tensor[] f1_levels) -> (Tensor, Tensor[])");
+  m.def("volume_lookup(Tensor[] volumes, Tensor coords, int radius) -> Tensor");
+  m.def(
+      "volume_lookup_backward(Tensor grad, Tensor[] volumes, Tensor coords, int radius, bool coords_needed) "
+      "-> (Tensor[], Tensor)");
+  m.def("correlation_lookup(Tensor f0, Tensor[] f1_levels, Tensor coords, int radius) -> Tensor");
+  m.def(
+      "correlation_lookup_backward(Tensor grad, Tensor f0, Tensor[] f1_levels, Tensor coords, int radius, "
+      "bool coords_needed) -> (Tensor, Tensor[], Tensor)");
+
+  m.def(
+      "common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, bool linear) -> Tensor");
+  m.def(
+      "common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, "
+      "bool linear) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&flowfuse::build_info));
+}

@@ -1,0 +1,144 @@
+// Arithmetic of the operators that host and device share, written once.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FLOWFUSE_INLINE __host__ __device__ __forceinline__
+#else
+// Forced: the CPU variants (cpu/dispatch.h) must hold their own copy, compiled for their instruction set.
+#define FLOWFUSE_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace flowfuse {
+
+// ---- voxelize: integer weights -------------------------------------------------------------------
+
+constexpr int kTimeBits = 15;
+
+// Fraction bits of the two space weights for an item of `count` events: 15, less for large items, so that
+// count * 2^(kTimeBits + 2 bits) stays below 2^63 and no sum of a cell can overflow.
+FLOWFUSE_INLINE int space_bits(int64_t count) {
+  int length = 0;
+  while (length < 48 && (count >> length) != 0) ++length;
+  const int bits = (48 - length) / 2;
+  return bits < 15 ? bits : 15;
+}
+
+struct TimeWeight {
+  int64_t bin;   // the earlier of the two bins
+  int64_t late;  // weight of the later one, in 1 / 2^kTimeBits
+};
+
+// elapsed in [0, duration), duration at most 2^40, bins at most 2^16.
+FLOWFUSE_INLINE TimeWeight time_weight(int64_t elapsed, int64_t duration, int64_t bins) {
+  const uint64_t position = static_cast<uint64_t>(bins - 1) * static_cast<uint64_t>(elapsed);
+  const uint64_t divisor = static_cast<uint64_t>(duration);
+  if (position < (uint64_t{1} << (63 - kTimeBits))) {  // one division gives both
+    const uint64_t fixed = (position << kTimeBits) / divisor;
+    return {static_cast<int64_t>(fixed >> kTimeBits),
+            static_cast<int64_t>(fixed & ((uint64_t{1} << kTimeBits) - 1))};
+  }
+  return {static_cast<int64_t>(position / divisor),
+          static_cast<int64_t>(((position % divisor) << kTimeBits) / divisor)};
+}
+
+struct SpaceWeight {
+  int64_t cell;  // floor of the position
+  int64_t next;  // weight of cell + 1, in 1 / 2^bits
+};
+
+// position in (-1, 2^20].
+FLOWFUSE_INLINE SpaceWeight space_weight(double position, int bits) {
+  const double cell = __builtin_floor(position);
+  const double unit = static_cast<double>(int64_t{1} << bits);
+  return {static_cast<int64_t>(cell), static_cast<int64_t>(__builtin_rint((position - cell) * unit))};
+}
+
+// ---- correlation: the window around a point --------------------------------------------------------
+
+enum class Reach { kMissing, kOutside, kNear };  // NaN; no tap inside the map; some tap inside
+
+template <class T>
+struct Window {
+  Reach reach;
+  int64_t x, y;  // first of the 2r + 2 taps of each axis; only with kNear
+  T fx, fy;      // weight of the later tap of each pair
+};
+
+// Window of radius r around (x, y) / 2^level on a map of rows x columns. Compared as floats before any
+// integer cast: a far coordinate may not fit an integer.
+template <class T>
+FLOWFUSE_INLINE Window<T> window_at(double x, double y, int level, int radius, int64_t rows,
+                                    int64_t columns) {
+  if (x != x || y != y) return {Reach::kMissing, 0, 0, T(0), T(0)};
+  const double scale = 1.0 / static_cast<double>(int64_t{1} << level);
+  x *= scale;
+  y *= scale;
+  const double before = -(radius + 1.0);
+  const double after = static_cast<double>(radius);
+  if (!(x >= before && x < columns + after && y >= before && y < rows + after)) {
+    return {Reach::kOutside, 0, 0, T(0), T(0)};
+  }
+  const double left = __builtin_floor(x);
+  const double top = __builtin_floor(y);
+  return {Reach::kNear, static_cast<int64_t>(left) - radius, static_cast<int64_t>(top) - radius,
+          static_cast<T>(x - left), static_cast<T>(y - top)};
+}
+
+// taps [2r + 2][2r + 2] (x slow) -> the window's values [2r + 1][2r + 1], element k at out[k * stride].
+template <class T>
+FLOWFUSE_INLINE void combine_taps(const T* taps, const Window<T>& window, int radius, T* out,
+                                  int64_t stride) {
+  const int side = 2 * radius + 1;
+  const T fx = window.fx, fy = window.fy;
+  const T w00 = (1 - fx) * (1 - fy), w10 = fx * (1 - fy), w01 = (1 - fx) * fy, w11 = fx * fy;
+  for (int dx = 0; dx < side; ++dx) {
+    const T* near = taps + dx * (side + 1);
+    const T* far = near + side + 1;
+    for (int dy = 0; dy < side; ++dy) {
+      out[(dx * side + dy) * stride] =
+          w00 * near[dy] + w10 * far[dy] + w01 * near[dy + 1] + w11 * far[dy + 1];
+    }
+  }
+}
+
+// Gradient of combine_taps in the taps; grad_taps is overwritten.
+template <class T>
+FLOWFUSE_INLINE void spread_gradient(const T* grad, int64_t stride, const Window<T>& window, int radius,
+                                     T* grad_taps) {
+  const int side = 2 * radius + 1;
+  const T fx = window.fx, fy = window.fy;
+  const T w00 = (1 - fx) * (1 - fy), w10 = fx * (1 - fy), w01 = (1 - fx) * fy, w11 = fx * fy;
+  for (int k = 0; k < (side + 1) * (side + 1); ++k) grad_taps[k] = T(0);
+  for (int dx = 0; dx < side; ++dx) {
+    T* near = grad_taps + dx * (side + 1);
+    T* far = near + side + 1;
+    for (int dy = 0; dy < side; ++dy) {
+      const T g = grad[(dx * side + dy) * stride];
+      near[dy] += w00 * g;
+      far[dy] += w10 * g;
+      near[dy + 1] += w01 * g;
+      far[dy + 1] += w11 * g;
+    }
+  }
+}
+
+// Gradient of combine_taps in the centre of the level, added to (gx, gy).
+template <class T>
+FLOWFUSE_INLINE void centre_gradient(const T* grad, int64_t stride, const T* taps,
+                                     const Window<T>& window, int radius, T& gx, T& gy) {
+  const int side = 2 * radius + 1;
+  const T fx = window.fx, fy = window.fy;
+  for (int dx = 0; dx < side; ++dx) {
+    const T* near = taps + dx * (side + 1);
+    const T* far = near + side + 1;
+    for (int dy = 0; dy < side; ++dy) {
+      const T g = grad[(dx * side + dy) * stride];
+      gx += g * ((1 - fy) * (far[dy] - near[dy]) + fy * (far[dy + 1] - near[dy + 1]));
+      gy += g * ((1 - fx) * (near[dy + 1] - near[dy]) + fx * (far[dy + 1] - far[dy]));
+    }
+  }
+}
+
+}  // namespace flowfuse

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowfuse import ops
+
+ROOT = Path(ops.__file__).parent.parent.parent
+needs_extension = pytest.mark.skipif(
+    not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+
+EVERY_OPERATOR = """
+import warnings
+import torch
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as caught:
+    from flowfuse import ops
+    assert not [w for w in caught if "flowfuse" in str(w.message)], "a warning at import"
+    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    events = (zero, zero, zero, one, torch.tensor([0, 1]))
+    voxels, ignored = ops.voxelize(*events, zero, one, 1, 1, 1)
+    assert voxels.item() == 1.0 and ignored.item() == 0
+    f = torch.ones(1, 4, 3, 3, requires_grad=True)
+    for strategy in ("volume", "on_demand"):
+        correlation = ops.Correlation(f, f, levels=2, radius=1, strategy=strategy)
+        correlation(torch.zeros(1, 2, 3, 3)).sum().backward()
+    frame = torch.rand(1, 1, 3, 3)
+    assert ops.common_gradient(frame, frame, frame).shape == (1, 6, 3, 3)
+    assert ops.convex_upsample(torch.ones(1, 1, 1, 1), torch.zeros(1, 9, 1, 1), 1).item() == 1.0
+    flow = torch.zeros(1, 2, 1, 1)
+    assert ops.warp_events(*events, flow, zero, one, zero, "signed", 1, 1).item() == 1.0
+    info = ops.build_info()
+    assert info["extension"] is False and info["path"] is None
+    try:
+        torch.compile(ops.common_gradient, fullgraph=True, backend="eager")(frame, frame, frame)
+        raise SystemExit("torch.compile should have asked for the extension")
+    except Exception as error:
+        assert "need the flowfuse extension" in str(error), error
+print(sum("flowfuse extension is switched off" in str(w.message) for w in caught))
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+def test_reference_path_warns_once():
+    """Without the extension every operator works, and one warning says so at first use."""
+    result = run_python(EVERY_OPERATOR, FLOWFUSE_DISABLE_EXTENSION="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["1"]
+
+
+def test_build_info():
+    info = ops.build_info()
+    assert info["torch"] == torch.__version__
+    if info["extension"]:
+        assert Path(info["path"]).is_file()
+        assert info["torch_target"] == "2.11"
+        assert "cpu" in info["devices"]
+        assert info["cpu_capability"] in info["cpu_capabilities"]
+        assert all(value is not None for value in info.values())
+    else:
+        assert info["path"] is None and info["devices"] == ()
+
+
+@needs_extension
+def test_error_unknown_capability():
+    result = run_python(
+        "from flowfuse import ops; ops.build_info()", FLOWFUSE_CPU_CAPABILITY="avx1024"
+    )
+    assert result.returncode != 0
+    assert "FLOWFUSE_CPU_CAPABILITY must be default, avx2 or avx512, got avx1024" in result.stderr
+
+
+SUMS = """
+import torch
+from flowfuse import ops
+generator = torch.Generator().manual_seed(0)
+f0, f1 = torch.randn(2, 1, 37, 6, 9, generator=generator).requires_grad_().unbind(0)
+coords = 9 * torch.rand(1, 2, 6, 9, generator=generator)
+values = [ops.build_info()["cpu_capability"]]
+for strategy in ("volume", "on_demand"):
+    result = ops.Correlation(f0, f1, levels=2, radius=2, strategy=strategy)(coords).square().sum()
+    values += [result.item(), torch.autograd.grad(result, f0)[0].square().sum().item()]
+frame = torch.rand(2, 1, 1, 12, 40, generator=generator)
+values.append(ops.common_gradient(frame[0], frame[1], frame[0]).square().sum().item())
+print(*values)
+"""
+
+
+@needs_extension
+def test_edge_every_instruction_set_agrees():
+    best = ops.build_info()["cpu_capability"]
+    names = ops.build_info()["cpu_capabilities"]
+    values = {}
+    for name in names[: names.index(best) + 1]:
+        result = run_python(SUMS, FLOWFUSE_CPU_CAPABILITY=name)
+        assert result.returncode == 0, result.stderr
+        chosen, *numbers = result.stdout.split()
+        assert chosen == name
+        values[name] = [float(number) for number in numbers]
+    for numbers in values.values():
+        assert numbers == pytest.approx(
+            values["default"], rel=1e-5
+        )  # fused multiply-adds round less

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowfuse import ops
+
+
+def test_hand_channel_order():
+    """A mask that picks neighbour k for the fine pixel (i, j) copies that neighbour there."""
+    field = torch.arange(9.0).view(1, 1, 3, 3)
+    for k in range(9):
+        mask = torch.zeros(1, 9 * 4, 3, 3)
+        mask[:, k * 4 + 1 * 2 + 0] = 1e4  # fine row 1, column 0
+        fine = ops.convex_upsample(field, mask, 2)
+        assert fine[0, 0, 2 * 1 + 1, 2 * 1 + 0] == k  # neighbour k of the centre, row-major
+        assert fine[0, 0, 2, 2] == pytest.approx(4.0, abs=1e-6)  # the others see the mean of 0..8
+
+
+def test_hand_border_uses_inside_neighbours():
+    # With equal logits a corner is the mean of its four inside neighbours.
+    field = torch.tensor([[1.0, 2.0], [3.0, 6.0]]).view(1, 1, 2, 2)
+    fine = ops.convex_upsample(field, torch.zeros(1, 9, 2, 2), 1)
+    assert torch.allclose(fine, torch.full((1, 1, 2, 2), 3.0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edge_constant_field_stays_constant(size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    mask = (5 * torch.randn(2, 9 * 9, *size, generator=generator)).to(dtype)
+    fine = ops.convex_upsample(torch.full((2, 3, *size), 7.0), mask, 3)
+    assert fine.shape == (2, 3, 3 * size[0], 3 * size[1]) and fine.dtype == torch.float32
+    assert torch.allclose(
+        fine, torch.full_like(fine, 7.0), rtol=1e-6
+    )  # weights sum to 1 up to 2^-23
+
+
+def test_edge_empty():
+    assert ops.convex_upsample(torch.zeros(0, 2, 3, 4), torch.zeros(0, 36, 3, 4), 2).shape == (
+        0,
+        2,
+        6,
+        8,
+    )
+
+
+def test_gradcheck():
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(1, 2, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    mask = torch.randn(1, 36, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    torch.autograd.gradcheck(lambda a, b: ops.convex_upsample(a, b, 2), (field, mask))
+
+
+@pytest.mark.parametrize(
+    ("field", "mask", "factor", "message"),
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(1, 36, 3, 4), 2, "field must have shape"),
+        (
+            torch.zeros(1, 2, 3, 4), torch.zeros(1, 9, 3, 4), 2,
+            r"mask must have shape \[1, 36, 3, 4\], got \[1, 9, 3, 4\]",
+        ),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 0, 3, 4), 0, "factor must be at least 1, got 0"),
+        (torch.zeros(1, 2, 3, 4).half(), torch.zeros(1, 36, 3, 4), 2, "field must be of dtype"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 36, 3, 4).int(), 2, "mask must be of dtype"),
+    ],
+)  # fmt: skip
+def test_error_messages(field, mask, factor, message):
+    with pytest.raises(ValueError, match="convex_upsample: " + message):
+        ops.convex_upsample(field, mask, factor)
+
+
+def test_compile():
+    compiled = torch.compile(ops.convex_upsample, fullgraph=True, backend="aot_eager")
+    field, mask = torch.randn(1, 2, 3, 4), torch.randn(1, 36, 3, 4)
+    assert torch.equal(compiled(field, mask, 2), ops.convex_upsample(field, mask, 2))

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flowfuse import ops
+from flowfuse.ops import reference
+
+needs_extension = pytest.mark.skipif(
+    not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+STRATEGIES = ["volume", "on_demand"]
+# Relative to the largest value: sums of C <= 37 products and 4 weights in float32 round by about
+# sqrt(40) 2^-24 = 4e-7; half features are exact in float32, so they add nothing.
+TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-6, torch.bfloat16: 3e-6, torch.float64: 1e-14}
+# Gradients in half precision are sums in their dtype over the levels (f1) and the expanded batch,
+# each rounded by half a unit in the last place, in the kernel's order and in the reference's.
+GRADIENT_TOLERANCE = {**TOLERANCE, torch.float16: 2**-9, torch.bfloat16: 2**-6}
+
+
+def features(shape, dtype=torch.float32, layout="contiguous", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if layout == "channels_last":
+        return values.to(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.stack([values, values], dim=-1)[..., 0]
+    if layout == "expanded":
+        return values[:1].expand(shape)
+    return values
+
+
+def grid_coords(batch, height, width, spread=2.0, dtype=torch.float32, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    noise = torch.randn(batch, 2, height, width, generator=generator, dtype=torch.float64)
+    return (torch.stack([x, y]) + spread * noise).to(dtype)
+
+
+def look_up(strategy, f0, f1, coords, levels, radius):
+    return ops.Correlation(f0, f1, levels=levels, radius=radius, strategy=strategy)(coords)
+
+
+def reference_look_up(f0, f1, coords, levels, radius):
+    return reference.correlation_lookup(f0, reference.pool_levels(f1, levels), coords, radius)
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_hand_bilinear_product(strategy):
+    # C = 4: products are halved. At x = 0.25 between 8 / 2 and 16 / 2: 0.75 * 4 + 0.25 * 8 = 5.
+    f0 = torch.ones(1, 4, 1, 1)
+    f1 = torch.zeros(1, 4, 1, 2)
+    f1[0, :, 0, 0], f1[0, :, 0, 1] = 2.0, 4.0
+    coords = torch.tensor([0.25, 0.0]).view(1, 2, 1, 1)
+    assert look_up(strategy, f0, f1, coords, 1, 0).item() == 5.0
+    # Half a pixel left of the map half the weight remains.
+    coords = torch.tensor([-0.5, 0.0]).view(1, 2, 1, 1)
+    assert look_up(strategy, f0, f1, coords, 1, 0).item() == 2.0
+
+
+def test_hand_pooled_level():
+    # Level 1 of a 2 x 2 map is its mean; an odd last row and column are dropped.
+    f1 = torch.arange(9.0).view(1, 1, 3, 3)
+    pyramid = ops.pool_levels(f1, 3)
+    assert pyramid[1].tolist() == [[[[2.0]]]]
+    assert pyramid[2].shape == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_hand_window_order(strategy):
+    """A match at (x + dx, y + dy) of level l lights channel l (2r+1)^2 + (dx+r)(2r+1) + (dy+r)."""
+    radius, side = 2, 5
+    for dx in range(-radius, radius + 1):
+        for dy in range(-radius, radius + 1):
+            f0 = torch.zeros(1, 1, 12, 12)
+            f0[0, 0, 5, 6] = 1.0
+            f1 = torch.zeros(1, 1, 12, 12)
+            f1[0, 0, 5 + dy, 6 + dx] = 1.0
+            result = look_up(strategy, f0, f1, grid_coords(1, 12, 12, 0.0), 1, radius)
+            lit = result[0, :, 5, 6].nonzero().flatten().tolist()
+            assert lit == [(dx + radius) * side + (dy + radius)]
+            f1 = torch.zeros(1, 1, 24, 24)
+            f1[0, 0, 2 * (5 + dy), 2 * (6 + dx)] = 1.0
+            result = look_up(strategy, f0, f1, 2 * grid_coords(1, 12, 12, 0.0), 2, radius)
+            lit = result[0, side * side :, 5, 6].nonzero().flatten().tolist()
+            assert lit == [(dx + radius) * side + (dy + radius)]
+
+
+@needs_extension
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded"])
+def test_reference_agreement(strategy, dtype, layout):
+    shape, levels, radius = (2, 37, 7, 11), 3, 2
+    maps = [features(shape, dtype, layout, seed).requires_grad_() for seed in (0, 1)]
+    coords = grid_coords(2, 7, 11).requires_grad_()
+    if layout == "strided":
+        coords = torch.stack([coords, coords], dim=-1)[..., 0].detach().requires_grad_()
+    inputs = [*maps, coords]
+    actual = look_up(strategy, *inputs, levels, radius)
+    expected = reference_look_up(*inputs, levels, radius)
+    assert_close(actual, expected, TOLERANCE[dtype])
+    grad = features(actual.shape, actual.dtype, seed=5)
+    actual_grads = torch.autograd.grad(actual, inputs, grad)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    for a, e in zip(actual_grads[:2], expected_grads[:2], strict=True):
+        assert_close(a, e, GRADIENT_TOLERANCE[dtype])
+    # The gradient in coords is summed over 75 values of a window: ten times the rounding of one.
+    assert_close(actual_grads[2], expected_grads[2], max(10 * TOLERANCE[dtype], 1e-6))
+
+
+@needs_extension
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("shape0", "shape1", "levels", "radius"),
+    [
+        ((1, 1, 1, 1), (1, 1, 1, 1), 1, 0),
+        ((1, 16, 1, 9), (1, 16, 1, 9), 2, 4),
+        ((1, 3, 9, 1), (1, 3, 9, 1), 4, 3),
+        ((0, 3, 4, 5), (0, 3, 4, 5), 2, 1),
+        ((2, 5, 0, 4), (2, 5, 3, 4), 1, 1),
+        ((2, 5, 3, 4), (2, 5, 0, 4), 2, 1),
+        ((1, 65, 5, 6), (1, 65, 13, 9), 3, 8),
+        ((3, 130, 17, 3), (3, 130, 17, 35), 1, 16),
+    ],
+)
+def test_reference_odd_sizes(strategy, shape0, shape1, levels, radius):
+    f0, f1 = features(shape0).requires_grad_(), features(shape1, seed=1).requires_grad_()
+    coords = grid_coords(shape0[0], *shape0[2:]).requires_grad_()
+    actual = look_up(strategy, f0, f1, coords, levels, radius)
+    expected = reference_look_up(f0, f1, coords, levels, radius)
+    # C up to 130 instead of 37 products: twice the rounding.
+    assert_close(actual, expected, 2 * TOLERANCE[torch.float32])
+    grads = torch.autograd.grad(actual.square().sum(), (f0, f1, coords))
+    expected_grads = torch.autograd.grad(
+        expected.square().sum(), (f0, f1, coords), allow_unused=True, materialize_grads=True
+    )
+    for a, e in zip(grads, expected_grads, strict=True):
+        assert_close(a, e, 1e-5)  # sums over up to 34^2 taps and 51 pixels of rounded values
+
+
+@needs_extension
+def test_reference_volume():
+    f0, f1 = (
+        features((2, 300, 5, 7)).requires_grad_(),
+        features((2, 300, 6, 9), seed=1).requires_grad_(),
+    )
+    volumes = ops.correlation_volume(f0, f1, 3)
+    expected = reference.correlation_volume(f0, reference.pool_levels(f1, 3))
+    grads = [features(v.shape, seed=i) for i, v in enumerate(expected)]
+    for actual, wanted in zip(volumes, expected, strict=True):
+        assert_close(actual, wanted, 5e-6)  # 300 products
+    a = torch.autograd.grad(volumes, (f0, f1), grads)
+    e = torch.autograd.grad(expected, (f0, f1), grads)
+    assert_close(a[0], e[0], 5e-6)
+    assert_close(a[1], e[1], 5e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reference_autocast(strategy):
+    """Features go to bfloat16, coordinates keep float32, where bfloat16 has a spacing of 4 px."""
+    f0, f1 = features((1, 8, 3, 5)), features((1, 8, 3, 5), seed=1)
+    coords = grid_coords(1, 3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = look_up(strategy, f0, f1, coords, 1, 1)
+    assert actual.dtype == torch.float32
+    rounded = reference_look_up(f0.bfloat16(), f1.bfloat16(), coords, 1, 1)
+    assert_close(actual, rounded, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_gradcheck_each_level(strategy, level):
+    """Centres in the middle of the level's cells, so that a step of 1e-6 crosses no integer."""
+    f0 = features((1, 3, 3, 4), torch.float64).requires_grad_()
+    f1 = features((1, 3, 9, 10), torch.float64, seed=1).requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    cell = torch.randint(-1, 3, (1, 2, 3, 4), generator=generator)
+    fraction = 0.2 + 0.6 * torch.rand(1, 2, 3, 4, generator=generator, dtype=torch.float64)
+    coords = ((cell + fraction) * 2**level).requires_grad_()
+
+    def one_level(f0, f1, coords):
+        result = look_up(strategy, f0, f1, coords, level + 1, 1)
+        return result[:, 9 * level :]
+
+    torch.autograd.gradcheck(one_level, (f0, f1, coords))
+
+
+def test_gradcheck_volume():
+    f0 = features((1, 2, 2, 3), torch.float64).requires_grad_()
+    f1 = features((1, 2, 4, 5), torch.float64, seed=1).requires_grad_()
+    torch.autograd.gradcheck(lambda a, b: tuple(ops.correlation_volume(a, b, 2)), (f0, f1))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_edge_coordinates(strategy):
+    values = [math.nan, math.inf, -math.inf, 1e30, -1e30, 3e9, -5.0, 9.0]
+    f0, f1 = features((1, 4, 1, 8)), features((1, 4, 3, 4), seed=1)
+    coords = torch.zeros(1, 2, 1, 8)
+    coords[0, 0, 0] = torch.tensor(values)
+    f0.requires_grad_(), f1.requires_grad_(), coords.requires_grad_()
+    result = look_up(strategy, f0, f1, coords, 2, 1)
+    assert result[..., 0].isnan().all()
+    assert not result[..., 1:].any()
+    grads = torch.autograd.grad(result[..., 1:].sum(), (f0, f1, coords))
+    assert not any(grad.any() for grad in grads)
+    coords = torch.tensor([math.inf, math.nan]).view(1, 2, 1, 1)
+    assert look_up(strategy, f0[..., :1], f1, coords, 1, 1).isnan().all()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_edge_negative_coordinates(strategy):
+    """x = -0.3 keeps 0.7 of pixel 0 (floor), and nothing of pixel 1 (truncation would give it)."""
+    f0, f1 = torch.ones(1, 1, 1, 1), torch.tensor([[[[1.0, 100.0]]]])
+    coords = torch.tensor([-0.3, 0.0]).view(1, 2, 1, 1)
+    result = look_up(strategy, f0, f1, coords, 1, 0)
+    assert result.item() == pytest.approx(0.7, abs=1e-7)  # one rounding of 1 - 0.3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_edge_nan_features_stay_local(strategy):
+    f0, f1 = torch.ones(1, 1, 1, 6), torch.ones(1, 1, 1, 6)
+    f1[..., 5] = math.nan
+    result = look_up(strategy, f0, f1, grid_coords(1, 1, 6, 0.0), 1, 1)
+    assert not result[..., :3].isnan().any()
+    assert result[..., 5].isnan().any()
+
+
+def test_edge_strategies_agree():
+    f0, f1 = features((2, 32, 9, 10)), features((2, 32, 9, 10), seed=1)
+    coords = grid_coords(2, 9, 10, 6.0)
+    results = [look_up(strategy, f0, f1, coords, 4, 3) for strategy in STRATEGIES]
+    assert_close(results[0], results[1], TOLERANCE[torch.float32])
+
+
+def test_edge_auto_by_size():
+    small, large = features((1, 1, 4, 4)), torch.zeros(1, 1, 100, 100)
+    assert ops.Correlation(small, small, levels=1, radius=1).strategy == "volume"
+    assert ops.Correlation(large, large, levels=1, radius=1).strategy == "on_demand"
+
+
+F = torch.zeros(2, 3, 4, 5)
+C = torch.zeros(2, 2, 4, 5)
+LOOKUP_ERRORS = [
+    ((F[0], [F], C, 1), r"correlation_lookup: f0 must have shape \[B, C, H, W\], got \[3, 4, 5\]"),
+    ((F, [], C, 1), r"correlation_lookup: at least one level is needed, got 0"),
+    ((F.int(), [F], C, 1), r"correlation_lookup: f0 must be of dtype float32, .*, got int32"),
+    ((F[:, :0], [F[:, :0]], C, 1), r"correlation_lookup: f0 must have at least one channel"),
+    (
+        (F, [F, F[:, :2]], C, 1),
+        r"correlation_lookup: level 1 of f1 must have shape \[2, 3, H_l, W_l\], got \[2, 2, 4, 5\]",
+    ),
+    ((F, [F.double()], C, 1), r"correlation_lookup: f0 and level 0 of f1 must both be float64"),
+    (
+        (F, [F], torch.zeros(2, 3, 4, 5), 1),
+        r"correlation_lookup: coords must have shape \[B, 2, H, W\], got \[2, 3, 4, 5\]",
+    ),
+    (
+        (F, [F], C[..., :4], 1),
+        r"correlation_lookup: coords must have shape \[2, 2, 4, 5\], got \[2, 2, 4, 4\]",
+    ),
+    (
+        (F, [F], C.half(), 1),
+        r"correlation_lookup: coords must be of dtype float32, float64, got float16",
+    ),
+    ((F, [F], C, 17), r"correlation_lookup: radius must be in \[0, 16\], got 17"),
+    ((F, [F], C, -1), r"correlation_lookup: radius must be in \[0, 16\], got -1"),
+]
+V = torch.zeros(2, 4, 5, 3, 3)
+VOLUME_ERRORS = [
+    (([], C, 1), r"volume_lookup: at least one level is needed, got 0"),
+    (
+        ([V, V[:, :3]], C, 1),
+        r"volume_lookup: level 1 of volumes must have shape \[2, 4, 5, H_l, W_l\], got \[2, 3, 5,",
+    ),
+    (
+        ([V.half()], C, 1),
+        r"volume_lookup: level 0 of volumes must be of dtype float32, float64, got float16",
+    ),
+    (
+        ([V, V.double()], C, 1),
+        r"volume_lookup: level 1 of volumes must be of the dtype of level 0, got float64",
+    ),
+    (([V], C[0], 1), r"volume_lookup: coords must have shape \[B, 2, H, W\], got \[2, 4, 5\]"),
+    (([V], C, 20), r"volume_lookup: radius must be in \[0, 16\], got 20"),
+]
+
+
+@pytest.mark.parametrize("direct", [False, pytest.param(True, marks=needs_extension)])
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [("correlation_lookup", *error) for error in LOOKUP_ERRORS]
+    + [("volume_lookup", *error) for error in VOLUME_ERRORS],
+)
+def test_error_messages(name, arguments, message, direct):
+    function = getattr(torch.ops.flowfuse, name) if direct else getattr(ops, name)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        function(*arguments)
+
+
+def test_error_correlation_arguments():
+    with pytest.raises(ValueError, match=r"Correlation: strategy must be one of .*, got 'fast'"):
+        ops.Correlation(F, F, levels=1, radius=1, strategy="fast")
+    with pytest.raises(ValueError, match="Correlation: levels must be at least 1, got 0"):
+        ops.Correlation(F, F, levels=0, radius=1)
+    with pytest.raises(ValueError, match="pool_levels: levels must be at least 1, got 0"):
+        ops.pool_levels(F, 0)
+    with pytest.raises(ValueError, match="correlation_volume: f0 must have shape"):
+        ops.correlation_volume(F[0], F, 1)
+
+
+@needs_extension
+def test_error_double_backward_and_vmap():
+    f = features((1, 2, 3, 3)).requires_grad_()
+    coords = grid_coords(1, 3, 3)
+    for strategy, name in (("volume", "volume_lookup"), ("on_demand", "correlation_lookup")):
+        result = look_up(strategy, f, f, coords, 1, 1)
+        (grad,) = torch.autograd.grad(result.square().sum(), f, create_graph=True)
+        with pytest.raises(NotImplementedError, match="double backward is not supported"):
+            grad.sum().backward()
+        levels = [f.detach()] if strategy == "on_demand" else [torch.zeros(1, 3, 3, 3, 3)]
+        with pytest.raises(NotImplementedError, match=f"{name}: vmap is not supported"):
+            if strategy == "on_demand":
+                torch.vmap(
+                    lambda c, levels=levels: ops.correlation_lookup(f.detach(), levels, c, 1)
+                )(coords[None])
+            else:
+                torch.vmap(lambda c, levels=levels: ops.volume_lookup(levels, c, 1))(coords[None])
+
+
+@needs_extension
+def test_opcheck():
+    f0 = features((2, 5, 4, 6)).requires_grad_()
+    levels = [
+        level.detach().requires_grad_() for level in ops.pool_levels(features((2, 5, 4, 6)), 2)
+    ]
+    coords = grid_coords(2, 4, 6).requires_grad_()
+    flowfuse = torch.ops.flowfuse
+    torch.library.opcheck(flowfuse.correlation_volume.default, (f0, levels))
+    torch.library.opcheck(flowfuse.correlation_lookup.default, (f0, levels, coords, 2))
+    torch.library.opcheck(
+        flowfuse.correlation_lookup.default, (f0.detach().bfloat16(), levels, coords, 2)
+    )
+    volumes = [v.detach().requires_grad_() for v in ops.correlation_volume(f0, levels[0], 2)]
+    torch.library.opcheck(flowfuse.volume_lookup.default, (volumes, coords, 1))
+
+
+@needs_extension
+@pytest.mark.parametrize("needed", [False, True])
+def test_opcheck_backward(needed):
+    f0, levels = features((2, 5, 4, 6)), ops.pool_levels(features((2, 5, 4, 6)), 2)
+    coords = grid_coords(2, 4, 6)
+    flowfuse = torch.ops.flowfuse
+    volumes = ops.correlation_volume(f0, levels[0], 2)
+    grad = features((2, 18, 4, 6))
+    torch.library.opcheck(
+        flowfuse.correlation_lookup_backward.default, (grad, f0, levels, coords, 1, needed)
+    )
+    torch.library.opcheck(
+        flowfuse.volume_lookup_backward.default, (grad, volumes, coords, 1, needed)
+    )
+    torch.library.opcheck(flowfuse.correlation_volume_backward.default, (volumes, f0, levels))
+
+
+@needs_extension
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_same_bits_for_thread_counts(strategy):
+    def run():
+        f0, f1 = (
+            features((2, 130, 9, 11)).requires_grad_(),
+            features((2, 130, 9, 11)).requires_grad_(),
+        )
+        coords = grid_coords(2, 9, 11).requires_grad_()
+        result = look_up(strategy, f0, f1, coords, 3, 3)
+        return result, *torch.autograd.grad(result.square().sum(), (f0, f1, coords))
+
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(strategy, dynamic):
+    def loss(f0, f1, coords):
+        correlation = ops.Correlation(f0, f1, levels=2, radius=1, strategy=strategy)
+        return correlation(coords).square().sum() + correlation(coords + 0.5).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for height in (4, 6):
+        inputs = [features((1, 3, height, 5), seed=i).requires_grad_() for i in range(2)]
+        inputs.append(grid_coords(1, height, 5).requires_grad_())
+        expected = torch.autograd.grad(loss(*inputs), inputs)
+        actual = torch.autograd.grad(compiled(*inputs), inputs)
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e)  # the same kernels; only sums of gradients may regroup
+
+
+@needs_extension
+def test_compile_autocast():
+    f0, f1, coords = features((1, 3, 4, 5)), features((1, 3, 4, 5), seed=1), grid_coords(1, 4, 5)
+
+    def forward(f0, f1, coords):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return look_up("on_demand", f0, f1, coords, 2, 1)
+
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(f0, f1, coords), forward(f0, f1, coords))

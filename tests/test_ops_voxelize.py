@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowfuse import ops
+from flowfuse.ops import reference
+
+needs_extension = pytest.mark.skipif(
+    not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+PIXEL_DTYPES = [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64]
+RECTIFIED_DTYPES = [torch.float32, torch.float64]
+
+
+def times(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def random_events(counts, dtype=torch.int32, height=7, width=9, seed=0):
+    """Events of several items, some outside the sensor or the window or with NaN coordinates."""
+    generator = torch.Generator().manual_seed(seed)
+    count = sum(counts)
+    low = 0 if dtype in (torch.uint8, torch.uint16) else -2
+    if dtype.is_floating_point:
+        x = (torch.rand(count, generator=generator) * (width + 4) - 2).to(dtype)
+        y = (torch.rand(count, generator=generator) * (height + 4) - 2).to(dtype)
+        x[::11], y[::13] = torch.nan, torch.inf
+    else:
+        x = torch.randint(low, width + 2, (count,), generator=generator).to(dtype)
+        y = torch.randint(low, height + 2, (count,), generator=generator).to(dtype)
+    t = torch.randint(-50, 1100, (count,), generator=generator)
+    p = torch.randint(0, 2, (count,), generator=generator, dtype=torch.uint8)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    items = len(counts)
+    return x, y, t, p, offsets, times(*[0] * items), times(*[1000 + i for i in range(items)])
+
+
+def test_hand_time_weights():
+    # 3 bins over [100, 200): t = 125 is at bin 0.5, t = 175 at bin 1.5, t = 100 at bin 0.
+    x = torch.tensor([1, 1, 0], dtype=torch.int16)
+    y = torch.tensor([0, 0, 1], dtype=torch.int16)
+    p = torch.tensor([1, 0, 1], dtype=torch.uint8)
+    voxels, ignored = ops.voxelize(
+        x, y, times(125, 175, 100), p, times(0, 3), times(100), times(200), 3, 2, 2
+    )
+    expected = torch.zeros(1, 3, 2, 2)
+    expected[0, :, 0, 1] = torch.tensor([0.5, 0.5 - 0.5, -0.5])
+    expected[0, 0, 1, 0] = 1.0
+    assert torch.equal(voxels, expected)
+    assert ignored.tolist() == [0]
+
+
+def test_hand_rectified_position():
+    # (0.25, 0.5) votes with (1 - 0.25, 0.25) x (0.5, 0.5); a position of -0.5 keeps half, by floor.
+    x, y = torch.tensor([0.25, -0.5]), torch.tensor([0.5, 1.0])
+    p = torch.tensor([True, True])
+    voxels, ignored = ops.voxelize(x, y, times(0, 0), p, times(0, 2), times(0), times(10), 1, 2, 2)
+    expected = torch.tensor([[0.375, 0.125], [0.375 + 0.5, 0.125]])
+    assert torch.equal(voxels[0, 0], expected)
+    assert ignored.tolist() == [0]
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", PIXEL_DTYPES + RECTIFIED_DTYPES)
+@pytest.mark.parametrize("bins", [1, 2, 5])
+@pytest.mark.parametrize("strided", [False, True])
+def test_reference_same_bits(dtype, bins, strided):
+    x, y, t, p, offsets, t0, t1 = random_events([300, 0, 211], dtype)
+    if strided:
+        spread = [torch.stack([v, v], dim=1)[:, 0] for v in (x, y, t, p)]
+        assert not spread[0].is_contiguous()
+        x, y, t, p = spread
+    arguments = (x, y, t, p, offsets, t0, t1, bins, 7, 9)
+    voxels, ignored = ops.voxelize(*arguments)
+    expected, expected_ignored = reference.voxelize(*arguments)
+    assert torch.equal(voxels, expected)
+    assert torch.equal(ignored, expected_ignored)
+    assert 0 < int(ignored.sum()) < 511
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int8, torch.int16, torch.int64])
+def test_reference_polarity_dtypes(dtype):
+    x, y, t, p, *rest = random_events([100])
+    signed = (
+        p.to(dtype) if dtype in (torch.uint8, torch.bool) else (2 * p.to(torch.int8) - 1).to(dtype)
+    )
+    assert torch.equal(
+        ops.voxelize(x, y, t, signed, *rest, 5, 7, 9)[0],
+        reference.voxelize(x, y, t, p, *rest, 5, 7, 9)[0],
+    )
+
+
+@needs_extension
+@pytest.mark.parametrize("count", [2**18 - 1, 2**18])
+def test_reference_hot_pixel(count):
+    """All events in one cell: fractions of 2^-15 below the limit, coarser ones above."""
+    x = torch.full((count,), 0.3)
+    t = torch.zeros(count, dtype=torch.int64)
+    p = torch.ones(count, dtype=torch.uint8)
+    arguments = (x, x, t, p, times(0, count), times(0), times(10), 1, 1, 1)
+    voxels, _ = ops.voxelize(*arguments)
+    assert torch.equal(voxels, reference.voxelize(*arguments)[0])
+    # 0.3 is rounded to 2^-14 at worst: a relative error of 2^-15 / 0.7 for each axis.
+    assert float(voxels) == pytest.approx(count * 0.49, rel=2 * 2**-15 / 0.7)
+
+
+def test_edge_empty():
+    empty = torch.zeros(0, dtype=torch.int64)
+    voxels, ignored = ops.voxelize(
+        empty, empty, empty, empty, times(0, 0, 0), times(0, 0), times(1, 1), 2, 3, 4
+    )
+    assert voxels.shape == (2, 2, 3, 4) and not voxels.any()
+    assert ignored.tolist() == [0, 0]
+
+
+def test_edge_ignored():
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, 4.0, 1.0, 1.0, 1e30, 3.5])
+    t = times(0, 0, 0, 0, 0, 10, -1, 0, 0)
+    y, p = torch.ones(9), torch.ones(9, dtype=torch.uint8)
+    voxels, ignored = ops.voxelize(x, y, t, p, times(0, 9), times(0), times(10), 2, 3, 4)
+    assert ignored.tolist() == [8]  # only 3.5 reaches the sensor, with half its weight
+    assert float(voxels.sum()) == 0.5
+
+
+def test_edge_one_pixel_sensor():
+    zero = torch.zeros(1)
+    voxels, _ = ops.voxelize(
+        zero,
+        zero,
+        times(9),
+        torch.ones(1, dtype=torch.uint8),
+        times(0, 1),
+        times(0),
+        times(10),
+        1,
+        1,
+        1,
+    )
+    assert voxels.tolist() == [[[[1.0]]]]
+
+
+def test_edge_sum_of_weights_is_exact():
+    x, y, t, p, _, t0, t1 = random_events([500], torch.float64, 7, 9)
+    inside = (x > 0) & (x < 8) & (y > 0) & (y < 6) & (t >= 0) & (t < 1000)
+    x, y, t, p = x[inside], y[inside], t[inside], p[inside]
+    voxels, ignored = ops.voxelize(x, y, t, p, times(0, len(t)), t0, t1, 5, 7, 9)
+    # Integer weights lose nothing: what is left is the rounding of each cell to float32, 2^-24 of
+    # a few events, in 315 cells.
+    polarity = int((2 * p.long() - 1).sum())
+    assert float(voxels.double().sum()) == pytest.approx(polarity, abs=1e-4)
+    assert int(ignored) == 0
+
+
+def test_edge_long_window_and_late_times():
+    start = 2**60
+    x = torch.zeros(1, dtype=torch.int64)
+    t = times(start + 2**39 + 2**38)
+    arguments = (x, x, t, torch.ones(1, dtype=torch.uint8), times(0, 1))
+    voxels, _ = ops.voxelize(*arguments, times(start), times(start + 2**40), 65536, 1, 1)
+    position = 65535 * 0.75
+    assert float(voxels[0, int(position)]) == 1 - position % 1
+    assert float(voxels[0, int(position) + 1]) == position % 1
+
+
+ERRORS = [
+    ("x", torch.zeros(3), r"voxelize: x must have shape \[4\], got \[3\]"),
+    ("t", torch.zeros(4), r"voxelize: t must be of dtype int64, got float32"),
+    ("p", torch.zeros(4), r"voxelize: p must be of dtype uint8, bool, .*, got float32"),
+    ("x", torch.zeros(4, dtype=torch.float16), r"voxelize: x must be of dtype .*, got float16"),
+    ("y", torch.zeros(4), r"voxelize: y must be of dtype int32, got float32"),
+    ("offsets", times(0), r"voxelize: offsets must have shape \[B \+ 1\], B at least 1, got \[1\]"),
+    ("t0", times(0, 0), r"voxelize: t0 must have shape \[1\], got \[2\]"),
+    ("bins", 0, r"voxelize: bins must be in \[1, 65536\], got 0"),
+    ("width", 0, r"voxelize: width must be in \[1, 1048576\], got 0"),
+    ("offsets", times(0, 5), r"voxelize: offsets must not decrease and must lie within \[0, 4\]"),
+    ("offsets", times(-1, 4), r"voxelize: offsets must not decrease and must lie within \[0, 4\]"),
+    ("t1", times(0), r"voxelize: t1 must be later than t0, got t0 = 0, t1 = 0 in item 0"),
+    ("t1", times(2**41), r"voxelize: t1 - t0 must be at most 2\^40 microseconds, got t0 = 0"),
+]
+
+
+@pytest.mark.parametrize("direct", [False, pytest.param(True, marks=needs_extension)])
+@pytest.mark.parametrize(("name", "value", "message"), ERRORS)
+def test_error_messages(name, value, message, direct):
+    pixels = torch.zeros(4, dtype=torch.int32)
+    arguments = {
+        "x": pixels, "y": pixels, "t": times(0, 1, 2, 3), "p": torch.zeros(4, dtype=torch.uint8),
+        "offsets": times(0, 4), "t0": times(0), "t1": times(10), "bins": 2, "height": 3, "width": 4,
+    }  # fmt: skip
+    arguments[name] = value
+    function = torch.ops.flowfuse.voxelize if direct else ops.voxelize
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        function(*arguments.values())
+
+
+@needs_extension
+def test_opcheck():
+    for dtype in (torch.int16, torch.float32):
+        torch.library.opcheck(
+            torch.ops.flowfuse.voxelize.default, (*random_events([20, 30], dtype), 3, 7, 9)
+        )
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_same_bits_for_thread_counts(dtype):
+    arguments = (*random_events([4000, 10], dtype), 3, 7, 9)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(ops.voxelize(*arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for voxels, ignored in results[1:]:
+        assert torch.equal(voxels, results[0][0])
+        assert torch.equal(ignored, results[0][1])
+
+
+def test_same_bits_for_any_order():
+    x, y, t, p, *rest = random_events([400], torch.float32)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    first = ops.voxelize(x, y, t, p, *rest, 5, 7, 9)[0]
+    assert torch.equal(
+        first, ops.voxelize(x[order], y[order], t[order], p[order], *rest, 5, 7, 9)[0]
+    )
+
+
+@needs_extension
+def test_compile():
+    arguments = (*random_events([50, 60]), 3, 7, 9)
+    compiled = torch.compile(ops.voxelize, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments)[0], ops.voxelize(*arguments)[0])
