@@ -1,0 +1,105 @@
+"""Generate a scene and write it as a plain recording with true flow.
+
+    python data_tools/generate_recording.py OUT --preset fast --seed 7 --size 320x240 --frames 6
+
+OUT then holds events.h5, images/, images.txt, exposures.txt, flow/ (frame to next frame) and
+flow_at/TAU/ (frame to a time in between), which flowfuse-infer reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowfuse.data.recording_writer import write_recording
+from flowfuse.data.scenes import PRESETS, Scene, generate_scene
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    width, height = arguments.size
+    try:
+        scene = generate_scene(
+            arguments.seed,
+            arguments.preset,
+            height,
+            width,
+            frames=arguments.frames,
+            textures=arguments.textures,
+            device=arguments.device,
+            max_step=arguments.max_step,
+        )
+        write_scene(arguments.output, scene, arguments.times)
+    except (ValueError, OSError) as error:
+        print(f"generate_recording: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.output}: {len(scene.frames)} frames, {len(scene.events)} events")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="a directory that does not exist or is empty")
+    parser.add_argument("--preset", default="fast", choices=tuple(PRESETS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=parse_size, default=(320, 240), metavar="WxH")
+    parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument(
+        "--times",
+        type=parse_times,
+        default=(0.25, 0.5, 0.75),
+        help="times between two frames that get true flow, e.g. 0.25,0.5,0.75",
+    )
+    parser.add_argument("--textures", type=Path, help="folder of images to take textures from")
+    parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse ``320x240`` as (width, height)."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}") from None
+    return width, height
+
+
+def parse_times(text: str) -> tuple[float, ...]:
+    """Parse comma-separated times; the empty text is none."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers and commas, got {text!r}") from None
+
+
+def write_scene(path: Path, scene: Scene, times: Sequence[float]) -> None:
+    """Write a generated scene as a plain recording.
+
+    Args:
+        path: a directory that does not exist or is empty.
+        times: tau in (0, 1), as a share of each frame interval, at which to write the true
+            displacement as well.
+    """
+
+    def truth(tau: float) -> list[tuple]:
+        fields = [scene.truth(i + tau, start=float(i)) for i in range(len(scene.frames) - 1)]
+        return [(flow.numpy(), valid.numpy()) for flow, valid, _ in fields]
+
+    write_recording(
+        path,
+        scene.events,
+        scene.frames,
+        scene.frame_times,
+        exposures=scene.exposures,
+        flow=truth(1.0),
+        flow_at={tau: truth(tau) for tau in times},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
