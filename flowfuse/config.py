@@ -1,0 +1,264 @@
+"""Frozen dataclasses to and from plain dictionaries, JSON and YAML, strictly.
+
+Every configuration of flowfuse is a frozen dataclass beside the thing that it configures. This
+module is the one way by which values from outside (a recipe, a checkpoint, a command line) become
+such a dataclass: an unknown key, a missing key or a value of the wrong type is an error that names
+the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """A configuration that does not fit: the message names the key, and what was expected."""
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Turn a configuration into plain dictionaries, lists, strings, numbers, booleans and None.
+
+    Args:
+        config: a dataclass instance; its fields may be dataclasses, tuples, paths and mappings.
+
+    Returns:
+        A dictionary that JSON and YAML can hold; `config_from_dict` undoes it.
+    """
+    return {f.name: _to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def config_from_dict(cls: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
+    """Build a configuration from a dictionary.
+
+    Args:
+        cls: the dataclass to build.
+        values: one entry per field; a field with a default may be left out.
+        where: what the values come from, for messages (a path, "--model", ...).
+
+    Returns:
+        An instance of `cls`.
+
+    Raises:
+        ConfigError: an unknown key (near matches are named), a missing key, or a wrong value.
+    """
+    return _build(cls, values, key="", where=where)
+
+
+def config_to_json(config: Any) -> str:
+    """Write a configuration as one line of JSON with sorted keys."""
+    return json.dumps(config_to_dict(config), sort_keys=True)
+
+
+def config_from_json(cls: type[Config], text: str, *, where: str = "") -> Config:
+    """Read what `config_to_json` wrote.
+
+    Raises:
+        ConfigError: as `config_from_dict`; also for text that is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{_at(where)}not JSON: {error}") from None
+    return config_from_dict(cls, values, where=where)
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name what differs between two configurations, given as `config_to_dict` gives them.
+
+    Returns:
+        {dotted key: (value before, value after)} for every leaf that differs.
+    """
+    old, new = flatten(before), flatten(after)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace entries of nested mappings, key by key; keys that are new are added."""
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = overlay(merged[key], value) if nested else value
+    return merged
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Args:
+        path: the file. `1e-4` is read as a number (plain YAML 1.1 makes it a string).
+
+    Returns:
+        The mapping; {} for an empty file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: the file is no YAML, or holds something else than a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such configuration file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NumberLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(values).__name__}")
+    return values
+
+
+def write_yaml(path: str | Path, config: Any) -> None:
+    """Write a configuration as YAML, keys in the order of the fields."""
+    text = yaml.safe_dump(config_to_dict(config), sort_keys=False, default_flow_style=None)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+class _NumberLoader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-4` as a float: YAML 1.1 asks for a dot, people do not."""
+
+
+_NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return config_to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _at(where: str) -> str:
+    return f"{where}: " if where else ""
+
+
+def _build(cls: type[Config], values: Any, key: str, where: str) -> Config:
+    prefix = f"{key}." if key else ""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{_at(where)}{key or cls.__name__} must be a mapping of keys, got {values!r}"
+        )
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(fields)}"
+            raise ConfigError(f"{_at(where)}unknown key {prefix}{name}; {hint}")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        named = ", ".join(prefix + name for name in missing)
+        raise ConfigError(f"{_at(where)}missing key {named}")
+    hints = typing.get_type_hints(cls)
+    converted = {
+        name: _convert(value, hints[name], prefix + name, where) for name, value in values.items()
+    }
+    try:
+        return cls(**converted)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:  # what the class's own __post_init__ refuses
+        raise ConfigError(f"{_at(where)}{error}") from None
+
+
+def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(hint, value, key, where)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, arguments, key, where)
+    if origin is typing.Literal:
+        if value in arguments and type(value) in {type(a) for a in arguments}:
+            return value
+        raise _wrong(value, " or ".join(map(str, arguments)), key, where)
+    if origin is tuple:
+        return _convert_tuple(value, arguments, key, where)
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(value, "a mapping", key, where)
+        return {k: _convert(v, arguments[1], f"{key}.{k}", where) for k, v in value.items()}
+    if hint is type(None) and value is None:
+        return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)
+    if hint is int and is_number and isinstance(value, int):
+        return value
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    raise _wrong(value, getattr(hint, "__name__", str(hint)), key, where)
+
+
+def _convert_union(value: Any, choices: tuple[Any, ...], key: str, where: str) -> Any:
+    errors = []
+    for choice in choices:
+        try:
+            return _convert(value, choice, key, where)
+        except ConfigError as error:
+            errors.append(error)
+    kinds = " or ".join(
+        "null" if c is type(None) else getattr(c, "__name__", str(c)) for c in choices
+    )
+    raise _wrong(value, kinds, key, where) from errors[0]
+
+
+def _convert_tuple(value: Any, kinds: tuple[Any, ...], key: str, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(value, "a list", key, where)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        raise _wrong(value, f"{len(kinds)} values", key, where)
+    return tuple(
+        _convert(item, kind, f"{key}[{i}]", where)
+        for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _wrong(value: Any, expected: str, key: str, where: str) -> ConfigError:
+    return ConfigError(f"{_at(where)}{key} must be {expected}, got {value!r}")

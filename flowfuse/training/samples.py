@@ -1,0 +1,133 @@
+"""Which sample belongs to which step: a function of (seed, step) alone.
+
+Sample number n of a training (step s takes the numbers (s - 1) B .. s B - 1) is an item of the pool
+of scenes, picked by a permutation of the pool that (seed, epoch) fixes, and varied by draws that
+(seed, n) fixes. A training resumed at step s therefore sees what an uninterrupted one sees, with
+any number of worker processes.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flowfuse.data.presets import PRESETS
+from flowfuse.data.transforms import AugmentConfig, Sample, augment, crop_centre
+from flowfuse.model import ModelInputs
+
+# Held-out scenes of every run: same scenes, comparable numbers. No training may use this seed.
+VALIDATION_SEED = 2_000_000_011
+# Streams of draws from one seed.
+_ORDER, _VARIATION = 1, 2
+_SCENES = "scenes:"
+
+
+def parse_data(text: str) -> dict[str, float]:
+    """Read what to train on.
+
+    Args:
+        text: "scenes:fast", or a mixture with weights, "scenes:fast=2,blur=1".
+
+    Returns:
+        {preset: weight}, in the given order.
+
+    Raises:
+        ValueError: another source, an unknown preset, or a weight that is no positive number.
+    """
+    if not text.startswith(_SCENES):
+        raise ValueError(
+            f"data must be generated scenes, {_SCENES}PRESET or {_SCENES}A=2,B=1, got {text!r}"
+        )
+    weights: dict[str, float] = {}
+    for part in text.removeprefix(_SCENES).split(","):
+        name, _, weight = part.strip().partition("=")
+        if name not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise ValueError(f"data: unknown preset {name!r} in {text!r}; known: {known}")
+        if name in weights:
+            raise ValueError(f"data: preset {name} is named twice in {text!r}")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            raise ValueError(f"data: weight of {name} must be a number, got {weight!r}") from None
+        if not 0 < weights[name] < float("inf"):
+            raise ValueError(f"data: weight of {name} must be positive, got {weight}")
+    return weights
+
+
+def model_inputs(batch: Mapping[str, Tensor]) -> ModelInputs:
+    """Pick what the network sees out of a batch of samples."""
+    return ModelInputs(*(batch[name] for name in ModelInputs._fields))
+
+
+class StepSamples(Dataset):
+    """Sample number n of a training, n = 0, 1, 2, ... without end.
+
+    Args:
+        scenes: the pool: items are samples, a function of their index alone.
+        seed: fixes order and variation.
+        crop: (height, width) of the samples in px.
+        variation: how samples are varied; None cuts out the middle, the same each time.
+    """
+
+    def __init__(
+        self,
+        scenes: Dataset | Sequence[Sample],
+        seed: int,
+        crop: tuple[int, int],
+        variation: AugmentConfig | None,
+    ) -> None:
+        self.scenes = scenes
+        self.seed = seed
+        self.crop = crop
+        self.variation = variation
+
+    def __getitem__(self, number: int) -> Sample:
+        sample = self.scenes[self.scene_of(number)]
+        if self.variation is None:
+            return crop_centre(sample, self.crop)
+        rng = np.random.default_rng([self.seed, _VARIATION, number])
+        return augment(sample, rng, self.variation, self.crop)
+
+    def scene_of(self, number: int) -> int:
+        """Return the pool's index of sample `number`: each scene once per epoch, shuffled."""
+        epoch, place = divmod(number, len(self.scenes))
+        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.scenes))
+        return int(order[place])
+
+
+def batches(
+    samples: StepSamples, *, first_step: int, last_step: int, batch: int, workers: int, pin: bool
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches of steps first_step .. last_step (counted from 1), in order.
+
+    Args:
+        samples: where sample n comes from.
+        first_step, last_step: both included.
+        batch: samples per step.
+        workers: processes that prepare samples; 0 prepares them here. The batches are the same.
+        pin: page-locked memory, for a GPU.
+    """
+    numbers = range((first_step - 1) * batch, last_step * batch)
+    loader = DataLoader(
+        samples,
+        batch_size=batch,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_parent,
+        # A generator of its own: the default would spend a draw of the global one.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent stops at a step's end and ends us then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,277 @@
+"""Settings of a training, from defaults, a recipe and the command line, in that order."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import jsonargparse
+
+from flowfuse.config import (
+    ConfigError,
+    config_from_dict,
+    config_to_dict,
+    flatten,
+    overlay,
+    read_yaml,
+)
+from flowfuse.data.transforms import AugmentConfig
+from flowfuse.losses import LossConfig
+from flowfuse.model import CONFIGS, ModelConfig
+from flowfuse.training.samples import VALIDATION_SEED, parse_data
+
+PROGRAM = "flowfuse-train"
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+        model: architecture.
+        loss: weights of the losses.
+        augment: how samples are varied.
+        data: generated scenes to train on: scenes:PRESET, or a mixture, scenes:fast=2,blur=1.
+        scenes: size of the pool of generated scenes.
+        scene_size: height and width of the scenes, px.
+        crop: height and width of what the network sees, px.
+        cache: directory that keeps generated scenes from run to run.
+        seed: fixes the first weights, the scenes, their order and every variation.
+        steps: length of the training; the learning rate falls to zero over it.
+        batch: samples per step.
+        iterations: recurrent updates in training; the model's own number by default.
+        learning_rate: highest learning rate (AdamW; linear warm-up, then half a cosine).
+        warmup: share of the steps in which the learning rate rises.
+        weight_decay: of the weights with more than one axis.
+        clip: largest norm of the gradient.
+        ema: decay of the moving average of the weights.
+        bf16: compute in bfloat16 where autocast does; the weights stay float32.
+        channels_last: memory layout of weights and images.
+        compile: compile the model with torch.compile.
+        device: auto, cpu, cuda or cuda:N.
+        workers: processes that prepare samples; the result does not depend on it.
+        log_every: steps between two lines of log.csv.
+        validate_every: steps between two validations.
+        validation_scenes: held-out scenes to validate on.
+        checkpoint_every: steps between two checkpoints.
+        keep: how many of the newest checkpoints to keep; the best one stays too.
+        tensorboard: write TensorBoard event files where TensorBoard is installed.
+        overfit: train on this many fixed scenes without variation, and validate on them; 0 = no.
+    """
+
+    model: ModelConfig = CONFIGS["small"]
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: str = "scenes:slow=1,fast=3,blur=1,dark=1,mixed=1"
+    scenes: int = 2000
+    scene_size: tuple[int, int] = (160, 192)
+    crop: tuple[int, int] = (128, 160)
+    cache: str | None = None
+    seed: int = 0
+    steps: int = 20000
+    batch: int = 4
+    iterations: int | None = None
+    learning_rate: float = 4e-4
+    warmup: float = 0.05
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.999
+    bf16: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    device: str = "auto"
+    workers: int = 0
+    log_every: int = 50
+    validate_every: int = 1000
+    validation_scenes: int = 16
+    checkpoint_every: int = 500
+    keep: int = 3
+    tensorboard: bool = True
+    overfit: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        for name in ("warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.seed == VALIDATION_SEED:
+            raise ValueError(f"seed {VALIDATION_SEED} is kept for the held-out scenes")
+        if any(c > s for c, s in zip(self.crop, self.scene_size, strict=True)):
+            raise ValueError(
+                f"crop {self.crop} must not be larger than scene_size {self.scene_size}"
+            )
+        parse_data(self.data)
+
+
+_LOWEST = {
+    "scenes": 1,
+    "seed": 0,
+    "steps": 1,
+    "batch": 1,
+    "iterations": 1,
+    "weight_decay": 0,
+    "workers": 0,
+    "log_every": 1,
+    "validate_every": 1,
+    "validation_scenes": 1,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "overfit": 0,
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What belongs to one call of the command, not to the training.
+
+    Args:
+        output: directory of the run.
+        resume: carry on from the newest checkpoint in it.
+        stop_after_minutes: save a checkpoint and stop after this time; None = never.
+    """
+
+    output: Path
+    resume: bool = False
+    stop_after_minutes: float | None = None
+
+
+def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptions]:
+    """Read settings: defaults, then the recipe (or the resumed run's), then the command line.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The resolved configuration, and the options of this call.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a wrong value.
+        FileNotFoundError: a recipe, or a run to resume, that is not there.
+        SystemExit: after --help.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    _add_run_options(early)
+    early.add_argument("--model")
+    parser = _build_parser()
+    try:
+        options, rest = early.parse_known_args(argv)
+        given = parser.parse_args([_spell(word) for word in rest], defaults=False).as_dict()
+    except argparse.ArgumentError as error:  # jsonargparse raises the same class
+        raise ConfigError(" ".join(str(error).split()) + _suggest(str(error))) from None
+    # Shown in the help of the second parser, read by the first.
+    given = {key: value for key, value in given.items() if key == "model" or key not in options}
+    if options.output is None:
+        raise ConfigError("name the directory of the run: -o DIRECTORY")
+    output = Path(options.output)
+    if options.stop_after_minutes is not None and not options.stop_after_minutes >= 0:
+        raise ConfigError(
+            f"--stop-after-minutes must not be negative, got {options.stop_after_minutes}"
+        )
+
+    recipe = None if options.config is None else _find_recipe(Path(options.config))
+    if recipe is None and options.resume:
+        recipe = output / "config.yaml"
+        if not recipe.is_file():
+            raise FileNotFoundError(f"{output}: nothing to resume: no {recipe.name} there")
+    values = read_yaml(recipe) if recipe is not None else {}
+    where = str(recipe) if recipe is not None else PROGRAM
+    if options.model is not None:
+        values["model"] = options.model
+    values["model"] = _expand_model(values.get("model", "small"), where)
+    base = config_from_dict(TrainConfig, values, where=where)
+    config = config_from_dict(TrainConfig, overlay(config_to_dict(base), given), where=PROGRAM)
+    return config, RunOptions(output, options.resume, options.stop_after_minutes)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="DIR", help="directory of the run")
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="settings from a YAML file, or the name of a shipped recipe",
+    )
+    parser.add_argument("--resume", action="store_true", help="carry on from the newest checkpoint")
+    parser.add_argument(
+        "--stop-after-minutes", type=float, metavar="M", help="save a checkpoint and stop then"
+    )
+
+
+def _build_parser() -> jsonargparse.ArgumentParser:
+    """The command line of TrainConfig, made from its fields and their documentation."""
+    parser = jsonargparse.ArgumentParser(
+        prog=PROGRAM,
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Train a model on generated scenes. --model NAME chooses an architecture "
+        f"({', '.join(CONFIGS)}); --model.KEY VALUE changes one of its settings. A recipe given "
+        "with --config holds the same keys in YAML; the command line wins over it.",
+    )
+    documented = docstring_parser.parse(TrainConfig.__doc__).params
+    described = {entry.arg_name: entry.description for entry in documented}
+    hints = typing.get_type_hints(TrainConfig)
+    _add_run_options(parser)
+    for setting in dataclasses.fields(TrainConfig):
+        hint, flag = hints[setting.name], "--" + setting.name.replace("_", "-")
+        about = {"help": described[setting.name], "default": setting.default}
+        if dataclasses.is_dataclass(hint):
+            parser.add_class_arguments(hint, setting.name)
+        elif hint is bool:
+            parser.add_argument(flag, action=jsonargparse.ActionYesNo(no_prefix="no-"), **about)
+        elif typing.get_origin(hint) is tuple:
+            about["default"] = list(setting.default)
+            parser.add_argument(flag, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), **about)
+        else:
+            parser.add_argument(flag, type=hint, **about)
+    return parser
+
+
+def _find_recipe(name_or_path: Path) -> Path:
+    """A recipe's path, or the path of the shipped recipe of that name."""
+    shipped = RECIPES / f"{name_or_path}.yaml"
+    return shipped if shipped.is_file() and not name_or_path.is_file() else name_or_path
+
+
+def _spell(word: str) -> str:
+    """Accept hyphens and underscores alike: --learning_rate, --augment.drop-frames."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word[2:].partition("=")
+    flag = flag.replace("-", "_") if "." in flag else flag.replace("_", "-")
+    return f"--{flag}{equals}{value}"
+
+
+def _suggest(message: str) -> str:
+    """Near matches of an option that does not exist."""
+    unknown = next((word for word in message.split() if word.startswith("--")), None)
+    if unknown is None or "unrecognized" not in message:
+        return ""
+    known = [_spell(f"--{key}") for key in flatten(config_to_dict(TrainConfig()))]
+    near = difflib.get_close_matches(unknown.partition("=")[0], known, n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; see {PROGRAM} --help"
+
+
+def _expand_model(value: Any, where: str) -> Any:
+    """Complete `model: small` and `model: {name: small, fusion: concatenation}`."""
+    if not isinstance(value, Mapping):
+        value = {"name": value}
+    complete = all(entry.name in value for entry in dataclasses.fields(ModelConfig))
+    name = value.get("name", "small")
+    if complete:
+        return value
+    if name not in CONFIGS:
+        raise ConfigError(f"{where}: unknown model {name!r}; known: {', '.join(CONFIGS)}")
+    return overlay(config_to_dict(CONFIGS[name]), value)

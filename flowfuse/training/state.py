@@ -1,0 +1,268 @@
+"""The whole state of a training, and the directory of a run that keeps it.
+
+A training checkpoint (run/checkpoints/step_00001000.safetensors) is a model checkpoint whose
+weights are the averaged ones, with these tensors beside them:
+    raw.<name>                the weights that are being trained
+    optimizer.<kind>.<name>   the optimizer's state of one parameter (exp_avg, exp_avg_sq, step)
+Random draws have no state to keep: all are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowfuse.checkpoint import (
+    SUFFIX,
+    CheckpointError,
+    load_weights,
+    read_header,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from flowfuse.config import changed_keys, config_to_dict
+from flowfuse.model import FlowFuse, ModelConfig
+
+
+def learning_rate_at(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Learning rate of a step: linear warm-up, then half a cosine down to zero.
+
+    Args:
+        step: 1 .. steps.
+        steps: length of the training.
+        peak: highest rate.
+        warmup: share of the steps before the peak, in [0, 1).
+    """
+    rising = max(1, round(steps * warmup))
+    if step <= rising:
+        return peak * step / rising
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - rising) / (steps - rising + 1)))
+
+
+class TrainingState:
+    """Weights, their moving average, the optimizer and the counters of a training.
+
+    Args:
+        config: architecture.
+        device: where to train.
+        seed: fixes the first weights.
+        weight_decay: of AdamW; biases and norms have none.
+        decay: of the moving average; early steps use less, so that it forgets the first weights.
+        channels_last: memory layout of the weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        *,
+        seed: int,
+        weight_decay: float,
+        decay: float,
+        channels_last: bool,
+    ) -> None:
+        torch.manual_seed(seed)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = FlowFuse(config).to(device).to(memory_format=layout).train()
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.decay = decay
+        # (averaged, trained) weights: the same storage for good.
+        self._pairs = list(
+            zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
+        )
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
+        )
+        self.step = 0
+        self.seconds = 0.0  # spent training, over all sessions
+        self.best: dict[str, float] = {}  # "step" and "epe" of the best validation
+        self.sums: dict[str, float] = {}  # what the next line of the log averages
+        self.summed = 0  # steps in them
+
+    def apply_gradients(self, learning_rate: float) -> None:
+        """Take one optimizer step with the gradients at hand, and update the average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for kept, new in self._pairs:
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1.0 - decay)
+                else:
+                    kept.copy_(new)
+
+    def save(self, path: Path, settings: dict[str, Any]) -> None:
+        """Write all of it to a checkpoint.
+
+        Args:
+            path: the file.
+            settings: the resolved configuration of the training, to be kept beside it.
+        """
+        tensors = {f"raw.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{kind}.{name}"] = value
+        save_checkpoint(path, self.average, training=self.facts(settings), tensors=tensors)
+
+    def export(self, path: Path, settings: dict[str, Any]) -> None:
+        """Write the averaged weights alone, for inference."""
+        save_checkpoint(path, self.average, training=self.facts(settings))
+
+    def facts(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says about its training, as JSON can hold it."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "sums": self.sums,
+            "summed": self.summed,
+            "settings": settings,
+        }
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Take everything from a checkpoint: the next step is as it would have been.
+
+        Returns:
+            The settings that the checkpoint was saved with.
+
+        Raises:
+            CheckpointError: unreadable, of another model, or without a training's state. The state
+                is as before when the file is unreadable.
+        """
+        config, info = read_header(path)
+        facts = info["training"]
+        average, raw = read_tensors(path, "model."), read_tensors(path, "raw.")
+        moments = read_tensors(path, "optimizer.")
+        if not raw or "step" not in facts:
+            raise CheckpointError(f"{path}: holds a model but no training state to resume")
+        for key, (there, here) in changed_keys(
+            config_to_dict(config), config_to_dict(self.model.config)
+        ).items():
+            raise CheckpointError(
+                f"{path}: was trained with model.{key} = {there}; {here} cannot go on from it"
+            )
+        load_weights(self.average, average, where=str(path))
+        load_weights(self.model, raw, where=str(path))
+        self._restore_optimizer(moments, path)
+        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.best, self.sums, self.summed = facts["best"], facts["sums"], facts["summed"]
+        return facts["settings"]
+
+    def _restore_optimizer(self, moments: dict[str, Tensor], path: Path) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.optimizer.state.clear()
+        for key, value in moments.items():
+            kind, name = key.split(".", 1)
+            if name not in parameters or value.shape not in ((), parameters[name].shape):
+                raise CheckpointError(f"{path}: optimizer state {key} does not fit the model")
+            if value.ndim:
+                # In the layout of its parameter, as the optimizer itself would have made it:
+                # another layout can round differently.
+                value = torch.empty_like(parameters[name]).copy_(value)
+            self.optimizer.state[parameters[name]][kind] = value
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: the directory.
+
+    Attributes:
+        config: resolved configuration of the run.
+        model: the averaged weights of the newest checkpoint, for inference.
+        nan_batch: the batch that made the loss not finite.
+        pictures: directory of validation pictures.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.model = path / f"model{SUFFIX}"
+        self.nan_batch = path / f"nan_batch{SUFFIX}"
+        self.pictures = path / "pictures"
+        self._checkpoints = path / "checkpoints"
+
+    def create(self) -> None:
+        """Make the directory, and clear what a killed writer left half-written.
+
+        Raises:
+            OSError: it cannot be made or written.
+        """
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        for abandoned in self._checkpoints.glob(f".*.tmp{SUFFIX}"):
+            abandoned.unlink()
+
+    def checkpoints(self) -> list[Path]:
+        """Training checkpoints, oldest first."""
+        return sorted(self._checkpoints.glob(f"step_*{SUFFIX}"))
+
+    def save(self, state: TrainingState, settings: dict[str, Any], keep: int) -> Path:
+        """Write a checkpoint and the exported model, then remove all but the newest and the best.
+
+        Args:
+            state: what to save.
+            settings: the resolved configuration.
+            keep: how many of the newest checkpoints stay.
+        """
+        path = self._checkpoint(state.step)
+        state.save(path, settings)
+        state.export(self.model, settings)
+        wanted = {*self.checkpoints()[-keep:], path}
+        if state.best:
+            wanted.add(self._checkpoint(int(state.best["step"])))
+        for old in self.checkpoints():
+            if old not in wanted:
+                old.unlink()
+        return path
+
+    def restore_newest(self, state: TrainingState) -> tuple[Path, dict[str, Any]]:
+        """Restore the newest checkpoint that can be read; tell of those that cannot.
+
+        Returns:
+            The checkpoint used, and the settings that it was saved with.
+
+        Raises:
+            CheckpointError: none can be used; says why the newest cannot.
+        """
+        refused: list[tuple[Path, CheckpointError]] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                read_header(path)
+            except CheckpointError as error:
+                refused.append((path, error))
+                continue
+            settings = state.restore(path)
+            for broken, error in refused:
+                # Renamed: neither lost, nor taken for a checkpoint again.
+                broken.rename(broken.with_name(f"unreadable_{broken.name}"))
+                print(f"{error}; set aside, using {path.name}", file=sys.stderr)
+            return path, settings
+        raise refused[0][1]
+
+    def save_bad_batch(self, batch: dict[str, Tensor], step: int, settings: dict[str, Any]) -> None:
+        """Keep the batch that broke the training, with the step and the settings."""
+        write_tensors(self.nan_batch, batch, {"step": str(step), "settings": json.dumps(settings)})
+
+    def _checkpoint(self, step: int) -> Path:
+        return self._checkpoints / f"step_{step:08d}{SUFFIX}"
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,159 @@
+"""Errors on a fixed set of scenes while a model is trained, and pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from flowfuse.data.transforms import Sample
+from flowfuse.events import Events
+from flowfuse.model import FlowFuse, ModelOutput
+from flowfuse.training.samples import model_inputs
+from flowfuse.trajectory import bezier
+from flowfuse.visualize import (
+    colour_flow,
+    contact_sheet,
+    draw_boundary,
+    draw_events,
+    draw_heat,
+    largest_magnitude,
+    write_image,
+)
+
+# What the network is shown: frames, events, history.
+_MODES = {"fused": (1.0, 1.0, 1.0), "frames": (1.0, 0.0, 0.0), "events": (0.0, 1.0, 1.0)}
+
+
+class Validator:
+    """A fixed set of scenes to measure models on.
+
+    Args:
+        samples: the scenes with "present", all of one size.
+        batch: scenes per forward pass.
+        device: where to compute.
+        bf16: compute in bfloat16 where autocast does.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], *, batch: int, device: torch.device, bf16: bool
+    ) -> None:
+        self._samples = samples
+        self._batch = batch
+        self._device = device
+        self._bf16 = bf16
+        zero, dis = _Mean(), _Mean()
+        for sample in samples:
+            truth, valid = sample["flow"][-1:], sample["valid"][-1:]
+            zero.add(truth.norm(dim=1), valid)
+            dis.add((truth - dense_inverse_search(sample)[None]).norm(dim=1), valid)
+        self._references = {"epe_zero": zero.value, "epe_dis": dis.value}
+
+    def measure(self, model: FlowFuse) -> dict[str, float]:
+        """Measure a model, with both modalities and with each alone.
+
+        Args:
+            model: the model, in eval mode, on the device.
+
+        Returns:
+            Mean end-point errors over the valid pixels of all scenes, px: `epe` at t1, `tepe` at
+            the earlier times with truth, `epe_frames` and `epe_events` with one modality (where the
+            model has both), and, for comparison, `epe_zero` and `epe_dis` (OpenCV's DIS).
+        """
+        both = model.config.frames and model.config.events
+        means = {"epe": _Mean(), "tepe": _Mean()}
+        means |= {f"epe_{name}": _Mean() for name in _MODES if both and name != "fused"}
+        for start in range(0, len(self._samples), self._batch):
+            batch = default_collate(self._samples[start : start + self._batch])
+            for name, present in _MODES.items():
+                if name != "fused" and not both:
+                    continue
+                batch["present"] = torch.tensor(present).expand(len(batch["tau"]), 3)
+                flow = bezier(self._run(model, batch).control_points[-1], batch["tau"])
+                error = (flow - batch["flow"]).norm(dim=2)  # [B, T, H, W]
+                end = means["epe" if name == "fused" else f"epe_{name}"]
+                end.add(error[:, -1], batch["valid"][:, -1])
+                if name == "fused":
+                    means["tepe"].add(error[:, :-1], batch["valid"][:, :-1])
+        return {name: mean.value for name, mean in means.items()} | self._references
+
+    def draw(self, model: FlowFuse, path: Path, scenes: int = 4) -> None:
+        """Write a picture of the first scenes, one per row.
+
+        Args:
+            model: the model, in eval mode, on the device.
+            path: the PNG file; its directory must exist.
+            scenes: rows at most.
+        """
+        samples = self._samples[:scenes]
+        output = self._run(model, default_collate(samples))
+        images, labels = [], []
+        for i, sample in enumerate(samples):
+            row = _draw_scene(
+                sample,
+                output.control_points[-1, i, -1].numpy(),
+                torch.sigmoid(output.boundary[i]).numpy(),
+            )
+            labels += row
+            images += row.values()
+        write_image(path, contact_sheet(images, labels, columns=len(images) // len(samples)))
+
+    @torch.inference_mode()
+    def _run(self, model: FlowFuse, batch: dict[str, Tensor]) -> ModelOutput:
+        """Run the model on a batch; the estimates come back on the CPU, in float32."""
+        inputs = model_inputs({name: tensor.to(self._device) for name, tensor in batch.items()})
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            output = model(inputs)
+        return ModelOutput(*(tensor.float().cpu() for tensor in output))
+
+
+class _Mean:
+    """Mean over the valid elements of many tensors; NaN where there are none."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, values: Tensor, valid: Tensor) -> None:
+        self.total += float(values[valid].double().sum())
+        self.count += int(valid.sum())
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
+def dense_inverse_search(sample: Sample) -> Tensor:
+    """OpenCV's DIS flow between the frames of a sample, medium preset: [2, H, W] px."""
+    frames = [(sample[name][0] * 255).round().byte().numpy() for name in ("frame0", "frame1")]
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return torch.from_numpy(method.calc(*frames, None)).permute(2, 0, 1)
+
+
+def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[str, np.ndarray]:
+    """The labelled pictures of one scene; the truth sets the scale of all."""
+    truth, valid = sample["flow"][-1].numpy(), sample["valid"][-1].numpy()
+    frame = sample["frame0"][0].numpy()
+    magnitude = largest_magnitude(truth, valid)
+    error = np.linalg.norm(flow - truth, axis=0)
+    mean = error[valid].mean() if valid.any() else float("nan")
+    return {
+        "events": draw_events(frame, _polarity_events(sample)),
+        f"true flow, up to {magnitude:.1f} px": colour_flow(truth, valid, magnitude),
+        "flow": colour_flow(flow, None, magnitude),
+        "B_e cyan, B_m red": draw_boundary(frame, boundary),
+        f"error, mean {mean:.2f} px": draw_heat(error, valid, magnitude / 4),
+    }
+
+
+def _polarity_events(sample: Sample) -> Events:
+    """One event per pixel where polarities do not cancel: a sample keeps sums, not events."""
+    total = sample["slices"][1:].sum((0, 1)).numpy()
+    y, x = np.nonzero(total)
+    height, width = total.shape
+    times = np.zeros(len(x), np.int64)
+    return Events(x, y, times, total[y, x] > 0, height=height, width=width)

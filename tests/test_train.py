@@ -1,0 +1,386 @@
+"""flowfuse-train: exact resuming, kills, NaN, what is refused, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from flowfuse import train
+from flowfuse.checkpoint import load_checkpoint, read_header
+from flowfuse.config import ConfigError
+from flowfuse.data.transforms import AugmentConfig
+from flowfuse.model import CONFIGS
+from flowfuse.training import log, samples, settings, state
+
+RECIPE = """
+model: {name: small, slices: 2, bins: 2, stem_channels: 8, channels: 8, hidden: 8,
+        token_channels: 8, boundary_channels: 8, iterations: 2, radius: 1, levels: 1,
+        dilations: [1, 2]}
+data: scenes:slow=2,fast=1
+scenes: 5
+scene_size: [40, 48]
+crop: [24, 32]
+batch: 2
+steps: 16
+learning_rate: 2e-3
+log_every: 2
+validate_every: 8
+validation_scenes: 2
+checkpoint_every: 4
+keep: 2
+tensorboard: false
+device: cpu
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from threads, and the killed process must have as many as we."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, one_thread) -> Path:
+    """The run that nothing interrupts; others are compared with it."""
+    run = recipe.parent / "finished"
+    assert train.main(["--config", str(recipe), "-o", str(run)]) == 0
+    return run
+
+
+def read_all(run: Path, step: int = 16) -> dict[str, torch.Tensor]:
+    with safe_open(str(run / f"checkpoints/step_{step:08d}.safetensors"), "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows without what a clock wrote."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in rows]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    found, expected = read_all(run), read_all(other)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    for table in ("log.csv", "validation.csv"):
+        assert read_table(run / table) == read_table(other / table)
+
+
+def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
+    take_step = train.Trainer.take_step
+
+    def interrupted(self, batch):
+        if self.state.step + 1 == step:
+            os.kill(os.getpid(), number)
+        return take_step(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "take_step", interrupted)
+
+
+def test_what_a_run_leaves(finished):
+    assert {p.name for p in finished.iterdir()} == {
+        "checkpoints", "config.yaml", "log.csv", "model.safetensors", "pictures", "validation.csv",
+    }  # fmt: skip
+    kept = {int(p.stem[5:]) for p in (finished / "checkpoints").iterdir()}
+    best = read_header(finished / "model.safetensors")[1]["training"]["best"]["step"]
+    assert kept == {12, 16, best}
+    assert {p.name for p in (finished / "pictures").iterdir()} == {
+        "step_00000008.png", "step_00000016.png",
+    }  # fmt: skip
+    rows = read_table(finished / "log.csv")
+    assert [int(row["step"]) for row in rows] == list(range(2, 17, 2))
+    assert {"loss", "epe", "epe_zero", "epe_ratio", "gradient", "learning_rate"} <= rows[0].keys()
+    validated = read_table(finished / "validation.csv")
+    assert {"epe", "tepe", "epe_frames", "epe_events", "epe_zero", "epe_dis"} <= validated[0].keys()
+    model, info = load_checkpoint(finished / "model.safetensors")
+    average = read_all(finished)
+    assert all(torch.equal(t, average[f"model.{n}"]) for n, t in model.state_dict().items())
+    assert info["training"]["step"] == 16 and info["training"]["settings"]["crop"] == [24, 32]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_has_the_same_bits(
+    recipe, finished, tmp_path, monkeypatch, capsys, number
+):
+    # Step 5 is between two checkpoints, two lines of the log and two epochs.
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5, number)
+        assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 130
+    assert "stopped after step 5, checkpoint saved" in capsys.readouterr().err
+    assert train.main(["-o", str(tmp_path), "--resume"]) == 0
+    assert "resuming from" in capsys.readouterr().err
+    assert_same_run(tmp_path, finished)
+
+
+def test_killed_and_resumed_has_the_same_bits(recipe, finished, tmp_path, capsys):
+    command = [sys.executable, "-m", "flowfuse.train", "--config", str(recipe), "-o", str(tmp_path)]
+    root = Path(__file__).parent.parent  # where -m finds the package, installed or not
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE)
+    first = tmp_path / "checkpoints/step_00000004.safetensors"
+    try:
+        while not first.exists() and process.poll() is None:
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        stderr = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, stderr
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path), "--resume"]) == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_truncated_newest_checkpoint_is_set_aside(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    newest = run / "checkpoints/step_00000016.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    abandoned = run / "checkpoints/.step_00000016.1-ab.tmp.safetensors"
+    abandoned.write_bytes(b"half")
+    assert train.main(["-o", str(run), "--resume"]) == 0
+    message = capsys.readouterr().err
+    assert "truncated" in message and "using step_00000012.safetensors" in message
+    assert (run / "checkpoints/unreadable_step_00000016.safetensors").exists()
+    assert not abandoned.exists()
+    assert_same_run(run, finished)
+
+
+def test_no_readable_checkpoint_is_an_error(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    assert train.main(["-o", str(run), "--resume"]) == 2
+    assert "step_00000016.safetensors: not a safetensors file" in capsys.readouterr().err
+
+
+def test_nan_stops_saves_the_batch_and_keeps_the_checkpoint(recipe, tmp_path, monkeypatch, capsys):
+    loss = train.supervised_loss
+    calls = []
+
+    def poisoned(output, batch, config):
+        calls.append(1)
+        total, parts = loss(output, batch, config)
+        return (total * float("nan") if len(calls) == 6 else total), parts
+
+    monkeypatch.setattr(train, "supervised_loss", poisoned)
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step 6: the loss is nan" in message and "step_00000004.safetensors" in message
+    with safe_open(str(tmp_path / "nan_batch.safetensors"), "pt") as file:
+        assert file.metadata()["step"] == "6"
+        assert file.get_tensor("slices").shape == (2, 3, 2, 24, 32)
+    assert all(t.isfinite().all() for t in read_all(tmp_path, 4).values())
+
+
+def test_infinite_gradient_stops_too(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        train.nn.utils, "clip_grad_norm_", lambda parameters, clip: torch.tensor(float("inf"))
+    )
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "step 1: " in message and "norm inf" in message and "no checkpoint yet" in message
+
+
+def test_full_disk_is_one_line(recipe, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(state.TrainingState, "save", full)
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.strip().endswith("error: No space left on device")
+
+
+def test_time_is_up(recipe, tmp_path, capsys):
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path), "--stop-after-minutes=0"]) == 0
+    assert "stopped after step 1, checkpoint saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the directory of the run: -o"),
+        (
+            ["-o", "{run}"],
+            "already holds a training, up to step_00000016.safetensors: add --resume",
+        ),
+        (["-o", "{new}", "--resume"], "nothing to resume: no config.yaml"),
+        (["-o", "{run}", "--resume", "--model.hidden", "16"], "model.hidden = 8; 16 cannot go on"),
+        (["-o", "{recipe}/x"], "x"),
+        (["-o", "{new}", "--config", "absent"], "absent: no such configuration file"),
+        (["-o", "{new}", "--config", "{bad}"], "unknown key learning_rat; did you mean learning_"),
+        (["-o", "{new}", "--stepz", "3"], "did you mean --steps"),
+        (["-o", "{new}", "--model.fusio", "x"], "did you mean --model.fusion"),
+        (["-o", "{new}", "--model.fusion", "sum"], "model.fusion"),
+        (["-o", "{new}", "--model", "smal"], "unknown model 'smal'; known: small, base"),
+        (["-o", "{new}", "--steps", "many"], "steps"),
+        (["-o", "{new}", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["-o", "{new}", "--crop", "200", "100"], "must not be larger than scene_size"),
+        (["-o", "{new}", "--data", "scenes:fats"], "unknown preset 'fats'"),
+        (["-o", "{new}", "--data", "dsec"], "data must be generated scenes"),
+        (["-o", "{new}", "--data", "scenes:fast=-1"], "weight of fast must be positive"),
+        (["-o", "{new}", "--augment.flip", "2"], r"flip must be in [0, 1], got 2"),
+        (["-o", "{new}", "--device", "tpu"], "device"),
+    ],
+)
+def test_refused_in_one_line(finished, recipe, tmp_path, capsys, arguments, message):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("learning_rat: 1\n")
+    places = {"run": finished, "new": tmp_path / "new", "recipe": recipe, "bad": bad}
+    assert train.main([word.format(**places) for word in arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and message in error
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(tmp_path, capsys):
+    assert train.main(["-o", str(tmp_path / "new"), "--device", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert "cuda" in error and "cpu" in error and error.count("\n") == 1
+
+
+def test_finished_run_resumed_does_nothing_and_longer_goes_on(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert train.main(["-o", str(run), "--resume"]) == 0
+    assert_same_run(run, finished)
+    assert train.main(["-o", str(run), "--resume", "--steps", "18"]) == 0
+    assert "changed since then: steps = 18 (was 16)" in capsys.readouterr().err
+    assert [row["step"] for row in read_table(run / "log.csv")][-2:] == ["16", "18"]
+
+
+def test_overfit_learns(recipe, tmp_path):
+    arguments = ["--overfit", "2", "--data", "scenes:fast", "--steps", "150", "--ema", "0.9"]
+    arguments += ["--validate-every", "1000", "--checkpoint-every", "1000"]
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path), *arguments]) == 0
+    result = read_table(tmp_path / "validation.csv")[-1]
+    # Seen: 0.45. A network that learns nothing stays at 1.
+    assert float(result["epe"]) < 0.7 * float(result["epe_zero"])
+
+
+def test_bfloat16_and_tensorboard(recipe, tmp_path, capsys):
+    arguments = ["--bf16", "--tensorboard", "--steps", "2"]
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path), *arguments]) == 0
+    assert all(t.dtype == torch.float32 for t in read_all(tmp_path, 2).values())
+
+
+def test_tensorboard_missing_is_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    record = log.TrainingLog(tmp_path, 0, tensorboard=True)
+    record.log_training(1, {"loss": 1.0})
+    record.close()
+    assert capsys.readouterr().err.count("pip install flowfuse[train]") == 1
+
+
+def test_table_drops_what_comes_after_and_half_rows(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n4")
+    table = log.Table(path, last_step=2)
+    table.append(3, {"loss": 1 / 3})
+    with pytest.raises(ValueError, match="has columns step, loss; this version writes step, epe"):
+        table.append(4, {"epe": 1.0})
+    table.close()
+    assert path.read_text().split() == ["step,loss", "1,0.5", "2,0.25", "3,0.333333333"]
+
+
+def test_settings_from_recipe_and_command_line(recipe):
+    config, options = settings.read_command_line(
+        ["--config", str(recipe), "-o", "runs/x", "--learning-rate=1e-3", "--model.fusion",
+         "concatenation", "--augment.drop-frames", "0.2", "--bf16", "--stop-after-minutes", "3"]
+    )  # fmt: skip
+    assert options == settings.RunOptions(Path("runs/x"), False, 3.0)
+    assert (config.learning_rate, config.bf16, config.steps) == (1e-3, True, 16)
+    assert (config.model.fusion, config.model.channels) == ("concatenation", 8)
+    assert config.augment == AugmentConfig(drop_frames=0.2)
+    config, _ = settings.read_command_line(
+        ["--config", str(recipe), "-o", "x", "--model", "base", "--crop", "16", "24"]
+    )
+    assert config.model == CONFIGS["base"] and config.crop == (16, 24)
+
+
+def test_shipped_recipes():
+    for path in settings.RECIPES.glob("*.yaml"):
+        config, _ = settings.read_command_line(["--config", path.stem, "-o", "x"])
+        assert config.model.name in CONFIGS
+
+
+def test_help_documents_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        settings.read_command_line(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert all(word in text for word in ("--learning-rate", "--model.fusion", "--resume", "--crop"))
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [state.learning_rate_at(s, 100, 2.0, 0.1) for s in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.2 * s for s in range(1, 11)])
+    assert max(rates) == rates[9] == 2.0 and sorted(rates[9:], reverse=True) == rates[9:]
+    assert 0 < rates[-1] < 0.001
+    assert state.learning_rate_at(1, 1, 2.0, 0.0) == 2.0
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Five samples that carry their index."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        image = torch.full((1, 16, 16), index / 5.0)
+        flow = torch.zeros(1, 2, 16, 16)
+        return {
+            "slices": image[None].repeat(3, 2, 1, 1), "frame0": image, "frame1": image,
+            "event_sum": image, "exposure": torch.ones(2), "tau": torch.ones(1), "flow": flow,
+            "valid": flow[:, 0] == 0, "occluded": flow[:, 0] > 0, "boundary": flow[0],
+        }  # fmt: skip
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    def run(first, last, workers, seed=3):
+        source = samples.StepSamples(Numbers(), seed, (8, 12), AugmentConfig())
+        feed = samples.batches(
+            source, first_step=first, last_step=last, batch=2, workers=workers, pin=False
+        )
+        return list(feed)
+
+    whole, tail, other = run(1, 5, 0), run(4, 5, 2), run(1, 5, 0, seed=4)
+    assert len(whole) == 5 and len(tail) == 2
+    for a, b in zip(whole[3:], tail, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(whole[0]["frame0"], other[0]["frame0"])
+    source = samples.StepSamples(Numbers(), 3, (8, 12), None)
+    assert all(
+        sorted(source.scene_of(n) for n in range(epoch * 5, epoch * 5 + 5)) == list(range(5))
+        for epoch in range(4)
+    )
+
+
+def test_parse_data():
+    assert samples.parse_data("scenes:fast") == {"fast": 1.0}
+    assert samples.parse_data("scenes:fast=2, blur=0.5") == {"fast": 2.0, "blur": 0.5}
+    with pytest.raises(ValueError, match="named twice"):
+        samples.parse_data("scenes:fast,fast")
+    with pytest.raises(ConfigError, match="kept for the held-out"):
+        settings.read_command_line(["-o", "x", "--seed", str(samples.VALIDATION_SEED)])
