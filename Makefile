@@ -1,0 +1,52 @@
+# setup | demo | test | bench | lint | clean. Each target does all its own set-up in .venv; a repeated call
+# costs nothing until the sources that it was built from change.
+#   PYTHON=python3.12 make setup     another interpreter (>= 3.10) for a new .venv
+#   TORCH=torch==2.13.0 make setup   another torch (>= 2.11), for example a CUDA build already at hand
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# With a compiler, a failure to build the operators is an error; without one, the references are used.
+FLOWFUSE_EXTENSION ?= $(if $(shell command -v $(CXX)),1,0)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: setup demo test bench lint clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/flowfuse-infer flowfuse/sample -o demo_out --times 0.25,0.5,0.75 --overwrite
+
+test: setup
+	$(BIN)/python -m pytest -q tests
+
+bench: setup
+	$(BIN)/python benchmarks/operators.py --quick
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_out .pytest_cache .ruff_cache .hypothesis flowfuse/_C*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python >= 3.10, or set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "flowfuse needs Python >= 3.10, got $$($(PYTHON) --version); set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments: install python3-venv (apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and pinned: a bare "torch" would be resolved anew, and the extension builds against the one that is installed.
+$(VENV)/.torch: $(VENV)/.python
+	$(BIN)/python -m pip install "setuptools>=77" wheel ninja "$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	@[ "$(FLOWFUSE_EXTENSION)" != 0 ] || echo "no C++ compiler ($(CXX)): installing without compiled operators"
+	FLOWFUSE_EXTENSION=$(FLOWFUSE_EXTENSION) $(BIN)/python -m pip install --no-build-isolation -e ".[dev]" "$(TORCH)"
+	@touch $@

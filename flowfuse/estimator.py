@@ -1,0 +1,297 @@
+"""Frames and events in, dense and continuous flow out: what a user calls.
+
+    estimator = load("small")
+    result = estimator(frame0, frame1, events, t0=t0, t1=t1)
+    result.flow          # [2, H, W] px, from t0 to t1
+    result.at(0.5)       # [2, H, W] px, from t0 to the middle
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowfuse.checkpoint import load_checkpoint, resolve_checkpoint
+from flowfuse.events import Events
+from flowfuse.model import FlowFuse, ModelInputs
+from flowfuse.model.flowfuse import MINIMUM_SIZE
+from flowfuse.model.inputs import slice_events, slice_times, sum_events
+from flowfuse.result import Array, Result, as_events
+
+
+def load(
+    checkpoint: str | Path = "small",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Estimator:
+    """Load a trained network.
+
+    Args:
+        checkpoint: the name of a shipped checkpoint ("small") or the path of a .safetensors file.
+        device: "cpu", "cuda" or "cuda:<index>".
+        dtype: None or torch.float32 for full precision; torch.bfloat16 (or, on CUDA, torch.float16)
+            for automatic mixed precision.
+
+    Returns:
+        The estimator; ``estimator.info`` tells where the weights come from.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the file is no checkpoint of flowfuse, or the device or dtype cannot be used.
+    """
+    device = select_device(device)
+    model, info = load_checkpoint(resolve_checkpoint(checkpoint), map_location=device)
+    return Estimator(model, device=device, dtype=dtype, info=info)
+
+
+def select_device(device: str | torch.device) -> torch.device:
+    """Check that a device can be used here.
+
+    Raises:
+        ValueError: saying what is there instead.
+    """
+    wrong = f"device must be 'cpu', 'cuda' or 'cuda:<index>', got '{device}'"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(wrong) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(wrong)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= (device.index or 0):
+            found = f"{count} CUDA device(s)" if count else "no CUDA device"
+            raise ValueError(
+                f"device '{device}' was asked for, but torch {torch.__version__} sees {found} "
+                "here; use device 'cpu'"
+            )
+    return device
+
+
+class Estimator:
+    """A network ready to be called on arrays; holds no state between calls.
+
+    Args:
+        model: the network; it is moved to ``device`` and put into evaluation mode.
+        device: where it runs.
+        dtype: precision, see :func:`load`.
+        info: what is known about the weights.
+
+    Attributes:
+        model, device, dtype, info: as given.
+    """
+
+    def __init__(
+        self,
+        model: FlowFuse,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.device = select_device(device)
+        usable = (None, torch.float32, torch.bfloat16)
+        if self.device.type == "cuda":
+            usable += (torch.float16,)
+        if dtype not in usable:
+            names = ", ".join(str(choice) for choice in usable)
+            raise ValueError(f"dtype on {self.device.type} must be one of {names}; got {dtype}")
+        self.dtype = torch.float32 if dtype is None else dtype
+        self.model = model.to(self.device).eval()
+        self.info = dict(info or {})
+
+    def __call__(
+        self,
+        frame0: Array | None,
+        frame1: Array | None,
+        events: Events | tuple | Mapping[str, Any] | None,
+        *,
+        t0: int,
+        t1: int,
+        exposure0: int | None = None,
+        exposure1: int | None = None,
+        iterations: int | None = None,
+        history: bool | None = None,
+    ) -> Result:
+        """Estimate the motion of every pixel from t0 to t1.
+
+        Args:
+            frame0, frame1: images at t0 and t1: [H, W] gray or [H, W, 3] RGB; uint8, or floating in
+                [0, 1], gamma-encoded as cameras give them. H, W >= 16. Frame motion needs both:
+                with one of them None, the flow comes from the events alone.
+            events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
+                those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
+                those during exposure 1 after t1 too. Others are left out. Without any event in
+                [t0, t1) the flow comes from the frames alone.
+            t0, t1: times of the frames (middle of the exposure), integer microseconds.
+            exposure0, exposure1: durations in microseconds; None where unknown.
+            iterations: recurrent updates: fewer are faster; the network's default is None.
+            history: whether ``events`` cover the time before t0; None: they do when the first one
+                is earlier than t0.
+
+        Returns:
+            :class:`Result`: numpy arrays; torch tensors on the estimator's device when the frames
+            (or, without frames, the event arrays) are torch tensors.
+
+        Raises:
+            ValueError: naming the argument, what was found and what was expected.
+        """
+        t0, t1 = _time("t0", t0), _time("t1", t1)
+        if t1 <= t0:
+            raise ValueError(f"estimator: t1 must be later than t0, got t0 = {t0} us, t1 = {t1} us")
+        exposures = [_exposure("exposure0", exposure0), _exposure("exposure1", exposure1)]
+        as_torch = _is_torch(frame0, frame1, events)
+        frames = [_frame("frame0", frame0), _frame("frame1", frame1)]
+        has_frames = frames[0] is not None and frames[1] is not None
+        events = as_events(events)
+        height, width = _size(frames, events)
+        window = self._window(events, t0, t1, exposures[1], height, width)
+        has_events = len(window.slice_time(t0, t1)) > 0
+        if history is None:
+            history = events is not None and len(events) > 0 and int(events.t[0]) < t0
+        self._check_modalities(has_frames, has_events, t0, t1)
+
+        config = self.model.config
+        blank = torch.zeros(1, height, width)
+        inputs = ModelInputs(
+            slices=slice_events(
+                window, t0, t1, slices=config.slices, bins=config.bins, height=height, width=width
+            ),
+            frame0=frames[0] if has_frames else blank,
+            frame1=frames[1] if has_frames else blank,
+            event_sum=sum_events(window, t0, t1, *exposures, height, width),
+            exposure=torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
+            present=torch.tensor([has_frames, has_events, has_events and history]).float(),
+        )
+        inputs = ModelInputs(*(value.unsqueeze(0).to(self.device) for value in inputs))
+        mixed = self.dtype != torch.float32
+        low_precision = self.dtype if mixed else torch.bfloat16
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, low_precision, enabled=mixed),
+        ):
+            output = self.model(inputs, iterations=iterations)
+        # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
+        return Result(
+            output.control_points[-1].float().clone(),
+            output.uncertainty[-1].float().clone(),
+            output.boundary.float().clone(),
+            t0=t0,
+            t1=t1,
+            modalities=("frames",) * has_frames + ("events",) * has_events,
+            as_torch=as_torch,
+        )
+
+    def _window(
+        self,
+        events: Events | None,
+        t0: int,
+        t1: int,
+        exposure1: int | None,
+        height: int,
+        width: int,
+    ) -> Events:
+        """The events that any input needs, checked against the image size."""
+        if events is None:
+            return Events.empty(height, width)
+        first = slice_times(t0, t1, self.model.config.slices)[0]
+        window = events.slice_time(first, t1 + (exposure1 or 0) // 2 + 1)
+        return Events(window.x, window.y, window.t, window.p, height=height, width=width)
+
+    def _check_modalities(self, has_frames: bool, has_events: bool, t0: int, t1: int) -> None:
+        config = self.model.config
+        if not (has_frames or has_events):
+            raise ValueError(
+                "estimator: flow needs both frames, or events in the window; got no frame pair, "
+                f"and no event in [{t0}, {t1}) us"
+            )
+        if not (has_frames and config.frames) and not (has_events and config.events):
+            kind = "frames" if config.frames else "events"
+            raise ValueError(f"estimator: this network uses {kind} only, and none were given")
+
+
+def _time(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"estimator: {name} must be integer microseconds, got {value!r}") from None
+
+
+def _exposure(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    duration = _time(name, value)
+    if duration < 0:
+        raise ValueError(f"estimator: {name} must not be negative, got {duration} us")
+    return duration
+
+
+def _is_torch(frame0: Any, frame1: Any, events: Any) -> bool:
+    frames = [frame for frame in (frame0, frame1) if frame is not None]
+    if frames:
+        return any(isinstance(frame, Tensor) for frame in frames)
+    if isinstance(events, Mapping):
+        return any(isinstance(value, Tensor) for value in events.values())
+    return isinstance(events, tuple) and any(isinstance(value, Tensor) for value in events)
+
+
+def _frame(name: str, frame: Any) -> Tensor | None:
+    """An image as [1 | 3, H, W] float32 in [0, 1] on the CPU."""
+    if frame is None:
+        return None
+    if not isinstance(frame, (np.ndarray, Tensor)):
+        raise ValueError(f"{name} must be a numpy array or a tensor, got {type(frame).__name__}")
+    if isinstance(frame, np.ndarray) and frame.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be uint8, or floating in [0, 1]; got {frame.dtype}")
+    image = frame.detach() if isinstance(frame, Tensor) else torch.from_numpy(frame.copy())
+    if not (image.dim() == 2 or (image.dim() == 3 and image.shape[2] in (1, 3))):
+        raise ValueError(f"{name} must have shape [H, W] or [H, W, 3], got {list(image.shape)}")
+    height, width = image.shape[:2]
+    if min(height, width) < MINIMUM_SIZE:
+        raise ValueError(
+            f"{name} must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {width} x {height}"
+        )
+    image = image.reshape(height, width, -1).permute(2, 0, 1).cpu()
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    if not image.is_floating_point():
+        raise ValueError(f"{name} must be uint8, or floating in [0, 1]; got {image.dtype}")
+    image = image.float()
+    if not torch.isfinite(image).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    low, high = image.min().item(), image.max().item()
+    # Interpolation and rounding overshoot a little; anything more is another range.
+    if low < -1e-3 or high > 1 + 1e-3:
+        hint = "; divide by 255, or give uint8" if high > 2 else ""
+        raise ValueError(f"{name}: a float image must lie in [0, 1], got {low:g} to {high:g}{hint}")
+    return image.clamp(0, 1)
+
+
+def _size(frames: list[Tensor | None], events: Events | None) -> tuple[int, int]:
+    """Height and width on which all inputs agree."""
+    sizes = {f"frame{i}": tuple(f.shape[1:]) for i, f in enumerate(frames) if f is not None}
+    if events is not None and events.height is not None and events.width is not None:
+        sizes["events"] = (events.height, events.width)
+    if not sizes:
+        if events is None:
+            raise ValueError("estimator: frames and events are None; give both frames, or events")
+        raise ValueError(
+            "estimator: without frames the sensor size must be known; "
+            "give Events(x, y, t, p, height=, width=)"
+        )
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} is {w} x {h}" for name, (h, w) in sizes.items())
+        raise ValueError(f"estimator: frames and events must have one size in px, got {found}")
+    height, width = next(iter(sizes.values()))
+    if min(height, width) < MINIMUM_SIZE:
+        raise ValueError(
+            f"events must come from a sensor of at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, "
+            f"got {width} x {height}"
+        )
+    return height, width

@@ -1,0 +1,162 @@
+"""Metrics of a run of ``flowfuse-infer``: the flow files it wrote against the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowfuse import __version__
+from flowfuse.atomic import atomic_path
+from flowfuse.data.recording import Recording
+from flowfuse.metrics import FlowMetrics, photometric_error, trajectory_metrics
+
+
+class RunMetrics:
+    """Collects, pair by pair, what metrics.json says.
+
+    Beside every measure stands the one of zero flow: what estimating nothing would have given.
+
+    Attributes:
+        latest: the last pair's numbers, for a progress bar.
+    """
+
+    def __init__(self) -> None:
+        self.latest = ""
+        self._pairs: list[dict[str, Any]] = []
+        # 1.0 is the flow from frame to frame; other tau are continuous flow
+        self._estimates: dict[float, FlowMetrics] = {}
+        self._zeros: dict[float, FlowMetrics] = {}
+
+    def add(
+        self,
+        recording: Recording,
+        index: int,
+        flow: np.ndarray,
+        flow_at: dict[float, np.ndarray],
+        frames: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Evaluate the flow of one pair.
+
+        Args:
+            recording: asked for its truth.
+            index: of the pair's first frame.
+            flow: [2, H, W] px, to the next frame.
+            flow_at: tau -> [2, H, W] px.
+            frames: both frames, uint8.
+        """
+        still = np.zeros_like(flow)
+        pair: dict[str, Any] = {
+            "index": index,
+            "t0_us": int(recording.frame_times[index]),
+            "t1_us": int(recording.frame_times[index + 1]),
+            "photometric_error": photometric_error(*frames, flow),
+            "photometric_error_zero_flow": photometric_error(*frames, still),
+        }
+        truths = {}
+        for tau, estimate in {**flow_at, 1.0: flow}.items():
+            truth = recording.truth_at(index, tau)
+            if truth is None:
+                continue
+            truths[tau] = truth
+            found = self._estimates.setdefault(tau, FlowMetrics()).add(estimate, *truth)
+            zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *truth)
+            if tau == 1:
+                pair |= {"flow": found, "zero_flow": zero}
+                self.latest = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
+            else:
+                entry = {"flow": found, "zero_flow": zero}
+                pair.setdefault("flow_at", {})[f"{tau:g}"] = entry
+        between = [tau for tau in truths if tau < 1]
+        if between and 1.0 in truths:
+            pair["trajectory"] = trajectory_metrics(
+                np.stack([flow_at[tau] for tau in between]),
+                np.stack([truths[tau][0] for tau in between]),
+                between,
+                flow,
+                truths[1.0][0],
+                np.stack([truths[tau][1] & truths[1.0][1] for tau in between]),
+            )
+        self._pairs.append(pair)
+
+    def averages(self) -> dict[str, Any]:
+        """Averages over the pairs: of flow metrics per pixel and per frame, of others per pair."""
+        result: dict[str, Any] = {
+            name: _mean([pair[name] for pair in self._pairs])
+            for name in ("photometric_error", "photometric_error_zero_flow")
+        }
+        for tau in self._estimates:
+            entry = {
+                "flow": self._estimates[tau].summary(),
+                "zero_flow": self._zeros[tau].summary(),
+            }
+            if tau == 1:
+                result |= entry
+            else:
+                result.setdefault("flow_at", {})[f"{tau:g}"] = entry
+        paths = [pair["trajectory"] for pair in self._pairs if "trajectory" in pair]
+        if paths:
+            result["trajectory"] = {key: _mean([path[key] for path in paths]) for key in paths[0]}
+        return result
+
+    def write(self, path: Path, checkpoint: str) -> bool:
+        """Write metrics.json, atomically.
+
+        Args:
+            path: the file.
+            checkpoint: what was evaluated.
+
+        Returns:
+            Whether there was any frame pair to say something about.
+        """
+        if not self._pairs:
+            return False
+        content = {
+            "flowfuse": __version__,
+            "checkpoint": checkpoint,
+            "average": self.averages(),
+            "pairs": self._pairs,
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(_without_nan(content), indent=1) + "\n")
+        return True
+
+    def lines(self) -> list[str]:
+        """Say the averages in a few lines."""
+        if not self._pairs:
+            return []
+        average = self.averages()
+        lines = []
+        for name, entry in {
+            **{f"EPE at tau = {tau}": e for tau, e in average.get("flow_at", {}).items()},
+            **({"EPE": average} if "flow" in average else {}),
+        }.items():
+            found, zero = (entry[key]["per_pixel"] for key in ("flow", "zero_flow"))
+            pairs = entry["flow"]["frames"]
+            lines.append(
+                f"{name}: {found['epe']:.3f} px, zero flow {zero['epe']:.3f} px "
+                f"({found['3pe']:.1f} % off by more than 3 px; {pairs} pairs, averaged per pixel)"
+            )
+        lines.append(
+            f"photometric error after warping: {average['photometric_error']:.4f}, "
+            f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"
+        )
+        return lines
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of those that are defined; NaN without any."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN by None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

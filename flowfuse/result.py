@@ -1,0 +1,200 @@
+"""What the estimator gives: trajectories of all pixels, and everything that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowfuse.events import Events
+from flowfuse.geometry import inside, sample
+from flowfuse.trajectory import bernstein, bezier, bezier_velocity
+from flowfuse.uncertainty import expected_error
+
+Array = np.ndarray | Tensor
+
+# Fixed-point steps that trace an event back to t0. Each shrinks the error by the spatial gradient
+# of the displacement (about 0.1 inside objects), so six reach 1e-6 of the motion there.
+TRACE_STEPS = 6
+
+
+class Result:
+    """Trajectories of all pixels of t0, and what follows from them.
+
+    tau = (t - t0) / (t1 - t0) in [0, 1]. Arrays are numpy or torch, as the input was.
+
+    Attributes:
+        t0, t1: window in microseconds.
+        height, width: image size in px.
+        modalities: what the flow was estimated from: "frames", "events", or both.
+    """
+
+    def __init__(
+        self,
+        control_points: Tensor,
+        uncertainty: Tensor,
+        boundary: Tensor,
+        *,
+        t0: int,
+        t1: int,
+        modalities: tuple[str, ...],
+        as_torch: bool,
+    ) -> None:
+        self.t0, self.t1, self.modalities = t0, t1, modalities
+        self.height, self.width = control_points.shape[-2:]
+        self._points = control_points  # [1, n, 2, H, W]
+        self._uncertainty = uncertainty  # [1, 2, H, W]
+        self._boundary = boundary  # [1, 2, H, W]
+        self._as_torch = as_torch
+
+    @property
+    def flow(self) -> Array:
+        """Displacement from t0 to t1: [2, H, W] float32, px; u right, v down."""
+        return self._give(self._points[0, -1])
+
+    @property
+    def control_points(self) -> Array:
+        """Bezier control points P_1 .. P_n: [n, 2, H, W] float32, px from the place at t0."""
+        return self._give(self._points[0])
+
+    @property
+    def boundary(self) -> Array:
+        """Probabilities in [0, 1], [2, H, W]: B_e (informative moving edge), B_m (motion
+        discontinuity)."""
+        return self._give(torch.sigmoid(self._boundary[0]))
+
+    @property
+    def uncertainty(self) -> Array:
+        """Expected absolute error of a flow component: [H, W] float32, px.
+
+        The network describes its error by a mixture of two Laplace distributions, of scale 1 px and
+        of a wider one; this is the mean absolute deviation under it.
+        """
+        return self._give(expected_error(self._uncertainty[0]))
+
+    def at(self, tau: float | Array) -> Array:
+        """Displacement from t0 to tau.
+
+        Args:
+            tau: a number, or [T], in [0, 1].
+
+        Returns:
+            [2, H, W], or [T, 2, H, W]; float32, px.
+        """
+        return self._give(self._evaluate(bezier, tau))
+
+    def velocity(self, tau: float | Array) -> Array:
+        """Velocity of every pixel of t0 at the time tau.
+
+        Args:
+            tau: a number, or [T], in [0, 1].
+
+        Returns:
+            [2, H, W], or [T, 2, H, W]; float32, px per second.
+        """
+        seconds = (self.t1 - self.t0) * 1e-6
+        return self._give(self._evaluate(bezier_velocity, tau) / seconds)
+
+    def track(self, points: Array, tau: float | Array) -> Array:
+        """Follow points of t0.
+
+        Args:
+            points: [N, 2], (x, y) at t0 in px; sub-pixel places are interpolated.
+            tau: a number, or [T], in [0, 1].
+
+        Returns:
+            Positions at tau, [N, 2] or [T, N, 2] float32, px. A point that is not on the image at
+            t0 has no trajectory: NaN.
+        """
+        points = torch.as_tensor(points, dtype=torch.float32, device=self._points.device)
+        if points.dim() != 2 or points.shape[1] != 2:
+            raise ValueError(f"track: points must have shape [N, 2], got {list(points.shape)}")
+        times = self._times(tau)
+        coords = points.T[None, :, None]  # [1, 2, 1, N]
+        controls = self._controls_at(coords)  # [n, 2, N]
+        moved = torch.einsum("tn,ncp->tpc", self._weights(times.flatten()), controls) + points
+        on_image = inside(coords, self.height, self.width)[0, 0, 0]
+        moved = torch.where(on_image[:, None], moved, torch.nan)
+        return self._give(moved if times.dim() else moved[0])
+
+    def at_events(self, events: Events | tuple | Mapping[str, Any]) -> Array:
+        """Flow from t0 to t1 of the trajectory that passes through each event.
+
+        An event at (x, t) belongs to the pixel x0 of t0 with x0 + displacement(x0, t) = x. It is
+        found by fixed-point steps from x0 = x. Where several trajectories cross (an object in front
+        of another) the one reached first is taken; origins outside the image take the flow of its
+        border.
+
+        Args:
+            events: N events in [t0, t1].
+
+        Returns:
+            [N, 2] float32, (u, v) in px from t0 to t1.
+        """
+        events = as_events(events)
+        if len(events) and (events.t[0] < self.t0 or events.t[-1] > self.t1):
+            raise ValueError(
+                f"at_events: events must lie in [{self.t0}, {self.t1}] us, got {events.t[0]} to "
+                f"{events.t[-1]} us; take events.slice_time(t0, t1)"
+            )
+        device = self._points.device
+        tau = (events.t - self.t0) / (self.t1 - self.t0)
+        weights = self._weights(torch.from_numpy(tau).float().to(device))  # [N, n]
+        place = np.stack((events.x, events.y)).astype(np.float32)
+        place = torch.from_numpy(place)[None, :, None].to(device)  # [1, 2, 1, N]
+        origin = place
+        for _ in range(TRACE_STEPS):
+            moved = torch.einsum("pn,ncp->cp", weights, self._controls_at(origin))
+            origin = place - moved[None, :, None]
+        return self._give(self._controls_at(origin)[-1].T)
+
+    def _controls_at(self, coords: Tensor) -> Tensor:
+        """Control points at [1, 2, 1, N] px: [n, 2, N]."""
+        values = sample(self._points.flatten(1, 2), coords, padding="border")
+        return values[0, :, 0].unflatten(0, (-1, 2))
+
+    def _weights(self, tau: Tensor) -> Tensor:
+        return bernstein(self._points.shape[1], tau)
+
+    def _times(self, tau: float | Array) -> Tensor:
+        times = torch.as_tensor(tau, dtype=torch.float32, device=self._points.device)
+        if times.dim() > 1:
+            raise ValueError(f"tau must be a number or [T], got shape {list(times.shape)}")
+        if not ((times >= 0) & (times <= 1)).all():
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        return times
+
+    def _evaluate(self, curve: Any, tau: float | Array) -> Tensor:
+        times = self._times(tau)
+        values = curve(self._points, times.reshape(1, -1))[0]  # [T, 2, H, W]
+        return values if times.dim() else values[0]
+
+    def _give(self, value: Tensor) -> Array:
+        # A copy: writing into what a user got must not change the result.
+        return value.clone() if self._as_torch else value.to("cpu", copy=True).numpy()
+
+
+def as_events(events: Any) -> Events | None:
+    """Take Events, a tuple (x, y, t, p), a mapping with these keys, or None, as Events or None.
+
+    Raises:
+        ValueError: for anything else, and for arrays that are no events.
+    """
+    if events is None or isinstance(events, Events):
+        return events
+    if isinstance(events, Mapping):
+        if set(events) != set("xytp"):
+            found = ", ".join(sorted(map(str, events)))
+            raise ValueError(f"events must have the keys x, y, t, p; got {found}")
+        return Events(**events)
+    if isinstance(events, (tuple, list)):
+        if len(events) != 4:
+            raise ValueError(f"events must be a tuple (x, y, t, p), got {len(events)} arrays")
+        return Events(*events)
+    raise ValueError(
+        "events must be Events, a tuple (x, y, t, p), a mapping or None; "
+        f"got {type(events).__name__}"
+    )

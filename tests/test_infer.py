@@ -1,0 +1,415 @@
+"""flowfuse-infer from the command line to the files, on small recordings."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from flowfuse import infer, infer_outputs
+from flowfuse.checkpoint import save_checkpoint
+from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.estimator import load
+from flowfuse.events import Events
+from flowfuse.flow_io import read_flow
+from flowfuse.infer import main, parse_duration, parse_range, parse_times
+from flowfuse.model import FlowFuse, ModelConfig
+from flowfuse.windows import Window, count_gaps, plan_pairs, plan_steps
+
+HEIGHT, WIDTH, FRAMES = 20, 28, 4
+STEP = 40_000  # us between frames
+FIRST = 5_000  # time of the first frame
+SHIFT = (2.0, 1.0)  # true flow, px per pair
+CONFIG = ModelConfig(
+    name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
+    boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
+)  # fmt: skip
+QUIET = ("--max-pictures", "0", "--no-video")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    model = FlowFuse(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():  # no zero output: the files must differ
+            parameter += 0.02 * torch.randn_like(parameter)
+    save_checkpoint(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def events() -> Events:
+    """Events from before the first frame to after the last, none during the last pair."""
+    rng = np.random.default_rng(0)
+    count, last = 2000, FIRST + 2 * STEP
+    return Events(
+        rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count),
+        np.sort(rng.integers(0, last, count)), rng.integers(0, 2, count),
+        height=HEIGHT, width=WIDTH,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory, events) -> Path:
+    path = tmp_path_factory.mktemp("recordings") / "rec"
+    frames = np.random.default_rng(1).integers(0, 256, (FRAMES, HEIGHT, WIDTH), np.uint8)
+    truth = np.broadcast_to(np.array(SHIFT, np.float32)[:, None, None], (2, HEIGHT, WIDTH))
+    valid = np.zeros((HEIGHT, WIDTH), bool)
+    valid[5:, :] = True
+    write_recording(
+        path, events, frames, FIRST + STEP * np.arange(FRAMES), exposures=np.full(FRAMES, 8_000),
+        flow=[(truth, valid)] * (FRAMES - 1), flow_at={0.5: [(truth / 2, valid)] * (FRAMES - 1)},
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path):
+    def call(*arguments: object, out: Path | None = None) -> int:
+        out = tmp_path / "out" if out is None else out
+        given = ["-o", out, "--checkpoint", checkpoint, "--threads", 1, *arguments]
+        return main([str(argument) for argument in given])
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+
+
+def files(root: Path, pattern: str = "*") -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob(pattern) if p.is_file())
+
+
+def expected_flow(recording: Path, checkpoint: Path, index: int):
+    opened = open_recording(recording)
+    t0, t1 = opened.frame_times[index : index + 2]
+    return load(checkpoint)(
+        opened.frame(index), opened.frame(index + 1), opened.events(0, t1 + 4_001),
+        t0=t0, t1=t1, exposure0=8_000, exposure1=8_000,
+    )  # fmt: skip
+
+
+def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
+    assert run(recording, "--times", "0.25,0.5") == 0
+    out = tmp_path / "out"
+    flows = [f"{index:06d}.flo" for index in range(FRAMES - 1)]
+    pictures = [
+        f"{index:06d}_{kind}.png"
+        for index in range(FRAMES - 1)
+        for kind in ("boundary", "events", "flow", "times")
+    ]
+    assert files(out / "flow") == flows
+    assert files(out / "flow_at") == [f"{tau}/{name}" for tau in ("0.25", "0.5") for name in flows]
+    assert files(out / "pictures") == pictures
+    assert files(out)[-1] == "run.json" and (out / "metrics.json").is_file()
+    for name in pictures:
+        image = cv2.imread(str(out / "pictures" / name))
+        assert image is not None and image.std() > 5
+    video = cv2.VideoCapture(str(out / "flow.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == FRAMES - 1
+    for index in range(FRAMES - 1):
+        result = expected_flow(recording, checkpoint, index)
+        assert np.array_equal(read_flow(out / "flow" / flows[index])[0], result.flow)
+        at, _ = read_flow(out / "flow_at" / "0.25" / flows[index])
+        assert np.array_equal(at, result.at(0.25))
+    printed = capsys.readouterr().out
+    for text in (
+        "3 pairs of 28 x 20 px: 3 estimated, 0 were there already",
+        "1 pairs without any event: flow from the frames alone",
+        "EPE: ", "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
+        str(out / "flow.mp4"), str(out / "pictures" / pictures[0]), str(out / "metrics.json"),
+    ):  # fmt: skip
+        assert text in printed
+
+
+def test_metrics_by_hand(run, recording, tmp_path):
+    assert run(recording, "--times", "0.5", *QUIET) == 0
+    out = tmp_path / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    errors = []
+    for index, pair in enumerate(metrics["pairs"]):
+        flow = read_flow(out / "flow" / f"{index:06d}.flo")[0]
+        error = np.hypot(flow[0] - SHIFT[0], flow[1] - SHIFT[1])[5:]  # rows above 5 are invalid
+        errors.append(error.mean())
+        # float32 files, float64 sums
+        assert pair["flow"]["epe"] == pytest.approx(error.mean(), rel=1e-6)
+        assert pair["zero_flow"]["epe"] == pytest.approx(np.hypot(*SHIFT), rel=1e-6)
+        assert pair["t0_us"] == FIRST + index * STEP
+        half = read_flow(out / "flow_at" / "0.5" / f"{index:06d}.flo")[0]
+        error = np.hypot(half[0] - SHIFT[0] / 2, half[1] - SHIFT[1] / 2)[5:]
+        assert pair["flow_at"]["0.5"]["flow"]["epe"] == pytest.approx(error.mean(), rel=1e-6)
+        assert pair["trajectory"]["tepe"] == pytest.approx(error.mean(), rel=1e-6)
+        assert pair["trajectory"]["deviation_error"] is None  # a straight motion: no deviation
+    average = metrics["average"]["flow"]["per_frame"]["epe"]
+    assert average == pytest.approx(np.mean(errors), rel=1e-6)
+    assert metrics["average"]["flow"]["frames"] == FRAMES - 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "encoding", "step"),
+    # 16-bit PNG rounds to its step; the others keep float32
+    [("npy", "kitti", 0), ("npz", "kitti", 0), ("png", "kitti", 1 / 64), ("png", "dsec", 1 / 128)],
+)
+def test_formats_read_back(run, recording, checkpoint, tmp_path, suffix, encoding, step):
+    arguments = ("--format", suffix, "--png-encoding", encoding, "--pairs", "1:2", *QUIET)
+    assert run(recording, *arguments) == 0
+    assert files(tmp_path / "out" / "flow") == [f"000001.{suffix}"]
+    flow, valid = read_flow(tmp_path / "out" / "flow" / f"000001.{suffix}", encoding)
+    expected = expected_flow(recording, checkpoint, 1).flow
+    assert valid.all() and np.abs(flow - expected).max() <= step / 2 + 1e-9
+
+
+def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsys):
+    """Interrupted between two files of a pair, and again with a file lost: the same files."""
+    arguments = (recording, "--times", "0.5")
+    assert run(*arguments, out=tmp_path / "whole") == 0
+    write_flow, written = infer_outputs.write_flow, []
+
+    def interrupted(path, *args, **kwargs):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_flow(path, *args, **kwargs)
+
+    monkeypatch.setattr(infer_outputs, "write_flow", interrupted)
+    assert run(*arguments) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    monkeypatch.setattr(infer_outputs, "write_flow", write_flow)
+    out = tmp_path / "out"
+    before = (out / "flow" / "000000.flo").stat().st_mtime_ns
+    assert run(*arguments) == 0
+    assert "2 estimated, 1 were there already" in capsys.readouterr().out
+    assert (out / "flow" / "000000.flo").stat().st_mtime_ns == before
+    (out / "flow_at" / "0.5" / "000002.flo").unlink()
+    assert run(*arguments) == 0
+    assert "1 estimated, 2 were there already" in capsys.readouterr().out
+    assert files(out) == files(tmp_path / "whole")
+    for name in files(out):
+        if Path(name).suffix in (".flo", ".png", ".json"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert run(*arguments) == 0
+    assert "0 estimated, 3 were there already" in capsys.readouterr().out
+
+
+def test_other_settings_need_overwrite(run, recording, tmp_path, capsys):
+    assert run(recording, *QUIET) == 0
+    assert run(recording, "--iterations", 2, *QUIET) == 1
+    message = capsys.readouterr().err
+    assert "other settings (iterations None there, 2 now)" in message and "--overwrite" in message
+    before = (tmp_path / "out" / "flow" / "000000.flo").read_bytes()
+    assert run(recording, "--iterations", 2, "--times", "0.5", "--overwrite", *QUIET) == 0
+    assert (tmp_path / "out" / "flow" / "000000.flo").read_bytes() != before
+    assert run(recording, "--iterations", 2, "--format", "npy", "--overwrite", *QUIET) == 0
+    assert files(tmp_path / "out", "*.flo") == []  # nothing stale
+    (tmp_path / "out" / "run.json").write_text("{")
+    assert run(recording, *QUIET) == 1
+    assert "damaged" in capsys.readouterr().err
+    assert run(recording, "--overwrite", *QUIET) == 0
+
+
+def test_foreign_directories_are_left_alone(run, recording, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(recording, copy)
+    before = files(copy)
+    assert run(copy, "--overwrite", out=copy) == 1
+    assert "must not be the recording itself" in capsys.readouterr().err
+    assert run(recording, "--overwrite", out=copy) == 1
+    assert "not empty, and not written by flowfuse-infer" in capsys.readouterr().err
+    assert files(copy) == before
+
+
+def test_ranges(run, recording, tmp_path):
+    assert run(recording, "--pairs", "1:", *QUIET) == 0
+    assert files(tmp_path / "out" / "flow") == ["000001.flo", "000002.flo"]
+    seconds = [(FIRST + index * STEP) * 1e-6 for index in (0, 2)]
+    assert run(recording, "--start", seconds[0], "--end", seconds[1], *QUIET) == 0
+    assert files(tmp_path / "out" / "flow") == ["000000.flo", "000001.flo", "000002.flo"]
+
+
+def test_events_alone_at_a_fixed_rate(run, recording, events, checkpoint, tmp_path, capsys):
+    window = ("--start", "0.05", "--end", "0.1")
+    assert run(recording, "--every", "10ms", *window, "--times", "0.5") == 0
+    out = tmp_path / "out"
+    # [85, 95) ms holds no event: the recording's events end at 85 ms
+    assert files(out / "flow") == [f"{index:06d}.flo" for index in range(4)]
+    printed = capsys.readouterr().out
+    assert "5 windows" in printed and "1 windows without any event: no flow, no file" in printed
+    assert not (out / "metrics.json").exists() and (out / "flow.mp4").is_file()
+    result = load(checkpoint)(None, None, events, t0=60_000, t1=70_000)
+    assert result.modalities == ("events",)
+    assert np.array_equal(read_flow(out / "flow" / "000001.flo")[0], result.flow)
+
+
+def test_separate_files_and_frames_only(run, recording, tmp_path):
+    parts = ("--frames", recording / "images", "--frame-times", recording / "images.txt")
+    assert run("--events", recording / "events.h5", *parts, *QUIET) == 0
+    assert files(tmp_path / "out" / "flow") == ["000000.flo", "000001.flo", "000002.flo"]
+    lone = tmp_path / "frames_only"
+    frames = [open_recording(recording).frame(index) for index in range(2)]
+    write_recording(lone, None, frames, [0, STEP])
+    assert run(lone, out=tmp_path / "other") == 0
+    metrics = json.loads((tmp_path / "other" / "metrics.json").read_text())
+    assert "flow" not in metrics["average"]  # no truth
+    assert metrics["average"]["photometric_error"] > 0
+
+
+def test_gaps_are_told(run, tmp_path, capsys):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16), np.uint8)
+    write_recording(tmp_path / "rec", None, frames, [0, 10_000, 20_000, 70_000, 80_000])
+    assert run(tmp_path / "rec", *QUIET) == 0
+    assert "1 pairs longer than 1.5 x the median interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["rec"],
+        ["-o", "out"],
+        ["rec", "-o", "out", "--unknown", "1"],
+        ["rec", "-o", "out", "--iter", "1"],
+        ["rec", "-o", "out", "--format", "exr"],
+        ["rec", "-o", "out", "--iterations", "0"],
+        ["rec", "-o", "out", "--iterations", "two"],
+        ["rec", "-o", "out", "--threads", "-1"],
+        ["rec", "-o", "out", "--max-pictures", "-1"],
+        ["rec", "-o", "out", "--pairs", "5"],
+        ["rec", "-o", "out", "--pairs", "5:5"],
+        ["rec", "-o", "out", "--every", "10"],
+        ["rec", "-o", "out", "--every", "10ms", "--pairs", "0:1"],
+        ["rec", "-o", "out", "--times", "0.5,0.25"],
+        ["rec", "-o", "out", "--times", "1.5"],
+        ["rec", "-o", "out", "--times", "half"],
+    ],
+)
+def test_wrong_usage_is_explained(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert "usage: flowfuse-infer" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--times TAU,..." in printed and "lambda" not in printed
+
+
+@pytest.fixture
+def broken(recording, tmp_path):
+    """A copy of the recording to break."""
+    path = tmp_path / "broken"
+    shutil.copytree(recording, path)
+    return path
+
+
+def truncate(path: Path, keep: float = 0.5) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+def first_image(path: Path) -> Path:
+    return sorted((path / "images").iterdir())[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "extra", "message"),
+    [
+        (shutil.rmtree, (), "no such"),
+        (lambda p: truncate(p / "events.h5"), (), "events.h5"),
+        (lambda p: first_image(p).unlink(), (), "00000"),
+        (lambda p: truncate(first_image(p)), (), "00000"),
+        (lambda p: cv2.imwrite(str(first_image(p)), np.zeros((5, 9))), (), "9 x 5 px"),
+        (lambda p: truncate(p / "flow" / "000001.flo"), (), "000001.flo"),
+        (lambda p: None, ("--pairs", "7:9"), "no frame pair in the range asked for"),
+        (lambda p: None, ("--start", "9"), "no frame pair in the range asked for"),
+        (lambda p: None, ("--every", "5s"), "no window of 5000000 us fits"),
+        (lambda p: None, ("--device", "cuda:77"), "cuda:77"),
+        (lambda p: None, ("--device", "toaster"), "toaster"),
+    ],
+)
+def test_bad_input_is_one_line(run, broken, capsys, damage, extra, message):
+    damage(broken)
+    assert run(broken, *QUIET, *extra) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("flowfuse-infer: error: ") and message in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no checkpoint at all"])
+def test_bad_checkpoints_are_one_line(recording, tmp_path, capsys, content):
+    path = tmp_path / "bad.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert main([str(recording), "-o", str(tmp_path / "out"), "--checkpoint", str(path)]) == 1
+    assert "bad.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_single_frame_without_rate(run, tmp_path, capsys):
+    write_recording(tmp_path / "rec", None, [np.zeros((16, 16), np.uint8)], [0])
+    assert run(tmp_path / "rec") == 1
+    assert "--every 10ms" in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "10ms") == 1
+    assert "no events" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(run, recording, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    assert run(recording, out=tmp_path / "file" / "out") == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(infer_outputs, "write_flow", full)
+    assert run(recording, *QUIET) == 1
+    assert f"{tmp_path / 'out'}: No space left on device" in capsys.readouterr().err
+    assert files(tmp_path / "out", "*.flo") == []
+
+
+def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
+    def warn(*args):
+        infer.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(infer_outputs.OutputDirectory, "is_done", warn)
+    assert run(recording, *QUIET) == 0
+    assert "flowfuse-infer: warning: something is odd\n" in capsys.readouterr().err
+
+
+def test_parsing():
+    expected = {"10ms": 10_000, "5000us": 5_000, "0.01s": 10_000, "0.5 ms": 500}
+    for text, microseconds in expected.items():
+        assert parse_duration(text) == microseconds
+    for text in ("10", "ms", "-1ms", "0ms", "0.5us", "1..5ms", "1h"):
+        with pytest.raises(ValueError, match="such as 10ms"):
+            parse_duration(text)
+    assert parse_times("0.25,0.5,1") == (0.25, 0.5, 1.0) and parse_times("") == ()
+    assert parse_range("3:") == (3, None) and parse_range(":4") == (None, 4)
+
+
+class Clock:
+    """What planning asks a recording."""
+
+    path, has_events, has_frames = None, True, True
+    frame_times = np.array([100, 200, 300, 900])
+    time_range = (50, 1049)
+
+
+def test_planning_by_hand():
+    clock = Clock()
+    assert plan_pairs(clock, (1, 2)) == [Window(1, 200, 300, (1, 2))]
+    assert [w.index for w in plan_pairs(clock, None, 150, 300)] == [1]
+    assert count_gaps(plan_pairs(clock)) == 1
+    steps = plan_steps(clock, 400)
+    # the last event is at 1049: 50 + 2 * 400 <= 1050, a third window is not whole
+    assert steps == [Window(0, 50, 450, None), Window(1, 450, 850, None)]
+    assert len(plan_steps(clock, 500)) == 2
