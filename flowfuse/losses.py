@@ -31,7 +31,7 @@ class LossConfig:
     flow: float = 1.0
     decay: float = 0.8
     boundary: float = 1.0
-    matching: float = 0.1
+    matching: float = 0.3
     positive_event: float = 2.0
     positive_motion: float = 6.0
 

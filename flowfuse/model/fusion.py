@@ -120,9 +120,8 @@ class BoundaryPropagation(nn.Module):
 
 def shift(x: Tensor, dy: int, dx: int) -> Tensor:
     """out(y, x) = in(y + dy, x + dx), zero outside: [B, C, h, w] -> same."""
-    if dy == 0 and dx == 0:
-        return x
     height, width = x.shape[-2:]
-    padded = F.pad(x, (max(-dx, 0), max(dx, 0), max(-dy, 0), max(dy, 0)))
-    top, left = max(dy, 0), max(dx, 0)
-    return padded[..., top : top + height, left : left + width]
+    if abs(dy) >= height or abs(dx) >= width:
+        return torch.zeros_like(x)
+    # Negative padding crops: one operator, forward and backward.
+    return F.pad(x, (-dx, dx, -dy, dy))

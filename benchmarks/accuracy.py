@@ -1,0 +1,188 @@
+"""Measure a checkpoint on held-out generated scenes, and on a real recording.
+
+    python benchmarks/accuracy.py --sets fast --scenes 64
+    python benchmarks/accuracy.py --recording slider_depth -o benchmarks/results/today
+
+Rows: the model with both senses, the same checkpoint with one of them, OpenCV's DIS (medium) on the
+frames, and zero flow. The scenes' seed belongs to this script alone: no training uses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import flowfuse
+from flowfuse.data.dataset import SceneDataset
+from flowfuse.data.presets import PRESETS
+from flowfuse.data.recording import open_recording
+from flowfuse.estimator import Estimator
+from flowfuse.atomic import atomic_path
+from flowfuse.metrics import (
+    FlowMetrics,
+    event_sharpness,
+    photometric_error,
+    trajectory_metrics,
+)
+from flowfuse.model import ModelInputs
+from flowfuse.trajectory import bezier
+
+TEST_SEED = 3_000_000_019
+# What the network is shown: frames, events, history.
+MODES = {"fused": (1.0, 1.0, 1.0), "frames only": (1.0, 0.0, 0.0), "events only": (0.0, 1.0, 1.0)}
+COLUMNS = ("epe", "epe_below_10", "epe_10_to_40", "epe_above_40", "epe_boundary", "3pe", "tepe")
+
+
+def dense_inverse_search(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
+    """OpenCV's DIS flow, medium preset: two uint8 [H, W] -> [2, H, W] px."""
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return method.calc(frame0, frame1, None).transpose(2, 0, 1)
+
+
+def estimate(estimator: Estimator, sample: dict, present: tuple[float, ...]) -> np.ndarray:
+    """Displacements of a generated sample at its times with truth: [T, 2, H, W] px."""
+    batch = {**sample, "present": torch.tensor(present)}
+    inputs = ModelInputs(*(batch[name][None] for name in ModelInputs._fields))
+    with torch.inference_mode():
+        points = estimator.model(inputs).control_points[-1]
+        return bezier(points, sample["tau"][None])[0].numpy()
+
+
+def measure_scenes(
+    estimator: Estimator, preset: str, count: int, size: tuple[int, int], cache: Path | None
+) -> dict:
+    """Measure all rows on ``count`` scenes of a preset."""
+    config = estimator.model.config
+    scenes = SceneDataset(
+        preset, TEST_SEED, count, *size, config.slices, config.bins, cache, max_step=0.5
+    )
+    rows = {name: FlowMetrics() for name in (*MODES, "DIS", "zero")}
+    over_time = {name: [] for name in MODES}
+    for index in tqdm(range(count), desc=preset):
+        sample = scenes[index]
+        truth, valid = sample["flow"].numpy(), sample["valid"].numpy()
+        motion_boundary = sample["boundary"][1].numpy()
+        frames = [(sample[f][0] * 255).round().byte().numpy() for f in ("frame0", "frame1")]
+        flows = {"DIS": dense_inverse_search(*frames), "zero": np.zeros_like(truth[-1])}
+        for name, present in MODES.items():
+            displacements = estimate(estimator, sample, present)
+            flows[name] = displacements[-1]
+            over_time[name].append(
+                trajectory_metrics(
+                    displacements[:-1], truth[:-1], sample["tau"][:-1].numpy(),
+                    displacements[-1], truth[-1], valid[:-1],
+                )
+            )  # fmt: skip
+        for name, flow in flows.items():
+            rows[name].add(flow, truth[-1], valid[-1], motion_boundary)
+    table = {name: row.summary()["per_pixel"] for name, row in rows.items()}
+    for name, values in over_time.items():
+        for key in ("tepe", "deviation_error"):
+            table[name][key] = float(np.nanmean([value[key] for value in values]))
+    return {"preset": preset, "scenes": count, "size": list(size), "rows": table}
+
+
+def measure_recording(estimator: Estimator, path: Path) -> dict:
+    """Measure photometric error and event sharpness on a recording without truth."""
+    recording = open_recording(path)
+    times = recording.frame_times
+    pairs = []
+    for i in range(len(times) - 1):
+        t0, t1 = int(times[i]), int(times[i + 1])
+        events = recording.events(t0 - (t1 - t0), t1)
+        window = events.slice_time(t0, t1)
+        if recording.time_range[1] < t1 - 1000 and (len(window) == 0 or window.t[-1] < t1 - 2000):
+            continue  # the events end before this pair does
+        frame0, frame1 = recording.frame(i), recording.frame(i + 1)
+        result = estimator(frame0, frame1, events, t0=t0, t1=t1)
+        zero = np.zeros_like(result.flow)
+        gray = [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (frame0, frame1)]
+        u = result.flow[0]
+        pairs.append(
+            {
+                "pair": i,
+                "photometric": photometric_error(frame0, frame1, result.flow),
+                "photometric_zero": photometric_error(frame0, frame1, zero),
+                "photometric_dis": photometric_error(frame0, frame1, dense_inverse_search(*gray)),
+                "sharpness": event_sharpness(window, result.flow, t0, t1),
+                "one_sign": float(max((u > 0).mean(), (u < 0).mean())),
+                "mean_u": float(u.mean()),
+                "mean_abs_v": float(np.abs(result.flow[1]).mean()),
+            }
+        )
+    mean = {key: float(np.mean([p[key] for p in pairs])) for key in pairs[0] if key != "pair"}
+    mean["photometric_ratio"] = mean["photometric"] / mean["photometric_zero"]
+    return {"recording": path.name, "pairs": pairs, "mean": mean}
+
+
+def as_markdown(report: dict) -> str:
+    """Format the report as tables."""
+    lines = [f"Checkpoint `{report['checkpoint']}`, {report['machine']}, {report['date']}."]
+    for result in report["sets"]:
+        height, width = result["size"]
+        lines += [
+            "",
+            f"**{result['preset']}**: {result['scenes']} held-out scenes, {width} x {height} px; EPE in px",
+            "",
+            "| | " + " | ".join(COLUMNS) + " | EPE over zero's |",
+            "|---" * (len(COLUMNS) + 2) + "|",
+        ]
+        zero = result["rows"]["zero"]["epe"]
+        for name, row in result["rows"].items():
+            cells = [f"{row[c]:.2f}" if c in row else "" for c in COLUMNS]
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['epe'] / zero:.2f} |")
+    for result in report["recordings"]:
+        mean = result["mean"]
+        lines += [
+            "",
+            f"**{result['recording']}**: {len(result['pairs'])} pairs; photometric error "
+            f"{mean['photometric']:.4f} ({mean['photometric_ratio']:.2f} of zero flow's, "
+            f"DIS {mean['photometric_dis'] / mean['photometric_zero']:.2f}), "
+            f"event sharpness (FWL) {mean['sharpness']:.2f}, "
+            f"u of one sign at {100 * mean['one_sign']:.1f} % of the pixels, mean u {mean['mean_u']:.2f} px",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--checkpoint", default="small", help="shipped name or path")
+    parser.add_argument("--sets", nargs="*", default=["fast"], choices=list(PRESETS), help="presets")
+    parser.add_argument("--scenes", type=int, default=64, help="scenes of each set")
+    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
+    parser.add_argument("--recording", type=Path, nargs="*", default=[], help="recordings without truth")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the scenes")
+    parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
+    options = parser.parse_args(argv)
+    estimator = flowfuse.load(options.checkpoint)
+    report = {
+        "checkpoint": options.checkpoint,
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "sets": [
+            measure_scenes(estimator, preset, options.scenes, tuple(options.size), options.cache)
+            for preset in options.sets
+        ],
+        "recordings": [measure_recording(estimator, path) for path in options.recording],
+    }
+    text = as_markdown(report)
+    print(text)
+    if options.output:
+        for suffix, content in ((".json", json.dumps(report, indent=1)), (".md", text)):
+            with atomic_path(Path(f"{options.output}{suffix}")) as partial:
+                Path(partial).write_text(content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
