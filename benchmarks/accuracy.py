@@ -23,11 +23,11 @@ import torch
 from tqdm import tqdm
 
 import flowfuse
+from flowfuse.atomic import atomic_path
 from flowfuse.data.dataset import SceneDataset
 from flowfuse.data.presets import PRESETS
 from flowfuse.data.recording import open_recording
 from flowfuse.estimator import Estimator
-from flowfuse.atomic import atomic_path
 from flowfuse.metrics import (
     FlowMetrics,
     event_sharpness,
@@ -132,7 +132,8 @@ def as_markdown(report: dict) -> str:
         height, width = result["size"]
         lines += [
             "",
-            f"**{result['preset']}**: {result['scenes']} held-out scenes, {width} x {height} px; EPE in px",
+            f"**{result['preset']}**: {result['scenes']} held-out scenes, {width} x {height} px; "
+            "EPE in px",
             "",
             "| | " + " | ".join(COLUMNS) + " | EPE over zero's |",
             "|---" * (len(COLUMNS) + 2) + "|",
@@ -149,18 +150,25 @@ def as_markdown(report: dict) -> str:
             f"{mean['photometric']:.4f} ({mean['photometric_ratio']:.2f} of zero flow's, "
             f"DIS {mean['photometric_dis'] / mean['photometric_zero']:.2f}), "
             f"event sharpness (FWL) {mean['sharpness']:.2f}, "
-            f"u of one sign at {100 * mean['one_sign']:.1f} % of the pixels, mean u {mean['mean_u']:.2f} px",
+            f"u of one sign at {100 * mean['one_sign']:.1f} % of the pixels, "
+            f"mean u {mean['mean_u']:.2f} px",
         ]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="small", help="shipped name or path")
-    parser.add_argument("--sets", nargs="*", default=["fast"], choices=list(PRESETS), help="presets")
+    parser.add_argument(
+        "--sets", nargs="*", default=["fast"], choices=list(PRESETS), help="presets"
+    )
     parser.add_argument("--scenes", type=int, default=64, help="scenes of each set")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
-    parser.add_argument("--recording", type=Path, nargs="*", default=[], help="recordings without truth")
+    parser.add_argument(
+        "--recording", type=Path, nargs="*", default=[], help="recordings without truth"
+    )
     parser.add_argument("--cache", type=Path, help="folder that keeps the scenes")
     parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
     options = parser.parse_args(argv)

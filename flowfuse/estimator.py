@@ -1,9 +1,9 @@
 """Frames and events in, dense and continuous flow out: what a user calls.
 
-    estimator = load("small")
-    result = estimator(frame0, frame1, events, t0=t0, t1=t1)
-    result.flow          # [2, H, W] px, from t0 to t1
-    result.at(0.5)       # [2, H, W] px, from t0 to the middle
+estimator = load("small")
+result = estimator(frame0, frame1, events, t0=t0, t1=t1)
+result.flow          # [2, H, W] px, from t0 to t1
+result.at(0.5)       # [2, H, W] px, from t0 to the middle
 """
 
 from __future__ import annotations

@@ -85,8 +85,9 @@ class Events:
     def empty(cls, height: int | None = None, width: int | None = None) -> Events:
         """No events, of a sensor of the given size."""
         none = np.empty(0, np.uint16)
-        return cls(none, none, np.empty(0, np.int64), np.empty(0, np.uint8),
-                   height=height, width=width)
+        return cls(
+            none, none, np.empty(0, np.int64), np.empty(0, np.uint8), height=height, width=width
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Events]) -> Events:
@@ -112,13 +113,19 @@ class Events:
         filled = [part for part in parts if len(part)] or [parts[0]]
         return cls(
             *(np.concatenate([getattr(part, name) for part in filled]) for name in "xytp"),
-            height=height, width=width,
+            height=height,
+            width=width,
         )
 
     @classmethod
     def _trusted(
-        cls, x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray,
-        height: int | None, width: int | None,
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        t: np.ndarray,
+        p: np.ndarray,
+        height: int | None,
+        width: int | None,
     ) -> Events:
         """Wrap arrays already known to be valid (views of a validated Events)."""
         events = cls.__new__(cls)
@@ -217,8 +224,12 @@ def _coordinates(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _check_inside(
-    name: str, values: np.ndarray, side: int | None, side_name: str,
-    height: int | None, width: int | None,
+    name: str,
+    values: np.ndarray,
+    side: int | None,
+    side_name: str,
+    height: int | None,
+    width: int | None,
 ) -> None:
     if values.size == 0:
         return

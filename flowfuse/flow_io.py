@@ -22,8 +22,15 @@ _FLO_UNKNOWN_ABOVE = 1e9  # Middlebury: a larger component marks an unknown pixe
 _FLO_UNKNOWN = 1e10
 # What NumPy raises on damaged files; MemoryError: a header that claims an absurd shape.
 _NUMPY_FAULTS = (
-    ValueError, OSError, EOFError, KeyError, AttributeError, NotImplementedError, MemoryError,
-    zipfile.BadZipFile, zlib.error,
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 

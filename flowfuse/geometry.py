@@ -1,6 +1,7 @@
 """Pixel grids, the one wrapper of ``grid_sample``, warping and padding.
 
-Pixel centres have integer coordinates everywhere: the image spans [-0.5, W - 0.5] x [-0.5, H - 0.5].
+Pixel centres have integer coordinates everywhere: the image spans [-0.5, W - 0.5] in x and
+[-0.5, H - 0.5] in y.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def sample(
         [B, C, h, w], the dtype of ``image``.
     """
     height, width = image.shape[-2:]
-    # align_corners=False maps pixel x to (2 x + 1) / W - 1: defined for an axis of size one as well,
+    # align_corners=False maps pixel x to (2 x + 1) / W - 1: defined for an axis of size one too,
     # where the other convention divides by W - 1 = 0.
     size = torch.tensor((width, height), device=coords.device, dtype=coords.dtype)
     grid = (2 * coords.permute(0, 2, 3, 1) + 1) / size - 1

@@ -137,19 +137,48 @@ def build_parser() -> ArgumentParser:
     add("--pairs", metavar="A:B", type=str, help="pairs A to B - 1 of the recording (default: all)")
     add("--start", metavar="S", type=float, help="start here, in seconds of the recording's clock")
     add("--end", metavar="S", type=float, help="end here, likewise")
-    add("--every", metavar="TIME", type=str,
-        help="flow from the events alone, one field every 10ms, 5000us or 0.01s")
-    add("--times", metavar="TAU,...", type=str, default="",
-        help="also write the flow to these times, as fractions of each pair: 0.25,0.5,0.75")
-    add("--format", type=str, choices=["flo", "png", "npy", "npz"], default="flo",
-        help="file format of the flow")
-    add("--png-encoding", type=str, choices=["kitti", "dsec"], default="kitti",
-        help="scale of 16-bit PNG: kitti 1/64 px, dsec 1/128 px")
-    add("--max-pictures", metavar="N", type=int, default=8,
-        help="draw pictures of at most N pairs, evenly spread; 0: none")
+    add(
+        "--every",
+        metavar="TIME",
+        type=str,
+        help="flow from the events alone, one field every 10ms, 5000us or 0.01s",
+    )
+    add(
+        "--times",
+        metavar="TAU,...",
+        type=str,
+        default="",
+        help="also write the flow to these times, as fractions of each pair: 0.25,0.5,0.75",
+    )
+    add(
+        "--format",
+        type=str,
+        choices=["flo", "png", "npy", "npz"],
+        default="flo",
+        help="file format of the flow",
+    )
+    add(
+        "--png-encoding",
+        type=str,
+        choices=["kitti", "dsec"],
+        default="kitti",
+        help="scale of 16-bit PNG: kitti 1/64 px, dsec 1/128 px",
+    )
+    add(
+        "--max-pictures",
+        metavar="N",
+        type=int,
+        default=8,
+        help="draw pictures of at most N pairs, evenly spread; 0: none",
+    )
     add("--no-video", action="store_true", help="do not write flow.mp4")
-    add("--checkpoint", metavar="NAME", type=str, default="small",
-        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}) or a .safetensors file")
+    add(
+        "--checkpoint",
+        metavar="NAME",
+        type=str,
+        default="small",
+        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}) or a .safetensors file",
+    )
     add("--iterations", metavar="N", type=int, help="recurrent updates: fewer are faster")
     add("--device", type=str, default="cpu", help="cpu, cuda or cuda:<index>")
     add("--threads", metavar="N", type=int, help="CPU threads")

@@ -90,9 +90,7 @@ def _draw_flow(flow: np.ndarray, truth: Truth | None) -> np.ndarray:
     return add_legend(contact_sheet(list(panels.values()), list(panels), columns=3), largest)
 
 
-def _draw_times(
-    result: Result, truths: dict[float, Truth], times: Sequence[float]
-) -> np.ndarray:
+def _draw_times(result: Result, truths: dict[float, Truth], times: Sequence[float]) -> np.ndarray:
     """Displacement from t0 to several times in one row, the truth below it, in one colour scale."""
     times = np.array(sorted({*times, 1.0}))
     shown = np.linspace(0, len(times) - 1, min(len(times), MAX_COLUMNS)).astype(int)

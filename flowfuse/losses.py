@@ -137,7 +137,9 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     both = (present[:, 0] * present[:, 1]).view(-1, 1, 1, 1) > 0
     has_frames = present[:, 0].view(-1, 1, 1, 1) > 0
 
-    pairs = [(events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)]
+    pairs = [
+        (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)
+    ]
     pairs.append((frames[:, 0], frames[:, 1], 1.0, has_frames))
     pairs.append((frames[:, 0], events[:, slices], 1.0, both))
     grid = pixel_grid(height, width, device=cells.device)

@@ -1,8 +1,8 @@
 """Bezier trajectories: where every pixel of t0 is at any time up to t1.
 
-A trajectory is x(tau) = sum_i binom(n, i) tau^i (1 - tau)^(n - i) P_i with tau = (t - t0) / (t1 - t0),
-P_0 = 0 and P_1 .. P_n given: displacements in px from the pixel's place at t0. x(1) = P_n is the flow
-from t0 to t1; the curve is as smooth as motion is, and n + 1 control points bound it.
+A trajectory is x(tau) = sum_i binom(n, i) tau^i (1 - tau)^(n - i) P_i, tau = (t - t0) / (t1 - t0),
+with P_0 = 0 and P_1 .. P_n given: displacements in px from the pixel's place at t0. x(1) = P_n is
+the flow from t0 to t1; the curve is as smooth as motion is, and its control points bound it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def bernstein(degree: int, tau: Tensor) -> Tensor:
     Returns:
         [..., n].
     """
-    weights = [
-        comb(degree, i) * tau**i * (1 - tau) ** (degree - i) for i in range(1, degree + 1)
-    ]
+    weights = [comb(degree, i) * tau**i * (1 - tau) ** (degree - i) for i in range(1, degree + 1)]
     return torch.stack(weights, dim=-1)
 
 
@@ -53,10 +51,8 @@ def bezier_velocity(control_points: Tensor, tau: Tensor | float) -> Tensor:
     degree = control_points.shape[1]
     tau = _times(control_points, tau)
     # x'(tau) = n sum_i binom(n-1, i) tau^i (1-tau)^(n-1-i) (P_{i+1} - P_i), with P_0 = 0
-    lower = [
-        comb(degree - 1, i) * tau**i * (1 - tau) ** (degree - 1 - i) for i in range(degree)
-    ]
-    following = lower[1:] + [torch.zeros_like(tau)]
+    lower = [comb(degree - 1, i) * tau**i * (1 - tau) ** (degree - 1 - i) for i in range(degree)]
+    following = [*lower[1:], torch.zeros_like(tau)]
     weights = torch.stack([degree * (a - b) for a, b in zip(lower, following, strict=True)], dim=-1)
     return _combine(weights, control_points)
 

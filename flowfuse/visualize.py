@@ -28,8 +28,12 @@ def colour_wheel() -> np.ndarray:
     """
     # (number of colours, channel held at 255, channel that changes, whether it rises)
     segments = (
-        (15, 0, 1, True), (6, 1, 0, False), (4, 1, 2, True),
-        (11, 2, 1, False), (13, 2, 0, True), (6, 0, 2, False),
+        (15, 0, 1, True),
+        (6, 1, 0, False),
+        (4, 1, 2, True),
+        (11, 2, 1, False),
+        (13, 2, 0, True),
+        (6, 0, 2, False),
     )
     rows = []
     for count, held, changing, rises in segments:

@@ -38,7 +38,11 @@ def test_rectified_coordinates():
 def test_windows_are_half_open_views():
     events = make(t=[5, 5, 9])
     assert [len(events.slice_time(*w)) for w in [(5, 9), (5, 10), (6, 9), (0, 5), (9, 5)]] == [
-        2, 3, 0, 0, 0,
+        2,
+        3,
+        0,
+        0,
+        0,
     ]
     window = events.slice_time(6, 10)
     assert window.t.tolist() == [9] and window.height == 3 and np.shares_memory(window.t, events.t)

@@ -140,7 +140,9 @@ SHARED = [HealthCheck.function_scoped_fixture]
     data=st.binary(max_size=80)
     | st.builds(
         lambda w, h, body: b"PIEH" + struct.pack("<2i", w, h) + body,
-        st.integers(-2, 3), st.integers(-2, 3), st.binary(max_size=72),
+        st.integers(-2, 3),
+        st.integers(-2, 3),
+        st.binary(max_size=72),
     )
     | st.builds(lambda cut: b"PIEH" + struct.pack("<2i", 2, 3) + bytes(cut), st.integers(40, 56)),
     name=st.sampled_from(["a.flo", "a.png", "a.npy", "a.npz"]),

@@ -15,7 +15,9 @@ def events(*rows):
 def test_slices_are_causal_and_cover_the_window_once():
     # K = 2 over [100, 200): d = 50, limits 50, 100, 150, 200
     assert slice_times(100, 200, 2) == [50, 100, 150, 200]
-    stream = events((0, 0, 49, 1), (1, 0, 50, 1), (2, 0, 99, 0), (3, 1, 100, 1), (0, 2, 199, 1), (0, 0, 200, 1))
+    stream = events(
+        (0, 0, 49, 1), (1, 0, 50, 1), (2, 0, 99, 0), (3, 1, 100, 1), (0, 2, 199, 1), (0, 0, 200, 1)
+    )
     slices = slice_events(stream, 100, 200, slices=2, bins=1, height=3, width=4)
     assert slices.shape == (3, 1, 3, 4)
     assert slices[0, 0].nonzero().tolist() == [[0, 1], [0, 2]]
@@ -27,7 +29,9 @@ def test_slices_are_causal_and_cover_the_window_once():
 def test_limits_that_do_not_divide_evenly_lose_no_event():
     rng = np.random.default_rng(0)
     t = np.sort(rng.integers(0, 1000, 500))
-    stream = Events(rng.integers(0, 4, 500), rng.integers(0, 3, 500), t, np.ones(500, int), height=3, width=4)
+    stream = Events(
+        rng.integers(0, 4, 500), rng.integers(0, 3, 500), t, np.ones(500, int), height=3, width=4
+    )
     slices = slice_events(stream, 300, 997, slices=4, bins=3, height=3, width=4)
     start = slice_times(300, 997, 4)[0]
     # 1e-3: time weights are multiples of 2^-15

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from flowfuse.losses import LossConfig, boundary_loss, masked_mean, matching_loss, sequence_loss, supervised_loss
+from flowfuse.losses import (
+    LossConfig,
+    boundary_loss,
+    masked_mean,
+    matching_loss,
+    sequence_loss,
+    supervised_loss,
+)
 from flowfuse.model.flowfuse import ModelOutput
 
 
@@ -48,7 +55,9 @@ def test_sequence_loss_by_hand():
     batch = make_batch()
     batch["flow"][:, :, 0] = 3.0  # u is off by 3 at all times, v is right
     # per iteration: log 2 + mean(3, 0); iterations count 0.8 and 1
-    assert sequence_loss(output, batch, 0.8).item() == pytest.approx(1.8 * (math.log(2) + 1.5), rel=1e-5)
+    assert sequence_loss(output, batch, 0.8).item() == pytest.approx(
+        1.8 * (math.log(2) + 1.5), rel=1e-5
+    )
 
 
 def test_invalid_truth_has_no_say():

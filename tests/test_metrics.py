@@ -31,8 +31,14 @@ def field(u, v, height=6, width=8):
 def test_endpoint_errors_by_hand():
     found = flow_metrics(FLOW, TRUTH, VALID)
     expected = {
-        "epe": (0 + 1.5 + 5 + 2.5) / 4, "1pe": 75, "2pe": 50, "3pe": 25, "f1_all": 25,
-        "epe_below_10": 0.75, "epe_above_40": 3.75, "valid_pixels": 4,
+        "epe": (0 + 1.5 + 5 + 2.5) / 4,
+        "1pe": 75,
+        "2pe": 50,
+        "3pe": 25,
+        "f1_all": 25,
+        "epe_below_10": 0.75,
+        "epe_above_40": 3.75,
+        "valid_pixels": 4,
     }
     assert {name: found[name] for name in expected} == expected
     assert math.isnan(found["epe_10_to_40"]) and math.isnan(found["epe_boundary"])

@@ -45,7 +45,7 @@ def make_batch(inputs, times=4):
 
 
 def make_model(config, seed=0, settle=True):
-    """A model whose near-zero layers have been moved, as training would, unless not to ``settle``."""
+    """A model; ``settle`` moves its near-zero layers away from zero, as training would."""
     torch.manual_seed(seed)
     model = FlowFuse(config).eval()
     if settle:
@@ -72,9 +72,7 @@ def test_shapes():
     assert make_model(TINY)(inputs, iterations=3).control_points.shape[0] == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "million", "giga"), [("small", 1.5, 12), ("base", 4.0, 45)]
-)
+@pytest.mark.parametrize(("name", "million", "giga"), [("small", 1.5, 12), ("base", 4.0, 45)])
 def test_sizes_stay_in_their_budget(name, million, giga):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -173,7 +171,9 @@ def test_flow_loss_alone_reaches_the_boundary_localizer():
     assert model.localizer.logits.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize(("index", "fields"), [(0, ("frame0", "frame1")), (1, ("slices", "event_sum"))])
+@pytest.mark.parametrize(
+    ("index", "fields"), [(0, ("frame0", "frame1")), (1, ("slices", "event_sum"))]
+)
 def test_an_absent_modality_has_no_influence(index, fields):
     model = make_model(TINY)
     inputs = make_inputs(TINY)

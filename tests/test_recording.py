@@ -20,7 +20,13 @@ from flowfuse.events import Events
 
 HEIGHT, WIDTH, OFFSET = 12, 16, 1_000_000
 FORMATS = [
-    "flat.h5", "root.h5", "seconds.h5", "dsec.h5", "stored.npz", "packed.npz", "blank.txt",
+    "flat.h5",
+    "root.h5",
+    "seconds.h5",
+    "dsec.h5",
+    "stored.npz",
+    "packed.npz",
+    "blank.txt",
     "comma.csv",
 ]
 
@@ -31,8 +37,14 @@ def events():
     count = 3000
     t = OFFSET + np.sort(rng.integers(0, 40_000, count))  # many events share a time
     x, y = rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count)
-    return Events(x.astype(np.uint16), y.astype(np.uint16), t, rng.integers(0, 2, count),
-                  height=HEIGHT, width=WIDTH)
+    return Events(
+        x.astype(np.uint16),
+        y.astype(np.uint16),
+        t,
+        rng.integers(0, 2, count),
+        height=HEIGHT,
+        width=WIDTH,
+    )
 
 
 def write_dsec(path, events, offset):
@@ -43,7 +55,10 @@ def write_dsec(path, events, offset):
     codec = {"chunks": (256,), **hdf5plugin.Blosc(cname="zstd")}
     with h5py.File(path, "w") as file:
         for name, values, kind in [
-            ("x", events.x, "u2"), ("y", events.y, "u2"), ("t", t, "u4"), ("p", events.p, "u1"),
+            ("x", events.x, "u2"),
+            ("y", events.y, "u2"),
+            ("t", t, "u4"),
+            ("p", events.p, "u1"),
         ]:
             file.create_dataset(f"events/{name}", data=values.astype(kind), **codec)
         file["ms_to_idx"] = np.searchsorted(t, np.arange(t[-1] // 1000 + 1) * 1000).astype("u8")
@@ -85,8 +100,14 @@ def test_windows_are_slices_of_the_whole(tmp_path, events, name):
     assert file.coordinate_extent() == (HEIGHT, WIDTH)
     exact = int(events.t[700])  # a window that starts and ends on events
     for t0, t1 in [
-        (0, 2 * OFFSET), (OFFSET + 5000, OFFSET + 15000), (exact, exact + 1), (exact, exact),
-        (exact, exact - 9), (0, OFFSET), (2 * OFFSET, 3 * OFFSET), (exact, int(events.t[900])),
+        (0, 2 * OFFSET),
+        (OFFSET + 5000, OFFSET + 15000),
+        (exact, exact + 1),
+        (exact, exact),
+        (exact, exact - 9),
+        (0, OFFSET),
+        (2 * OFFSET, 3 * OFFSET),
+        (exact, int(events.t[900])),
         (OFFSET + 39_500, OFFSET + 60_000),
     ]:
         window, expected = file.window(t0, t1, HEIGHT, WIDTH), events.slice_time(t0, t1)
@@ -283,8 +304,13 @@ def test_write_and_open(tmp_path, events, channels):
     flow = np.arange(2 * 2 * HEIGHT * WIDTH, dtype=np.float32).reshape(2, 2, HEIGHT, WIDTH)
     valid = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 3 > 0
     write_recording(
-        tmp_path / "r", events, images, times, exposures=np.array([100, 201, 300]),
-        flow=flow, flow_at={0.25: [(flow[0], valid), None], 1 / 3: flow},
+        tmp_path / "r",
+        events,
+        images,
+        times,
+        exposures=np.array([100, 201, 300]),
+        flow=flow,
+        flow_at={0.25: [(flow[0], valid), None], 1 / 3: flow},
     )
     recording = open_recording(tmp_path / "r")
     assert (recording.height, recording.width) == (HEIGHT, WIDTH)

@@ -41,7 +41,12 @@ def test_wheel_has_the_published_colours():
     assert wheel.shape == (55, 3)
     # Red, yellow, green, cyan, blue, magenta stand where the segments of 15, 6, 4, 11, 13, 6 start.
     assert wheel[[0, 15, 21, 25, 36, 49]].tolist() == [
-        [255, 0, 0], [255, 255, 0], [0, 255, 0], [0, 255, 255], [0, 0, 255], [255, 0, 255],
+        [255, 0, 0],
+        [255, 255, 0],
+        [0, 255, 0],
+        [0, 255, 255],
+        [0, 0, 255],
+        [255, 0, 255],
     ]
 
 
@@ -123,8 +128,11 @@ def test_heat_maps():
 def test_composed_pictures_of_any_size(shape):
     image = np.full((*shape, 3), 77, np.uint8)
     for picture in (
-        add_legend(image, 12.3), add_scale_bar(image, 1.5), add_title(image, "flow at tau = 0.5"),
-        legend(3.0), contact_sheet([image] * 5, [f"tau = {i / 5}" for i in range(5)], columns=3),
+        add_legend(image, 12.3),
+        add_scale_bar(image, 1.5),
+        add_title(image, "flow at tau = 0.5"),
+        legend(3.0),
+        contact_sheet([image] * 5, [f"tau = {i / 5}" for i in range(5)], columns=3),
         upscale(image),
     ):
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3

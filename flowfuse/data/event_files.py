@@ -238,8 +238,10 @@ class Hdf5Events(_ColumnFile):
             with h5py.File(self.path, "r") as file:
                 yield self._find_columns(file)
         except (OSError, RuntimeError, KeyError) as error:  # what h5py raises on damaged files
-            advice = "is it truncated?" if plugin else (
-                "it may be compressed with a codec of hdf5plugin, which is not installed"
+            advice = (
+                "is it truncated?"
+                if plugin
+                else ("it may be compressed with a codec of hdf5plugin, which is not installed")
             )
             raise ValueError(f"{self.path}: cannot be read as HDF5, {advice} ({error})") from error
 

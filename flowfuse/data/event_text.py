@@ -183,8 +183,10 @@ class TextIndex:
             (~np.isfinite(rows).all(axis=1), "all values must be finite"),
             (t < 0, "t must not be negative"),
             (t > _LAST_SECOND, "t must be in seconds and fit int64 microseconds"),
-            ((x <= -1) | (y <= -1) | ((x < 0) & (x % 1 == 0)) | ((y < 0) & (y % 1 == 0)),
-             "x and y must not lie outside the sensor"),
+            (
+                (x <= -1) | (y <= -1) | ((x < 0) & (x % 1 == 0)) | ((y < 0) & (y % 1 == 0)),
+                "x and y must not lie outside the sensor",
+            ),
             (~np.isin(p, (-1, 0, 1)), "p must be in {0, 1} or {-1, 1}"),
         ]
         for bad, expected in faults:

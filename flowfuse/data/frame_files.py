@@ -111,9 +111,7 @@ class VideoFrames(FrameSource):
         return f"{self.path}, frame {index}"
 
 
-def open_frames(
-    source: str | os.PathLike, times: str | os.PathLike | None = None
-) -> FrameSource:
+def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = None) -> FrameSource:
     """Open frames.
 
     Args:
@@ -171,9 +169,13 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
 def list_images(directory: Path) -> list[Path]:
     """The images of a directory, ``frame_2`` before ``frame_10``."""
     images = [path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(images, key=lambda path: [
-        (int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)
-    ])
+    return sorted(
+        images,
+        key=lambda path: [
+            (int(part), "") if part.isdigit() else (0, part)
+            for part in re.split(r"(\d+)", path.name)
+        ],
+    )
 
 
 def read_frame_list(path: Path) -> tuple[np.ndarray, list[str] | None]:

@@ -28,7 +28,9 @@ class PairCorrelations:
     ) -> None:
         batch, slices, channels, height, width = events.shape
         self.batch, self.slices = batch, slices - 1
-        reference = torch.cat((events[:, :1].expand(-1, self.slices, -1, -1, -1), frames[:, [0, 0]]), 1)
+        reference = torch.cat(
+            (events[:, :1].expand(-1, self.slices, -1, -1, -1), frames[:, [0, 0]]), 1
+        )
         target = torch.cat((events[:, 1:], frames[:, 1:], events[:, -1:]), dim=1)
         self.correlation = Correlation(
             reference.reshape(-1, channels, height, width),
@@ -37,7 +39,10 @@ class PairCorrelations:
             radius=radius,
             strategy=strategy,
         )
-        tau = torch.arange(1, self.slices + 1, device=events.device, dtype=torch.float32) / self.slices
+        tau = (
+            torch.arange(1, self.slices + 1, device=events.device, dtype=torch.float32)
+            / self.slices
+        )
         self.tau = torch.cat((tau, tau.new_ones(2))).expand(batch, -1)  # [B, K + 2]
         self.grid = pixel_grid(height, width, device=events.device)
 

@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
 
 
 class EventStem(nn.Module):
-    """[N, bins, H, W] -> [N, C_stem, H/4, W/4]: one strided convolution, so that slices stay cheap."""
+    """[N, bins, H, W] -> [N, C_stem, H/4, W/4]: one strided convolution keeps slices cheap."""
 
     def __init__(self, bins: int, channels: int) -> None:
         super().__init__()

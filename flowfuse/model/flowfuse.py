@@ -1,10 +1,10 @@
 """The network: event slices and two frames in, Bezier trajectories out.
 
-    slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations ----------------+
-    frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
-    frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
-                                                          |                           v
-    trajectories <- recurrent update <- propagation <- gates <-------------------- tokens
+slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations ----------------+
+frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
+frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
+                                                      |                           v
+trajectories <- recurrent update <- propagation <- gates <-------------------- tokens
 """
 
 from __future__ import annotations
@@ -81,7 +81,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         sizes = ("slices", "bins", "stem_channels", "channels", "hidden", "token_channels")
-        for key in (*sizes, "boundary_channels", "blocks", "degree", "iterations", "radius", "levels"):
+        for key in (
+            *sizes,
+            "boundary_channels",
+            "blocks",
+            "degree",
+            "iterations",
+            "radius",
+            "levels",
+        ):
             if getattr(self, key) < 1:
                 raise ValueError(f"ModelConfig: {key} must be at least 1, got {getattr(self, key)}")
         if not (self.frames or self.events):
@@ -199,7 +207,9 @@ class FlowFuse(nn.Module):
         correlations = PairCorrelations(
             events, frames, radius=config.radius, levels=config.levels, strategy=config.correlation
         )
-        context = torch.cat((events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype)), dim=1)
+        context = torch.cat(
+            (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype)), dim=1
+        )
         state, context = self.context(context).chunk(2, dim=1)
         state, context = torch.tanh(state), F.relu(context)
         update_context = self.update.context(context)
@@ -256,11 +266,11 @@ class FlowFuse(nn.Module):
 
     def _prepare(self, inputs: ModelInputs) -> ModelInputs:
         """Switch off what the configuration leaves out, zero what is absent, take lumas, pad."""
-        switches = inputs.present.new_tensor([self.config.frames, self.config.events, self.config.events])
-        present = inputs.present * switches
-        has_frames, has_events, has_history = (
-            present[:, i].view(-1, 1, 1, 1) for i in range(3)
+        switches = inputs.present.new_tensor(
+            [self.config.frames, self.config.events, self.config.events]
         )
+        present = inputs.present * switches
+        has_frames, has_events, has_history = (present[:, i].view(-1, 1, 1, 1) for i in range(3))
         history = torch.ones_like(inputs.slices[:, :, :1, :1, :1])
         history[:, 0] = has_history
         slices = inputs.slices * has_events.unsqueeze(1) * history
@@ -285,7 +295,10 @@ class FlowFuse(nn.Module):
             stems.append(stem.unflatten(0, (2, batch)).transpose(0, 1))
         latent = self.trunk(torch.cat(stems, dim=1).flatten(0, 1)).unflatten(0, (batch, -1))
         if not self.config.events:
-            events, event_stem = torch.zeros_like(latent[:, :1]).expand(-1, slices, -1, -1, -1), None
+            events, event_stem = (
+                torch.zeros_like(latent[:, :1]).expand(-1, slices, -1, -1, -1),
+                None,
+            )
             frames, frame_stem = latent, stems[0][:, 0]
         elif not self.config.frames:
             events, event_stem = latent, stems[0][:, 0]

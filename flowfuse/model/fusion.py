@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1))  # dy, dx
+DIRECTIONS = (
+    (-1, -1),
+    (-1, 0),
+    (-1, 1),
+    (0, -1),
+    (0, 0),
+    (0, 1),
+    (1, -1),
+    (1, 0),
+    (1, 1),
+)  # dy, dx
 
 
 class CorrelationTokens(nn.Module):
@@ -53,9 +63,9 @@ class TokenGates(nn.Module):
 class BoundaryPropagation(nn.Module):
     """Carry motion known at moving edges into interiors, and stop at motion discontinuities.
 
-    Content attention over the 3 x 3 neighbours at growing dilations (1, 2, 4, ..): a key is favoured
-    by B_e and penalized by the strongest B_m on the straight way to it. Memory is linear in the
-    number of pixels, unlike attention over all pairs, and the reach is the sum of the dilations.
+    Content attention over the 3 x 3 neighbours at growing dilations (1, 2, 4, ..): a key is
+    favoured by B_e and penalized by the strongest B_m on the straight way to it. Memory is linear
+    in the number of pixels, unlike attention over all pairs; the reach is the sum of the dilations.
     The weights depend on the pair alone: compute them once, apply them in every iteration.
 
     Args:
@@ -98,7 +108,9 @@ class BoundaryPropagation(nn.Module):
             scores = []
             for i, (dy, dx) in enumerate(DIRECTIONS):
                 dy, dx = dy * dilation, dx * dilation
-                score = (queries[step] * shift(keys[step], dy, dx)).sum(1, keepdim=True) / self.width**0.5
+                score = (queries[step] * shift(keys[step], dy, dx)).sum(
+                    1, keepdim=True
+                ) / self.width**0.5
                 score = score + strength_edge * shift(edge, dy, dx) - strength_stop * crossed[i]
                 scores.append(score.masked_fill(shift(inside, dy, dx) == 0, float("-inf")))
                 # The way of twice the length is this way and the same again from its end.

@@ -68,7 +68,8 @@ def slice_events(
     limits = slice_times(t0, t1, slices)
     if t1 - t0 < slices:
         raise ValueError(
-            f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices of at least 1 us"
+            f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices "
+            "of at least 1 us"
         )
     return _voxelize_windows(events, limits[:-1], limits[1:], bins, height, width)
 
@@ -156,7 +157,7 @@ def normalize_slices(slices: Tensor) -> Tensor:
     hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
     slices = slices * (~hot).unsqueeze(1)
 
-    # Every fourth pixel gives the percentile as well and sorts four times faster.
+    # A quarter of the pixels gives the percentile as well and sorts four times faster.
     values = slices[..., ::2, ::2].abs().flatten(1).sort(dim=1).values
     nonzero = (values > 0).sum(dim=1, keepdim=True)
     index = values.shape[1] - nonzero + (0.98 * (nonzero - 1)).long()

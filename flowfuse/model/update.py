@@ -37,7 +37,9 @@ class FirstEstimate(nn.Module):
         x2 = self.block(F.relu(self.down2(x1)))  # 1/32
         x2 = F.interpolate(self.up(x2), size=x1.shape[-2:], mode="bilinear", align_corners=False)
         estimate = self.head(self.mix(x1 + x2)).float()
-        return F.interpolate(estimate, size=latents.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(
+            estimate, size=latents.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 class MotionEncoder(nn.Module):
@@ -85,7 +87,11 @@ class UpdateHead(nn.Module):
         start_near_zero(self.out)
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, hidden, h, w] -> changes [B, 2 n, h, w] in px of the latent, uncertainty [B, 2, h, w]."""
+        """Read [B, hidden, h, w].
+
+        Returns:
+            changes [B, 2 n, h, w] in px of the latent, and uncertainty [B, 2, h, w].
+        """
         out = self.out(F.relu(self.mix(state))).float()
         return out[:, : 2 * self.degree], out[:, 2 * self.degree :]
 
