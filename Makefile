@@ -23,7 +23,7 @@ test: setup
 	$(BIN)/python -m pytest -q tests
 
 bench: setup
-	$(BIN)/python benchmarks/operators.py --quick
+	$(BIN)/python benchmarks/accuracy.py --sets fast --scenes 64
 
 lint: setup
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=arguments.device,
             max_step=arguments.max_step,
         )
-        write_scene(arguments.output, scene, arguments.times)
+        write_scene(arguments.output, scene, arguments.times, f".{arguments.truth_format}")
     except (ValueError, OSError) as error:
         print(f"generate_recording: {error}", file=sys.stderr)
         return 1
@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=parse_times,
         default=(0.25, 0.5, 0.75),
         help="times between two frames that get true flow, e.g. 0.25,0.5,0.75",
+    )
+    parser.add_argument(
+        "--truth-format",
+        choices=("flo", "png", "npz"),
+        default="flo",
+        help="png: 16 bit, KITTI's encoding, steps of 1/64 px, a fifth of the size",
     )
     parser.add_argument("--textures", type=Path, help="folder of images to take textures from")
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
@@ -77,13 +83,16 @@ def parse_times(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers and commas, got {text!r}") from None
 
 
-def write_scene(path: Path, scene: Scene, times: Sequence[float]) -> None:
+def write_scene(
+    path: Path, scene: Scene, times: Sequence[float], flow_suffix: str = ".flo"
+) -> None:
     """Write a generated scene as a plain recording.
 
     Args:
         path: a directory that does not exist or is empty.
         times: tau in (0, 1), as a share of each frame interval, at which to write the true
             displacement as well.
+        flow_suffix: format of the true flow.
     """
 
     def truth(tau: float) -> list[tuple]:
@@ -98,6 +107,7 @@ def write_scene(path: Path, scene: Scene, times: Sequence[float]) -> None:
         exposures=scene.exposures,
         flow=truth(1.0),
         flow_at={tau: truth(tau) for tau in times},
+        flow_suffix=flow_suffix,
     )
 
 

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from flowfuse import infer, infer_outputs
+from flowfuse import infer
 from flowfuse.checkpoint import save_checkpoint
 from flowfuse.data.recording import open_recording, write_recording
 from flowfuse.estimator import load
 from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
-from flowfuse.infer import main, parse_duration, parse_range, parse_times
+from flowfuse.infer import main
+from flowfuse.inference import outputs
+from flowfuse.inference.settings import parse_duration, parse_range, parse_times
+from flowfuse.inference.windows import Window, count_gaps, plan_pairs, plan_steps
 from flowfuse.model import FlowFuse, ModelConfig
-from flowfuse.windows import Window, count_gaps, plan_pairs, plan_steps
 
 HEIGHT, WIDTH, FRAMES = 20, 28, 4
 STEP = 40_000  # us between frames
@@ -170,7 +172,7 @@ def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsy
     """Interrupted between two files of a pair, and again with a file lost: the same files."""
     arguments = (recording, "--times", "0.5")
     assert run(*arguments, out=tmp_path / "whole") == 0
-    write_flow, written = infer_outputs.write_flow, []
+    write_flow, written = outputs.write_flow, []
 
     def interrupted(path, *args, **kwargs):
         if len(written) == 3:
@@ -178,10 +180,10 @@ def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsy
         written.append(path)
         write_flow(path, *args, **kwargs)
 
-    monkeypatch.setattr(infer_outputs, "write_flow", interrupted)
+    monkeypatch.setattr(outputs, "write_flow", interrupted)
     assert run(*arguments) == 130
     assert "goes on from here" in capsys.readouterr().err
-    monkeypatch.setattr(infer_outputs, "write_flow", write_flow)
+    monkeypatch.setattr(outputs, "write_flow", write_flow)
     out = tmp_path / "out"
     before = (out / "flow" / "000000.flo").stat().st_mtime_ns
     assert run(*arguments) == 0
@@ -369,7 +371,7 @@ def test_output_that_cannot_be_written(run, recording, tmp_path, capsys, monkeyp
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(infer_outputs, "write_flow", full)
+    monkeypatch.setattr(outputs, "write_flow", full)
     assert run(recording, *QUIET) == 1
     assert f"{tmp_path / 'out'}: No space left on device" in capsys.readouterr().err
     assert files(tmp_path / "out", "*.flo") == []
@@ -380,7 +382,7 @@ def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
         infer.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)
         return False
 
-    monkeypatch.setattr(infer_outputs.OutputDirectory, "is_done", warn)
+    monkeypatch.setattr(outputs.OutputDirectory, "is_done", warn)
     assert run(recording, *QUIET) == 0
     assert "flowfuse-infer: warning: something is odd\n" in capsys.readouterr().err
 

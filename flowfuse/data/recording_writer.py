@@ -25,6 +25,8 @@ def write_recording(
     exposures: np.ndarray | None = None,
     flow: Sequence | np.ndarray | None = None,
     flow_at: Mapping[float, Sequence | np.ndarray] | None = None,
+    *,
+    flow_suffix: str = ".flo",
 ) -> None:
     """Write a plain recording, complete or not at all, that ``open_recording`` reads.
 
@@ -36,6 +38,8 @@ def write_recording(
         exposures: [F, 2] start and end, or [F] durations about the frame times; microseconds.
         flow: per frame but the last: flow [2, H, W], or (flow, valid), or None.
         flow_at: tau in (0, 1) -> the same, for the displacement at tau.
+        flow_suffix: format of the flow files: ".flo", ".npy", ".npz", or ".png" (16 bit, KITTI's
+            encoding: steps of 1/64 px, a fifth of the size).
 
     Raises:
         ValueError: naming the argument at fault, or if the directory has content.
@@ -62,9 +66,10 @@ def write_recording(
             write_events(temporary / "events.h5", events)
         if frames:
             _write_frames(temporary, frames, times.astype(np.int64), exposures)
-        _write_truth(temporary / "flow", flow, len(frames))
+        _write_truth(temporary / "flow", flow, len(frames), flow_suffix)
         for tau, fields in (flow_at or {}).items():
-            _write_truth(temporary / "flow_at" / repr(float(tau)), fields, len(frames))
+            directory = temporary / "flow_at" / repr(float(tau))
+            _write_truth(directory, fields, len(frames), flow_suffix)
         os.replace(temporary, path)
         cleaning.pop_all()
 
@@ -125,7 +130,9 @@ def _write_frames(
         (directory / "exposures.txt").write_text("".join(lines))
 
 
-def _write_truth(directory: Path, fields: Sequence | np.ndarray | None, frame_count: int) -> None:
+def _write_truth(
+    directory: Path, fields: Sequence | np.ndarray | None, frame_count: int, suffix: str
+) -> None:
     if fields is None:
         return
     if len(fields) >= max(frame_count, 1):
@@ -134,7 +141,7 @@ def _write_truth(directory: Path, fields: Sequence | np.ndarray | None, frame_co
     for index, field in enumerate(fields):
         if field is not None:
             flow, valid = field if isinstance(field, tuple) else (field, None)
-            write_flow(directory / f"{index:06d}.flo", flow, valid)
+            write_flow(directory / f"{index:06d}{suffix}", flow, valid)
 
 
 def _seconds(microseconds: int) -> str:

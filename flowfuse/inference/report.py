@@ -1,17 +1,25 @@
-"""Metrics of a run of ``flowfuse-infer``: the flow files it wrote against the truth."""
+"""What a run of ``flowfuse-infer`` has to say: errors against the truth, times, gaps."""
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from flowfuse import __version__
 from flowfuse.atomic import atomic_path
 from flowfuse.data.recording import Recording
+from flowfuse.estimator import Estimator
+from flowfuse.inference.outputs import OutputDirectory
+from flowfuse.inference.pictures import LEAST_MAGNITUDE
+from flowfuse.inference.settings import InferenceConfig
+from flowfuse.inference.windows import GAP_RATIO
 from flowfuse.metrics import FlowMetrics, photometric_error, trajectory_metrics
 
 
@@ -160,3 +168,48 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass
+class RunReport:
+    """What happened to the windows of a run."""
+
+    total: int
+    gaps: int
+    done: int = 0
+    new: int = 0
+    from_frames: int = 0
+    skipped: int = 0
+    magnitude: float = LEAST_MAGNITUDE
+    seconds: list[float] = field(default_factory=list)
+    metrics: RunMetrics = field(default_factory=RunMetrics)
+
+    def summary(
+        self,
+        config: InferenceConfig,
+        estimator: Estimator,
+        recording: Recording,
+        outputs: OutputDirectory,
+    ) -> str:
+        """Say it in a few lines."""
+        unit = "window" if config.every else "pair"
+        found = f"{self.total} {unit}s of {recording.width} x {recording.height} px"
+        lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
+        for count, text in (
+            (self.skipped, "without any event: no flow, no file"),
+            (self.from_frames, "without any event: flow from the frames alone"),
+            (self.gaps, f"longer than {GAP_RATIO} x the median interval (frames missing)"),
+        ):
+            if count:
+                lines.append(f"  {count} {unit}s {text}")
+        lines += self.metrics.lines()
+        if self.seconds:
+            # The first call pays for allocations and thread start-up.
+            counted = self.seconds[1:] or self.seconds
+            iterations = config.iterations or estimator.model.config.iterations
+            lines.append(
+                f"time per {unit}: {statistics.median(counted):.3f} s (median of {len(counted)}, "
+                f"network and event slices; {estimator.device}, {torch.get_num_threads()} threads, "
+                f"{iterations} iterations)"
+            )
+        return "\n".join(lines + outputs.lines())

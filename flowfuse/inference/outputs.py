@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +17,9 @@ from flowfuse.atomic import atomic_path
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.flow_io import read_flow, write_flow
-from flowfuse.infer_pictures import PICTURES, draw_pictures
+from flowfuse.inference.pictures import PICTURES, draw_pictures
+from flowfuse.inference.settings import InferenceConfig
+from flowfuse.inference.windows import Window
 from flowfuse.result import Result
 from flowfuse.visualize import (
     add_legend,
@@ -27,10 +29,6 @@ from flowfuse.visualize import (
     write_image,
     write_video,
 )
-from flowfuse.windows import Window
-
-if TYPE_CHECKING:
-    from flowfuse.infer import InferenceConfig
 
 VIDEO_RATE = 10.0  # pictures per second
 VIDEO_WIDTH = 640  # px; smaller recordings are enlarged

@@ -1,0 +1,216 @@
+"""Settings of ``flowfuse-infer``, read from its command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flowfuse.checkpoint import available
+
+COMMAND = "flowfuse-infer"
+DESCRIPTION = """\
+Estimate dense and continuous optical flow from a recording of frames and events.
+
+INPUT is a directory with events.{h5,npz,txt,csv}, images.txt (lines `time path`, in seconds) and
+the images. OUT gets flow/000000.flo (from frame 0 to frame 1), ..., pictures/, flow.mp4, and
+metrics.json where the recording has true flow. The same command again takes up an interrupted run.
+"""
+_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """What one run of ``flowfuse-infer`` does.
+
+    Args:
+        input: recording directory, or None when ``events`` is given.
+        events, frames, frame_times: files in place of, or in addition to, ``input``.
+        output: directory of the results.
+        checkpoint: shipped name or path.
+        device: "cpu" or "cuda[:index]".
+        bf16: automatic mixed precision.
+        iterations: recurrent updates; None = the network's default.
+        threads: CPU threads; None = torch's choice.
+        pairs: first and last (excluded) pair; None on either side = open.
+        start, end: window in seconds of the recording's clock.
+        every: flow from events alone, one field each so many microseconds; None = frame pairs.
+        times: the tau in (0, 1) at which continuous flow is written.
+        format: "flo", "png", "npy" or "npz".
+        png_encoding: "kitti" or "dsec".
+        max_pictures: pairs that get pictures, spread evenly; 0 = none.
+        video: write flow.mp4.
+        overwrite: discard the results of a run with other settings.
+    """
+
+    input: Path | None
+    output: Path
+    events: Path | None = None
+    frames: Path | None = None
+    frame_times: Path | None = None
+    checkpoint: str = "small"
+    device: str = "cpu"
+    bf16: bool = False
+    iterations: int | None = None
+    threads: int | None = None
+    pairs: tuple[int | None, int | None] | None = None
+    start: float | None = None
+    end: float | None = None
+    every: int | None = None
+    times: tuple[float, ...] = ()
+    format: str = "flo"
+    png_encoding: str = "kitti"
+    max_pictures: int = 8
+    video: bool = True
+    overwrite: bool = False
+
+
+def build_parser() -> ArgumentParser:
+    """Return the command line of ``flowfuse-infer``."""
+    parser = ArgumentParser(
+        prog=COMMAND,
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("input", metavar="INPUT", nargs="?", type=str, help="recording directory")
+    add("-o", "--output", metavar="OUT", type=str, required=True, help="directory of the results")
+    add("--events", metavar="FILE", type=str, help="events, where not in INPUT")
+    add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
+    add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add("--pairs", metavar="A:B", type=str, help="pairs A to B - 1 of the recording (default: all)")
+    add("--start", metavar="S", type=float, help="start here, in seconds of the recording's clock")
+    add("--end", metavar="S", type=float, help="end here, likewise")
+    add(
+        "--every",
+        metavar="TIME",
+        type=str,
+        help="flow from the events alone, one field every 10ms, 5000us or 0.01s",
+    )
+    add(
+        "--times",
+        metavar="TAU,...",
+        type=str,
+        default="",
+        help="also write the flow to these times, as fractions of each pair: 0.25,0.5,0.75",
+    )
+    add(
+        "--format",
+        type=str,
+        choices=["flo", "png", "npy", "npz"],
+        default="flo",
+        help="file format of the flow",
+    )
+    add(
+        "--png-encoding",
+        type=str,
+        choices=["kitti", "dsec"],
+        default="kitti",
+        help="scale of 16-bit PNG: kitti 1/64 px, dsec 1/128 px",
+    )
+    add(
+        "--max-pictures",
+        metavar="N",
+        type=int,
+        default=8,
+        help="draw pictures of at most N pairs, evenly spread; 0: none",
+    )
+    add("--no-video", action="store_true", help="do not write flow.mp4")
+    add(
+        "--checkpoint",
+        metavar="NAME",
+        type=str,
+        default="small",
+        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}) or a .safetensors file",
+    )
+    add("--iterations", metavar="N", type=int, help="recurrent updates: fewer are faster")
+    add("--device", type=str, default="cpu", help="cpu, cuda or cuda:<index>")
+    add("--threads", metavar="N", type=int, help="CPU threads")
+    add("--bf16", action="store_true", help="mixed precision: faster, slightly less exact")
+    add("--overwrite", action="store_true", help="discard what an earlier run left in OUT")
+    return parser
+
+
+def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceConfig:
+    """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
+    given: Namespace = parser.parse_args(list(arguments))
+    if given.input is None and given.events is None:
+        parser.error("give a recording directory INPUT, or --events")
+    for name in ("iterations", "threads"):
+        if given[name] is not None and given[name] < 1:
+            parser.error(f"--{name} must be at least 1, got {given[name]}")
+    if given.max_pictures < 0:
+        parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
+    if given.every is not None and given.pairs is not None:
+        parser.error("--every makes windows of its own: give --start and --end, not --pairs")
+
+    def convert(option: str, parse: Callable, text: str | None):
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            parser.error(f"{option} {text!r}: {error}")
+
+    def path(text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
+    return InferenceConfig(
+        input=path(given.input),
+        output=Path(given.output),
+        events=path(given.events),
+        frames=path(given.frames),
+        frame_times=path(given.frame_times),
+        checkpoint=given.checkpoint,
+        device=given.device,
+        bf16=given.bf16,
+        iterations=given.iterations,
+        threads=given.threads,
+        pairs=convert("--pairs", parse_range, given.pairs),
+        start=given.start,
+        end=given.end,
+        every=convert("--every", parse_duration, given.every),
+        times=convert("--times", parse_times, given.times),
+        format=given.format,
+        png_encoding=given.png_encoding,
+        max_pictures=given.max_pictures,
+        video=not given.no_video,
+        overwrite=given.overwrite,
+    )
+
+
+def parse_duration(text: str) -> int:
+    """Read "10ms", "5000us" or "0.01s" as microseconds."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
+    try:
+        value = float(match[1]) * _UNITS[match[2]] if match else -1
+    except ValueError:
+        value = -1
+    if value < 1 or value != round(value, 6) or round(value) < 1:
+        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
+    return round(value)
+
+
+def parse_times(text: str) -> tuple[float, ...]:
+    """Read "0.25,0.5" as increasing fractions in (0, 1]."""
+    try:
+        times = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        times = (float("nan"),)
+    if not all(0 < tau <= 1 for tau in times) or list(times) != sorted(set(times)):
+        raise ValueError("expected increasing fractions in (0, 1], such as 0.25,0.5,0.75")
+    return times
+
+
+def parse_range(text: str) -> tuple[int | None, int | None]:
+    """Read "3:10", ":10" or "3:" as a half-open range."""
+    match = re.fullmatch(r"\s*([0-9]*)\s*:\s*([0-9]*)\s*", text)
+    if not match:
+        raise ValueError("expected A:B, such as 0:10, :10 or 5:")
+    first, last = (int(part) if part else None for part in match.groups())
+    if last is not None and last <= (first or 0):
+        raise ValueError("the range is empty; B is excluded")
+    return first, last
