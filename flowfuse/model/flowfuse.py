@@ -203,7 +203,7 @@ class FlowFuse(nn.Module):
 
         event_stem, frame_stem, events, frames = self._encode(inputs)
         points = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
-        boundary, cues = self._localize(inputs, event_stem, frame_stem, points)
+        boundary, cues = self._localize(inputs, event_stem, frame_stem, points.detach())
         correlations = PairCorrelations(
             events, frames, radius=config.radius, levels=config.levels, strategy=config.correlation
         )
@@ -219,16 +219,17 @@ class FlowFuse(nn.Module):
 
         kept = []
         for iteration in range(iterations):
-            points = points.detach()
-            tokens = self.tokens(correlations(points.unflatten(1, (config.degree, 2))))
+            # An update learns from where it stands; only the first estimate is trained through.
+            here = points.detach()
+            tokens = self.tokens(correlations(here.unflatten(1, (config.degree, 2))))
             if config.fusion == "guided":
                 tokens = tokens * gates.to(tokens.dtype)
-            motion = self.motion(tokens.flatten(1, 2), points)
+            motion = self.motion(tokens.flatten(1, 2), here)
             if config.fusion == "guided":
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
             change, uncertainty = self.head(state)
-            points = points + change
+            points = (points if iteration == 0 else here) + change
             if all_iterations or iteration == iterations - 1:
                 field = torch.cat((points * STRIDE, uncertainty), dim=1)
                 field = convex_upsample(field, self.mask(state), STRIDE)
@@ -329,9 +330,7 @@ class FlowFuse(nn.Module):
             if config.common_gradient:
                 # The gradient equation holds over short motion only: predict what slice E_1 saw.
                 first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
-                short = F.interpolate(
-                    STRIDE * first.detach(), scale_factor=float(STRIDE), mode="bilinear"
-                )
+                short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
                 gradients = common_gradient(
                     inputs.frame0, inputs.frame1, inputs.event_sum, short
                 ).float()
