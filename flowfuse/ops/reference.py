@@ -7,12 +7,16 @@ exists. Arguments are checked by the functions of flowfuse.ops, not here.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Result = TypeVar("Result")
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 LOG_OFFSET = 1e-3
@@ -20,6 +24,17 @@ WINDOW = 7  # of the similarity S, pixels
 FRAME_FLOOR = 1e-4  # ea: log-intensity squared
 EVENT_FLOOR = 1e-2  # eb: polarity counts squared
 TIME_BITS = 15  # fraction bits of the time weight in voxelize
+
+
+def full_precision(operator: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep autocast out: it would compute and sum an einsum in half precision."""
+
+    @functools.wraps(operator)
+    def run(first: Tensor, *others: object) -> Result:
+        with torch.autocast(first.device.type, enabled=False):
+            return operator(first, *others)
+
+    return run
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -113,6 +128,7 @@ def pool_levels(f1: Tensor, levels: int) -> list[Tensor]:
     return pyramid
 
 
+@full_precision
 def correlation_volume(f0: Tensor, f1_levels: Sequence[Tensor]) -> list[Tensor]:
     """f0 [B, C, H, W], f1_levels [B, C, H_l, W_l] -> [B, H, W, H_l, W_l] float32 or 64 each."""
     dtype = sum_dtype(f0.dtype)
@@ -209,6 +225,7 @@ def common_gradient(
     return torch.cat([lx, ly, lt, event_sum, similarity, predicted], dim=1)
 
 
+@full_precision
 def convex_upsample(field: Tensor, mask: Tensor, factor: int) -> Tensor:
     batch, channels, height, width = field.shape
     dtype = sum_dtype(field.dtype)
