@@ -33,6 +33,8 @@ class BuildExtension(build_ext):
         except Exception as error:
             if MODE == "1":
                 raise
+            # An earlier build's library must not pass for this one's.
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             line = "*" * 78
             print(
                 f"{line}\nWARNING: flowfuse's compiled operators could not be built:\n  {error}\n"
@@ -40,12 +42,6 @@ class BuildExtension(build_ext):
                 f"Set FLOWFUSE_EXTENSION=1 to make this an error.\n{line}",
                 file=sys.stderr,
             )
-
-    def copy_extensions_to_source(self) -> None:
-        if all(
-            Path(self.get_ext_fullpath(e.name)).exists() or MODE == "1" for e in self.extensions
-        ):
-            super().copy_extensions_to_source()
 
 
 def extension() -> Extension:
@@ -73,6 +69,8 @@ def extension() -> Extension:
             *optimize,
         ],
         py_limited_api=True,
+        # In place, a library that could not be built is then not missed; one that was is copied.
+        optional=MODE == "auto",
     )
 
 

@@ -49,6 +49,9 @@ inline const std::vector<ScalarType>& feature_dtypes() {
   return list;
 }
 
+constexpr int64_t kMaxLevels = 16;
+constexpr int64_t kMaxRadius = 16;
+
 inline const std::vector<ScalarType>& coordinate_dtypes() {
   static const std::vector<ScalarType> list{ScalarType::Float, ScalarType::Double};
   return list;
@@ -129,11 +132,16 @@ inline void check_voxelize_values(int64_t count, const int64_t* offsets, const i
   }
 }
 
+inline void check_level_count(const char* op, size_t levels) {
+  STD_TORCH_CHECK(levels >= 1 && levels <= size_t{kMaxLevels}, op, ": levels must be in [1, ", kMaxLevels,
+                  "], got ", levels);
+}
+
 inline void check_correlation_volume(const char* op, const Tensor& f0, const std::vector<Tensor>& f1_levels) {
   check_shape(op, "f0", f0, "[B, C, H, W]", f0.dim() == 4);
   check_dtype(op, "f0", f0, feature_dtypes());
   STD_TORCH_CHECK(f0.size(1) >= 1, op, ": f0 must have at least one channel, got ", size_list(shape_of(f0)));
-  STD_TORCH_CHECK(!f1_levels.empty(), op, ": at least one level is needed, got 0");
+  check_level_count(op, f1_levels.size());
   for (size_t level = 0; level < f1_levels.size(); ++level) {
     const Tensor& f1 = f1_levels[level];
     const std::string name = "level " + std::to_string(level) + " of f1";
@@ -150,7 +158,8 @@ inline void check_correlation_volume(const char* op, const Tensor& f0, const std
 inline void check_lookup(const char* op, const Tensor& coords, int64_t radius) {
   check_shape(op, "coords", coords, "[B, 2, H, W]", coords.dim() == 4 && coords.size(1) == 2);
   check_dtype(op, "coords", coords, coordinate_dtypes());
-  STD_TORCH_CHECK(radius >= 0 && radius <= 16, op, ": radius must be in [0, 16], got ", radius);
+  STD_TORCH_CHECK(radius >= 0 && radius <= kMaxRadius, op, ": radius must be in [0, ", kMaxRadius, "], got ",
+                  radius);
 }
 
 inline void check_correlation_lookup(const Tensor& f0, const std::vector<Tensor>& f1_levels,
@@ -164,7 +173,7 @@ inline void check_correlation_lookup(const Tensor& f0, const std::vector<Tensor>
 
 inline void check_volume_lookup(const std::vector<Tensor>& volumes, const Tensor& coords, int64_t radius) {
   const char* op = "volume_lookup";
-  STD_TORCH_CHECK(!volumes.empty(), op, ": at least one level is needed, got 0");
+  check_level_count(op, volumes.size());
   check_lookup(op, coords, radius);
   const std::string form = "[" + std::to_string(coords.size(0)) + ", " + std::to_string(coords.size(2)) +
                            ", " + std::to_string(coords.size(3)) + ", H_l, W_l]";

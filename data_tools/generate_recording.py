@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.scenes import PRESETS, Scene, generate_scene
+from flowfuse.estimator import select_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             width,
             frames=arguments.frames,
             textures=arguments.textures,
-            device=arguments.device,
+            device=select_device(arguments.device),
             max_step=arguments.max_step,
         )
         write_scene(arguments.output, scene, arguments.times, f".{arguments.truth_format}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]+\.tmp(\.\w+)?")  # names that atomic_path gives
 
 
 @contextmanager
@@ -42,3 +45,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove the temporary files that a killed writer left in a directory that is ours alone."""
+    for path in directory.glob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

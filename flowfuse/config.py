@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from flowfuse.atomic import atomic_path
+
 Config = TypeVar("Config")
 
 
@@ -136,9 +138,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def write_yaml(path: str | Path, config: Any) -> None:
-    """Write a configuration as YAML, keys in the order of the fields."""
+    """Write a configuration as YAML, keys in the order of the fields, whole or not at all."""
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False, default_flow_style=None)
-    Path(path).write_text(text, encoding="utf-8")
+    with atomic_path(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 class _NumberLoader(yaml.SafeLoader):

@@ -21,7 +21,7 @@ from flowfuse.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.events import Events
 from flowfuse.model import FlowFuse, ModelInputs
 from flowfuse.model.flowfuse import MINIMUM_SIZE
-from flowfuse.model.inputs import slice_events, slice_times, sum_events
+from flowfuse.model.inputs import event_window, slice_events, sum_events
 from flowfuse.result import Array, Result, as_events
 
 
@@ -127,10 +127,11 @@ class Estimator:
                 with one of them None, the flow comes from the events alone.
             events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
                 those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
-                those during exposure 1 after t1 too. Others are left out. Without any event in
-                [t0, t1) the flow comes from the frames alone.
+                those during the exposures before t0 and after t1 too. Others are left out. Without
+                any event in [t0, t1) the flow comes from the frames alone.
             t0, t1: times of the frames (middle of the exposure), integer microseconds.
-            exposure0, exposure1: durations in microseconds; None where unknown.
+            exposure0, exposure1: durations in microseconds; None where unknown. Without both
+                frames they mean nothing and are left out.
             iterations: recurrent updates: fewer are faster; the network's default is None.
             history: whether ``events`` cover the time before t0; None: they do when the first one
                 is earlier than t0.
@@ -149,9 +150,18 @@ class Estimator:
         as_torch = _is_torch(frame0, frame1, events)
         frames = [_frame("frame0", frame0), _frame("frame1", frame1)]
         has_frames = frames[0] is not None and frames[1] is not None
+        if not has_frames:
+            exposures = [None, None]
+        for name, exposure in zip(("exposure0", "exposure1"), exposures, strict=True):
+            # Exposures of one camera do not overlap, and they are centred at t0 and t1.
+            if exposure is not None and exposure > 2 * (t1 - t0):
+                raise ValueError(
+                    f"estimator: {name} must be at most 2 (t1 - t0) = {2 * (t1 - t0)} us, "
+                    f"got {exposure} us"
+                )
         events = as_events(events)
         height, width = _size(frames, events)
-        window = self._window(events, t0, t1, exposures[1], height, width)
+        window = self._window(events, t0, t1, exposures, height, width)
         has_events = len(window.slice_time(t0, t1)) > 0
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
@@ -193,15 +203,14 @@ class Estimator:
         events: Events | None,
         t0: int,
         t1: int,
-        exposure1: int | None,
+        exposures: list[int | None],
         height: int,
         width: int,
     ) -> Events:
         """The events that any input needs, checked against the image size."""
         if events is None:
             return Events.empty(height, width)
-        first = slice_times(t0, t1, self.model.config.slices)[0]
-        window = events.slice_time(first, t1 + (exposure1 or 0) // 2 + 1)
+        window = events.slice_time(*event_window(t0, t1, self.model.config.slices, *exposures))
         return Events(window.x, window.y, window.t, window.p, height=height, width=width)
 
     def _check_modalities(self, has_frames: bool, has_events: bool, t0: int, t1: int) -> None:

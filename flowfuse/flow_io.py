@@ -105,6 +105,11 @@ def write_flow(
         temporary.write_bytes(data)
 
 
+def tau_directory(parent: Path, tau: float) -> Path:
+    """The directory of displacements at ``tau``, in ``parent``: ``float(name)`` is tau exactly."""
+    return parent / repr(float(tau))
+
+
 def _check_suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in FLOW_SUFFIXES:

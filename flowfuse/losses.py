@@ -21,6 +21,8 @@ class LossConfig:
 
     Args:
         flow: weight of the trajectories' likelihood.
+        absolute: weight of their absolute error beside it: the likelihood alone pulls a pixel the
+            less, the wider the network thinks its error is, and starts slowly.
         decay: an earlier iteration counts this much of the next one.
         boundary: weight of the boundary maps' cross-entropy.
         matching: weight of the matching cross-entropy, which makes the latent common.
@@ -29,9 +31,10 @@ class LossConfig:
     """
 
     flow: float = 1.0
+    absolute: float = 0.25
     decay: float = 0.8
     boundary: float = 1.0
-    matching: float = 0.3
+    matching: float = 1.0
     positive_event: float = 2.0
     positive_motion: float = 6.0
 
@@ -52,7 +55,7 @@ def supervised_loss(
         ``matching``, and ``epe`` (px, at t1, last iteration; no gradient).
     """
     with torch.autocast(batch["flow"].device.type, enabled=False):
-        parts = {"flow": sequence_loss(output, batch, config.decay)}
+        parts = {"flow": sequence_loss(output, batch, config.decay, config.absolute)}
         parts["boundary_event"], parts["boundary_motion"] = boundary_loss(
             output.boundary, batch["boundary"], (config.positive_event, config.positive_motion)
         )
@@ -81,8 +84,10 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return total / weight.sum().clamp(min=1)
 
 
-def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float) -> Tensor:
-    """Likelihood of the truth at all given times, later iterations counting more."""
+def sequence_loss(
+    output: ModelOutput, batch: Mapping[str, Tensor], decay: float, absolute: float
+) -> Tensor:
+    """Likelihood and absolute error at all given times, later iterations counting more."""
     truth, valid = batch["flow"], batch["valid"]
     iterations = output.control_points.shape[0]
     loss = truth.new_zeros(())
@@ -90,8 +95,9 @@ def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float
         flow = bezier(output.control_points[i], batch["tau"])  # [B, T, 2, H, W]
         # An invalid truth may be NaN: it must not enter the backward at all.
         error = torch.where(valid.unsqueeze(2), flow - truth, 0)
-        nll = negative_log_likelihood(error, output.uncertainty[i].unsqueeze(1)).mean(dim=2)
-        loss = loss + decay ** (iterations - 1 - i) * masked_mean(nll, valid)
+        nll = negative_log_likelihood(error, output.uncertainty[i].unsqueeze(1))
+        cost = (nll + absolute * error.abs()).mean(dim=2)
+        loss = loss + decay ** (iterations - 1 - i) * masked_mean(cost, valid)
     return loss
 
 
@@ -116,17 +122,19 @@ def boundary_loss(
 def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy of the correlation at the true displacement.
 
-    -log softmax of <a(x), b(.)>/sqrt(C) at x + x(tau), for (E_0, E_k), (F_0, F_1) and (F_0, E_K).
-    The last pair forces frames and events into one latent space.
+    -log softmax of <a(x), b(.)>/sqrt(C) at x + x(tau), for (E_0, E_k), (F_0, F_1) and (F_0, E_K),
+    where the place is visible and in the image. The last pair forces frames and events into one
+    latent space.
     """
     events, frames = output.event_latent.float(), output.frame_latent.float()
     slices = events.shape[1] - 1
     present, tau = batch["present"], batch["tau"]
     # The truth is given at random times: a cubic through them gives it at the slices' times.
-    cells = batch["flow"][..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    centres = (..., slice(STRIDE // 2, None, STRIDE), slice(STRIDE // 2, None, STRIDE))
+    cells, hidden = batch["flow"][centres], batch["occluded"][centres]
     height, width = min(cells.shape[-2], events.shape[-2]), min(cells.shape[-1], events.shape[-1])
     events, frames = events[..., :height, :width], frames[..., :height, :width]
-    cells = cells[..., :height, :width]
+    cells, hidden = cells[..., :height, :width], hidden[..., :height, :width]
     points = torch.cat(
         [fit_bezier(cells[i : i + 1], tau[i], min(3, tau.shape[1])) for i in range(len(tau))]
     )
@@ -146,7 +154,9 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     loss = cells.new_zeros(())
     for source, target, time, mask in pairs:
         coords = grid + bezier(points, time) / STRIDE
-        mask = (mask & inside(coords, height, width)).squeeze(1)
+        nearest = (tau - time).abs().argmin(dim=1)
+        covered = hidden[torch.arange(len(tau), device=tau.device), nearest]
+        mask = (mask & inside(coords, height, width)).squeeze(1) & ~covered
         loss = loss + masked_mean(_matching_cross_entropy(source, target, coords), mask)
     return loss / len(pairs)
 

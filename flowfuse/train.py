@@ -321,8 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 trainer.train(stop)
             finally:
                 trainer.log.close()
-    except (NotFiniteError, OSError) as error:
-        _tell(f"error: {error}")
+    except (NotFiniteError, ValueError, OSError, torch.OutOfMemoryError) as error:
+        # What a worker process raises has its traceback in front of the message.
+        _tell(f"error: {(str(error).strip() or repr(error)).splitlines()[-1]}")
         return 1
     except KeyboardInterrupt:
         _tell(f"stopped in step {state.step + 1}; --resume goes on from the last checkpoint")

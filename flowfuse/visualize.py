@@ -219,34 +219,6 @@ def heat_maximum(values: np.ndarray, valid: np.ndarray | None = None) -> float:
     return largest if largest > 0 else 1.0
 
 
-def add_scale_bar(image: np.ndarray, max_value: float, unit: str = "px") -> np.ndarray:
-    """Put the scale of :func:`draw_heat` to the right of a picture, on white."""
-    height = max(image.shape[0], 80)
-    text = int(np.clip(height // 16, 11, 20))
-    bar = np.full((height, 6 * text, 3), 255, np.uint8)
-    ramp = np.linspace(1, 0, height - 3 * text)[:, None].repeat(text, axis=1)
-    top, left = round(1.5 * text), text // 2
-    bar[top : top + len(ramp), left : left + text] = _heat(ramp)
-    _put_text(bar, f"{max_value:.2g} {unit}", (left, round(text * 1.1)), text, _INK)
-    _put_text(bar, "0", (left, height - round(text * 0.3)), text, _INK)
-    canvas = np.full((height, image.shape[1] + bar.shape[1], 3), 255, np.uint8)
-    canvas[: image.shape[0], : image.shape[1]] = image
-    canvas[:, image.shape[1] :] = bar
-    return canvas
-
-
-def draw_error(
-    flow: np.ndarray,
-    truth: np.ndarray,
-    valid: np.ndarray | None = None,
-    max_error: float | None = None,
-) -> np.ndarray:
-    """The endpoint error of flow [2, H, W] against truth: an enlarged heat map with its scale."""
-    error = np.hypot(*(np.asarray(flow, np.float64) - np.asarray(truth, np.float64)))
-    max_error = heat_maximum(error, valid) if max_error is None else max_error
-    return add_scale_bar(upscale(draw_heat(error, valid, max_error)), max_error)
-
-
 def upscale(image: np.ndarray, width: int = 480) -> np.ndarray:
     """Enlarge a small picture by a whole factor to at least ``width`` px; pixels stay squares."""
     factor = math.ceil(width / image.shape[1])

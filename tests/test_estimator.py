@@ -193,6 +193,29 @@ def test_exposures_iterations_and_precision_matter(estimator, frames, events):
     assert np.abs(half - reference).max() < 0.1 * np.abs(reference).max()
 
 
+def test_a_long_first_exposure_reaches_back_beyond_the_first_slice(estimator, frames, events):
+    times = {"t0": 50_000, "t1": 90_000, "exposure0": 60_000}  # E_0 begins at 30 ms
+    whole = estimator(*frames, events, **times).flow
+    cut = estimator(*frames, events.slice_time(30_000, 70_000), **times).flow
+    assert np.abs(whole - cut).max() > 1e-4
+    assert np.array_equal(
+        estimator(*frames, events.slice_time(20_000, 70_000), **times).flow, whole
+    )
+
+
+def test_without_frames_there_are_no_exposures(estimator, frames, events):
+    reference = estimator(None, None, events, t0=T0, t1=T1).flow
+    exposures = {"exposure0": 20_000, "exposure1": 10_000}
+    for frame0 in (None, frames[0]):
+        result = estimator(frame0, None, events, t0=T0, t1=T1, **exposures)
+        assert np.array_equal(result.flow, reference)
+
+
+def test_an_exposure_that_cannot_be_is_named(estimator, frames, events):
+    with pytest.raises(ValueError, match=r"exposure1 must be at most 2 \(t1 - t0\) = 80000 us"):
+        estimator(*frames, events, t0=T0, t1=T1, exposure0=80_000, exposure1=80_001)
+
+
 def test_smallest_size_and_same_bits_twice(estimator):
     frames = np.random.default_rng(2).integers(0, 256, (2, 16, 16), np.uint8)
     first, second = (estimator(*frames, None, t0=0, t1=10).flow for _ in range(2))

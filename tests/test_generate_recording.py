@@ -36,6 +36,8 @@ def test_recording_holds_the_scene(tmp_path, capsys):
     assert np.asarray(valid).all() and expected[1].all()
     halfway, _ = recording.truth_at(0, 0.5)
     np.testing.assert_array_equal(np.asarray(halfway), scene.flow_at(0.5).numpy())
+    assert run(str(tmp_path / "gpu"), "--device", "cuda:77") == 1
+    assert "cuda:77" in capsys.readouterr().err and not (tmp_path / "gpu").exists()
     # It does not write over what is there.
     assert run(*argv) == 1
     assert "expected a new or empty directory" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,7 +22,14 @@ from flowfuse.flow_io import read_flow
 from flowfuse.infer import main
 from flowfuse.inference import outputs
 from flowfuse.inference.settings import parse_duration, parse_range, parse_times
-from flowfuse.inference.windows import Window, count_gaps, plan_pairs, plan_steps
+from flowfuse.inference.windows import (
+    FrameReader,
+    Window,
+    count_gaps,
+    estimate_window,
+    plan_pairs,
+    plan_steps,
+)
 from flowfuse.model import FlowFuse, ModelConfig
 
 HEIGHT, WIDTH, FRAMES = 20, 28, 4
@@ -190,6 +198,8 @@ def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsy
     assert "2 estimated, 1 were there already" in capsys.readouterr().out
     assert (out / "flow" / "000000.flo").stat().st_mtime_ns == before
     (out / "flow_at" / "0.5" / "000002.flo").unlink()
+    abandoned = out / "flow" / ".000002.77-0a1b2c3d.tmp.flo"  # what a kill leaves
+    abandoned.write_bytes(b"half")
     assert run(*arguments) == 0
     assert "1 estimated, 2 were there already" in capsys.readouterr().out
     assert files(out) == files(tmp_path / "whole")
@@ -198,6 +208,21 @@ def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsy
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert run(*arguments) == 0
     assert "0 estimated, 3 were there already" in capsys.readouterr().out
+
+
+def test_times_keep_all_their_digits(run, recording, tmp_path):
+    """Output is named as a recording's truth is, and two close times do not share a file."""
+    copy = tmp_path / "copy"
+    shutil.copytree(recording, copy)
+    (copy / "flow_at" / "0.5").rename(copy / "flow_at" / repr(1 / 3))
+    times = (1 / 3, 0.3333334)
+    assert run(copy, "--times", ",".join(map(repr, times)), "--pairs", "0:1", *QUIET) == 0
+    flow_at = tmp_path / "out" / "flow_at"
+    assert files(flow_at) == [f"{tau}/000000.flo" for tau in times]
+    first, second = (read_flow(flow_at / repr(tau) / "000000.flo")[0] for tau in times)
+    assert not np.array_equal(first, second)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["pairs"][0]["flow_at"]) == [repr(1 / 3)]
 
 
 def test_other_settings_need_overwrite(run, recording, tmp_path, capsys):
@@ -289,6 +314,8 @@ def test_gaps_are_told(run, tmp_path, capsys):
         ["rec", "-o", "out", "--times", "0.5,0.25"],
         ["rec", "-o", "out", "--times", "1.5"],
         ["rec", "-o", "out", "--times", "half"],
+        ["rec", "-o", "out", "--start", "nan"],
+        ["rec", "-o", "out", "--end", "inf"],
     ],
 )
 def test_wrong_usage_is_explained(arguments, capsys, tmp_path, monkeypatch):
@@ -391,7 +418,7 @@ def test_parsing():
     expected = {"10ms": 10_000, "5000us": 5_000, "0.01s": 10_000, "0.5 ms": 500}
     for text, microseconds in expected.items():
         assert parse_duration(text) == microseconds
-    for text in ("10", "ms", "-1ms", "0ms", "0.5us", "1..5ms", "1h"):
+    for text in ("10", "ms", "-1ms", "0ms", "0.5us", "1..5ms", "1h", "1e400s"):
         with pytest.raises(ValueError, match="such as 10ms"):
             parse_duration(text)
     assert parse_times("0.25,0.5,1") == (0.25, 0.5, 1.0) and parse_times("") == ()
@@ -404,6 +431,27 @@ class Clock:
     path, has_events, has_frames = None, True, True
     frame_times = np.array([100, 200, 300, 900])
     time_range = (50, 1049)
+
+
+def test_a_window_reads_all_events_of_both_exposures():
+    asked = []
+    recording = SimpleNamespace(
+        exposures=np.array([[60, 140], [190, 210]]),
+        events=lambda t0, t1: asked.append((t0, t1)),
+        frame=lambda index: index,
+    )
+
+    class Estimator:
+        device = torch.device("cpu")
+        model = SimpleNamespace(config=SimpleNamespace(slices=4))
+
+        def __call__(self, *inputs, **times):
+            return times
+
+    window = Window(0, 100, 200, (0, 1))
+    times, _ = estimate_window(Estimator(), recording, FrameReader(recording), window, None)
+    assert asked == [(60, 210)]  # E_0 begins at 75 only
+    assert (times["exposure0"], times["exposure1"]) == (80, 20)
 
 
 def test_planning_by_hand():

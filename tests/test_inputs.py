@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from flowfuse.events import Events
-from flowfuse.model.inputs import normalize_slices, slice_events, slice_times, sum_events
+from flowfuse.model.inputs import (
+    event_window,
+    normalize_slices,
+    slice_events,
+    slice_times,
+    sum_events,
+)
 
 
 def events(*rows):
@@ -58,6 +64,18 @@ def test_sum_ramps_over_the_exposures():
     late = events((0, 0, 189, 1), (1, 0, 190, 1), (2, 0, 205, 1), (3, 0, 210, 1))
     weights = sum_events(late, 100, 200, 40, 20, 3, 4)[0, 0]
     torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 0.25, 0.0]), atol=1e-4, rtol=0)
+
+
+def test_all_events_that_matter_are_in_the_window():
+    assert event_window(100, 200, 2, None, None) == (50, 200)
+    assert event_window(100, 200, 4, 40, 20) == (75, 210)
+    # an exposure reaches further back than the slice E_0
+    assert event_window(100, 200, 4, 80, 20) == (60, 210)
+    rows = [(x, 0, t, 1) for x, t in enumerate((61, 74, 100, 209))]
+    stream = events((0, 1, 59, 1), *rows, (0, 1, 210, 1))
+    window = stream.slice_time(*event_window(100, 200, 4, 80, 20))
+    whole, part = (sum_events(e, 100, 200, 80, 20, 3, 4) for e in (stream, window))
+    assert len(window) == 4 and torch.equal(whole, part) and (part[0, 0] > 0).all()
 
 
 def test_no_events_are_zeros():

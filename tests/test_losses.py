@@ -31,6 +31,7 @@ def make_batch(batch=1, height=32, width=40):
         "tau": torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(batch, 1),
         "flow": torch.zeros(batch, 4, 2, height, width),
         "valid": torch.ones(batch, 4, height, width, dtype=torch.bool),
+        "occluded": torch.zeros(batch, 4, height, width, dtype=torch.bool),
         "boundary": torch.zeros(batch, 2, height, width),
         "present": torch.ones(batch, 3),
         "slices": torch.ones(batch, 3, 2, height, width),
@@ -55,23 +56,23 @@ def test_sequence_loss_by_hand():
     batch = make_batch()
     batch["flow"][:, :, 0] = 3.0  # u is off by 3 at all times, v is right
     # per iteration: log 2 + mean(3, 0); iterations count 0.8 and 1
-    assert sequence_loss(output, batch, 0.8).item() == pytest.approx(
-        1.8 * (math.log(2) + 1.5), rel=1e-5
+    assert sequence_loss(output, batch, 0.8, 0.25).item() == pytest.approx(
+        1.8 * (math.log(2) + 1.5 + 0.25 * 1.5), rel=1e-5
     )
 
 
 def test_invalid_truth_has_no_say():
     output, batch = make_output(), make_batch()
-    reference = sequence_loss(output, batch, 0.8)
+    reference = sequence_loss(output, batch, 0.8, 0.25)
     batch["valid"][..., :20] = False
     batch["flow"][..., :20] = float("nan")
-    loss = sequence_loss(output, batch, 0.8)
+    loss = sequence_loss(output, batch, 0.8, 0.25)
     assert torch.isfinite(loss) and loss != reference
     loss.backward()
     assert output.control_points.grad[..., :20].abs().max() == 0
     assert torch.isfinite(output.control_points.grad).all()
     batch["valid"][:] = False
-    assert sequence_loss(output, batch, 0.8) == 0
+    assert sequence_loss(output, batch, 0.8, 0.25) == 0
 
 
 def test_boundary_loss_weighs_rare_pixels():
@@ -98,6 +99,15 @@ def test_matching_is_lowest_at_the_true_displacement():
         batch["flow"][:, :, 0] = 8.0 * cells * batch["tau"][0].view(1, -1, 1, 1)
         losses[cells] = matching_loss(output, batch).item()
     assert losses[1] < losses[0] and losses[1] < losses[-1]
+
+
+def test_matching_skips_what_is_covered():
+    output, batch = make_output(), make_batch()
+    everywhere = matching_loss(output, batch)
+    batch["occluded"][..., :16] = True
+    assert matching_loss(output, batch) != everywhere
+    batch["occluded"][:] = True
+    assert matching_loss(output, batch) == 0
 
 
 def test_matching_skips_what_is_absent():

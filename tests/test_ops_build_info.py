@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,9 +75,8 @@ def test_build_info():
 
 @needs_extension
 def test_error_unknown_capability():
-    result = run_python(
-        "from flowfuse import ops; ops.build_info()", FLOWFUSE_CPU_CAPABILITY="avx1024"
-    )
+    """At import: raised inside an operator's threads, the message would not come out."""
+    result = run_python("from flowfuse import ops", FLOWFUSE_CPU_CAPABILITY="avx1024")
     assert result.returncode != 0
     assert "FLOWFUSE_CPU_CAPABILITY must be default, avx2 or avx512, got avx1024" in result.stderr
 
@@ -112,3 +112,33 @@ def test_edge_every_instruction_set_agrees():
         assert numbers == pytest.approx(
             values["default"], rel=1e-5
         )  # fused multiply-adds round less
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("mode", "compiler", "succeeds", "built"),
+    [
+        ("auto", "c++", True, True),
+        ("auto", "false", True, False),
+        ("1", "false", False, False),
+        ("0", "c++", True, False),
+    ],
+)
+def test_setup_modes(tmp_path, mode, compiler, succeeds, built):
+    """In-place, as an editable install builds; a small source stands for the kernels."""
+    pytest.importorskip("setuptools")
+    checkout = Path(__file__).resolve().parent.parent
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(checkout / name, tmp_path)
+    for path, text in {
+        "flowfuse/__init__.py": "",
+        "csrc/one.cpp": "int one() { return 1; }",
+    }.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(text)
+    env = os.environ | {"FLOWFUSE_EXTENSION": mode, "CC": compiler, "CXX": compiler}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (result.returncode == 0) == succeeds, result.stderr
+    assert [p.name for p in tmp_path.glob("flowfuse/*.so")] == ["_C.abi3.so"] * built
+    assert ("could not be built" in result.stderr) == (mode == "auto" and not built)

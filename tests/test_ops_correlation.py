@@ -251,7 +251,8 @@ F = torch.zeros(2, 3, 4, 5)
 C = torch.zeros(2, 2, 4, 5)
 LOOKUP_ERRORS = [
     ((F[0], [F], C, 1), r"correlation_lookup: f0 must have shape \[B, C, H, W\], got \[3, 4, 5\]"),
-    ((F, [], C, 1), r"correlation_lookup: at least one level is needed, got 0"),
+    ((F, [], C, 1), r"correlation_lookup: levels must be in \[1, 16\], got 0"),
+    ((F, [F] * 17, C, 1), r"correlation_lookup: levels must be in \[1, 16\], got 17"),
     ((F.int(), [F], C, 1), r"correlation_lookup: f0 must be of dtype float32, .*, got int32"),
     ((F[:, :0], [F[:, :0]], C, 1), r"correlation_lookup: f0 must have at least one channel"),
     (
@@ -276,7 +277,8 @@ LOOKUP_ERRORS = [
 ]
 V = torch.zeros(2, 4, 5, 3, 3)
 VOLUME_ERRORS = [
-    (([], C, 1), r"volume_lookup: at least one level is needed, got 0"),
+    (([], C, 1), r"volume_lookup: levels must be in \[1, 16\], got 0"),
+    (([V] * 17, C, 1), r"volume_lookup: levels must be in \[1, 16\], got 17"),
     (
         ([V, V[:, :3]], C, 1),
         r"volume_lookup: level 1 of volumes must have shape \[2, 4, 5, H_l, W_l\], got \[2, 3, 5,",
@@ -309,9 +311,13 @@ def test_error_messages(name, arguments, message, direct):
 def test_error_correlation_arguments():
     with pytest.raises(ValueError, match=r"Correlation: strategy must be one of .*, got 'fast'"):
         ops.Correlation(F, F, levels=1, radius=1, strategy="fast")
-    with pytest.raises(ValueError, match="Correlation: levels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"Correlation: levels must be in \[1, 16\], got 0"):
         ops.Correlation(F, F, levels=0, radius=1)
-    with pytest.raises(ValueError, match="pool_levels: levels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"Correlation: levels must be in \[1, 16\], got 17"):
+        ops.Correlation(F, F, levels=17, radius=1)
+    with pytest.raises(ValueError, match=r"Correlation: radius must be in \[0, 16\], got 17"):
+        ops.Correlation(F, F, levels=1, radius=17)
+    with pytest.raises(ValueError, match=r"pool_levels: levels must be in \[1, 16\], got 0"):
         ops.pool_levels(F, 0)
     with pytest.raises(ValueError, match="correlation_volume: f0 must have shape"):
         ops.correlation_volume(F[0], F, 1)

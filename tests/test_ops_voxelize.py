@@ -124,6 +124,13 @@ def test_edge_ignored():
     assert float(voxels.sum()) == 0.5
 
 
+def test_edge_not_differentiable():
+    """Positions that require a gradient do not make voxels that seem to have one."""
+    x, y, t, p, *rest = random_events([20], torch.float32)
+    voxels, ignored = ops.voxelize(x.requires_grad_(), y.requires_grad_(), t, p, *rest, 3, 7, 9)
+    assert not voxels.requires_grad and not ignored.requires_grad
+
+
 def test_edge_one_pixel_sensor():
     zero = torch.zeros(1)
     voxels, _ = ops.voxelize(
@@ -201,12 +208,16 @@ def test_opcheck():
         torch.library.opcheck(
             torch.ops.flowfuse.voxelize.default, (*random_events([20, 30], dtype), 3, 7, 9)
         )
+    x, *rest = random_events([20, 30], torch.float32)
+    torch.library.opcheck(torch.ops.flowfuse.voxelize.default, (x.requires_grad_(), *rest, 3, 7, 9))
 
 
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
-def test_same_bits_for_thread_counts(dtype):
-    arguments = (*random_events([4000, 10], dtype), 3, 7, 9)
+@pytest.mark.parametrize("counts", [[4000, 10], [300, 0, 20, 1, 200, 70, 40]])
+def test_same_bits_for_thread_counts(dtype, counts):
+    """Few items are split among threads, many are taken in groups."""
+    arguments = (*random_events(counts, dtype), 3, 7, 9)
     threads = torch.get_num_threads()
     try:
         results = []

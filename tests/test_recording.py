@@ -237,6 +237,7 @@ GOOD = {"x": [1, 2], "y": [1, 1], "t": [5, 6], "p": [0, 1]}
         ({"x": [1]}, "same length, got x has 1, y has 2"),
         ({"x": [[1, 2]]}, r"x must be numbers of shape \[N\], got int64 of \[1, 2\]"),
         ({"t": [6, 5]}, "sorted"),
+        ({"t": [-6, 5]}, r"t must not be negative, got t\[0\] = -6 us"),
         ({"t": [np.nan, 1.0]}, "t must be finite"),
         ({"x": [1.0, np.nan]}, r"x must be finite, got x\[1\] = nan"),
         ({"x": [1, 9]}, r"x\[1\] = 9 lies outside .*count from event 0 of the file"),
@@ -277,6 +278,14 @@ def test_other_faults_of_event_files(tmp_path, events, monkeypatch):
         file["ms_to_idx"][6:20] = 0
     with pytest.raises(ValueError, match="ms_to_idx"):
         open_event_file(path).window(OFFSET + 5000, OFFSET + 9000, HEIGHT, WIDTH)
+    for extra, message in (
+        ({"t_offset": [1, 2]}, r"t_offset must be integers of shape \[\]"),
+        ({"t_offset": "soon"}, r"t_offset must be integers of shape \[\]"),
+        ({"ms_to_idx": 5}, r"ms_to_idx must be integers of shape \[M\]"),
+    ):
+        save_h5(tmp_path / "extra.h5", **GOOD, **extra)
+        with pytest.raises(ValueError, match=rf"extra.h5: {message}"):
+            open_event_file(tmp_path / "extra.h5")
     monkeypatch.setattr("flowfuse.data.event_files._register_codecs", lambda: False)
     path.write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match="hdf5plugin, which is not installed"):
@@ -395,6 +404,18 @@ def test_image_directories_in_every_layout(tmp_path):
         assert not recording.has_events and len(recording.events(0, 10**6)) == 0
 
 
+def test_given_times_replace_those_of_a_list(tmp_path):
+    save_images(tmp_path, frames(2))
+    (tmp_path / "images.txt").write_text("0 0.png\n0.1 1.png\n")
+    other = tmp_path / "exact.txt"
+    other.write_text("0.002\n0.102\n")
+    assert open_recording(tmp_path).frame_times.tolist() == [0, 100_000]
+    assert open_recording(tmp_path, times=other).frame_times.tolist() == [2_000, 102_000]
+    other.write_text("0.002\n")
+    with pytest.raises(ValueError, match=r"exact.txt: 1 times for 2 images of .*images.txt"):
+        open_recording(tmp_path, times=other)
+
+
 def test_events_without_frames(tmp_path, events):
     write_format(tmp_path / "events.csv", events).rename(tmp_path / "events.txt")
     with pytest.warns(UserWarning, match="size is not stated; 16 x 12 px is taken"):
@@ -459,6 +480,7 @@ def test_faults_of_recordings(tmp_path, events):
         ("0.1 0.png\n0.1 1.png\n", "line 2: times must increase"),
         ("-1 0.png\n", "line 1: negative time"),
         ("a 0.png\n", "line 1: a time in seconds expected first, found 'a'"),
+        ("1e17 0.png\n", "line 1: a time in seconds expected first, found '1e17'"),
         ("0 0.png\n0.1\n", "line 2: found 1 columns, the lines before have 2"),
         ("", "no frame time found"),
         ("0\n", "lines of 't path' expected"),
@@ -474,6 +496,9 @@ def test_faults_of_recordings(tmp_path, events):
         open_recording(tmp_path).frame(1)
     (tmp_path / "exposures.txt").write_text("0 0.01\n")
     with pytest.raises(ValueError, match="1 exposures for 2 frames"):
+        open_recording(tmp_path)
+    (tmp_path / "exposures.txt").write_text("0 0.01\n0.1 1e18\n")
+    with pytest.raises(ValueError, match="line 2: 'start end' in seconds expected"):
         open_recording(tmp_path)
     (tmp_path / "exposures.txt").write_text("0 0.01\n0.1 0.09\n")
     with pytest.raises(ValueError, match="line 2: the exposure ends before it starts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,8 +20,9 @@ from flowfuse import train
 from flowfuse.checkpoint import load_checkpoint, read_header
 from flowfuse.config import ConfigError
 from flowfuse.data.transforms import AugmentConfig
-from flowfuse.model import CONFIGS
+from flowfuse.model import CONFIGS, ModelOutput
 from flowfuse.training import log, samples, settings, state
+from flowfuse.training.validation import Validator
 
 RECIPE = """
 model: {name: small, slices: 2, bins: 2, stem_channels: 8, channels: 8, hidden: 8,
@@ -157,11 +159,13 @@ def test_truncated_newest_checkpoint_is_set_aside(finished, tmp_path, capsys):
     newest.write_bytes(newest.read_bytes()[:-7])
     abandoned = run / "checkpoints/.step_00000016.1-ab.tmp.safetensors"
     abandoned.write_bytes(b"half")
+    exported = run / ".model.1-ab.tmp.safetensors"
+    exported.write_bytes(b"half")
     assert train.main(["-o", str(run), "--resume"]) == 0
     message = capsys.readouterr().err
     assert "truncated" in message and "using step_00000012.safetensors" in message
     assert (run / "checkpoints/unreadable_step_00000016.safetensors").exists()
-    assert not abandoned.exists()
+    assert not abandoned.exists() and not exported.exists()
     assert_same_run(run, finished)
 
 
@@ -209,6 +213,48 @@ def test_full_disk_is_one_line(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(state.TrainingState, "save", full)
     assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 1
     assert capsys.readouterr().err.strip().endswith("error: No space left on device")
+
+
+def test_faults_of_the_data_are_one_line(recipe, tmp_path, capsys):
+    arguments = ["--config", str(recipe), "-o", str(tmp_path / "run"), "--steps", "1"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--workers", "1"]
+    assert train.main([*arguments, "--validation-scenes", "1"]) == 0
+    for kept in (tmp_path / "cache").rglob("*.npz"):
+        if kept.stat().st_size:
+            kept.write_bytes(kept.read_bytes()[:100])
+    assert train.main([*arguments, "--validation-scenes", "2", "-o", str(tmp_path / "more")]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("flowfuse-train: error: ") and message.endswith("delete it")
+
+
+def test_events_alone_are_validated_as_they_are_trained():
+    """Without frames no exposure weighs the event sum; without events there is none."""
+    torch.manual_seed(0)
+    slices, image = torch.randint(-3, 4, (3, 2, 16, 16)).float(), torch.rand(1, 16, 16)
+    sample = {
+        "slices": slices, "frame0": image, "frame1": image, "event_sum": image,
+        "exposure": torch.ones(2), "tau": torch.tensor([0.5, 1.0]),
+        "flow": torch.ones(2, 2, 16, 16), "valid": torch.ones(2, 16, 16) > 0,
+        "present": torch.ones(3),
+    }  # fmt: skip
+    seen = []
+
+    class Model:
+        config = CONFIGS["small"]
+
+        def __call__(self, inputs):
+            seen.append(inputs)
+            fields = torch.zeros(1, 1, 2, 2, 16, 16)
+            return ModelOutput(fields, fields[:, :, 0], fields[0, :, 0], fields, fields)
+
+    cpu = torch.device("cpu")
+    found = Validator([sample], batch=1, device=cpu, bf16=False).measure(Model())
+    assert found["epe"] == found["epe_events"] == pytest.approx(2**0.5)
+    both, frames, events = seen
+    assert torch.equal(both.event_sum[0], image) and both.present.tolist() == [[1, 1, 1]]
+    assert not frames.event_sum.any() and frames.present.tolist() == [[1, 0, 0]]
+    assert torch.equal(events.event_sum[0, 0], slices[1:].sum((0, 1)))
+    assert not events.exposure.any() and events.present.tolist() == [[0, 1, 1]]
 
 
 def test_time_is_up(recipe, tmp_path, capsys):
@@ -283,6 +329,10 @@ def test_bfloat16_and_tensorboard(recipe, tmp_path, capsys):
     arguments = ["--bf16", "--tensorboard", "--steps", "2"]
     assert train.main(["--config", str(recipe), "-o", str(tmp_path), *arguments]) == 0
     assert all(t.dtype == torch.float32 for t in read_all(tmp_path, 2).values())
+    if importlib.util.find_spec("tensorboard") is None:
+        assert "pip install flowfuse[train]" in capsys.readouterr().err
+    else:
+        assert any((tmp_path / "tensorboard").iterdir())
 
 
 def test_tensorboard_missing_is_said_once(tmp_path, monkeypatch, capsys):

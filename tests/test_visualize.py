@@ -13,14 +13,12 @@ from flowfuse.visualize import (
     BRIGHTER,
     DARKER,
     add_legend,
-    add_scale_bar,
     add_title,
     as_rgb,
     colour_flow,
     colour_wheel,
     contact_sheet,
     draw_boundary,
-    draw_error,
     draw_events,
     draw_heat,
     heat_maximum,
@@ -119,7 +117,6 @@ def test_heat_maps():
     assert np.all(np.diff(heat[0, :3].astype(int).sum(axis=1)) > 0)
     assert heat_maximum(values, valid) == pytest.approx(1.98)  # 99th percentile of 0, 1, 2
     assert heat_maximum(values * np.nan) == 1
-    assert draw_error(np.zeros((2, 9, 9)), np.ones((2, 9, 9))).shape[1] > 480
     with pytest.raises(ValueError, match=r"values must have shape \[H, W\]"):
         draw_heat(np.zeros((1, 2, 2)))
 
@@ -129,7 +126,6 @@ def test_composed_pictures_of_any_size(shape):
     image = np.full((*shape, 3), 77, np.uint8)
     for picture in (
         add_legend(image, 12.3),
-        add_scale_bar(image, 1.5),
         add_title(image, "flow at tau = 0.5"),
         legend(3.0),
         contact_sheet([image] * 5, [f"tau = {i / 5}" for i in range(5)], columns=3),

@@ -113,10 +113,10 @@ FLOWFUSE_INLINE void row_moments(const Images<T>& images, int64_t b, int64_t y) 
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     for (int64_t dx = -kReach; dx <= kReach; ++dx) {
       const Span span = columns(dx);
-      const T *from_a = a + r * width + dx, *from_b = e + r * width + dx;
+      const T *from_a = a + r * width, *from_b = e + r * width;
       for (int64_t x = span.begin; x < span.end; ++x) {
-        mean_a[x] += from_a[x];
-        mean_b[x] += from_b[x];
+        mean_a[x] += from_a[x + dx];
+        mean_b[x] += from_b[x + dx];
       }
     }
   }
@@ -129,9 +129,9 @@ FLOWFUSE_INLINE void row_moments(const Images<T>& images, int64_t b, int64_t y) 
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     for (int64_t dx = -kReach; dx <= kReach; ++dx) {
       const Span span = columns(dx);
-      const T *from_a = a + r * width + dx, *from_b = e + r * width + dx;
+      const T *from_a = a + r * width, *from_b = e + r * width;
       for (int64_t x = span.begin; x < span.end; ++x) {
-        const T da = from_a[x] - mean_a[x], db = from_b[x] - mean_b[x];
+        const T da = from_a[x + dx] - mean_a[x], db = from_b[x + dx] - mean_b[x];
         var_a[x] += da * da;
         var_b[x] += db * db;
         covariance[x] += da * db;
@@ -250,14 +250,14 @@ FLOWFUSE_INLINE void gather_row(const Images<T>& images, const Gradients<T>& out
   const Span rows = around(y, images.height);
   for (int64_t s = rows.begin; s < rows.end; ++s) {
     for (int64_t dx = -kReach; dx <= kReach; ++dx) {
-      const int64_t centre = b * plane + s * width + dx;
+      const int64_t centre = b * plane + s * width;
       const T *mean_a = images.mean_a + centre, *mean_b = images.mean_b + centre;
       const T *p = out.p + centre, *q = out.q + centre, *r = out.r + centre;
       const int64_t begin = dx < 0 ? -dx : 0, end = dx > 0 ? width - dx : width;
       for (int64_t x = begin; x < end; ++x) {
-        const T da = a[x] - mean_a[x], db = e[x] - mean_b[x];
-        change[x] += p[x] * db - q[x] * da;
-        events[x] += p[x] * da - r[x] * db;
+        const T da = a[x] - mean_a[x + dx], db = e[x] - mean_b[x + dx];
+        change[x] += p[x + dx] * db - q[x + dx] * da;
+        events[x] += p[x + dx] * da - r[x + dx] * db;
       }
     }
   }

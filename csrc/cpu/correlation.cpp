@@ -15,10 +15,8 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int kMaxRadius = 16;
 constexpr int kMaxTaps = (2 * kMaxRadius + 2) * (2 * kMaxRadius + 2);
 constexpr int kMaxSide2 = (2 * kMaxRadius + 1) * (2 * kMaxRadius + 1);
-constexpr int kMaxLevels = 16;
 constexpr int64_t kBlock = 16;                     // pixels written together: a cache line of float32
 constexpr int64_t kChannelChunk = 64;              // channels of f1's gradient that one task owns
 constexpr int64_t kWorkspace = int64_t{64} << 20;  // bytes of tap gradients held at a time
@@ -273,7 +271,6 @@ void run_backward(const Lookup<T>& job, const Tensor& like) {
 
 template <class T>
 Lookup<T> lookup_of(const Tensor& coords, size_t levels, int64_t radius) {
-  STD_TORCH_CHECK(levels <= kMaxLevels, "correlation: at most ", kMaxLevels, " levels, got ", levels);
   Lookup<T> job{};
   job.level_count = static_cast<int>(levels);
   job.coords = data<double>(coords);

@@ -147,40 +147,47 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   int64_t* ignored_out = static_cast<int64_t*>(ignored.mutable_data_ptr());
 
   // One item may be split among threads, each with sums of its own: integer sums do not depend on the split.
+  // Items are taken a group at a time: the workspace does not grow with the batch.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts =
       std::max<int64_t>(1, std::min<int64_t>((threads + items - 1) / items, t.size(0) / std::max<int64_t>(1, cells)));
-  Tensor sums = torch::stable::new_zeros(t, {items * parts, cells});
+  const int64_t group = std::min(items, threads);
+  Tensor sums = torch::stable::new_empty(t, {group * parts, cells});
   Tensor ignored_parts = torch::stable::new_zeros(t, {items * parts});
   int64_t* sum_data = static_cast<int64_t*>(sums.mutable_data_ptr());
   int64_t* ignored_data = static_cast<int64_t*>(ignored_parts.mutable_data_ptr());
   const auto grid_of = [&](int64_t b) {
     return Grid{bins, height, width, begins[b], ends[b], rectified ? space_bits(bounds[b + 1] - bounds[b]) : 0};
   };
-  torch::stable::parallel_for(0, items * parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t b = task / parts, part = task % parts;
-      const int64_t count = bounds[b + 1] - bounds[b];
-      const int64_t begin = bounds[b] + count / parts * part;
-      const int64_t end = part + 1 == parts ? bounds[b + 1] : begin + count / parts;
-      const auto add = rectified ? add_rectified_events : add_pixel_events;
-      ignored_data[task] = add(events, begin, end, grid_of(b), sum_data + task * cells);
-    }
-  });
-  torch::stable::parallel_for(0, items * cells, 1 << 16, [&](int64_t first, int64_t last) {
-    for (int64_t index = first; index < last;) {
-      const int64_t b = index / cells;
-      const int64_t stop = std::min(last, (b + 1) * cells);
-      const int64_t bits = kTimeBits + 2 * grid_of(b).space_bits;
-      const float scale = 1.0f / static_cast<float>(int64_t{1} << bits);  // a power of two: exact
-      const int64_t* sum = sum_data + b * parts * cells - b * cells;
-      for (; index < stop; ++index) {
-        int64_t total = 0;
-        for (int64_t part = 0; part < parts; ++part) total += sum[part * cells + index];
-        out[index] = static_cast<float>(total) * scale;
+  for (int64_t item = 0; item < items; item += group) {
+    const int64_t count = std::min(group, items - item);
+    torch::stable::parallel_for(0, count * parts, 1, [&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t b = item + task / parts, part = task % parts;
+        const int64_t share = (bounds[b + 1] - bounds[b]) / parts;
+        const int64_t begin = bounds[b] + share * part;
+        const int64_t end = part + 1 == parts ? bounds[b + 1] : begin + share;
+        int64_t* sum = sum_data + task * cells;
+        std::fill(sum, sum + cells, int64_t{0});
+        const auto add = rectified ? add_rectified_events : add_pixel_events;
+        ignored_data[item * parts + task] = add(events, begin, end, grid_of(b), sum);
       }
-    }
-  });
+    });
+    torch::stable::parallel_for(0, count * cells, 1 << 16, [&](int64_t first, int64_t last) {
+      for (int64_t index = first; index < last;) {
+        const int64_t b = index / cells;  // within the group
+        const int64_t stop = std::min(last, (b + 1) * cells);
+        const int64_t bits = kTimeBits + 2 * grid_of(item + b).space_bits;
+        const float scale = 1.0f / static_cast<float>(int64_t{1} << bits);  // a power of two: exact
+        const int64_t* sum = sum_data + b * parts * cells - b * cells;
+        for (; index < stop; ++index) {
+          int64_t total = 0;
+          for (int64_t part = 0; part < parts; ++part) total += sum[part * cells + index];
+          out[item * cells + index] = static_cast<float>(total) * scale;
+        }
+      }
+    });
+  }
   for (int64_t task = 0; task < items * parts; ++task) ignored_out[task / parts] += ignored_data[task];
   return {voxels, ignored};
 }

@@ -202,6 +202,12 @@ class _ColumnFile(EventFile):
                 raise
             raise ValueError(f"{self.path}: {error}") from error
 
+    def _check_start(self) -> None:
+        """Refuse negative times: no window would ever show them."""
+        with self._open() as columns:
+            if len(columns) and columns.times(0) < 0:
+                raise ValueError(f"t must not be negative, got t[0] = {columns.times(0)} us")
+
     @property
     def time_range(self) -> tuple[int, int] | None:
         with self._open() as columns:
@@ -228,8 +234,7 @@ class Hdf5Events(_ColumnFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with self._open():
-            pass  # a fault of the layout shows now, not at the first window
+        self._check_start()  # a fault of the layout shows now, too, not at the first window
 
     @contextmanager
     def _columns(self) -> Iterator[_Columns]:
@@ -253,6 +258,10 @@ class Hdf5Events(_ColumnFile):
         _check_columns(columns, f"data sets in {group.name!r}", sorted(group))
         offset = file.get("t_offset", group.get("t_offset"))
         table = file.get("ms_to_idx", group.get("ms_to_idx"))
+        for name, item, shape in (("t_offset", offset, "[]"), ("ms_to_idx", table, "[M]")):
+            wanted = isinstance(item, h5py.Dataset) and item.dtype.kind in "iu"
+            if item is not None and not (wanted and item.ndim == (name == "ms_to_idx")):
+                raise ValueError(f"{name} must be integers of shape {shape}, got {item}")
         return _Columns(**columns, offset=0 if offset is None else int(offset[()]), ms_to_idx=table)
 
     @property
@@ -289,6 +298,7 @@ class NpzEvents(_ColumnFile):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         self._arrays = _Columns(**arrays)
+        self._check_start()
 
     @contextmanager
     def _columns(self) -> Iterator[_Columns]:

@@ -12,6 +12,7 @@ import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
+_LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
 
 
 class FrameSource(ABC):
@@ -119,7 +120,8 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
             with lines ``t path`` (t in seconds, paths relative to the file).
         times: a text file with the times in seconds: one column, or lines ``t path`` that then name
             the images inside the directory ``source`` or beside the file. None for a video: the
-            container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it.
+            container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it; for a text
+            file: its own, which are replaced by those given.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -132,6 +134,10 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         stamps, names = read_frame_list(source)
         if names is None:
             raise ValueError(f"{source}: lines of 't path' expected, found one column")
+        if times is not None:
+            stamps = read_frame_list(Path(times))[0]
+        if len(stamps) != len(names):
+            raise ValueError(f"{times}: {len(stamps)} times for {len(names)} images of {source}")
         return ImageFrames([source.parent / name for name in names], stamps)
     if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
         return VideoFrames(source, None if times is None else read_frame_list(Path(times))[0])
@@ -190,8 +196,8 @@ def read_frame_list(path: Path) -> tuple[np.ndarray, list[str] | None]:
     times, names = [], []
     for number, fields in _numbered_fields(path):
         try:
-            time = round(float(fields[0]) * 1e6)
-        except (ValueError, OverflowError):
+            time = _microseconds(fields[0])
+        except ValueError:
             raise ValueError(
                 f"{path}, line {number}: a time in seconds expected first, found {fields[0]!r}"
             ) from None
@@ -223,8 +229,8 @@ def read_exposures(path: Path, count: int) -> np.ndarray:
     rows = []
     for number, fields in _numbered_fields(path):
         try:
-            start, end = (round(float(field) * 1e6) for field in " ".join(fields).split())
-        except (ValueError, OverflowError):
+            start, end = map(_microseconds, " ".join(fields).split())
+        except ValueError:
             raise ValueError(
                 f"{path}, line {number}: 'start end' in seconds expected, found {fields}"
             ) from None
@@ -234,6 +240,13 @@ def read_exposures(path: Path, count: int) -> np.ndarray:
     if len(rows) != count:
         raise ValueError(f"{path}: {len(rows)} exposures for {count} frames")
     return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def _microseconds(seconds: str) -> int:
+    value = float(seconds)
+    if not abs(value) <= _LAST_SECOND:
+        raise ValueError("NaN, infinite, or beyond int64 microseconds")
+    return round(value * 1e6)
 
 
 def _numbered_fields(path: Path) -> list[tuple[int, list[str]]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowfuse.data.event_files import write_events
 from flowfuse.events import Events
-from flowfuse.flow_io import write_flow
+from flowfuse.flow_io import tau_directory, write_flow
 
 
 def write_recording(
@@ -68,7 +68,7 @@ def write_recording(
             _write_frames(temporary, frames, times.astype(np.int64), exposures)
         _write_truth(temporary / "flow", flow, len(frames), flow_suffix)
         for tau, fields in (flow_at or {}).items():
-            directory = temporary / "flow_at" / repr(float(tau))
+            directory = tau_directory(temporary / "flow_at", tau)
             _write_truth(directory, fields, len(frames), flow_suffix)
         os.replace(temporary, path)
         cleaning.pop_all()

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse import __version__
-from flowfuse.atomic import atomic_path
+from flowfuse.atomic import atomic_path, remove_abandoned
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
-from flowfuse.flow_io import read_flow, write_flow
+from flowfuse.flow_io import read_flow, tau_directory, write_flow
 from flowfuse.inference.pictures import PICTURES, draw_pictures
 from flowfuse.inference.settings import InferenceConfig
 from flowfuse.inference.windows import Window
@@ -75,7 +75,9 @@ class OutputDirectory:
 
     def flow(self, index: int, tau: float | None = None) -> Path:
         """The flow file of a window; with ``tau``, that of the continuous flow."""
-        directory = self.root / "flow" if tau is None else self.root / "flow_at" / f"{tau:g}"
+        directory = self.root / "flow"
+        if tau is not None:
+            directory = tau_directory(self.root / "flow_at", tau)
         return directory / f"{index:06d}.{self.suffix}"
 
     def picture(self, index: int, kind: str) -> Path:
@@ -146,7 +148,7 @@ class OutputDirectory:
         """Say where things are."""
         lines = [f"flow: {self.root / 'flow'} (.{self.suffix})"]
         if self.times:
-            names = ", ".join(f"{tau:g}" for tau in self.times)
+            names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
         for name, path in (("metrics", self.metrics), ("video", self.video)):
             if path.is_file():
@@ -179,8 +181,10 @@ class OutputDirectory:
             )
         with atomic_path(self.settings) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
+        remove_abandoned(self.root)
         for path in (self.flow(0), self.picture(0, "flow"), *(self.flow(0, t) for t in self.times)):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         try:

@@ -77,7 +77,7 @@ class RunMetrics:
                 self.latest = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
             else:
                 entry = {"flow": found, "zero_flow": zero}
-                pair.setdefault("flow_at", {})[f"{tau:g}"] = entry
+                pair.setdefault("flow_at", {})[str(tau)] = entry
         between = [tau for tau in truths if tau < 1]
         if between and 1.0 in truths:
             pair["trajectory"] = trajectory_metrics(
@@ -104,7 +104,7 @@ class RunMetrics:
             if tau == 1:
                 result |= entry
             else:
-                result.setdefault("flow_at", {})[f"{tau:g}"] = entry
+                result.setdefault("flow_at", {})[str(tau)] = entry
         paths = [pair["trajectory"] for pair in self._pairs if "trajectory" in pair]
         if paths:
             result["trajectory"] = {key: _mean([path[key] for path in paths]) for key in paths[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class InferenceConfig:
         pairs: first and last (excluded) pair; None on either side = open.
         start, end: window in seconds of the recording's clock.
         every: flow from events alone, one field each so many microseconds; None = frame pairs.
-        times: the tau in (0, 1) at which continuous flow is written.
+        times: the tau in (0, 1] at which continuous flow is written.
         format: "flo", "png", "npy" or "npz".
         png_encoding: "kitti" or "dsec".
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
@@ -144,6 +145,9 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     for name in ("iterations", "threads"):
         if given[name] is not None and given[name] < 1:
             parser.error(f"--{name} must be at least 1, got {given[name]}")
+    for name in ("start", "end"):
+        if given[name] is not None and not math.isfinite(given[name]):
+            parser.error(f"--{name} must be a time in seconds, got {given[name]}")
     if given.max_pictures < 0:
         parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
     if given.every is not None and given.pairs is not None:
@@ -186,10 +190,10 @@ def parse_duration(text: str) -> int:
     """Read "10ms", "5000us" or "0.01s" as microseconds."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
     try:
-        value = float(match[1]) * _UNITS[match[2]] if match else -1
+        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
     except ValueError:
-        value = -1
-    if value < 1 or value != round(value, 6) or round(value) < 1:
+        value = -1.0
+    if not 1 <= value < math.inf:
         raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
     return round(value)
 

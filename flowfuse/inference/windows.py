@@ -11,7 +11,7 @@ import torch
 
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
-from flowfuse.model.inputs import slice_times
+from flowfuse.model.inputs import event_window
 from flowfuse.result import Result
 
 # A pair this much longer than the median one has lost frames in between.
@@ -110,9 +110,9 @@ def estimate_window(
         The result, None where there is neither a frame pair nor an event; seconds spent in the
         estimator, without reading.
     """
-    exposure0, exposure1 = reader.exposures(window)
-    start = slice_times(window.t0, window.t1, estimator.model.config.slices)[0]
-    events = recording.events(max(start, 0), window.t1 + (exposure1 or 0) // 2 + 1)
+    exposures = reader.exposures(window)
+    start, end = event_window(window.t0, window.t1, estimator.model.config.slices, *exposures)
+    events = recording.events(max(start, 0), end)
     if window.frames is None and not len(events.slice_time(window.t0, window.t1)):
         return None, 0.0
     frame0, frame1 = reader.frames(window)
@@ -123,8 +123,8 @@ def estimate_window(
         events,
         t0=window.t0,
         t1=window.t1,
-        exposure0=exposure0,
-        exposure1=exposure1,
+        exposure0=exposures[0],
+        exposure1=exposures[1],
         iterations=iterations,
     )
     if estimator.device.type == "cuda":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowfuse.geometry import pixel_grid
 from flowfuse.ops import Correlation
@@ -55,5 +55,57 @@ class PairCorrelations:
         Returns:
             [B, K + 2, levels (2 radius + 1)^2, h, w] float32.
         """
-        coords = bezier(control_points, self.tau) + self.grid  # [B, K + 2, 2, h, w]
+        return self.at(bezier(control_points, self.tau))
+
+    def at(self, displacements: Tensor) -> Tensor:
+        """Look each pair up at its own displacement.
+
+        Args:
+            displacements: [B, K + 2, 2, h, w] float32 in px of the latent.
+
+        Returns:
+            [B, K + 2, levels (2 radius + 1)^2, h, w] float32.
+        """
+        coords = displacements + self.grid
         return self.correlation(coords.flatten(0, 1)).unflatten(0, (self.batch, self.slices + 2))
+
+
+class WindowMatching(nn.Module):
+    """Straight motion from the correlations around no motion: what matches best, where, how surely.
+
+    In each pair's window, over all levels, the softmax of the correlations gives an expected
+    displacement. Divided by the pair's tau it is a velocity, and the velocities are averaged by how
+    far each pair's softmax is from flat: an absent sense is flat and has no say.
+
+    Args:
+        radius, levels: as of the look-ups.
+    """
+
+    def __init__(self, radius: int, levels: int) -> None:
+        super().__init__()
+        steps = torch.arange(-radius, radius + 1, dtype=torch.float32)
+        x, y = torch.meshgrid(steps, steps, indexing="ij")  # x slow, as the look-up's channels
+        window = torch.stack((x.flatten(), y.flatten()))  # [2, (2 r + 1)^2]
+        offsets = torch.cat([window * 2**level for level in range(levels)], dim=1)
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+        self.log_trust = nn.Parameter(torch.zeros(()))
+
+    def forward(self, correlations: Tensor, tau: Tensor) -> Tensor:
+        """Match.
+
+        Args:
+            correlations: [B, P, levels (2 radius + 1)^2, h, w] at zero displacement.
+            tau: [B, P], when each pair's motion has got to.
+
+        Returns:
+            [B, 2, h, w] displacement at tau = 1, px of the latent.
+        """
+        scores = correlations * self.log_sharpness.exp()
+        weights = scores.softmax(dim=2)
+        expected = torch.stack(
+            [(weights * axis.view(1, 1, -1, 1, 1)).sum(dim=2) for axis in self.offsets], dim=2
+        )  # [B, P, 2, h, w]
+        sure = weights.amax(dim=2, keepdim=True).log() * self.log_trust.exp()
+        velocity = expected / tau[:, :, None, None, None]
+        return (velocity * sure.softmax(dim=1)).sum(dim=1)

@@ -17,8 +17,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(group_count(channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(x + self.norm2(self.conv2(y)))
+        y = activate(self.norm1(self.conv1(x)))
+        return activate(x + self.norm2(self.conv2(y)))
 
 
 class EventStem(nn.Module):
@@ -31,8 +31,8 @@ class EventStem(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, slices: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(slices)))
-        return x + F.relu(self.mix(x))
+        x = activate(self.norm(self.conv(slices)))
+        return x + activate(self.mix(x))
 
 
 class FrameStem(nn.Module):
@@ -47,9 +47,9 @@ class FrameStem(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, luma: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(luma)))
-        x = F.relu(self.norm2(self.conv2(x)))
-        return x + F.relu(self.mix(x))
+        x = activate(self.norm1(self.conv1(luma)))
+        x = activate(self.norm2(self.conv2(x)))
+        return x + activate(self.mix(x))
 
 
 class Trunk(nn.Module):
@@ -61,9 +61,16 @@ class Trunk(nn.Module):
         self.norm = nn.GroupNorm(group_count(channels), channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
         self.project = nn.Conv2d(channels, channels, 1)
+        # Correlations of a few units from the start: a softmax over a window can then be sharp.
+        nn.init.orthogonal_(self.project.weight, gain=1.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.blocks(F.relu(self.norm(self.down(x)))))
+        return self.project(self.blocks(activate(self.norm(self.down(x)))))
+
+
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU: units of a ReLU die in the first, rough steps of a short training."""
+    return F.leaky_relu(x, 0.1)
 
 
 def group_count(channels: int) -> int:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from flowfuse.geometry import pad_to_multiple
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
-from flowfuse.model.correlation import PairCorrelations
-from flowfuse.model.encoders import EventStem, FrameStem, Trunk
+from flowfuse.model.correlation import PairCorrelations, WindowMatching
+from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates
 from flowfuse.model.inputs import ModelInputs, normalize_slices
 from flowfuse.model.update import ConvGRU, FirstEstimate, MotionEncoder, UpdateHead, UpsampleMask
@@ -130,7 +130,7 @@ class ModelOutput(NamedTuple):
     Attributes:
         control_points: [I, B, n, 2, H, W] float32, px; the last point is the flow to t1.
         uncertainty: [I, B, 2, H, W] float32: logit of the weight of the narrow Laplace (scale 1 px)
-            and log of the wide one's scale in px.
+            and a raw value whose softplus is the log of the wide one's scale in px.
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
         event_latent: [B, K + 1, C, h, w] latents of the event slices.
         frame_latent: [B, 2, C, h, w] latents of the frames.
@@ -160,6 +160,7 @@ class FlowFuse(nn.Module):
         if config.frames:
             self.frame_stem = FrameStem(config.stem_channels)
         self.trunk = Trunk(config.stem_channels, channels, config.blocks)
+        self.matching = WindowMatching(config.radius, config.levels)
         self.first_estimate = FirstEstimate((slices + 3) * channels, channels, config.degree)
         if config.boundary:
             cues = 7 if config.common_gradient else 3
@@ -170,6 +171,7 @@ class FlowFuse(nn.Module):
         self.tokens = CorrelationTokens(window, slices, config.token_channels)
         cue_channels = 2 + 1 + (slices + 1) + 2 + 3
         self.context = nn.Conv2d(3 * channels + cue_channels, 2 * hidden, 3, padding=1)
+        self.context_norm = nn.GroupNorm(group_count(2 * hidden), 2 * hidden)
         if config.fusion == "guided":
             self.gates = TokenGates(cue_channels, pairs)
             self.propagation = BoundaryPropagation(hidden, hidden, config.dilations)
@@ -202,16 +204,16 @@ class FlowFuse(nn.Module):
         inputs = self._prepare(inputs)
 
         event_stem, frame_stem, events, frames = self._encode(inputs)
-        points = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
-        boundary, cues = self._localize(inputs, event_stem, frame_stem, points.detach())
         correlations = PairCorrelations(
             events, frames, radius=config.radius, levels=config.levels, strategy=config.correlation
         )
+        points = self._first_points(events, frames, correlations)
+        boundary, cues = self._localize(inputs, event_stem, frame_stem, points.detach())
         context = torch.cat(
             (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype)), dim=1
         )
-        state, context = self.context(context).chunk(2, dim=1)
-        state, context = torch.tanh(state), F.relu(context)
+        state, context = self.context_norm(self.context(context)).chunk(2, dim=1)
+        state, context = torch.tanh(state), activate(context)
         update_context = self.update.context(context)
         if config.fusion == "guided":
             gates = self.gates(cues)
@@ -314,6 +316,16 @@ class FlowFuse(nn.Module):
         event_stem = torch.zeros_like(frame_stem) if event_stem is None else event_stem
         frame_stem = torch.zeros_like(event_stem) if frame_stem is None else frame_stem
         return event_stem, frame_stem, events * has_events, frames * has_frames
+
+    def _first_points(
+        self, events: Tensor, frames: Tensor, correlations: PairCorrelations
+    ) -> Tensor:
+        """Return first control points [B, 2 n, h, w]: a straight match plus a regressed part."""
+        degree = self.config.degree
+        still = correlations.tau[:, :, None, None, None] * torch.zeros_like(correlations.grid)
+        straight = self.matching(correlations.at(still), correlations.tau)
+        regressed = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
+        return regressed + torch.cat([straight * (i / degree) for i in range(1, degree + 1)], dim=1)
 
     def _localize(
         self, inputs: ModelInputs, event_stem: Tensor, frame_stem: Tensor, points: Tensor

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.model.encoders import activate
+
 DIRECTIONS = (
     (-1, -1),
     (-1, 0),
@@ -38,7 +40,7 @@ class CorrelationTokens(nn.Module):
         events = self.event(correlations[:, :-2].flatten(0, 1)).unflatten(0, (-1, self.slices))
         frame = self.frame(correlations[:, -2])
         cross = self.cross(correlations[:, -1])
-        return F.relu(torch.cat((events, frame.unsqueeze(1), cross.unsqueeze(1)), dim=1))
+        return activate(torch.cat((events, frame.unsqueeze(1), cross.unsqueeze(1)), dim=1))
 
 
 class TokenGates(nn.Module):
@@ -57,7 +59,7 @@ class TokenGates(nn.Module):
 
     def forward(self, cues: Tensor) -> Tensor:
         """[B, cues, h, w] -> [B, tokens, 1, h, w] in (0, 2)."""
-        return 2 * torch.sigmoid(self.gate(F.relu(self.hidden(cues)))).unsqueeze(2)
+        return 2 * torch.sigmoid(self.gate(activate(self.hidden(cues)))).unsqueeze(2)
 
 
 class BoundaryPropagation(nn.Module):

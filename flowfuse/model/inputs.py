@@ -44,6 +44,18 @@ def slice_times(t0: int, t1: int, slices: int) -> list[int]:
     return [t0 + k * (t1 - t0) // slices for k in range(-1, slices + 1)]
 
 
+def event_window(
+    t0: int, t1: int, slices: int, exposure0: int | None, exposure1: int | None
+) -> tuple[int, int]:
+    """Return the half-open window (us) of all events that the inputs of [t0, t1) are made of.
+
+    It begins with slice E_0 or with exposure 0, whichever is earlier: :func:`sum_events` weighs the
+    events of the whole exposures.
+    """
+    first = min(slice_times(t0, t1, slices)[0], t0 - (exposure0 or 0) // 2)
+    return first, t1 + (exposure1 or 0) // 2
+
+
 def slice_events(
     events: Events, t0: int, t1: int, *, slices: int, bins: int, height: int, width: int
 ) -> Tensor:
@@ -85,10 +97,11 @@ def sum_events(
 ) -> Tensor:
     """Sum polarities from frame 0 to frame 1 as the two exposures see them.
 
-    A frame is the mean of the light over its exposure, so a change at time t inside exposure 0 is
-    seen by the share of it that comes before t: the weight of an event rises linearly from 0 to 1
-    over exposure 0 (centred at t0), is 1 between the exposures, and falls to 0 over exposure 1
-    (centred at t1). Unknown exposures are taken as instantaneous.
+    A frame is the mean of the light over its exposure, so frame 0 has already seen a change at time
+    t inside exposure 0 by the share of the exposure that comes after t, and the two frames differ
+    by the rest of it: the weight of an event rises linearly from 0 to 1 over exposure 0 (centred at
+    t0), is 1 between the exposures, and falls to 0 over exposure 1 (centred at t1). Unknown
+    exposures are taken as instantaneous.
 
     Args:
         events: any events; those that no weight reaches are left out.

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.model.encoders import ResidualBlock, group_count
+from flowfuse.model.encoders import ResidualBlock, activate, group_count
+
+START_LOG_SCALE = 2.5  # of the wide Laplace: about 13 px
 
 
 class FirstEstimate(nn.Module):
@@ -32,9 +34,9 @@ class FirstEstimate(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """[B, in_channels, h, w] -> control points [B, 2 n, h, w] in px of the latent."""
-        x = F.relu(self.squeeze(latents))
-        x1 = F.relu(self.norm1(self.down1(x)))  # 1/16
-        x2 = self.block(F.relu(self.down2(x1)))  # 1/32
+        x = activate(self.squeeze(latents))
+        x1 = activate(self.norm1(self.down1(x)))  # 1/16
+        x2 = self.block(activate(self.down2(x1)))  # 1/32
         x2 = F.interpolate(self.up(x2), size=x1.shape[-2:], mode="bilinear", align_corners=False)
         estimate = self.head(self.mix(x1 + x2)).float()
         return F.interpolate(
@@ -50,11 +52,13 @@ class MotionEncoder(nn.Module):
         self.tokens = nn.Conv2d(token_channels, channels, 1)
         self.points = nn.Conv2d(2 * degree, channels // 2, 3, padding=1)
         self.mix = nn.Conv2d(channels + channels // 2, channels, 3, padding=1)
+        # Correlations have no natural scale; unnormalized they would saturate the recurrent state.
+        self.norm = nn.GroupNorm(group_count(channels), channels)
 
     def forward(self, tokens: Tensor, control_points: Tensor) -> Tensor:
-        x = F.relu(self.tokens(tokens))
-        points = F.relu(self.points(control_points))
-        return F.relu(self.mix(torch.cat((x, points), dim=1)))
+        x = activate(self.tokens(tokens))
+        points = activate(self.points(control_points))
+        return activate(self.norm(self.mix(torch.cat((x, points), dim=1))))
 
 
 class ConvGRU(nn.Module):
@@ -85,6 +89,9 @@ class UpdateHead(nn.Module):
         self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
         self.out = nn.Conv2d(hidden, 2 * degree + 2, 3, padding=1)
         start_near_zero(self.out)
+        # The errors of the first steps are many px: a scale that starts small would be driven up
+        # through the state, and saturate it.
+        nn.init.constant_(self.out.bias[2 * degree + 1 :], START_LOG_SCALE)
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read [B, hidden, h, w].
@@ -92,7 +99,7 @@ class UpdateHead(nn.Module):
         Returns:
             changes [B, 2 n, h, w] in px of the latent, and uncertainty [B, 2, h, w].
         """
-        out = self.out(F.relu(self.mix(state))).float()
+        out = self.out(activate(self.mix(state))).float()
         return out[:, : 2 * self.degree], out[:, 2 * self.degree :]
 
 
@@ -112,4 +119,4 @@ class UpsampleMask(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         # A quarter keeps the softmax from saturating early, as RAFT found.
-        return 0.25 * self.out(F.relu(self.mix(state))).float()
+        return 0.25 * self.out(activate(self.mix(state))).float()

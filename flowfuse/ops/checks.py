@@ -12,6 +12,7 @@ from torch import Tensor
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COORDINATE_DTYPES = (torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
+MAX_LEVELS = 16
 POLARITY_DTYPES = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -110,12 +111,20 @@ def check_voxelize(
         require(1 <= value <= limit, f"voxelize: {name} must be in [1, {limit}], got {value}")
 
 
+def check_level_count(op: str, levels: int) -> None:
+    require(1 <= levels <= MAX_LEVELS, f"{op}: levels must be in [1, {MAX_LEVELS}], got {levels}")
+
+
+def check_radius(op: str, radius: int) -> None:
+    require(0 <= radius <= 16, f"{op}: radius must be in [0, 16], got {radius}")
+
+
 @eager
 def check_levels(op: str, f0: Tensor, f1_levels: Sequence[Tensor]) -> None:
     check_shape(op, "f0", f0, "[B, C, H, W]", f0.dim() == 4)
     check_dtype(op, "f0", f0, FEATURE_DTYPES)
     require(f0.shape[1] >= 1, f"{op}: f0 must have at least one channel, got {sizes(f0)}")
-    require(len(f1_levels) >= 1, f"{op}: at least one level is needed, got 0")
+    check_level_count(op, len(f1_levels))
     for level, f1 in enumerate(f1_levels):
         name = f"level {level} of f1"
         matches = f1.dim() == 4 and f1.shape[:2] == f0.shape[:2]
@@ -131,7 +140,7 @@ def check_lookup(op: str, first: Tensor, coords: Tensor, radius: int) -> None:
     matches = coords.dim() == 4 and coords.shape[1] == 2
     check_shape(op, "coords", coords, "[B, 2, H, W]", matches)
     check_dtype(op, "coords", coords, COORDINATE_DTYPES)
-    require(0 <= radius <= 16, f"{op}: radius must be in [0, 16], got {radius}")
+    check_radius(op, radius)
     check_device(op, "coords", {"coords": coords, "features": first})
 
 
@@ -150,7 +159,7 @@ def check_correlation_lookup(
 @eager
 def check_volume_lookup(volumes: Sequence[Tensor], coords: Tensor, radius: int) -> None:
     op = "volume_lookup"
-    require(len(volumes) >= 1, f"{op}: at least one level is needed, got 0")
+    check_level_count(op, len(volumes))
     check_lookup(op, volumes[0], coords, radius)
     batch, _, height, width = coords.shape
     for level, volume in enumerate(volumes):

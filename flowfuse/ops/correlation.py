@@ -10,7 +10,9 @@ from torch import Tensor
 from . import reference
 from .checks import (
     check_correlation_lookup,
+    check_level_count,
     check_levels,
+    check_radius,
     check_volume_lookup,
     require,
 )
@@ -25,17 +27,17 @@ def pool_levels(f1: Tensor, levels: int) -> list[Tensor]:
 
     Args:
         f1: [B, C, H, W], any float dtype.
-        levels: at least 1.
+        levels: in [1, 16].
 
     Returns:
         `levels` maps [B, C, H >> l, W >> l]: f1 itself, then averages made and kept in float32
         (float64 for float64). A level may have zero size.
 
     Raises:
-        ValueError: f1 is not a feature map or levels is below 1.
+        ValueError: f1 is not a feature map or levels is out of range.
     """
     check_levels("pool_levels", f1, [f1])
-    require(levels >= 1, f"pool_levels: levels must be at least 1, got {levels}")
+    check_level_count("pool_levels", levels)
     return reference.pool_levels(f1, levels)
 
 
@@ -53,7 +55,7 @@ def correlation_volume(f0: Tensor, f1: Tensor, levels: int) -> list[Tensor]:
 
     Args:
         f0, f1: [B, C, H, W] and [B, C, H1, W1], any float dtype (float64 both or neither).
-        levels: number of pyramid levels, at least 1.
+        levels: number of pyramid levels, in [1, 16].
 
     Returns:
         list of [B, H, W, H1 >> l, W1 >> l] float32 (float64 for float64).
@@ -64,7 +66,7 @@ def correlation_volume(f0: Tensor, f1: Tensor, levels: int) -> list[Tensor]:
     Source: RAFT (Teed and Deng 2020), section 3.2.
     """
     check_levels("correlation_volume", f0, [f1])
-    require(levels >= 1, f"correlation_volume: levels must be at least 1, got {levels}")
+    check_level_count("correlation_volume", levels)
     f0, f1_levels = autocast_features(f0, reference.pool_levels(f1, levels))
     if has_kernel(f0.device):
         return torch.ops.flowfuse.correlation_volume(f0, f1_levels)
@@ -130,7 +132,7 @@ class Correlation:
 
     Args:
         f0, f1: [B, C, H, W] and [B, C, H1, W1], any float dtype. An expanded batch is not copied.
-        levels: pyramid levels, at least 1.
+        levels: pyramid levels, in [1, 16].
         radius: r in [0, 16].
         strategy: "volume" stores all products, "on_demand" makes them at each look-up, "auto" takes
             the volume where it needs at most 64 MiB: a choice by shape and dtype alone, so that
@@ -148,7 +150,8 @@ class Correlation:
             strategy in choices, f"Correlation: strategy must be one of {choices}, got {strategy!r}"
         )
         check_levels("Correlation", f0, [f1])
-        require(levels >= 1, f"Correlation: levels must be at least 1, got {levels}")
+        check_level_count("Correlation", levels)
+        check_radius("Correlation", radius)
         if strategy == "auto":
             strategy = "volume" if volume_bytes(f0, f1, levels) <= VOLUME_CAP else "on_demand"
         self.radius = radius

@@ -30,6 +30,9 @@ def load_library() -> Path | None:
     path = None if DISABLED else find_library()
     if path is not None:
         torch.ops.load_library(str(path))
+        # An instruction set that cannot be had is an error here: raised by the first operator, it
+        # would lose its message on the way out of torch's thread pool.
+        torch.ops.flowfuse.build_info()
     return path
 
 

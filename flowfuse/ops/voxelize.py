@@ -53,6 +53,14 @@ def register() -> None:
         voxels = t.new_empty((items, bins, height, width), dtype=torch.float32)
         return voxels, t.new_empty((items,))
 
+    def setup_context(ctx, inputs, output):
+        # Without this, positions that require a gradient make an output that seems to have one.
+        ctx.mark_non_differentiable(*output)
+
+    def backward(ctx, *grads):
+        return (None,) * 10
+
+    torch.library.register_autograd("flowfuse::voxelize", backward, setup_context=setup_context)
     refuse_vmap("voxelize")
 
 

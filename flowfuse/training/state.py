@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowfuse.atomic import remove_abandoned
 from flowfuse.checkpoint import (
     SUFFIX,
     CheckpointError,
@@ -205,8 +206,8 @@ class RunDirectory:
             OSError: it cannot be made or written.
         """
         self._checkpoints.mkdir(parents=True, exist_ok=True)
-        for abandoned in self._checkpoints.glob(f".*.tmp{SUFFIX}"):
-            abandoned.unlink()
+        for directory in (self.path, self._checkpoints, self.pictures):
+            remove_abandoned(directory)
 
     def checkpoints(self) -> list[Path]:
         """Training checkpoints, oldest first."""

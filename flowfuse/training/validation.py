@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from flowfuse.data.transforms import Sample
+from flowfuse.data.transforms import Sample, drop_events, drop_frames
 from flowfuse.events import Events
 from flowfuse.model import FlowFuse, ModelOutput
 from flowfuse.training.samples import model_inputs
@@ -26,8 +26,13 @@ from flowfuse.visualize import (
     write_image,
 )
 
-# What the network is shown: frames, events, history.
-_MODES = {"fused": (1.0, 1.0, 1.0), "frames": (1.0, 0.0, 0.0), "events": (0.0, 1.0, 1.0)}
+# What the network is shown of a sample with "present". A modality is taken away as in training:
+# without frames there are no exposures either, by which the event sum could be weighted.
+MODES: dict[str, Callable[[Sample], Sample]] = {
+    "fused": dict,
+    "frames": drop_events,
+    "events": drop_frames,
+}
 
 
 class Validator:
@@ -51,7 +56,8 @@ class Validator:
         for sample in samples:
             truth, valid = sample["flow"][-1:], sample["valid"][-1:]
             zero.add(truth.norm(dim=1), valid)
-            dis.add((truth - dense_inverse_search(sample)[None]).norm(dim=1), valid)
+            flow = torch.from_numpy(dense_inverse_search(*gray_frames(sample)))
+            dis.add((truth - flow).norm(dim=1), valid)
         self._references = {"epe_zero": zero.value, "epe_dis": dis.value}
 
     def measure(self, model: FlowFuse) -> dict[str, float]:
@@ -67,13 +73,13 @@ class Validator:
         """
         both = model.config.frames and model.config.events
         means = {"epe": _Mean(), "tepe": _Mean()}
-        means |= {f"epe_{name}": _Mean() for name in _MODES if both and name != "fused"}
+        means |= {f"epe_{name}": _Mean() for name in MODES if both and name != "fused"}
         for start in range(0, len(self._samples), self._batch):
-            batch = default_collate(self._samples[start : start + self._batch])
-            for name, present in _MODES.items():
+            samples = self._samples[start : start + self._batch]
+            for name, show in MODES.items():
                 if name != "fused" and not both:
                     continue
-                batch["present"] = torch.tensor(present).expand(len(batch["tau"]), 3)
+                batch = default_collate([show(sample) for sample in samples])
                 flow = bezier(self._run(model, batch).control_points[-1], batch["tau"])
                 error = (flow - batch["flow"]).norm(dim=2)  # [B, T, H, W]
                 end = means["epe" if name == "fused" else f"epe_{name}"]
@@ -127,11 +133,15 @@ class _Mean:
         return self.total / self.count if self.count else float("nan")
 
 
-def dense_inverse_search(sample: Sample) -> Tensor:
-    """OpenCV's DIS flow between the frames of a sample, medium preset: [2, H, W] px."""
-    frames = [(sample[name][0] * 255).round().byte().numpy() for name in ("frame0", "frame1")]
+def gray_frames(sample: Sample) -> list[np.ndarray]:
+    """Both frames of a sample as uint8 [H, W]."""
+    return [(sample[name][0] * 255).round().byte().numpy() for name in ("frame0", "frame1")]
+
+
+def dense_inverse_search(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
+    """OpenCV's DIS flow, medium preset: two uint8 [H, W] -> [2, H, W] px."""
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return torch.from_numpy(method.calc(*frames, None)).permute(2, 0, 1)
+    return method.calc(frame0, frame1, None).transpose(2, 0, 1)
 
 
 def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[str, np.ndarray]:

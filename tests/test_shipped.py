@@ -1,0 +1,79 @@
+"""What ships with the package works together: sample recording, model, recipe."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import flowfuse
+from flowfuse.checkpoint import available, load_checkpoint, resolve_checkpoint
+from flowfuse.data.recording import open_recording
+from flowfuse.infer import main
+from flowfuse.metrics import flow_metrics
+from flowfuse.model import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return open_recording(flowfuse.sample_recording())
+
+
+def test_sample_has_truth_at_all_its_times(recording):
+    for index in range(len(recording.frame_times) - 1):
+        assert recording.truth(index) is not None
+        for tau in (0.25, 0.5, 0.75):
+            flow, valid = recording.truth_at(index, tau)
+            assert flow.shape == (2, recording.height, recording.width) and valid.all()
+
+
+@pytest.mark.parametrize("name", available())
+def test_models_are_what_their_names_say(name):
+    model, _ = load_checkpoint(resolve_checkpoint(name), "cpu")
+    assert model.config == CONFIGS[name]
+    assert all(np.isfinite(p.detach().numpy()).all() for p in model.parameters())
+    assert resolve_checkpoint(name).with_suffix(".md").is_file()
+
+
+def test_small_is_shipped():
+    assert "small" in available()
+
+
+def test_both_senses_are_better_than_either_on_the_sample(recording):
+    estimator = flowfuse.load("small")
+    errors = {"both": [], "frames": [], "events": [], "zero": []}
+    for index, (t0, t1) in enumerate(
+        zip(recording.frame_times[:-1], recording.frame_times[1:], strict=True)
+    ):
+        frames = recording.frame(index), recording.frame(index + 1)
+        events = recording.events(int(t0) - int(t1 - t0), int(t1))
+        inputs = {
+            "both": (*frames, events),
+            "frames": (*frames, None),
+            "events": (None, None, events),
+        }
+        truth, valid = recording.truth(index)
+        for name, values in inputs.items():
+            flow = estimator(*values, t0=int(t0), t1=int(t1)).flow
+            errors[name].append(flow_metrics(flow, truth, valid)["epe"])
+        errors["zero"].append(flow_metrics(np.zeros_like(truth), truth, valid)["epe"])
+    mean = {name: np.mean(values) for name, values in errors.items()}
+    assert mean["both"] < min(mean["frames"], mean["events"])
+    assert mean["both"] < 0.5 * mean["zero"]
+
+
+def test_demo_end_to_end(tmp_path):
+    """The command that `make demo` runs."""
+    out = tmp_path / "demo"
+    times = "0.25,0.5,0.75"
+    assert main([str(flowfuse.sample_recording()), "-o", str(out), "--times", times]) == 0
+    report = json.loads((out / "metrics.json").read_text())
+    assert report
+    for index in range(3):
+        flow, valid = flowfuse.read_flow(out / "flow" / f"{index:06d}.flo")
+        assert flow.shape == (2, 192, 256) and valid.all()
+        half, _ = flowfuse.read_flow(out / "flow_at" / "0.5" / f"{index:06d}.flo")
+        assert 0 < np.abs(half).mean() < np.abs(flow).mean()
+    assert len(list((out / "pictures").iterdir())) >= 12
+    assert (out / "flow.mp4").stat().st_size > 0
