@@ -35,11 +35,10 @@ from flowfuse.metrics import (
     photometric_error,
     trajectory_metrics,
 )
-from flowfuse.training.samples import model_inputs
+from flowfuse.training.samples import TEST_SEED, model_inputs
 from flowfuse.training.validation import MODES, dense_inverse_search, gray_frames
 from flowfuse.trajectory import bezier
 
-TEST_SEED = 3_000_000_019
 COLUMNS = ("epe", "epe_below_10", "epe_10_to_40", "epe_above_40", "epe_boundary", "3pe", "tepe")
 
 

@@ -295,7 +295,7 @@ def write_video(path: str | os.PathLike, images: Iterable[np.ndarray], fps: floa
 
     Raises:
         ValueError: without images, or when their sizes differ.
-        OSError: when OpenCV can write neither.
+        OSError: when OpenCV can write neither, or not all pictures (a full disk).
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
@@ -307,6 +307,7 @@ def write_video(path: str | os.PathLike, images: Iterable[np.ndarray], fps: floa
     size = as_rgb(image).shape[1::-1]
     with atomic_path(path) as temporary:
         writer, codec = _open_video(path, temporary, fps, size)
+        written = 0
         try:
             while image is not None:
                 picture = as_rgb(image)
@@ -318,9 +319,16 @@ def write_video(path: str | os.PathLike, images: Iterable[np.ndarray], fps: floa
                 # Most players need even sides; a border of white completes them.
                 odd = ((0, size[1] % 2), (0, size[0] % 2), (0, 0))
                 writer.write(np.pad(picture, odd, constant_values=255)[:, :, ::-1].copy())
+                written += 1
                 image = next(remaining, None)
         finally:
             writer.release()
+        # OpenCV says nothing when a picture could not be written, for example on a full disk.
+        reader = cv2.VideoCapture(str(temporary))
+        found = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
+        reader.release()
+        if found != written:
+            raise OSError(f"{path}: only {found} of {written} pictures could be written")
     return codec
 
 

@@ -43,7 +43,7 @@ def run_settings(
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
     return {
         "flowfuse": __version__,
-        "recording": [str(path.resolve()) for path in sources],
+        "recording": [[str(path.resolve()), *_fingerprint(path)] for path in sources],
         "checkpoint_sha256": digest,
         "iterations": config.iterations,
         "precision": "bf16" if config.bf16 else "fp32",
@@ -54,6 +54,13 @@ def run_settings(
         "format": config.format,
         "png_encoding": config.png_encoding if config.format == "png" else None,
     }
+
+
+def _fingerprint(path: Path) -> tuple[int, int]:
+    """Size (bytes) and newest modification (ns) of a file, or of the files right in a directory."""
+    files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
+    states = [file.stat() for file in files]
+    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
 
 
 class OutputDirectory:

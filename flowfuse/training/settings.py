@@ -25,7 +25,7 @@ from flowfuse.config import (
 from flowfuse.data.transforms import AugmentConfig
 from flowfuse.losses import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
-from flowfuse.training.samples import VALIDATION_SEED, parse_data
+from flowfuse.training.samples import TEST_SEED, VALIDATION_SEED, parse_data
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -108,8 +108,8 @@ class TrainConfig:
         for name in ("warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.seed == VALIDATION_SEED:
-            raise ValueError(f"seed {VALIDATION_SEED} is kept for the held-out scenes")
+        if self.seed in (VALIDATION_SEED, TEST_SEED):
+            raise ValueError(f"seed {self.seed} is kept for the held-out scenes")
         if any(c > s for c, s in zip(self.crop, self.scene_size, strict=True)):
             raise ValueError(
                 f"crop {self.crop} must not be larger than scene_size {self.scene_size}"
