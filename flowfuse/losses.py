@@ -65,10 +65,15 @@ def supervised_loss(
             + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
             + config.matching * parts["matching"]
         )
-    with torch.no_grad():
-        error = (output.control_points[-1][:, -1] - batch["flow"][:, -1]).norm(dim=1)
-        parts["epe"] = masked_mean(error, batch["valid"][:, -1])
+    parts["epe"] = end_point_error(output, batch)
     return loss, parts
+
+
+@torch.no_grad()
+def end_point_error(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean EPE at t1 of the last iteration over the valid pixels, px."""
+    error = (output.control_points[-1][:, -1] - batch["flow"][:, -1]).norm(dim=1)
+    return masked_mean(error, batch["valid"][:, -1])
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

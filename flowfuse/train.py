@@ -31,6 +31,7 @@ from flowfuse.data.dataset import SceneDataset
 from flowfuse.data.transforms import Sample, crop_centre, with_present
 from flowfuse.estimator import select_device
 from flowfuse.losses import masked_mean, supervised_loss
+from flowfuse.self_supervision import self_supervised_loss
 from flowfuse.training.log import TrainingLog
 from flowfuse.training.samples import (
     VALIDATION_SEED,
@@ -171,7 +172,10 @@ class Trainer:
             output = self.network(
                 model_inputs(moved), iterations=config.iterations, all_iterations=True
             )
-        loss, parts = supervised_loss(output, moved, config.loss)
+        if config.supervision == "truth":
+            loss, parts = supervised_loss(output, moved, config.loss)
+        else:
+            loss, parts = self_supervised_loss(output, moved, config.self_loss)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradient = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)

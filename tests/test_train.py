@@ -434,3 +434,14 @@ def test_parse_data():
         samples.parse_data("scenes:fast,fast")
     with pytest.raises(ConfigError, match="kept for the held-out"):
         settings.read_command_line(["-o", "x", "--seed", str(samples.VALIDATION_SEED)])
+
+
+def test_training_without_truth(recipe, tmp_path):
+    run = tmp_path / "self"
+    argv = ["--config", str(recipe), "-o", str(run), "--supervision", "self", "--steps", "4"]
+    assert train.main(argv) == 0
+    rows = read_table(run / "log.csv")
+    assert {"photometric", "gradient_constancy", "sharpness", "smoothness", "epe"} <= rows[0].keys()
+    assert "boundary_event" not in rows[0]
+    with pytest.raises(ConfigError, match="supervision"):
+        settings.read_command_line(["-o", "x", "--supervision", "none"])

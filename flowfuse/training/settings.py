@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import docstring_parser
 import jsonargparse
@@ -25,6 +25,7 @@ from flowfuse.config import (
 from flowfuse.data.transforms import AugmentConfig
 from flowfuse.losses import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
+from flowfuse.self_supervision import SelfSupervisionConfig
 from flowfuse.training.samples import TEST_SEED, VALIDATION_SEED, parse_data
 
 PROGRAM = "flowfuse-train"
@@ -37,7 +38,9 @@ class TrainConfig:
 
     Args:
         model: architecture.
-        loss: weights of the losses.
+        supervision: "truth", or "self": from frames and events alone.
+        loss: weights of the losses against the truth.
+        self_loss: weights of the losses without truth.
         augment: how samples are varied.
         data: generated scenes to train on: scenes:PRESET, or a mixture, scenes:fast=2,blur=1.
         scenes: size of the pool of generated scenes.
@@ -68,7 +71,9 @@ class TrainConfig:
     """
 
     model: ModelConfig = CONFIGS["small"]
+    supervision: Literal["truth", "self"] = "truth"
     loss: LossConfig = field(default_factory=LossConfig)
+    self_loss: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data: str = "scenes:slow=1,fast=3,blur=1,dark=1,mixed=1"
     scenes: int = 2000
