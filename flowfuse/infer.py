@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,16 @@ from flowfuse.inference.settings import COMMAND, InferenceConfig, build_parser, 
 from flowfuse.inference.windows import (
     FrameReader,
     Window,
+    check_events,
     count_gaps,
+    describe_times,
     estimate_window,
+    find_earlier,
     plan_pairs,
     plan_steps,
 )
+
+CLOSED_PIPE = 141  # as a shell calls a command that ended by SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the command's name; None takes those of the process.
 
     Returns:
-        0, or 1 on an error, 2 on wrong usage, 130 when interrupted.
+        0, or 1 on an error, 2 on wrong usage, 130 when interrupted, 141 when the reader of what is
+        printed has gone.
     """
     parser = build_parser()
     try:
@@ -52,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{COMMAND}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # all files are written when the summary is printed
+        return CLOSED_PIPE
     except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"{COMMAND}: error: {_one_line(error, config.output)}", file=sys.stderr)
         return 1
@@ -75,10 +84,13 @@ def run(config: InferenceConfig) -> None:
         windows = plan_steps(recording, config.every, start, end)
     else:
         windows = plan_pairs(recording, config.pairs, start, end)
+        check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     sources = [p for p in (config.input, config.events, config.frames, config.frame_times) if p]
     outputs.prepare(
-        run_settings(config, sources, estimator.info["path"]), sources, overwrite=config.overwrite
+        run_settings(config, sources, recording, estimator.info["path"]),
+        sources,
+        overwrite=config.overwrite,
     )
     report = _estimate_all(config, estimator, recording, windows, outputs)
     report.metrics.write(outputs.metrics, config.checkpoint)
@@ -95,15 +107,22 @@ def _estimate_all(
     windows: list[Window],
     outputs: OutputDirectory,
 ) -> RunReport:
+    """Estimate the windows that are not done; measure these and those of earlier calls."""
     report = RunReport(len(windows), 0 if config.every else count_gaps(windows))
     count = min(len(windows), config.max_pictures)
-    pictured = set(np.linspace(0, len(windows) - 1, count).astype(int).tolist())
+    chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
+    pictured = {windows[position].index for position in chosen}
+    earlier = find_earlier(recording, windows, outputs.written())
+    known = {window.index for window in earlier}
+    present = sorted([*windows, *earlier], key=lambda window: window.index)
     reader = FrameReader(recording)
     # disable=None: no bar where the output is no terminal.
-    bar = tqdm(windows, unit=" windows" if config.every else " pairs", disable=None)
-    for position, window in enumerate(bar):
-        pictures = position in pictured
-        if outputs.is_done(window.index, pictures):
+    bar = tqdm(present, unit=" windows" if config.every else " pairs", disable=None)
+    for window in bar:
+        pictures = window.index in pictured
+        if window.index in known:
+            pass
+        elif outputs.is_done(window.index, pictures):
             report.done += 1
         else:
             result, seconds = estimate_window(
@@ -123,6 +142,9 @@ def _estimate_all(
             flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
             report.metrics.add(recording, window.index, flow, flow_at, reader.frames(window))
             bar.set_postfix_str(report.metrics.latest)
+    outputs.write_windows(present)
+    if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:
+        warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
     return report
 
 
@@ -147,7 +169,10 @@ def _plain_warnings() -> Iterator[None]:
 
 def command() -> None:
     """Entry point of flowfuse-infer."""
-    sys.exit(main())
+    code = main()
+    if code == CLOSED_PIPE:  # or Python fails again, and says so, when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def colour_flow(
     Args:
         flow: [2, H, W], px.
         valid: [H, W] bool; invalid pixels, and those not finite, are black.
-        max_magnitude: px, the magnitude of full saturation; larger ones are darkened. None = the
+        max_magnitude: px, the magnitude of full saturation, which larger ones have too. None = the
             largest one here (1 where nothing moves). Give the same value to pictures that are to be
             compared.
 
@@ -71,7 +71,7 @@ def colour_flow(
     if not max_magnitude > 0:
         raise ValueError(f"max_magnitude must be positive, got {max_magnitude}")
     u, v = np.where(known, flow, 0) / max_magnitude
-    magnitude = np.hypot(u, v)[..., None]
+    saturation = np.minimum(np.hypot(u, v), 1)[..., None]
     wheel = colour_wheel()
     # The published code stretches the wheel over 54 of its 55 steps and so has a seam at exactly
     # horizontal motion; here it closes, at the cost of a hue that differs by at most one step.
@@ -79,7 +79,7 @@ def colour_flow(
     low = np.floor(position).astype(int)
     part = (position - low)[..., None]
     hue = ((1 - part) * wheel[low % len(wheel)] + part * wheel[(low + 1) % len(wheel)]) / 255
-    colour = np.where(magnitude <= 1, 1 - magnitude * (1 - hue), 0.75 * hue)
+    colour = 1 - saturation * (1 - hue)
     return np.where(known[..., None], np.floor(255 * colour), 0).astype(np.uint8)
 
 

@@ -118,7 +118,7 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
     assert files(out / "flow") == flows
     assert files(out / "flow_at") == [f"{tau}/{name}" for tau in ("0.25", "0.5") for name in flows]
     assert files(out / "pictures") == pictures
-    assert files(out)[-1] == "run.json" and (out / "metrics.json").is_file()
+    assert files(out)[-2:] == ["run.json", "windows.csv"] and (out / "metrics.json").is_file()
     for name in pictures:
         image = cv2.imread(str(out / "pictures" / name))
         assert image is not None and image.std() > 5
@@ -132,7 +132,7 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in (
         "3 pairs of 28 x 20 px: 3 estimated, 0 were there already",
-        "1 pairs without any event: flow from the frames alone",
+        "1 pair without any event: flow from the frames alone",
         "EPE: ", "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
         str(out / "flow.mp4"), str(out / "pictures" / pictures[0]), str(out / "metrics.json"),
     ):  # fmt: skip
@@ -235,10 +235,97 @@ def test_other_settings_need_overwrite(run, recording, tmp_path, capsys):
     assert (tmp_path / "out" / "flow" / "000000.flo").read_bytes() != before
     assert run(recording, "--iterations", 2, "--format", "npy", "--overwrite", *QUIET) == 0
     assert files(tmp_path / "out", "*.flo") == []  # nothing stale
-    (tmp_path / "out" / "run.json").write_text("{")
-    assert run(recording, *QUIET) == 1
-    assert "damaged" in capsys.readouterr().err
-    assert run(recording, "--overwrite", *QUIET) == 0
+    for content, found in (("{", "run.json: "), ('{"runs": 3}', "has no key 'flowfuse'")):
+        (tmp_path / "out" / "run.json").write_text(content)
+        before = files(tmp_path / "out")
+        assert run(recording, "--overwrite", *QUIET) == 1
+        message = capsys.readouterr().err
+        assert "not written by flowfuse-infer" in message and found in message
+        assert files(tmp_path / "out") == before
+
+
+def test_replaced_images_are_noticed(run, broken, capsys):
+    assert run(broken, *QUIET) == 0
+    image = first_image(broken)
+    cv2.imwrite(str(image), 255 - cv2.imread(str(image), cv2.IMREAD_UNCHANGED))
+    assert run(broken, *QUIET) == 1
+    assert "other settings (frame_files " in capsys.readouterr().err
+
+
+def test_an_output_inside_the_recording_is_taken_up(run, broken, capsys):
+    for done in (0, 3):
+        assert run(broken, *QUIET, out=broken / "out") == 0
+        assert f"{done} were there already" in capsys.readouterr().out
+
+
+def test_metrics_and_windows_cover_earlier_calls(run, recording, tmp_path):
+    assert run(recording, "--pairs", "1:3", *QUIET) == 0
+    assert run(recording, "--pairs", "0:1", *QUIET) == 0
+    assert run(recording, *QUIET, out=tmp_path / "whole") == 0
+    for name in ("metrics.json", "windows.csv"):
+        there = (tmp_path / "out" / name).read_text()
+        assert there == (tmp_path / "whole" / name).read_text()
+    lines = [f"{i},{FIRST + i * STEP},{FIRST + (i + 1) * STEP},flow/00000{i}.flo" for i in range(3)]
+    assert there.splitlines() == ["index,t0_us,t1_us,file", *lines]
+
+
+def test_events_and_frames_of_different_times_are_refused(run, recording, events, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(2)]
+    write_recording(tmp_path / "rec", events, frames, [10**9, 10**9 + STEP])
+    assert run(tmp_path / "rec", *QUIET) == 1
+    message = capsys.readouterr().err
+    assert "the frames from 1000.000000 to 1000.040000 s" in message and "units" in message
+    # The grid starts with the events, and frames at other times do not stretch it.
+    assert run(tmp_path / "rec", "--every", "40ms", *QUIET) == 0
+    assert len((tmp_path / "out" / "windows.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_doubtful_times_are_told(run, recording, events, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(3)]
+    seconds = 10**6  # the frames' times as if they were in ms
+    write_recording(tmp_path / "rec", events, frames, [0, 40 * seconds, 80 * seconds])
+    assert run(tmp_path / "rec", *QUIET) == 0
+    assert "warning: are the units right? " in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--pairs", "1:2", *QUIET, out=tmp_path / "other") == 0
+    assert "no event in any pair asked for" in capsys.readouterr().err
+    assert run(recording, *QUIET, out=tmp_path / "good") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_missing_events_are_told(run, recording, tmp_path, capsys):
+    (tmp_path / "rec").mkdir()
+    for name in ("images", "images.txt"):
+        (tmp_path / "rec" / name).symlink_to(recording / name)
+    assert run(tmp_path / "rec", *QUIET) == 0
+    expected = f"warning: no event file in {tmp_path / 'rec'} (events.h5, "
+    assert expected in capsys.readouterr().err
+    parts = ("--frames", recording / "images", "--frame-times", recording / "images.txt")
+    assert run(*parts, *QUIET, out=tmp_path / "other") == 0
+    assert "no event file: flow from the frames alone" in capsys.readouterr().err
+    assert run(*parts, "--every", "1ms", out=tmp_path / "third") == 1
+    assert "the recording: no events" in capsys.readouterr().err
+
+
+def test_gray_and_colour_frames_are_compared_in_gray(run, recording, broken, tmp_path):
+    image = first_image(broken)
+    gray = cv2.imread(str(image), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(image), np.repeat(gray[..., None], 3, axis=2))
+    assert run(broken, *QUIET) == 0
+    assert run(recording, *QUIET, out=tmp_path / "gray") == 0
+    errors = [
+        json.loads((tmp_path / out / "metrics.json").read_text())["average"]["photometric_error"]
+        for out in ("out", "gray")
+    ]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-4)  # the luma of gray is that gray
+
+
+def test_a_closed_pipe_is_no_error_of_the_output(run, recording, capsys, monkeypatch):
+    def closed(*args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(infer.RunReport, "summary", closed)
+    assert run(recording, *QUIET) == 141
+    assert "Broken pipe" not in capsys.readouterr().err
 
 
 def test_foreign_directories_are_left_alone(run, recording, tmp_path, capsys):
@@ -267,8 +354,10 @@ def test_events_alone_at_a_fixed_rate(run, recording, events, checkpoint, tmp_pa
     # [85, 95) ms holds no event: the recording's events end at 85 ms
     assert files(out / "flow") == [f"{index:06d}.flo" for index in range(4)]
     printed = capsys.readouterr().out
-    assert "5 windows" in printed and "1 windows without any event: no flow, no file" in printed
+    assert "5 windows" in printed and "1 window without any event: no flow, no file" in printed
     assert not (out / "metrics.json").exists() and (out / "flow.mp4").is_file()
+    rows = (out / "windows.csv").read_text().splitlines()
+    assert rows[4:] == ["3,80000,90000,flow/000003.flo", "4,90000,100000,"]
     result = load(checkpoint)(None, None, events, t0=60_000, t1=70_000)
     assert result.modalities == ("events",)
     assert np.array_equal(read_flow(out / "flow" / "000001.flo")[0], result.flow)
@@ -291,7 +380,7 @@ def test_gaps_are_told(run, tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16), np.uint8)
     write_recording(tmp_path / "rec", None, frames, [0, 10_000, 20_000, 70_000, 80_000])
     assert run(tmp_path / "rec", *QUIET) == 0
-    assert "1 pairs longer than 1.5 x the median interval" in capsys.readouterr().out
+    assert "1 pair longer than 1.5 x the median interval" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -316,6 +405,8 @@ def test_gaps_are_told(run, tmp_path, capsys):
         ["rec", "-o", "out", "--times", "half"],
         ["rec", "-o", "out", "--start", "nan"],
         ["rec", "-o", "out", "--end", "inf"],
+        ["rec", "-o", "out", "--start", "1e305"],
+        ["rec", "-o", "out", "--threads", "100000"],
     ],
 )
 def test_wrong_usage_is_explained(arguments, capsys, tmp_path, monkeypatch):
@@ -360,6 +451,7 @@ def first_image(path: Path) -> Path:
         (lambda p: None, ("--pairs", "7:9"), "no frame pair in the range asked for"),
         (lambda p: None, ("--start", "9"), "no frame pair in the range asked for"),
         (lambda p: None, ("--every", "5s"), "no window of 5000000 us fits"),
+        (lambda p: None, ("--every", "1us", "--end", "9"), "at most 1000000 expected"),
         (lambda p: None, ("--device", "cuda:77"), "cuda:77"),
         (lambda p: None, ("--device", "toaster"), "toaster"),
     ],
@@ -430,7 +522,7 @@ class Clock:
 
     path, has_events, has_frames = None, True, True
     frame_times = np.array([100, 200, 300, 900])
-    time_range = (50, 1049)
+    event_range = (50, 1049)
 
 
 def test_a_window_reads_all_events_of_both_exposures():

@@ -278,6 +278,16 @@ def test_other_faults_of_event_files(tmp_path, events, monkeypatch):
         file["ms_to_idx"][6:20] = 0
     with pytest.raises(ValueError, match="ms_to_idx"):
         open_event_file(path).window(OFFSET + 5000, OFFSET + 9000, HEIGHT, WIDTH)
+    for suffix, save in ((".h5", save_h5), (".npz", np.savez)):
+        save(tmp_path / f"back{suffix}", **{**GOOD, "t": [7, 5]})
+        with pytest.raises(ValueError, match=r"back.*t\[0\] = 7 us and t\[-1\] = 5 us"):
+            open_event_file(tmp_path / f"back{suffix}")
+    for height in ("tall", [4, 5], 0, np.nan):
+        save_h5(tmp_path / "sized.h5", **GOOD)
+        with h5py.File(tmp_path / "sized.h5", "a") as file:
+            file.attrs["height"], file.attrs["width"] = height, 4
+        with pytest.raises(ValueError, match=r"sized.h5: the attribute height must be one"):
+            open_recording(tmp_path / "sized.h5")
     for extra, message in (
         ({"t_offset": [1, 2]}, r"t_offset must be integers of shape \[\]"),
         ({"t_offset": "soon"}, r"t_offset must be integers of shape \[\]"),
@@ -328,6 +338,8 @@ def test_write_and_open(tmp_path, events, channels):
     for index in range(3):
         np.testing.assert_array_equal(recording.frame(index), images[index])
     assert recording.time_range == (OFFSET, events.t[-1])
+    assert recording.event_range == (events.t[0], events.t[-1])
+    assert [path.parent.name for path in recording.frame_files] == ["images"] * 3
     assert len(recording.events(OFFSET, OFFSET + 9_999)) == len(
         events.slice_time(OFFSET, OFFSET + 9_999)
     )

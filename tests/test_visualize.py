@@ -53,7 +53,7 @@ def test_directions_and_magnitudes():
     assert colours[0].tolist() == [255, 0, 0]  # to the right: red
     assert colours[1, 0] == 0 and colours[1, 2] == 255  # to the left: cyan to blue
     assert colours[2].tolist() == [255, 255, 255]
-    assert colours[3].tolist() == [191, 0, 0]  # beyond the maximum: darker
+    assert colours[3].tolist() == [255, 0, 0]  # beyond the maximum: as at the rim
     assert colours[4].tolist() == [255, 127, 127]  # half of the maximum: half saturated
 
 

@@ -202,11 +202,18 @@ class _ColumnFile(EventFile):
                 raise
             raise ValueError(f"{self.path}: {error}") from error
 
-    def _check_start(self) -> None:
-        """Refuse negative times: no window would ever show them."""
-        with self._open() as columns:
-            if len(columns) and columns.times(0) < 0:
-                raise ValueError(f"t must not be negative, got t[0] = {columns.times(0)} us")
+    def _check_ends(self) -> None:
+        """Refuse negative times, which no window would ever show, and an end before the start."""
+        time_range = self.time_range
+        if time_range is None:
+            return
+        first, last = time_range
+        if first < 0:
+            raise ValueError(f"{self.path}: t must not be negative, got t[0] = {first} us")
+        if last < first:
+            raise ValueError(
+                f"{self.path}: t must be sorted, got t[0] = {first} us and t[-1] = {last} us"
+            )
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -234,7 +241,7 @@ class Hdf5Events(_ColumnFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._check_start()  # a fault of the layout shows now, too, not at the first window
+        self._check_ends()  # a fault of the layout shows now, too, not at the first window
 
     @contextmanager
     def _columns(self) -> Iterator[_Columns]:
@@ -269,8 +276,17 @@ class Hdf5Events(_ColumnFile):
         with h5py.File(self.path, "r") as file:
             for node in (file, file.get("events")):
                 if node is not None and "height" in node.attrs and "width" in node.attrs:
-                    return int(node.attrs["height"]), int(node.attrs["width"])
+                    return self._side(node, "height"), self._side(node, "width")
         return None
+
+    def _side(self, node: h5py.Group, name: str) -> int:
+        value = np.asarray(node.attrs[name])
+        if value.size != 1 or value.dtype.kind not in "iuf" or not value.item() >= 1:
+            raise ValueError(
+                f"{self.path}: the attribute {name} must be one positive number of px, "
+                f"got {str(node.attrs[name])[:40]!r}"
+            )
+        return int(value.item())
 
 
 class NpzEvents(_ColumnFile):
@@ -298,7 +314,7 @@ class NpzEvents(_ColumnFile):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         self._arrays = _Columns(**arrays)
-        self._check_start()
+        self._check_ends()
 
     @contextmanager
     def _columns(self) -> Iterator[_Columns]:

@@ -24,6 +24,11 @@ class FrameSource(ABC):
 
     times: np.ndarray
 
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that the frames are read from."""
+
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
         """Frame ``index``: uint8 [H, W] or [H, W, 3] RGB."""
@@ -41,6 +46,10 @@ class ImageFrames(FrameSource):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such image")
         self.paths, self.times = paths, times
+
+    @property
+    def files(self) -> list[Path]:
+        return self.paths
 
     def read(self, index: int) -> np.ndarray:
         return read_image(self.paths[index])
@@ -94,6 +103,10 @@ class VideoFrames(FrameSource):
         if not stamps:
             raise ValueError(f"{self.path}: no frame of this video can be decoded")
         return stamps
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def read(self, index: int) -> np.ndarray:
         if index not in self._recent:

@@ -70,11 +70,21 @@ class Recording:
     def time_range(self) -> tuple[int, int]:
         """The times of the first and the last thing recorded, event or frame, in microseconds."""
         ranges = [(int(self.frame_times[0]), int(self.frame_times[-1]))] if self.has_frames else []
-        if self._event_file is not None and self._event_file.time_range is not None:
-            ranges.append(self._event_file.time_range)
+        if self.event_range is not None:
+            ranges.append(self.event_range)
         if not ranges:
             raise ValueError(f"{self.path}: the recording has neither an event nor a frame")
         return min(first for first, _ in ranges), max(last for _, last in ranges)
+
+    @property
+    def event_range(self) -> tuple[int, int] | None:
+        """The times of the first and the last event, microseconds; None without any event."""
+        return None if self._event_file is None else self._event_file.time_range
+
+    @property
+    def frame_files(self) -> list[Path]:
+        """The files that the frames are read from: images, or one video."""
+        return [] if self._frame_source is None else self._frame_source.files
 
     def frame(self, index: int) -> np.ndarray:
         """Read frame ``index``: uint8 [H, W], or [H, W, 3] in RGB order."""

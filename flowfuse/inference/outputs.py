@@ -37,13 +37,14 @@ EVENT_SHARE = 0.2
 
 
 def run_settings(
-    config: InferenceConfig, sources: Sequence[Path], checkpoint: str
+    config: InferenceConfig, sources: Sequence[Path], recording: Recording, checkpoint: str
 ) -> dict[str, Any]:
     """Everything that the flow of a run depends on; runs that agree in it share a directory."""
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
     return {
         "flowfuse": __version__,
         "recording": [[str(path.resolve()), *_fingerprint(path)] for path in sources],
+        "frame_files": _fingerprint_frames(recording.frame_files),
         "checkpoint_sha256": digest,
         "iterations": config.iterations,
         "precision": "bf16" if config.bf16 else "fp32",
@@ -63,6 +64,13 @@ def _fingerprint(path: Path) -> tuple[int, int]:
     return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
 
 
+def _fingerprint_frames(files: Sequence[Path]) -> list:
+    """Their number, and a hash of their sizes (bytes) and modifications (ns)."""
+    states = [file.stat() for file in files]
+    text = " ".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+    return [len(files), hashlib.sha256(text.encode()).hexdigest()[:16]]
+
+
 class OutputDirectory:
     """Names, writes and finds the files of a run. Every file is complete or absent.
 
@@ -77,6 +85,7 @@ class OutputDirectory:
         self.root, self.suffix, self.encoding, self.times = root, suffix, encoding, tuple(times)
         self.settings = root / "run.json"
         self.metrics = root / "metrics.json"
+        self.windows = root / "windows.csv"
         self.video = root / "flow.mp4"
         self.pictures = root / "pictures"
 
@@ -97,6 +106,21 @@ class OutputDirectory:
         if pictures:
             files += [self.picture(index, kind) for kind in PICTURES]
         return all(path.is_file() for path in files)
+
+    def written(self) -> list[int]:
+        """The windows whose flow is there, with ``times`` too."""
+        names = (path.stem for path in (self.root / "flow").glob(f"[0-9]*.{self.suffix}"))
+        return sorted(int(n) for n in names if n.isdigit() and self.is_done(int(n), False))
+
+    def write_windows(self, windows: Sequence[Window]) -> None:
+        """Write windows.csv: the times of every window, and its flow file where it has one."""
+        lines = ["index,t0_us,t1_us,file"]
+        for window in windows:
+            path = self.flow(window.index)
+            name = path.relative_to(self.root).as_posix() if path.is_file() else ""
+            lines.append(f"{window.index},{window.t0},{window.t1},{name}")
+        with atomic_path(self.windows) as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
 
     def read(self, index: int, tau: float | None = None) -> np.ndarray:
         """Read back the flow of a window, [2, H, W] px."""
@@ -157,7 +181,8 @@ class OutputDirectory:
         if self.times:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
-        for name, path in (("metrics", self.metrics), ("video", self.video)):
+        for name in ("windows", "metrics", "video"):
+            path = getattr(self, name)
             if path.is_file():
                 lines.append(f"{name}: {path}")
         drawn = sorted(self.pictures.glob("*.png"))
@@ -178,14 +203,13 @@ class OutputDirectory:
             raise ValueError(f"{self.root}: the output directory must not be the recording itself")
         self.root.mkdir(parents=True, exist_ok=True)
         if self.settings.is_file():
+            found = self._read_settings()
             if overwrite:
                 self._clear()
             else:
-                self._check_settings(settings)
+                self._check_settings(found, settings)
         elif any(not path.name.startswith(".") for path in self.root.iterdir()):
-            raise ValueError(
-                f"{self.root}: not empty, and not written by flowfuse-infer; give a new directory"
-            )
+            raise ValueError(self._foreign())
         with atomic_path(self.settings) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
         remove_abandoned(self.root)
@@ -193,13 +217,20 @@ class OutputDirectory:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(path.parent)
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
+    def _foreign(self) -> str:
+        return f"{self.root}: not empty, and not written by flowfuse-infer; give a new directory"
+
+    def _read_settings(self) -> dict[str, Any]:
+        """Read run.json; one that is not of flowfuse is not touched, nor what lies beside it."""
         try:
-            found = dict(json.loads(self.settings.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{self.settings}: damaged ({error}); --overwrite starts anew"
-            ) from None
+            found = json.loads(self.settings.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self._foreign()} ({self.settings.name}: {error})") from None
+        if not isinstance(found, dict) or "flowfuse" not in found:
+            raise ValueError(f"{self._foreign()} ({self.settings.name} has no key 'flowfuse')")
+        return found
+
+    def _check_settings(self, found: dict[str, Any], settings: dict[str, Any]) -> None:
         changed = [
             f"{key} {found.get(key)} there, {value} now"
             for key, value in settings.items()
@@ -216,7 +247,7 @@ class OutputDirectory:
         for directory in (self.root / "flow", self.root / "flow_at", self.pictures):
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.video):
+        for path in (self.metrics, self.windows, self.video):
             path.unlink(missing_ok=True)
 
 

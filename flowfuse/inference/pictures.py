@@ -62,7 +62,7 @@ def draw_pictures(
     paper = frame0 if frame0 is not None else np.full((result.height, result.width), 128, np.uint8)
     boundary, uncertainty = result.boundary, result.uncertainty
     maps = {
-        "B_e (cyan) and B_m (orange)": draw_boundary(paper, boundary),
+        "B_e (cyan) and B_m (orange red)": draw_boundary(paper, boundary),
         "B_e: informative moving edge": as_rgb(boundary[0]),
         "B_m: motion discontinuity": as_rgb(boundary[1]),
         f"expected error, 0 to {heat_maximum(uncertainty):.2g} px": draw_heat(uncertainty),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -54,8 +55,12 @@ class RunMetrics:
             index: of the pair's first frame.
             flow: [2, H, W] px, to the next frame.
             flow_at: tau -> [2, H, W] px.
-            frames: both frames, uint8.
+            frames: both frames, uint8; a gray and a colour one are compared in gray.
         """
+        if frames[0].ndim != frames[1].ndim:
+            frames = tuple(
+                f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames
+            )
         still = np.zeros_like(flow)
         pair: dict[str, Any] = {
             "index": index,
@@ -146,13 +151,19 @@ class RunMetrics:
             pairs = entry["flow"]["frames"]
             lines.append(
                 f"{name}: {found['epe']:.3f} px, zero flow {zero['epe']:.3f} px "
-                f"({found['3pe']:.1f} % off by more than 3 px; {pairs} pairs, averaged per pixel)"
+                f"({found['3pe']:.1f} % off by more than 3 px; {counted(pairs, 'pair')}, "
+                "averaged per pixel)"
             )
         lines.append(
             f"photometric error after warping: {average['photometric_error']:.4f}, "
             f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"
         )
         return lines
+
+
+def counted(count: int, unit: str) -> str:
+    """A number and its unit: "1 pair", "2 pairs"."""
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 def _mean(values: list[float]) -> float:
@@ -193,7 +204,7 @@ class RunReport:
     ) -> str:
         """Say it in a few lines."""
         unit = "window" if config.every else "pair"
-        found = f"{self.total} {unit}s of {recording.width} x {recording.height} px"
+        found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
         for count, text in (
             (self.skipped, "without any event: no flow, no file"),
@@ -201,14 +212,14 @@ class RunReport:
             (self.gaps, f"longer than {GAP_RATIO} x the median interval (frames missing)"),
         ):
             if count:
-                lines.append(f"  {count} {unit}s {text}")
+                lines.append(f"  {counted(count, unit)} {text}")
         lines += self.metrics.lines()
         if self.seconds:
             # The first call pays for allocations and thread start-up.
-            counted = self.seconds[1:] or self.seconds
+            seconds = self.seconds[1:] or self.seconds
             iterations = config.iterations or estimator.model.config.iterations
             lines.append(
-                f"time per {unit}: {statistics.median(counted):.3f} s (median of {len(counted)}, "
+                f"time per {unit}: {statistics.median(seconds):.3f} s (median of {len(seconds)}, "
                 f"network and event slices; {estimator.device}, {torch.get_num_threads()} threads, "
                 f"{iterations} iterations)"
             )

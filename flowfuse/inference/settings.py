@@ -18,9 +18,19 @@ DESCRIPTION = """\
 Estimate dense and continuous optical flow from a recording of frames and events.
 
 INPUT is a directory with events.{h5,npz,txt,csv}, images.txt (lines `time path`, in seconds) and
-the images. OUT gets flow/000000.flo (from frame 0 to frame 1), ..., pictures/, flow.mp4, and
-metrics.json where the recording has true flow. The same command again takes up an interrupted run.
+the images; or an event file (for --every, or with --frames); or a video. OUT gets
+
+  flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of window 0, ...
+  flow_at/TAU/     with --times: the same from each start to the fraction TAU of the way
+  windows.csv      index,t0_us,t1_us,file of every window; no file where there was no event
+  metrics.json     of frame pairs: the photometric error, and errors where true flow is known
+  pictures/, flow.mp4
+
+for all pairs or windows of this and of earlier calls (the video: of the last call that made new
+ones). The same command again takes up an interrupted run.
 """
+MAX_THREADS = 1024
+MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
 _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
@@ -29,7 +39,7 @@ class InferenceConfig:
     """What one run of ``flowfuse-infer`` does.
 
     Args:
-        input: recording directory, or None when ``events`` is given.
+        input: recording directory, event file or video; None with ``events`` or ``frames``.
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         output: directory of the results.
         checkpoint: shipped name or path.
@@ -79,7 +89,13 @@ def build_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("input", metavar="INPUT", nargs="?", type=str, help="recording directory")
+    add(
+        "input",
+        metavar="INPUT",
+        nargs="?",
+        type=str,
+        help="recording directory, event file or video",
+    )
     add("-o", "--output", metavar="OUT", type=str, required=True, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, where not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
@@ -140,14 +156,18 @@ def build_parser() -> ArgumentParser:
 def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceConfig:
     """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
     given: Namespace = parser.parse_args(list(arguments))
-    if given.input is None and given.events is None:
-        parser.error("give a recording directory INPUT, or --events")
+    if given.input is None and given.events is None and given.frames is None:
+        parser.error("give a recording INPUT, --events or --frames")
     for name in ("iterations", "threads"):
         if given[name] is not None and given[name] < 1:
             parser.error(f"--{name} must be at least 1, got {given[name]}")
+    if given.threads is not None and given.threads > MAX_THREADS:
+        parser.error(f"--threads must be at most {MAX_THREADS}, got {given.threads}")
     for name in ("start", "end"):
-        if given[name] is not None and not math.isfinite(given[name]):
-            parser.error(f"--{name} must be a time in seconds, got {given[name]}")
+        if given[name] is not None and not abs(given[name]) <= MAX_SECONDS:
+            parser.error(
+                f"--{name} must be a time in seconds of at most {MAX_SECONDS:g}, got {given[name]}"
+            )
     if given.max_pictures < 0:
         parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
     if given.every is not None and given.pairs is not None:

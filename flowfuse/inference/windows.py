@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from flowfuse.data.event_files import EVENT_SUFFIXES
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.model.inputs import event_window
@@ -16,6 +19,9 @@ from flowfuse.result import Result
 
 # A pair this much longer than the median one has lost frames in between.
 GAP_RATIO = 1.5
+# Wrong units make events and frames differ at least a thousandfold in duration.
+UNIT_RATIO = 300
+MAX_WINDOWS = 1_000_000  # the names of flow files count with six digits
 
 
 @dataclass(frozen=True)
@@ -77,24 +83,87 @@ def plan_steps(
     Args:
         recording: its events.
         every: length of a window, us.
-        start, end: microseconds; all of the recording by default.
+        start, end: microseconds; from the first to the last event by default.
 
     Raises:
-        ValueError: when there are no events, or no whole window fits.
+        ValueError: when there are no events, no whole window fits, or more than MAX_WINDOWS do.
     """
-    if not recording.has_events:
-        raise ValueError(f"{recording.path}: no events; flow at a fixed rate is made from events")
-    first, last = recording.time_range
+    if recording.event_range is None:
+        raise ValueError(
+            f"{recording.path or 'the recording'}: no events; flow at a fixed rate is made from "
+            "events"
+        )
+    first, last = recording.event_range
     start = first if start is None else start
     end = last + 1 if end is None else end
-    edges = range(start, end + 1, every)
-    windows = [Window(i, t0, t0 + every, None) for i, t0 in enumerate(edges[:-1])]
-    if not windows:
+    count = (end - start) // every
+    if not 1 <= count <= MAX_WINDOWS:
+        found = "no window" if count < 1 else f"at most {MAX_WINDOWS} expected, {count} windows"
         raise ValueError(
-            f"no window of {every} us fits between {start * 1e-6:.6f} and {end * 1e-6:.6f} s "
-            f"(the recording goes from {first * 1e-6:.6f} to {last * 1e-6:.6f} s)"
+            f"{found} of {every} us {'fits' if count < 1 else 'fit'} between "
+            f"{_seconds(start, end)} (the events go from {_seconds(first, last, 'to')})"
         )
-    return windows
+    return [Window(i, start + i * every, start + (i + 1) * every, None) for i in range(count)]
+
+
+def find_earlier(
+    recording: Recording, windows: Sequence[Window], written: Sequence[int]
+) -> list[Window]:
+    """List the windows that earlier runs with the same settings wrote, beside those planned now.
+
+    Args:
+        recording: of the windows.
+        windows: planned now by :func:`plan_pairs` or :func:`plan_steps`.
+        written: indices of the flow files.
+    """
+    planned, first = {window.index for window in windows}, windows[0]
+    earlier = [index for index in written if index not in planned]
+    if first.frames is None:
+        every = first.t1 - first.t0
+        starts = [first.t0 + (index - first.index) * every for index in earlier]
+        return [
+            Window(i, start, start + every, None) for i, start in zip(earlier, starts, strict=True)
+        ]
+    times = [int(t) for t in recording.frame_times]
+    return [Window(i, times[i], times[i + 1], (i, i + 1)) for i in earlier if i + 1 < len(times)]
+
+
+def check_events(recording: Recording) -> None:
+    """Warn where the flow of frame pairs is made without events, or the units seem wrong.
+
+    Raises:
+        ValueError: when frames and events are of different times.
+    """
+    if not recording.has_events:
+        directory = recording.path is not None and recording.path.is_dir()
+        names = ", ".join(f"events{suffix}" for suffix in EVENT_SUFFIXES)
+        missing = f"no event file in {recording.path} ({names})" if directory else "no event file"
+        warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
+        return
+    if recording.event_range is None:
+        warnings.warn("the event file has no event: flow from the frames alone", stacklevel=2)
+        return
+    (first, last), frames = recording.event_range, recording.frame_times[[0, -1]].tolist()
+    if last < frames[0] or frames[1] < first:
+        raise ValueError(f"no event lies between two frames: {describe_times(recording)}")
+    shorter, longer = sorted((last - first, frames[1] - frames[0]))
+    if longer > UNIT_RATIO * max(shorter, 1):
+        warnings.warn(f"are the units right? {describe_times(recording)}", stacklevel=2)
+
+
+def describe_times(recording: Recording) -> str:
+    """Say from when to when events and frames go, and what is expected of them."""
+    frames = recording.frame_times[[0, -1]].tolist()
+    return (
+        f"{recording.path or 'the recording'}: the events go from "
+        f"{_seconds(*recording.event_range, 'to')}, the frames from {_seconds(*frames, 'to')}; "
+        "both need one clock, in the units that the formats expect "
+        "(text: seconds; integer t of .h5 and .npz: microseconds)"
+    )
+
+
+def _seconds(start: int, end: int, word: str = "and") -> str:
+    return f"{start * 1e-6:.6f} {word} {end * 1e-6:.6f} s"
 
 
 def estimate_window(
