@@ -43,27 +43,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("output", type=Path, help="a directory that does not exist or is empty")
-    parser.add_argument("--preset", default="fast", choices=tuple(PRESETS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=parse_size, default=(320, 240), metavar="WxH")
-    parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument(
+        "--preset", default="fast", choices=tuple(PRESETS), help="kind of motion and light"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything in the scene")
+    parser.add_argument(
+        "--size", type=parse_size, default="320x240", metavar="WxH", help="of the sensor, px"
+    )
+    parser.add_argument("--frames", type=int, default=6, help="number of frames")
     parser.add_argument(
         "--times",
         type=parse_times,
-        default=(0.25, 0.5, 0.75),
-        help="times between two frames that get true flow, e.g. 0.25,0.5,0.75",
+        default="0.25,0.5,0.75",
+        metavar="TAU,...",
+        help="times between two frames that get true flow, as shares of the interval",
     )
     parser.add_argument(
         "--truth-format",
         choices=("flo", "png", "npz"),
         default="flo",
-        help="png: 16 bit, KITTI's encoding, steps of 1/64 px, a fifth of the size",
+        help="of the true flow; png: KITTI's 16 bit, steps of 1/64 px, a fifth of the size",
     )
-    parser.add_argument("--textures", type=Path, help="folder of images to take textures from")
+    parser.add_argument(
+        "--textures", type=Path, help="folder of images to take textures from; None: generated ones"
+    )
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     return parser
 
 

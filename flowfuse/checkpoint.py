@@ -12,6 +12,7 @@ unpickled: a checkpoint from a stranger cannot run code.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -166,29 +167,55 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: as `read_header`; also for tensors that do not fit the architecture.
+        CheckpointError: as `read_header` and `check_weights`.
     """
     config, info = read_header(path)
+    weights = read_tensors(path, _MODEL)
+    # Checked without memory first: a file may ask for more than there is.
+    try:
+        with torch.device("meta"):
+            empty = FlowFuse(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: no model has this configuration: {reason}") from None
+    check_weights(empty, weights, where=str(path))
     with torch.random.fork_rng(devices=[]):  # the first weights are thrown away: spend no draw
         model = FlowFuse(config)
-    weights = read_tensors(path, _MODEL)
-    load_weights(model, weights, where=str(path))
+    model.load_state_dict(weights)
     return model.to(map_location).eval(), info
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Copy weights into a model after checking that names and shapes are the same.
+    """Copy weights into a model after checking them.
 
     Raises:
-        CheckpointError: tensors are missing, unknown, or have another shape.
+        CheckpointError: as `check_weights`.
     """
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    check_weights(model, weights, where=where)
+    model.load_state_dict(dict(weights))
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Check that weights have the names, shapes and kinds of number of a model, and are finite.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown, of another shape or dtype, or hold NaN or
+            infinity. Floating dtypes may differ.
+    """
+    expected = model.state_dict()
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected]
     reshaped = [
-        f"{name} (file {list(weights[name].shape)}, model {list(shape)})"
-        for name, shape in expected.items()
-        if name in weights and weights[name].shape != shape
+        f"{name} (file {list(weights[name].shape)}, model {list(tensor.shape)})"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    retyped = [
+        f"{name} (file {weights[name].dtype}, model {tensor.dtype})"
+        for name, tensor in expected.items()
+        if name in weights
+        and weights[name].dtype != tensor.dtype
+        and not (weights[name].is_floating_point() and tensor.is_floating_point())
     ]
     faults = [
         f"{len(names)} {what}: {_some(names)}"
@@ -196,12 +223,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
             (missing, "tensors missing"),
             (unknown, "tensors that the model does not have"),
             (reshaped, "tensors of another shape"),
+            (retyped, "tensors of another dtype"),
         )
         if names
     ]
     if faults:
         raise CheckpointError(f"{where}: does not fit the model: {'; '.join(faults)}")
-    model.load_state_dict(dict(weights))
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{where}: tensor {name} must be finite, got NaN or infinity")
 
 
 def _open(path: str | Path, device: str = "cpu") -> safe_open:
@@ -226,8 +256,8 @@ def _check_metadata(
             f"{metadata.get('format')!r}, expected {FORMAT!r}"
         )
     version = metadata.get("version", "")
-    if not version.isdecimal():
-        raise CheckpointError(f"{path}: version must be a whole number, got {version!r}")
+    if not re.fullmatch("[1-9][0-9]{0,8}", version):
+        raise CheckpointError(f"{path}: version must be a positive whole number, got {version!r}")
     if int(version) > VERSION:
         raise CheckpointError(
             f"{path}: written by a newer flowfuse (checkpoint version {version}; this one reads "

@@ -121,14 +121,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: the file is no YAML, or holds something else than a mapping.
+        ConfigError: the file is no YAML, holds something else than a mapping, or a key twice.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NumberLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8; a date that is none
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -144,11 +146,28 @@ def write_yaml(path: str | Path, config: Any) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-class _NumberLoader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as a float: YAML 1.1 asks for a dot, people do not."""
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which it would take the last.
+
+    It also reads `1e-4` as a float: YAML 1.1 asks for a dot, people do not.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                raise ConfigError(
+                    f"key {key.value} is given twice, in lines {lines[key.value]} and {line}"
+                )
+            lines[key.value] = line
+        return node
 
 
-_NumberLoader.add_implicit_resolver(
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
     list("-+0123456789."),

@@ -9,6 +9,7 @@ result.at(0.5)       # [2, H, W] px, from t0 to the middle
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from flowfuse.model import FlowFuse, ModelInputs
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.model.inputs import event_window, slice_events, sum_events
 from flowfuse.result import Array, Result, as_events
+
+# Of numpy; in the byte order of the machine, as torch takes them.
+FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
+MAX_TIME = 2**61  # us: what is a window or two earlier or later still fits into int64
 
 
 def load(
@@ -45,6 +50,8 @@ def load(
         FileNotFoundError: there is no such checkpoint.
         ValueError: the file is no checkpoint of flowfuse, or the device or dtype cannot be used.
     """
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise ValueError(f"load: checkpoint must be a name or a path, got {checkpoint!r}")
     device = select_device(device)
     model, info = load_checkpoint(resolve_checkpoint(checkpoint), map_location=device)
     return Estimator(model, device=device, dtype=dtype, info=info)
@@ -59,7 +66,7 @@ def select_device(device: str | torch.device) -> torch.device:
     wrong = f"device must be 'cpu', 'cuda' or 'cuda:<index>', got '{device}'"
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError):
         raise ValueError(wrong) from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(wrong)
@@ -106,6 +113,9 @@ class Estimator:
         self.model = model.to(self.device).eval()
         self.info = dict(info or {})
 
+    def __repr__(self) -> str:
+        return f"Estimator({self.model.config.name}, {self.device}, {self.dtype})"
+
     def __call__(
         self,
         frame0: Array | None,
@@ -146,6 +156,8 @@ class Estimator:
         t0, t1 = _time("t0", t0), _time("t1", t1)
         if t1 <= t0:
             raise ValueError(f"estimator: t1 must be later than t0, got t0 = {t0} us, t1 = {t1} us")
+        if iterations is not None:
+            iterations = _integer("iterations", iterations, "an integer")
         exposures = [_exposure("exposure0", exposure0), _exposure("exposure1", exposure1)]
         as_torch = _is_torch(frame0, frame1, events)
         frames = [_frame("frame0", frame0), _frame("frame1", frame1)]
@@ -225,11 +237,18 @@ class Estimator:
             raise ValueError(f"estimator: this network uses {kind} only, and none were given")
 
 
-def _time(name: str, value: Any) -> int:
+def _integer(name: str, value: Any, expected: str) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"estimator: {name} must be integer microseconds, got {value!r}") from None
+        raise ValueError(f"estimator: {name} must be {expected}, got {value!r}") from None
+
+
+def _time(name: str, value: Any) -> int:
+    time = _integer(name, value, "integer microseconds")
+    if abs(time) > MAX_TIME:
+        raise ValueError(f"estimator: {name} must be within +-{MAX_TIME} us, got {time} us")
+    return time
 
 
 def _exposure(name: str, value: Any) -> int | None:
@@ -256,8 +275,11 @@ def _frame(name: str, frame: Any) -> Tensor | None:
         return None
     if not isinstance(frame, (np.ndarray, Tensor)):
         raise ValueError(f"{name} must be a numpy array or a tensor, got {type(frame).__name__}")
-    if isinstance(frame, np.ndarray) and frame.dtype.kind not in "buif":
-        raise ValueError(f"{name} must be uint8, or floating in [0, 1]; got {frame.dtype}")
+    if isinstance(frame, np.ndarray) and frame.dtype not in FRAME_DTYPES:
+        raise ValueError(
+            f"{name} must be uint8, or float16, float32 or float64 in [0, 1]; "
+            f"got dtype {frame.dtype}"
+        )
     image = frame.detach() if isinstance(frame, Tensor) else torch.from_numpy(frame.copy())
     if not (image.dim() == 2 or (image.dim() == 3 and image.shape[2] in (1, 3))):
         raise ValueError(f"{name} must have shape [H, W] or [H, W, 3], got {list(image.shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,12 @@ class LossConfig:
     matching: float = 1.0
     positive_event: float = 2.0
     positive_motion: float = 6.0
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{entry.name} must be a number >= 0, got {value}")
 
 
 def supervised_loss(
@@ -137,14 +143,16 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     # The truth is given at random times: a cubic through them gives it at the slices' times.
     centres = (..., slice(STRIDE // 2, None, STRIDE), slice(STRIDE // 2, None, STRIDE))
     cells, hidden = batch["flow"][centres], batch["occluded"][centres]
-    height, width = min(cells.shape[-2], events.shape[-2]), min(cells.shape[-1], events.shape[-1])
+    # E_0 shows only where something fires: elsewhere there is nothing to match.
+    activity = F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
+    # Not all of the three have a value for a last cell that the image fills only in part.
+    sizes = [value.shape[-2:] for value in (cells, events, activity)]
+    height, width = (min(sides) for sides in zip(*sizes, strict=True))
     events, frames = events[..., :height, :width], frames[..., :height, :width]
     cells, hidden = cells[..., :height, :width], hidden[..., :height, :width]
     points = torch.cat(
         [fit_bezier(cells[i : i + 1], tau[i], min(3, tau.shape[1])) for i in range(len(tau))]
     )
-    # E_0 shows only where something fires: elsewhere there is nothing to match.
-    activity = F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
     fires = activity[..., :height, :width] > 0
     history = (present[:, 1] * present[:, 2]).view(-1, 1, 1, 1) > 0
     both = (present[:, 0] * present[:, 1]).view(-1, 1, 1, 1) > 0

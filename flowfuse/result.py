@@ -50,6 +50,10 @@ class Result:
         self._boundary = boundary  # [1, 2, H, W]
         self._as_torch = as_torch
 
+    def __repr__(self) -> str:
+        source = " and ".join(self.modalities)
+        return f"Result({self.width} x {self.height} px, {self.t0} to {self.t1} us, from {source})"
+
     @property
     def flow(self) -> Array:
         """Displacement from t0 to t1: [2, H, W] float32, px; u right, v down."""
@@ -109,7 +113,7 @@ class Result:
             Positions at tau, [N, 2] or [T, N, 2] float32, px. A point that is not on the image at
             t0 has no trajectory: NaN.
         """
-        points = torch.as_tensor(points, dtype=torch.float32, device=self._points.device)
+        points = self._numbers("track: points", points, "numbers of shape [N, 2]")
         if points.dim() != 2 or points.shape[1] != 2:
             raise ValueError(f"track: points must have shape [N, 2], got {list(points.shape)}")
         times = self._times(tau)
@@ -135,6 +139,8 @@ class Result:
             [N, 2] float32, (u, v) in px from t0 to t1.
         """
         events = as_events(events)
+        if events is None:
+            raise ValueError("at_events: events must be Events or arrays, got None")
         if len(events) and (events.t[0] < self.t0 or events.t[-1] > self.t1):
             raise ValueError(
                 f"at_events: events must lie in [{self.t0}, {self.t1}] us, got {events.t[0]} to "
@@ -160,12 +166,18 @@ class Result:
         return bernstein(self._points.shape[1], tau)
 
     def _times(self, tau: float | Array) -> Tensor:
-        times = torch.as_tensor(tau, dtype=torch.float32, device=self._points.device)
+        times = self._numbers("tau", tau, "a number or [T]")
         if times.dim() > 1:
             raise ValueError(f"tau must be a number or [T], got shape {list(times.shape)}")
         if not ((times >= 0) & (times <= 1)).all():
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         return times
+
+    def _numbers(self, name: str, value: Any, expected: str) -> Tensor:
+        try:
+            return torch.as_tensor(value, dtype=torch.float32, device=self._points.device)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise ValueError(f"{name} must be {expected}, got {value!r}") from None
 
     def _evaluate(self, curve: Any, tau: float | Array) -> Tensor:
         times = self._times(tau)

@@ -260,7 +260,7 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
     """Open the run's directory, new or resumed, and make the state to go on from.
 
     Raises:
-        ValueError: the directory already has a training; or it is of another model.
+        ValueError: the directory already has a training; or it is of another model, or longer.
         OSError: the directory cannot be written.
     """
     run = RunDirectory(options.output)
@@ -270,7 +270,7 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
             f"{options.output} already holds a training, up to {saved[-1].name}: "
             "add --resume to go on with it, or choose another -o"
         )
-    device = select_device(_device_name(config.device))
+    device = _choose_device(config.device)
     run.create()
     state = TrainingState(
         config.model,
@@ -282,6 +282,11 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
     )
     if saved:
         path, settings = run.restore_newest(state)
+        if state.step > config.steps:
+            raise ValueError(
+                f"steps must not be less than what the run has done, {state.step}, "
+                f"got {config.steps}"
+            )
         _tell(f"resuming from {path}")
         for key, (old, new) in changed_keys(settings, config_to_dict(config)).items():
             _tell(f"changed since then: {key} = {new} (was {old})")
@@ -310,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, options = read_command_line(argv)
         run, state = prepare(config, options)
     except (ValueError, OSError) as error:
-        _tell(f"error: {error}")
+        _tell(f"error: {_one_line(error)}")
         return 2
     minutes = options.stop_after_minutes
     try:
@@ -326,8 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 trainer.log.close()
     except (NotFiniteError, ValueError, OSError, torch.OutOfMemoryError) as error:
-        # What a worker process raises has its traceback in front of the message.
-        _tell(f"error: {(str(error).strip() or repr(error)).splitlines()[-1]}")
+        _tell(f"error: {_one_line(error)}")
         return 1
     except KeyboardInterrupt:
         _tell(f"stopped in step {state.step + 1}; --resume goes on from the last checkpoint")
@@ -344,10 +348,20 @@ def command() -> None:
     sys.exit(main())
 
 
-def _device_name(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    return select_device(name)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        # Without the number. A write to a full disk knows no file name.
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # What a worker process raises has its traceback in front of the message.
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def _tell(message: str) -> None:

@@ -134,7 +134,20 @@ def test_another_programs_file(tmp_path):
     ("metadata", "message"),
     [
         ({"version": "2"}, "newer flowfuse .*version 2; this one reads up to 1.*upgrade"),
-        ({"version": "one"}, "version must be a whole number, got 'one'"),
+        ({"version": "one"}, "version must be a positive whole number, got 'one'"),
+        ({"version": "0"}, "version must be a positive whole number, got '0'"),
+        (
+            {"config": json.dumps({**json.loads(config_to_json(TINY)), "levels": 500})},
+            r"model.safetensors: .*levels must be at most 16, got 500",
+        ),
+        (
+            {"config": json.dumps({**json.loads(config_to_json(TINY)), "channels": 10**8})},
+            r"model.safetensors: does not fit the model",
+        ),
+        (
+            {"config": json.dumps({**json.loads(config_to_json(TINY)), "hidden": 10**30})},
+            r"model.safetensors: no model has this configuration",
+        ),
         ({"config": "{"}, "model configuration: not JSON"),
         (
             {"config": json.dumps({**json.loads(config_to_json(TINY)), "chanels": 3})},
@@ -158,6 +171,24 @@ def test_tensors_of_another_architecture(path, model):
         cp.load_checkpoint(path)
     assert f"{name} (file [1, 2], model {shape})" in str(caught.value)
     assert "1 tensors that the model does not have: odd" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_tensors_that_are_not_finite(path, model, value):
+    name, tensor = next(iter(model.state_dict().items()))
+    rewrite(path, tensors={f"model.{name}": torch.full_like(tensor, value)})
+    with pytest.raises(cp.CheckpointError, match=f"model.safetensors: tensor {name} must be fin"):
+        cp.load_checkpoint(path)
+
+
+def test_tensors_of_another_dtype(path, model):
+    name, tensor = next(iter(model.state_dict().items()))
+    rewrite(path, tensors={f"model.{name}": tensor.half()})
+    cp.load_checkpoint(path)
+    rewrite(path, tensors={f"model.{name}": tensor.to(torch.int32)})
+    message = rf"another dtype: {name} \(file torch.int32, model torch.float32\)"
+    with pytest.raises(cp.CheckpointError, match=message):
+        cp.load_checkpoint(path)
 
 
 def test_missing_tensors_name_the_first_few(path, model):

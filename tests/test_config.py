@@ -85,6 +85,13 @@ def test_file_errors(tmp_path):
     path.write_text("- a\n- b\n")
     with pytest.raises(c.ConfigError, match="got a list"):
         c.read_yaml(path)
+    for text in ("a: 1\nb:\n  c: 1\n  c: 2\n", "{a: 1, b: 2, a: 3}"):
+        path.write_text(text)
+        with pytest.raises(c.ConfigError, match=r"x.yaml: key [ac] is given twice, in lines"):
+            c.read_yaml(path)
+    path.write_text("a: 2024-99-99\n")
+    with pytest.raises(c.ConfigError, match=r"x\.yaml: not YAML"):
+        c.read_yaml(path)
     path.write_text("a: [1\n")
     with pytest.raises(c.ConfigError, match="not YAML"):
         c.read_yaml(path)

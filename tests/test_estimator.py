@@ -236,10 +236,15 @@ OUTSIDE = ([WIDTH], [0], [T0 + 5], [1])
         (FLAT, FLAT, None, dict(GOOD, exposure0=-1), "exposure0 must not be negative"),
         (FLAT, FLAT, None, dict(GOOD, iterations=0), "iterations must be at least 1"),
         (FLAT, FLAT[1:], None, GOOD, "one size in px, got frame0 is 50 x 37, frame1 is 50 x 36"),
+        (FLAT, FLAT, None, dict(GOOD, iterations=1.5), "iterations must be an integer, got 1.5"),
+        (FLAT, FLAT, None, dict(GOOD, iterations="a"), "iterations must be an integer, got 'a'"),
+        (FLAT, FLAT, None, dict(t0=0, t1=2**70), r"t1 must be within \+-2305843009213693952 us"),
+        (FLAT, FLAT.astype(">f4"), None, GOOD, "frame1 must be .*; got dtype >f4"),
+        (FLAT.astype(np.uint16), FLAT, None, GOOD, "frame0 must be .*; got dtype uint16"),
         (FLAT[:9], FLAT[:9], None, GOOD, "frame0 must be at least 16 x 16 px, got 50 x 9"),
         (FLAT[None], FLAT, None, GOOD, r"frame0 must have shape \[H, W\] or \[H, W, 3\]"),
         (FLAT.tolist(), FLAT, None, GOOD, "frame0 must be a numpy array or a tensor, got list"),
-        (FLAT.astype(np.int32), FLAT, None, GOOD, "must be uint8, or floating"),
+        (FLAT.astype(np.int32), FLAT, None, GOOD, "must be uint8, or float16"),
         (FLAT + 200.0, FLAT, None, GOOD, r"must lie in \[0, 1\], got 200 to 200; divide by 255"),
         (FLAT - 0.5, FLAT, None, GOOD, r"must lie in \[0, 1\]"),
         (FLAT * np.nan, FLAT, None, GOOD, "frame0 must be finite"),
@@ -266,6 +271,12 @@ def test_wrong_questions_are_named():
     result = known_result()
     for call, message in (
         (lambda: result.at(1.5), r"tau must lie in \[0, 1\], got 1.5"),
+        (lambda: result.at("a"), r"tau must be a number or \[T\], got 'a'"),
+        (lambda: result.at(None), r"tau must be a number or \[T\], got None"),
+        (lambda: result.track("a", 0.5), "track: points must be numbers"),
+        (lambda: result.at_events(None), "at_events: events must be .*got None"),
+        (lambda: load(None), "load: checkpoint must be a name or a path, got None"),
+        (lambda: load("small", None), "device must be 'cpu', 'cuda' or 'cuda:<index>', got 'None'"),
         (lambda: result.at(np.nan), "tau must lie in"),
         (lambda: result.velocity(np.zeros((2, 2))), r"got shape \[2, 2\]"),
         (lambda: result.track(np.zeros(2), 0.5), r"points must have shape \[N, 2\], got \[2\]"),
@@ -273,6 +284,11 @@ def test_wrong_questions_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_repr(estimator):
+    assert repr(estimator) == "Estimator(tiny, cpu, torch.float32)"
+    assert repr(known_result()) == "Result(30 x 20 px, 1000000 to 1100000 us, from frames)"
 
 
 def test_load(tmp_path, frames, events):

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from flowfuse.data.recording import open_recording
 from flowfuse.data.scenes import generate_scene
@@ -41,3 +42,12 @@ def test_recording_holds_the_scene(tmp_path, capsys):
     # It does not write over what is there.
     assert run(*argv) == 1
     assert "expected a new or empty directory" in capsys.readouterr().err
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert "(default: 320x240)" in text and "(default: 0.25,0.5,0.75)" in text
+    assert text.count("(default: ") == 9

@@ -16,7 +16,7 @@ from flowfuse.model.flowfuse import ModelOutput
 
 def make_output(batch=1, iterations=2, slices=2, height=32, width=40, channels=8):
     torch.manual_seed(0)
-    cells = (height // 8, width // 8)
+    cells = (-(-height // 8), -(-width // 8))
     return ModelOutput(
         control_points=torch.randn(iterations, batch, 2, 2, height, width).requires_grad_(),
         uncertainty=torch.randn(iterations, batch, 2, height, width).requires_grad_(),
@@ -127,6 +127,23 @@ def test_flat_latents_do_not_minimize_matching():
         event_latent=torch.zeros(1, 3, 16, 4, 5), frame_latent=torch.zeros(1, 2, 16, 4, 5)
     )
     assert matching_loss(flat, batch).item() == pytest.approx(math.log(20), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(30, 30), (33, 47), (31, 48), (32, 44), (17, 23)])
+def test_matching_takes_any_size(size):
+    height, width = size
+    output = make_output(height=height, width=width)
+    loss = matching_loss(output, make_batch(height=height, width=width))
+    assert torch.isfinite(loss) and loss > 0
+    loss.backward()
+    whole = output.event_latent.grad[..., : height // 8, : width // 8]
+    assert (whole.abs().amax(dim=(0, 1, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_weights_that_cannot_be_are_refused(value):
+    with pytest.raises(ValueError, match="absolute must be a number >= 0"):
+        LossConfig(absolute=value)
 
 
 def test_total_is_the_weighted_sum():

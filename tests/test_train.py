@@ -272,7 +272,17 @@ def test_time_is_up(recipe, tmp_path, capsys):
         ),
         (["-o", "{new}", "--resume"], "nothing to resume: no config.yaml"),
         (["-o", "{run}", "--resume", "--model.hidden", "16"], "model.hidden = 8; 16 cannot go on"),
-        (["-o", "{recipe}/x"], "x"),
+        (["-o", "{recipe}/x"], ": Not a directory"),
+        (["-o", "{run}", "--resume", "--steps", "9"], "what the run has done, 16, got 9"),
+        (["-o", "{new}", "--config", "absent"], "of that name (shipped: small)"),
+        (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
+        (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
+        (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),
+        (["-o", "{new}", "--loss.flow", "-1"], "error: flow must be a number >= 0, got -1.0"),
+        (["-o", "{new}", "--loss.matching", "nan"], "loss.matching"),
+        (["-o", "{new}", "--crop", "15", "32"], "crop must be at least 16 x 16 px, got (15, 32)"),
+        (["-o", "{new}", "--model.levels", "17"], "levels must be at most 16, got 17"),
+        (["-o", "{new}", "--model.radius", "17"], "radius must be at most 16, got 17"),
         (["-o", "{new}", "--config", "absent"], "absent: no such configuration file"),
         (["-o", "{new}", "--config", "{bad}"], "unknown key learning_rat; did you mean learning_"),
         (["-o", "{new}", "--stepz", "3"], "did you mean --steps"),
@@ -280,22 +290,26 @@ def test_time_is_up(recipe, tmp_path, capsys):
         (["-o", "{new}", "--model.fusion", "sum"], "model.fusion"),
         (["-o", "{new}", "--model", "smal"], "unknown model 'smal'; known: small, base"),
         (["-o", "{new}", "--steps", "many"], "steps"),
-        (["-o", "{new}", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["-o", "{new}", "--steps", "0"], "flowfuse-train: error: steps must be at least 1, got 0"),
         (["-o", "{new}", "--crop", "200", "100"], "must not be larger than scene_size"),
         (["-o", "{new}", "--data", "scenes:fats"], "unknown preset 'fats'"),
         (["-o", "{new}", "--data", "dsec"], "data must be generated scenes"),
         (["-o", "{new}", "--data", "scenes:fast=-1"], "weight of fast must be positive"),
         (["-o", "{new}", "--augment.flip", "2"], r"flip must be in [0, 1], got 2"),
-        (["-o", "{new}", "--device", "tpu"], "device"),
+        (["-o", "{new}", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )
 def test_refused_in_one_line(finished, recipe, tmp_path, capsys, arguments, message):
     bad = tmp_path / "bad.yaml"
     bad.write_text("learning_rat: 1\n")
+    listed, twice = tmp_path / "listed.yaml", tmp_path / "twice.yaml"
+    listed.write_text("model: [small]\n")
+    twice.write_text("steps: 1\nsteps: 2\n")
     places = {"run": finished, "new": tmp_path / "new", "recipe": recipe, "bad": bad}
+    places |= {"listed": listed, "twice": twice}
     assert train.main([word.format(**places) for word in arguments]) == 2
     error = capsys.readouterr().err.strip()
-    assert "\n" not in error and message in error
+    assert "\n" not in error and message.replace("{recipe}", str(recipe)) in error
     assert not (tmp_path / "new").exists()
 
 
@@ -381,6 +395,7 @@ def test_help_documents_every_setting(capsys):
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert all(word in text for word in ("--learning-rate", "--model.fusion", "--resume", "--crop"))
+    assert "--model NAME" in text and "onfiguration file" not in text
 
 
 def test_learning_rate_rises_and_falls():

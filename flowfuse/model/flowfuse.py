@@ -28,6 +28,7 @@ from flowfuse.trajectory import bezier
 
 STRIDE = 8
 MINIMUM_SIZE = 16
+MAX_WINDOW = 16  # radius and levels of a correlation lookup that the operators take
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class ModelConfig:
         ):
             if getattr(self, key) < 1:
                 raise ValueError(f"ModelConfig: {key} must be at least 1, got {getattr(self, key)}")
+        for key in ("radius", "levels"):
+            if getattr(self, key) > MAX_WINDOW:
+                raise ValueError(
+                    f"ModelConfig: {key} must be at most {MAX_WINDOW}, got {getattr(self, key)}"
+                )
         if not (self.frames or self.events):
             raise ValueError("ModelConfig: frames and events are both switched off; one is needed")
         for key, choices in (

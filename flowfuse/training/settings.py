@@ -25,11 +25,13 @@ from flowfuse.config import (
 from flowfuse.data.transforms import AugmentConfig
 from flowfuse.losses import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
+from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.self_supervision import SelfSupervisionConfig
 from flowfuse.training.samples import TEST_SEED, VALIDATION_SEED, parse_data
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
+MAX_SEED = 2**63 - 1  # of torch.manual_seed, among those that are not negative
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,14 @@ class TrainConfig:
         for name in ("warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.seed in (VALIDATION_SEED, TEST_SEED):
             raise ValueError(f"seed {self.seed} is kept for the held-out scenes")
+        if min(self.crop) < MINIMUM_SIZE:
+            raise ValueError(
+                f"crop must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {self.crop}"
+            )
         if any(c > s for c, s in zip(self.crop, self.scene_size, strict=True)):
             raise ValueError(
                 f"crop {self.crop} must not be larger than scene_size {self.scene_size}"
@@ -193,12 +201,13 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         if not recipe.is_file():
             raise FileNotFoundError(f"{output}: nothing to resume: no {recipe.name} there")
     values = read_yaml(recipe) if recipe is not None else {}
-    where = str(recipe) if recipe is not None else PROGRAM
+    where = str(recipe) if recipe is not None else ""
     if options.model is not None:
-        values["model"] = options.model
-    values["model"] = _expand_model(values.get("model", "small"), where)
+        values["model"] = _expand_model(options.model, "--model")
+    else:
+        values["model"] = _expand_model(values.get("model", "small"), where)
     base = config_from_dict(TrainConfig, values, where=where)
-    config = config_from_dict(TrainConfig, overlay(config_to_dict(base), given), where=PROGRAM)
+    config = config_from_dict(TrainConfig, overlay(config_to_dict(base), given))
     return config, RunOptions(output, options.resume, options.stop_after_minutes)
 
 
@@ -234,6 +243,11 @@ def _build_parser() -> jsonargparse.ArgumentParser:
         about = {"help": described[setting.name], "default": setting.default}
         if dataclasses.is_dataclass(hint):
             parser.add_class_arguments(hint, setting.name)
+            # It adds --loss FILE too; --config is the way to give a file, and --model takes a name.
+            whole = next(a for a in parser._actions if a.option_strings == [f"--{setting.name}"])
+            whole.metavar, whole.help = "NAME", argparse.SUPPRESS
+            if setting.name == "model":
+                whole.help = f"architecture to start from: {', '.join(CONFIGS)} (default: small)"
         elif hint is bool:
             parser.add_argument(flag, action=jsonargparse.ActionYesNo(no_prefix="no-"), **about)
         elif typing.get_origin(hint) is tuple:
@@ -247,7 +261,14 @@ def _build_parser() -> jsonargparse.ArgumentParser:
 def _find_recipe(name_or_path: Path) -> Path:
     """A recipe's path, or the path of the shipped recipe of that name."""
     shipped = RECIPES / f"{name_or_path}.yaml"
-    return shipped if shipped.is_file() and not name_or_path.is_file() else name_or_path
+    for path in (name_or_path, shipped):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"{name_or_path}: no such configuration file, and no shipped recipe of that name "
+        f"(shipped: {names})"
+    )
 
 
 def _spell(word: str) -> str:
@@ -277,6 +298,7 @@ def _expand_model(value: Any, where: str) -> Any:
     name = value.get("name", "small")
     if complete:
         return value
-    if name not in CONFIGS:
-        raise ConfigError(f"{where}: unknown model {name!r}; known: {', '.join(CONFIGS)}")
+    if not isinstance(name, str) or name not in CONFIGS:
+        at = f"{where}: " if where else ""
+        raise ConfigError(f"{at}unknown model {name!r}; known: {', '.join(CONFIGS)}")
     return overlay(config_to_dict(CONFIGS[name]), value)

@@ -155,7 +155,7 @@ def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[
         "events": draw_events(frame, _polarity_events(sample)),
         f"true flow, up to {magnitude:.1f} px": colour_flow(truth, valid, magnitude),
         "flow": colour_flow(flow, None, magnitude),
-        "B_e cyan, B_m red": draw_boundary(frame, boundary),
+        "B_e cyan, B_m orange red": draw_boundary(frame, boundary),
         f"error, mean {mean:.2f} px": draw_heat(error, valid, magnitude / 4),
     }
 
