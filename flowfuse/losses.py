@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +40,15 @@ class LossConfig:
     positive_motion: float = 6.0
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{entry.name} must be a number >= 0, got {value}")
+        check_loss_weights(self)
+
+
+def check_loss_weights(config: Any) -> None:
+    """Check that every field of a dataclass of loss weights is a finite number >= 0."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{entry.name} must be a number >= 0, got {value}")
 
 
 def supervised_loss(

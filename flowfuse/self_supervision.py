@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.geometry import inside, pixel_grid, sample
-from flowfuse.losses import end_point_error, masked_mean
+from flowfuse.losses import check_loss_weights, end_point_error, masked_mean
 from flowfuse.model.flowfuse import ModelOutput
+from flowfuse.ops import common_gradient
 from flowfuse.trajectory import bezier
 
 SHORT_MOTION = 2.0  # px: the gradient equation, and a frame taken for sharp, ask for less
@@ -43,9 +44,7 @@ class SelfSupervisionConfig:
     decay: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("photometric", "gradient", "sharpness", "smoothness", "decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)}")
+        check_loss_weights(self)
 
 
 def self_supervised_loss(
@@ -108,12 +107,8 @@ def gradient_constancy_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tens
     """
     slices = batch["slices"]
     motion = bezier(points, 1 / (slices.shape[1] - 1))
-    log = torch.log(batch["frame0"].mean(dim=1, keepdim=True) ** 2.2 + 1e-3)
-    padded = F.pad(log, (1, 1, 1, 1), mode="replicate")
-    gradient_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    gradient_y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    predicted = -(gradient_x * motion[:, :1] + gradient_y * motion[:, 1:])
     found = slices[:, 1].sum(dim=1, keepdim=True)
+    predicted = common_gradient(batch["frame0"], batch["frame1"], found, motion)[:, 5:]
     fires = F.max_pool2d(found.abs(), WINDOW, 1, WINDOW // 2) > 0
     short = motion.detach().norm(dim=1, keepdim=True) < SHORT_MOTION
     use = fires & short & _has(batch, 0) & _has(batch, 1)

@@ -328,7 +328,7 @@ class FlowFuse(nn.Module):
     ) -> Tensor:
         """Return first control points [B, 2 n, h, w]: a straight match plus a regressed part."""
         degree = self.config.degree
-        still = correlations.tau[:, :, None, None, None] * torch.zeros_like(correlations.grid)
+        still = correlations.grid.new_zeros(*correlations.tau.shape, *correlations.grid.shape)
         straight = self.matching(correlations.at(still), correlations.tau)
         regressed = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
         return regressed + torch.cat([straight * (i / degree) for i in range(1, degree + 1)], dim=1)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowfuse.trajectory import bernstein
+
 Result = TypeVar("Result")
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
@@ -240,10 +242,7 @@ def convex_upsample(field: Tensor, mask: Tensor, factor: int) -> Tensor:
 
 def bezier_displacement(control_points: Tensor, tau: Tensor) -> Tensor:
     """Displacement [N, 2] at tau [N] of Bezier curves with P_0 = 0 and control points [N, n, 2]."""
-    degree = control_points.shape[1]
-    index = range(1, degree + 1)
-    weights = [math.comb(degree, i) * tau**i * (1 - tau) ** (degree - i) for i in index]
-    return (torch.stack(weights, dim=1)[..., None] * control_points).sum(1)
+    return (bernstein(control_points.shape[1], tau)[..., None] * control_points).sum(1)
 
 
 def warp_events(
