@@ -51,6 +51,7 @@ inline const std::vector<ScalarType>& feature_dtypes() {
 
 constexpr int64_t kMaxLevels = 16;
 constexpr int64_t kMaxRadius = 16;
+constexpr int64_t kMaxFactor = 64;  // of convex_upsample
 
 inline const std::vector<ScalarType>& coordinate_dtypes() {
   static const std::vector<ScalarType> list{ScalarType::Float, ScalarType::Double};
@@ -217,6 +218,17 @@ inline void check_common_gradient(const Tensor& frame0, const Tensor& frame1, co
     check_dtype(op, "flow", *flow, exact);
     check_device(op, "flow", *flow, "frame0", frame0);
   }
+}
+
+inline void check_convex_upsample(const Tensor& field, const Tensor& mask, int64_t factor) {
+  const char* op = "convex_upsample";
+  STD_TORCH_CHECK(factor >= 1 && factor <= kMaxFactor, op, ": factor must be in [1, ", kMaxFactor, "], got ",
+                  factor);
+  check_shape(op, "field", field, "[B, D, h, w]", field.dim() == 4);
+  check_exact_shape(op, "mask", mask, {field.size(0), 9 * factor * factor, field.size(2), field.size(3)});
+  check_dtype(op, "field", field, coordinate_dtypes());
+  check_dtype(op, "mask", mask, feature_dtypes());
+  check_device(op, "mask", mask, "field", field);
 }
 
 // The gradient handed to a backward operator.

@@ -53,6 +53,16 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
   m.def(
       "common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, "
       "bool linear) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("convex_upsample(Tensor field, Tensor mask, int factor) -> Tensor");
+  m.def("convex_upsample_backward(Tensor grad, Tensor field, Tensor mask, int factor) -> (Tensor, Tensor)");
+
+  m.def(
+      "warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory, Tensor t0, "
+      "Tensor t1, Tensor t_ref, str mode, SymInt height, SymInt width) -> Tensor");
+  m.def(
+      "warp_events_backward(Tensor grad, Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, "
+      "Tensor trajectory, Tensor t0, Tensor t1, Tensor t_ref, str mode, SymInt height, SymInt width) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CompositeExplicitAutograd, m) {

@@ -60,7 +60,7 @@ def test_gradcheck():
             torch.zeros(1, 2, 3, 4), torch.zeros(1, 9, 3, 4), 2,
             r"mask must have shape \[1, 36, 3, 4\], got \[1, 9, 3, 4\]",
         ),
-        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 0, 3, 4), 0, "factor must be at least 1, got 0"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 0, 3, 4), 0, "factor must be in .1, 64., got 0"),
         (torch.zeros(1, 2, 3, 4).half(), torch.zeros(1, 36, 3, 4), 2, "field must be of dtype"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 36, 3, 4).int(), 2, "mask must be of dtype"),
     ],

@@ -6,7 +6,7 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
-#include "cpu/features.h"
+#include "tensors.h"
 #include "sampling.h"
 
 namespace flowfuse {

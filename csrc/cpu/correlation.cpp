@@ -7,7 +7,7 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
-#include "cpu/features.h"
+#include "tensors.h"
 #include "sampling.h"
 
 namespace flowfuse {
@@ -403,11 +403,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward_type
   const std::vector<Features> held = set_features(job, f0, f1_levels);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   job.grad = data<T>(grad);
-  Tensor grad_f0 = empty_channels_last(f0, dtype);
+  Tensor grad_f0 = empty_channels_last("correlation_lookup_backward", f0, dtype);
   job.grad_f0 = mutable_data<T>(grad_f0);
   std::vector<Tensor> grads;
   for (size_t level = 0; level < f1_levels.size(); ++level) {
-    grads.push_back(empty_channels_last(f1_levels[level], dtype));
+    grads.push_back(empty_channels_last("correlation_lookup_backward", f1_levels[level], dtype));
     job.levels[level].grad = mutable_data<T>(grads.back());
   }
   Tensor grad_coords = empty_coords_gradient(grad, coords, coords_needed, job);

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "checks.h"
-#include "cpu/features.h"
+#include "tensors.h"
 #include "cpu/product.h"
 
 namespace flowfuse {
@@ -17,7 +17,9 @@ template <class T>
 Tensor volume_level(const Features& f0, const Tensor& f1_level, int64_t batch, int64_t channels, ScalarType dtype) {
   const Features f1 = packed(f1_level, dtype, MemoryFormat::Contiguous);
   const int64_t pixels = f0.rows * f0.columns;
-  Tensor volume = torch::stable::new_empty(f0.tensor, {batch, f0.rows, f0.columns, f1.rows, f1.columns});
+  Tensor volume = allocate(
+      "correlation_volume", f0.tensor, {batch, f0.rows, f0.columns, f1.rows, f1.columns}, dtype,
+      MemoryFormat::Contiguous, kOnDemandAdvice);
   const T scale = T(1) / std::sqrt(static_cast<T>(channels));
   multiply(Product<T>{data<T>(f0.tensor), f0.batch_stride, channels, 1, data<T>(f1.tensor), f1.batch_stride,
                       mutable_data<T>(volume), batch, pixels, channels, f1.rows * f1.columns, scale});
@@ -46,7 +48,7 @@ Tensor volume_level_backward(const Tensor& grad, const Features& f0, const Tenso
   const Tensor g = converted(grad, dtype);
   const int64_t pixels = f0.rows * f0.columns, cells = f1.rows * f1.columns;
   const T scale = T(1) / std::sqrt(static_cast<T>(channels));
-  Tensor grad_f1 = empty_channels_last(f1_level, dtype);
+  Tensor grad_f1 = empty_channels_last("correlation_volume_backward", f1_level, dtype);
   if (pixels == 0) torch::stable::zero_(grad_f1);
   multiply(Product<T>{data<T>(g), pixels * cells, 1, cells, data<T>(f0.tensor), f0.batch_stride,
                       mutable_data<T>(grad_f1), batch, cells, pixels, channels, scale});
@@ -71,7 +73,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   STD_TORCH_CHECK(grads.size() == f1_levels.size(), op, ": one gradient for each level is needed");
   const Features source = packed(f0, dtype, MemoryFormat::ChannelsLast);
-  Tensor grad_f0 = empty_channels_last(f0, dtype);
+  Tensor grad_f0 = empty_channels_last(op, f0, dtype);
   if (f1_levels[0].size(2) * f1_levels[0].size(3) == 0) torch::stable::zero_(grad_f0);
   std::vector<Tensor> grad_levels;
   for (size_t level = 0; level < f1_levels.size(); ++level) {

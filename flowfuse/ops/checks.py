@@ -212,7 +212,7 @@ def check_common_gradient(
 @eager
 def check_convex_upsample(field: Tensor, mask: Tensor, factor: int) -> None:
     op = "convex_upsample"
-    require(factor >= 1, f"{op}: factor must be at least 1, got {factor}")
+    require(1 <= factor <= 64, f"{op}: factor must be in [1, 64], got {factor}")
     check_shape(op, "field", field, "[B, D, h, w]", field.dim() == 4)
     batch, _, height, width = field.shape
     form = (batch, 9 * factor * factor, height, width)

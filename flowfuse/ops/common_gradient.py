@@ -8,7 +8,7 @@ from torch import Tensor
 from . import reference
 from .checks import check_common_gradient
 from .extension import LIBRARY, has_kernel
-from .registration import register_differentiable
+from .registration import call, register_differentiable
 
 
 def common_gradient(
@@ -40,7 +40,7 @@ def common_gradient(
     """
     check_common_gradient(frame0, frame1, event_sum, flow)
     if has_kernel(frame0.device):
-        return torch.ops.flowfuse.common_gradient(frame0, frame1, event_sum, flow, linear)
+        return call("common_gradient", frame0, frame1, event_sum, flow, linear)
     return reference.common_gradient(frame0, frame1, event_sum, flow, linear)
 
 
@@ -66,7 +66,7 @@ def register() -> None:
 
     def backward(ctx, grad):
         flow = ctx.saved_tensors[3]
-        grads = torch.ops.flowfuse.common_gradient_backward(grad, *ctx.saved_tensors, ctx.linear)
+        grads = call("common_gradient_backward", grad, *ctx.saved_tensors, ctx.linear)
         return *grads[:3], None if flow is None else grads[3], None
 
     register_differentiable("common_gradient", backward, setup_context)

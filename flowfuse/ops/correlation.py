@@ -17,7 +17,7 @@ from .checks import (
     require,
 )
 from .extension import LIBRARY, has_kernel
-from .registration import register_differentiable
+from .registration import call, register_differentiable
 
 VOLUME_CAP = 64 * 2**20  # bytes; a larger volume is not stored by strategy "auto"
 
@@ -69,7 +69,7 @@ def correlation_volume(f0: Tensor, f1: Tensor, levels: int) -> list[Tensor]:
     check_level_count("correlation_volume", levels)
     f0, f1_levels = autocast_features(f0, reference.pool_levels(f1, levels))
     if has_kernel(f0.device):
-        return torch.ops.flowfuse.correlation_volume(f0, f1_levels)
+        return call("correlation_volume", f0, f1_levels)
     return reference.correlation_volume(f0, f1_levels)
 
 
@@ -92,7 +92,7 @@ def volume_lookup(volumes: Sequence[Tensor], coords: Tensor, radius: int) -> Ten
     volumes = list(volumes)
     check_volume_lookup(volumes, coords, radius)
     if has_kernel(coords.device):
-        return torch.ops.flowfuse.volume_lookup(volumes, coords, radius)
+        return call("volume_lookup", volumes, coords, radius)
     return reference.volume_lookup(volumes, coords, radius)
 
 
@@ -116,7 +116,7 @@ def correlation_lookup(
     check_correlation_lookup(f0, f1_levels, coords, radius)
     f0, f1_levels = autocast_features(f0, f1_levels)
     if has_kernel(f0.device):
-        return torch.ops.flowfuse.correlation_lookup(f0, f1_levels, coords, radius)
+        return call("correlation_lookup", f0, f1_levels, coords, radius)
     return reference.correlation_lookup(f0, f1_levels, coords, radius)
 
 
@@ -202,7 +202,7 @@ def register_volume() -> None:
 
     def backward(ctx, grads):
         f0, *f1_levels = ctx.saved_tensors
-        return torch.ops.flowfuse.correlation_volume_backward(grads, f0, f1_levels)
+        return call("correlation_volume_backward", grads, f0, f1_levels)
 
     register_differentiable("correlation_volume", backward, setup_context)
 
@@ -224,8 +224,8 @@ def register_volume_lookup() -> None:
     def backward(ctx, grad):
         coords, *volumes = ctx.saved_tensors
         needed = ctx.needs_input_grad[1]
-        grads, grad_coords = torch.ops.flowfuse.volume_lookup_backward(
-            grad, volumes, coords, ctx.radius, needed
+        grads, grad_coords = call(
+            "volume_lookup_backward", grad, volumes, coords, ctx.radius, needed
         )
         return grads, grad_coords if needed else None, None
 
@@ -251,8 +251,8 @@ def register_correlation_lookup() -> None:
     def backward(ctx, grad):
         f0, coords, *f1_levels = ctx.saved_tensors
         needed = ctx.needs_input_grad[2]
-        grad_f0, grads, grad_coords = torch.ops.flowfuse.correlation_lookup_backward(
-            grad, f0, f1_levels, coords, ctx.radius, needed
+        grad_f0, grads, grad_coords = call(
+            "correlation_lookup_backward", grad, f0, f1_levels, coords, ctx.radius, needed
         )
         return grad_f0, grads, grad_coords if needed else None, None
 

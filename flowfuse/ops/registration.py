@@ -1,12 +1,26 @@
-"""What every compiled operator tells torch besides its kernel."""
+"""What every compiled operator tells torch besides its kernel, and how one is called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 NAMESPACE = "flowfuse"
+
+
+def call(name: str, *arguments: object) -> Any:
+    """Run the kernel of operator `name`; memory it could not get is a torch.OutOfMemoryError."""
+    operator = getattr(torch.ops.flowfuse, name)
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:  # the stable interface of torch carries no other type
+        if ": out of memory: " in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
 
 
 def refuse_vmap(name: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import reference
 from .checks import check_event_values, check_voxelize
 from .extension import LIBRARY, has_kernel
-from .registration import refuse_vmap
+from .registration import call, refuse_vmap
 
 
 def voxelize(
@@ -41,7 +41,7 @@ def voxelize(
     check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width)
     arguments = (x, y, t, p, offsets, t0, t1, bins, height, width)
     if has_kernel(x.device):
-        return torch.ops.flowfuse.voxelize(*arguments)
+        return call("voxelize", *arguments)
     check_event_values("voxelize", t.shape[0], offsets, t0, t1)
     return reference.voxelize(*arguments)
 

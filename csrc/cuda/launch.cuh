@@ -1,0 +1,85 @@
+// What every CUDA launcher needs: device guard, torch's current stream, grid size, launch and its check.
+//
+// One .cu file per operator holds its device code, its launcher and its registration. Only this interface and
+// cuda_runtime.h stand between them and the device, so that tests/emulator can run the same files on a CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "checks.h"
+#include "tensors.h"
+#include "sampling.h"
+
+#ifndef FLOWFUSE_CUDA_KEY
+#define FLOWFUSE_CUDA_KEY CUDA  // dispatch key of the kernels in csrc/cuda
+#endif
+
+namespace flowfuse {
+
+constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
+constexpr int kWarp = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr size_t kSharedLimit = 48 * 1024;  // bytes a block may use on every device without asking
+
+// All shared memory is dynamic: a kernel declares what it needs as a struct or a pointer, its launcher passes
+// the size.
+extern __shared__ __align__(16) unsigned char shared_arena[];
+
+template <class Layout>
+__device__ __forceinline__ Layout* shared_memory() {
+  return reinterpret_cast<Layout*>(shared_arena);
+}
+
+// Index of this thread in a one-dimensional grid, and the step to its next item.
+__device__ __forceinline__ int64_t first_item() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ int64_t item_step() { return int64_t{gridDim.x} * blockDim.x; }
+
+// Blocks for kernels whose threads go through `items` from first_item() in steps of item_step().
+inline unsigned blocks_for(int64_t items, int threads = kThreads) {
+  return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, int64_t{1} << 20));
+}
+
+// One operator call on a device: while it lives, the tensor's device is the current one.
+class DeviceCall {
+ public:
+  DeviceCall(const char* op, const Tensor& tensor);
+
+  // Launches `kernel` on torch's current stream. An empty grid is no launch.
+  template <class... Parameters, class... Arguments>
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+              Arguments&&... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    if (shared_bytes > kSharedLimit) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes)));
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  }
+
+  // Sets the bytes of a tensor to zero.
+  void clear(const Tensor& tensor) const {
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+    if (bytes > 0) check(cudaMemsetAsync(tensor.mutable_data_ptr(), 0, bytes, stream_));
+  }
+
+ private:
+  void check(cudaError_t error) const;
+
+  const char* op_;
+  cudaStream_t stream_;
+  std::shared_ptr<torch::stable::accelerator::DeviceGuard> guard_;  // none in the emulator
+};
+
+}  // namespace flowfuse

@@ -1,0 +1,82 @@
+// Tensors as the kernels of every device read and write them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <exception>
+#include <vector>
+
+#include "checks.h"
+
+namespace flowfuse {
+
+using torch::headeronly::MemoryFormat;
+
+// Ends the message of a volume that does not fit.
+constexpr const char* kOnDemandAdvice =
+    "; Correlation(..., strategy=\"on_demand\") stores no volume";
+
+inline ScalarType sum_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// A tensor on the device of `like`. Where there is no memory for it the operator and the bytes are named, with
+// `advice` on what needs less.
+inline Tensor allocate(const char* op, const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
+                       MemoryFormat format = MemoryFormat::Contiguous, const char* advice = "") {
+  try {
+    return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  } catch (const std::exception&) {  // torch's own words do not cross the stable interface
+    double bytes = static_cast<double>(aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)));
+    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+    STD_TORCH_CHECK(false, op, ": out of memory: ", bytes, " bytes could not be allocated for a tensor of shape ",
+                    size_list(sizes), advice);
+  }
+}
+
+inline Tensor converted(const Tensor& tensor, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::contiguous(torch::stable::to(tensor, dtype), format);
+}
+
+// A feature map in the dtype of sums; a batch expanded from one map stays one map (batch_stride 0).
+struct Features {
+  Tensor tensor;
+  int64_t batch_stride, rows, columns;
+};
+
+inline Features packed(const Tensor& map, ScalarType dtype, MemoryFormat format) {
+  const bool expanded = map.size(0) > 1 && map.stride(0) == 0;
+  Tensor source = map;
+  if (expanded) source = torch::stable::narrow(source, 0, 0, 1);
+  const int64_t stride = map.size(1) * map.size(2) * map.size(3);
+  return {converted(source, dtype, format), expanded ? 0 : stride, map.size(2), map.size(3)};
+}
+
+inline Tensor empty_channels_last(const char* op, const Tensor& map, ScalarType dtype) {
+  return allocate(op, map, shape_of(map), dtype, MemoryFormat::ChannelsLast);
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls visit(T{}) with the C++ type of a dtype among feature_dtypes().
+template <class Visit>
+void with_feature_type(ScalarType dtype, const Visit& visit) {
+  switch (dtype) {
+    case ScalarType::Half: return visit(torch::headeronly::Half{});
+    case ScalarType::BFloat16: return visit(torch::headeronly::BFloat16{});
+    case ScalarType::Double: return visit(double{});
+    default: return visit(float{});
+  }
+}
+
+}  // namespace flowfuse
