@@ -14,3 +14,17 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real recordings at {path} (set FLOWFUSE_SHARED_DATA)")
     return path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """FLOWFUSE_TEST_EMULATOR names a library of tests/emulator: the CUDA device code, run on the
+    CPU. It takes the place of the CPU kernels, so that every test of the operators tests it.
+    """
+    library = os.environ.get("FLOWFUSE_TEST_EMULATOR")
+    if library:
+        import torch
+
+        import flowfuse.ops  # the operators must exist first
+
+        assert flowfuse.ops.build_info()["extension"], "the emulator needs the extension"
+        torch.ops.load_library(library)

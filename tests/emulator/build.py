@@ -1,0 +1,106 @@
+"""Builds the CUDA sources for the CPU: a library that takes the place of the CPU kernels.
+
+    python tests/emulator/build.py conflicts|sanitizers DIRECTORY
+
+prints the path of the library. `conflicts` records every memory access of the kernels, `sanitizers`
+has AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+VARIANTS = {
+    # Calls of ThreadSanitizer's instrumentation, answered by emulator.cpp and not by its runtime.
+    "conflicts": (["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"], []),
+    "sanitizers": (
+        [
+            "-fsanitize=address,undefined",
+            "-fno-sanitize=vptr",
+            "-fno-sanitize-recover=all",
+            "-fno-omit-frame-pointer",
+        ],
+        ["-fsanitize=address,undefined"],
+    ),
+}
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    "-DFLOWFUSE_CUDA_KEY=CPU",
+]
+
+
+def cuda_sources(csrc: Path) -> list[Path]:
+    """The sources that the emulator runs: all but launch.cu, whose part it plays itself."""
+    return sorted(path for path in csrc.glob("cuda/*.cu") if path.name != "launch.cu")
+
+
+def build(
+    variant: str, directory: Path, csrc: Path = ROOT / "csrc", only: tuple[str, ...] = ()
+) -> Path:
+    """Compile what changed since the last build in `directory` and link it.
+
+    Args:
+        variant: a name in VARIANTS.
+        directory: where objects and the library go; made when missing.
+        csrc: the sources, or a changed copy of them.
+        only: names of operators' sources without .cu; empty for all.
+
+    Returns:
+        path of the library.
+
+    Raises:
+        RuntimeError: the compiler or the linker failed; its output is the message.
+    """
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    compile_flags, link_flags = VARIANTS[variant]
+    package = Path(torch.__file__).parent
+    library = directory / "libflowfuse_emulated.so"
+    sources = [path for path in cuda_sources(csrc) if not only or path.stem in only]
+    includes = [f"-isystem {package / 'include'}", f"-I{HERE}", f"-I{csrc}"]
+    lines = [
+        "ninja_required_version = 1.5",
+        f"flags = {' '.join([*FLAGS, *includes])}",
+        "rule compile",
+        "  command = c++ $flags $extra -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = c++ -shared -Wl,-z,defs $in -o $out -L{package / 'lib'} "
+        f"-Wl,-rpath,{package / 'lib'} -ltorch_cpu {' '.join(link_flags)}",
+    ]
+    objects = []
+    for source in [*sources, HERE / "emulator.cpp"]:
+        instrumented = source.suffix == ".cu" or variant == "sanitizers"
+        objects.append(f"{source.stem}.o")
+        lines += [
+            f"build {source.stem}.o: compile {source}",
+            f"  extra = {' '.join(compile_flags) if instrumented else ''}",
+        ]
+    lines += [f"build {library.name}: link {' '.join(objects)}", f"default {library.name}", ""]
+    (directory / "build.ninja").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "ninja", "-C", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(result.stdout + result.stderr)
+    return library
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in VARIANTS:
+        sys.exit(__doc__)
+    print(build(sys.argv[1], Path(sys.argv[2])))
