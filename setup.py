@@ -4,37 +4,175 @@ Build switches, all environment variables:
   FLOWFUSE_EXTENSION  auto (default): build; where that fails, say so and install without it
                       1: build; a failure is an error
                       0: do not build
+  FLOWFUSE_CUDA       auto (default): with the CUDA kernels where nvcc is found ($NVCC, in
+                      $CUDA_HOME/bin or on the PATH); no GPU and no CUDA build of torch is needed
+                      1: with them; a missing nvcc is an error
+                      0: without them
+  FLOWFUSE_CUDA_ARCHITECTURES
+                      GPU codes to compile for, in nvcc's names: sm_NN is machine code, compute_NN
+                      is PTX for later GPUs. Default, and the order of compile time it costs:
+                      sm_80,sm_86,sm_89,sm_90,compute_80,compute_90
+  FLOWFUSE_WERROR     1: compiler warnings, nvcc's and those of register spills are errors
   FLOWFUSE_DEBUG      1: no optimization, debug information, AddressSanitizer-friendly frames
-  CC, CXX, CXXFLAGS, LDFLAGS as with every setuptools extension, e.g. CXXFLAGS=-fsanitize=address
+  MAX_JOBS            compilers that run at once (default: one a core)
+  CXX, CXXFLAGS, LDFLAGS, NVCC, NVCCFLAGS   as usual, e.g. CXXFLAGS=-fsanitize=address
 
 At run time (no rebuild): FLOWFUSE_DISABLE_EXTENSION=1 leaves the library unloaded and
 FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512 forces an instruction set.
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
-MODE = os.environ.get("FLOWFUSE_EXTENSION", "auto")
-if MODE not in ("auto", "0", "1"):
-    sys.exit(f"FLOWFUSE_EXTENSION must be auto, 0 or 1, got {MODE!r}")
+ROOT = Path(__file__).resolve().parent
+ARCHITECTURES = "sm_80,sm_86,sm_89,sm_90,compute_80,compute_90"
+# The ABI of torch 2.11: without this the binary would bind to the torch it was built with.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+
+
+def switch(name: str) -> str:
+    value = os.environ.get(name, "auto")
+    if value not in ("auto", "0", "1"):
+        sys.exit(f"{name} must be auto, 0 or 1, got {value!r}")
+    return value
+
+
+MODE = switch("FLOWFUSE_EXTENSION")
+CUDA = switch("FLOWFUSE_CUDA")
+DEBUG = os.environ.get("FLOWFUSE_DEBUG", "0") == "1"
+WERROR = os.environ.get("FLOWFUSE_WERROR", "0") == "1"
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler, or None where there is none or FLOWFUSE_CUDA=0."""
+    if CUDA == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    candidates = [os.environ.get("NVCC"), home and f"{home}/bin/nvcc", "nvcc"]
+    found = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    if found is None and CUDA == "1":
+        raise RuntimeError("FLOWFUSE_CUDA=1, but nvcc is not in NVCC, CUDA_HOME/bin or PATH")
+    return found
+
+
+def cuda_facts(nvcc: str) -> tuple[str, Path]:
+    """Version of nvcc ("13.0") and the folder of its static runtime library."""
+    version = subprocess.check_output([nvcc, "--version"], text=True)
+    version = version.partition("release ")[2].partition(",")[0]
+    # It may be a link or a script: only nvcc itself knows where its toolkit is.
+    steps = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+    top = next(line[len("#$ TOP=") :] for line in steps.splitlines() if line.startswith("#$ TOP="))
+    found = [
+        path
+        for folder in ("lib64", "lib", "targets/*/lib")
+        for path in Path(top).glob(f"{folder}/libcudart_static.a")
+    ]
+    if not found:
+        raise RuntimeError(f"{nvcc}: no libcudart_static.a in the toolkit at {top}")
+    return version, found[0].parent
+
+
+def architecture_flags(names: list[str]) -> list[str]:
+    flags = []
+    for name in names:
+        kind, _, number = name.partition("_")
+        if kind not in ("sm", "compute") or not number[:2].isdigit():
+            raise RuntimeError(
+                "FLOWFUSE_CUDA_ARCHITECTURES must name codes such as sm_90 or compute_90 with "
+                f"commas between, got {name!r}"
+            )
+        flags.append(f"-gencode=arch=compute_{number},code={name}")
+    return flags
+
+
+def build_plan(library: Path) -> str:
+    """A build.ninja that makes `library`: every source of csrc, and the link."""
+    import torch  # only its headers and libraries are used
+
+    package = Path(torch.__file__).parent
+    nvcc = find_nvcc()
+    definitions = [TORCH_TARGET]
+    sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
+    # The headers of torch are not ours to warn about.
+    common = ["-std=c++17", f"-isystem {package / 'include'}", f"-I{ROOT / 'csrc'}"]
+    warnings = ["-Wall", "-Wextra", *["-Werror"] * WERROR]
+    optimize = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
+    if DEBUG:
+        optimize = ["-O0", "-g", "-fno-omit-frame-pointer"]
+    cuda_flags, libraries = [], [f"-L{package / 'lib'}", "-ltorch_cpu"]
+    if nvcc is not None:
+        version, folder = cuda_facts(nvcc)
+        names = os.environ.get("FLOWFUSE_CUDA_ARCHITECTURES") or ARCHITECTURES
+        names = [name for name in names.replace(";", ",").split(",") if name]
+        definitions += [
+            f"-DFLOWFUSE_CUDA_VERSION={version}",
+            f"-DFLOWFUSE_CUDA_ARCHITECTURES={'+'.join(names)}",  # nvcc would split it at commas
+        ]
+        sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
+        libraries += [f"-L{folder}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+        libraries += ["-Wl,--exclude-libs,libcudart_static.a"]  # torch may bring another version
+        cuda_flags = [
+            *common,
+            *architecture_flags(names),
+            *(["-O0", "-g", "-lineinfo"] if DEBUG else ["-O3"]),
+            "-Xptxas=-warn-spills",
+            *["-Werror=all-warnings"] * WERROR,
+            "-Xcompiler=-fPIC,-fvisibility=hidden," + ",".join(warnings),
+            *definitions,
+        ]
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"cxxflags = {' '.join([*common, *warnings, *optimize, *definitions])} "
+        f"-fPIC -fvisibility=hidden {os.environ.get('CXXFLAGS', '')}",
+        f"nvcc = {nvcc}",
+        f"nvccflags = {' '.join(cuda_flags)} {os.environ.get('NVCCFLAGS', '')}",
+        "rule cxx",
+        "  command = $cxx $cxxflags -MMD -MF $out.d -c $in -o $out",
+        "  description = compile $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule nvcc",
+        "  command = $nvcc $nvccflags -MD -MF $out.d -c $in -o $out",
+        "  description = compile $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = $cxx -shared $in -o $out {' '.join(libraries)} "
+        f"{os.environ.get('LDFLAGS', '')}",
+        "  description = link $out",
+    ]
+    objects = []
+    for source in sources:
+        name = f"{source.relative_to(ROOT)}.o"
+        objects.append(name)
+        lines.append(f"build {name}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+    return "\n".join([*lines, f"build {library}: link {' '.join(objects)}", ""])
 
 
 class BuildExtension(build_ext):
-    """Builds the extension, or with FLOWFUSE_EXTENSION=auto goes on without it."""
+    """Builds the library with ninja, or with FLOWFUSE_EXTENSION=auto goes on without it."""
 
     def build_extension(self, extension: Extension) -> None:
+        library = Path(self.get_ext_fullpath(extension.name)).resolve()
         try:
-            super().build_extension(extension)
+            folder = Path(self.build_temp).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            library.parent.mkdir(parents=True, exist_ok=True)
+            (folder / "build.ninja").write_text(build_plan(library))
+            jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
         except Exception as error:
+            # An earlier build's library must not pass for this one's.
+            library.unlink(missing_ok=True)
             if MODE == "1":
                 raise
-            # An earlier build's library must not pass for this one's.
-            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             line = "*" * 78
             print(
                 f"{line}\nWARNING: flowfuse's compiled operators could not be built:\n  {error}\n"
@@ -44,38 +182,11 @@ class BuildExtension(build_ext):
             )
 
 
-def extension() -> Extension:
-    import torch  # only its headers and libraries are used
-
-    package = Path(torch.__file__).parent
-    optimize = ["-O0", "-g", "-fno-omit-frame-pointer"]
-    if os.environ.get("FLOWFUSE_DEBUG", "0") != "1":
-        optimize = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
-    return Extension(
-        "flowfuse._C",
-        sources=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp")),
-        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")),
-        include_dirs=["csrc"],
-        library_dirs=[str(package / "lib")],
-        libraries=["torch_cpu"],
-        # The ABI of torch 2.11: without this the binary would bind to the torch it was built with.
-        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
-        extra_compile_args=[
-            "-std=c++17",
-            "-fvisibility=hidden",
-            "-Wall",
-            "-Wextra",
-            f"-isystem{package / 'include'}",  # its warnings are not ours
-            *optimize,
-        ],
-        py_limited_api=True,
-        # In place, a library that could not be built is then not missed; one that was is copied.
-        optional=MODE == "auto",
-    )
-
+# In place, a library that could not be built is then not missed; one that was is copied.
+EXTENSION = Extension("flowfuse._C", sources=[], py_limited_api=True, optional=MODE == "auto")
 
 setup(
-    ext_modules=[] if MODE == "0" else [extension()],
+    ext_modules=[] if MODE == "0" else [EXTENSION],
     cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

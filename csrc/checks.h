@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace flowfuse {
@@ -52,6 +53,7 @@ inline const std::vector<ScalarType>& feature_dtypes() {
 constexpr int64_t kMaxLevels = 16;
 constexpr int64_t kMaxRadius = 16;
 constexpr int64_t kMaxFactor = 64;  // of convex_upsample
+constexpr int64_t kMaxPoints = 16;  // control points of a trajectory in warp_events
 
 inline const std::vector<ScalarType>& coordinate_dtypes() {
   static const std::vector<ScalarType> list{ScalarType::Float, ScalarType::Double};
@@ -85,16 +87,14 @@ inline void check_device(const char* op, const std::string& name, const Tensor& 
                   first_name);
 }
 
-inline void check_voxelize(const Tensor& x, const Tensor& y, const Tensor& t, const Tensor& p,
-                           const Tensor& offsets, const Tensor& t0, const Tensor& t1, int64_t bins,
-                           int64_t height, int64_t width) {
-  const char* op = "voxelize";
+// Dtypes and shapes of a batch of events; `times` are per batch item. No value is read.
+inline void check_events(const char* op, const Tensor& x, const Tensor& y, const Tensor& t, const Tensor& p,
+                         const Tensor& offsets, const std::vector<std::pair<std::string, Tensor>>& times) {
   check_shape(op, "t", t, "[N]", t.dim() == 1);
   check_exact_shape(op, "x", x, {t.size(0)});
   check_exact_shape(op, "y", y, {t.size(0)});
   check_exact_shape(op, "p", p, {t.size(0)});
   check_shape(op, "offsets", offsets, "[B + 1], B at least 1", offsets.dim() == 1 && offsets.size(0) >= 2);
-  const int64_t items = offsets.size(0) - 1;
   check_dtype(op, "x", x,
               {ScalarType::Byte, ScalarType::Short, ScalarType::UInt16, ScalarType::Int, ScalarType::Long,
                ScalarType::Float, ScalarType::Double});
@@ -104,33 +104,62 @@ inline void check_voxelize(const Tensor& x, const Tensor& y, const Tensor& t, co
                ScalarType::Long});
   check_dtype(op, "t", t, {ScalarType::Long});
   check_dtype(op, "offsets", offsets, {ScalarType::Long});
-  check_dtype(op, "t0", t0, {ScalarType::Long});
-  check_dtype(op, "t1", t1, {ScalarType::Long});
-  check_exact_shape(op, "t0", t0, {items});
-  check_exact_shape(op, "t1", t1, {items});
-  for (const Tensor& other : {y, t, p, offsets, t0, t1}) check_device(op, "every argument", other, "x", x);
-  const auto check_size = [&](const char* name, int64_t value, int64_t limit) {
-    STD_TORCH_CHECK(value >= 1 && value <= limit, op, ": ", name, " must be in [1, ", limit, "], got ", value);
-  };
-  check_size("bins", bins, int64_t{1} << 16);
-  check_size("height", height, int64_t{1} << 20);
-  check_size("width", width, int64_t{1} << 20);
+  for (const auto& [name, tensor] : times) check_dtype(op, name, tensor, {ScalarType::Long});
+  for (const auto& [name, tensor] : times) check_exact_shape(op, name, tensor, {offsets.size(0) - 1});
+  for (const Tensor& other : {y, t, p, offsets}) check_device(op, "every argument", other, "x", x);
+  for (const auto& [name, tensor] : times) check_device(op, "every argument", tensor, "x", x);
 }
 
-// The values behind check_voxelize, for devices whose memory the host can read.
-inline void check_voxelize_values(int64_t count, const int64_t* offsets, const int64_t* t0,
-                                  const int64_t* t1, int64_t items) {
+inline void check_size(const char* op, const char* name, int64_t value, int64_t limit) {
+  STD_TORCH_CHECK(value >= 1 && value <= limit, op, ": ", name, " must be in [1, ", limit, "], got ", value);
+}
+
+// The values behind check_events, for devices whose memory the host can read.
+inline void check_event_values(const char* op, int64_t count, const int64_t* offsets, const int64_t* t0,
+                               const int64_t* t1, int64_t items) {
   bool ordered = offsets[0] >= 0 && offsets[items] <= count;
   for (int64_t b = 0; b < items; ++b) ordered = ordered && offsets[b] <= offsets[b + 1];
-  STD_TORCH_CHECK(ordered, "voxelize: offsets must not decrease and must lie within [0, ", count, "]");
+  STD_TORCH_CHECK(ordered, op, ": offsets must not decrease and must lie within [0, ", count, "]");
   for (int64_t b = 0; b < items; ++b) {
-    STD_TORCH_CHECK(t0[b] < t1[b], "voxelize: t1 must be later than t0, got t0 = ", t0[b], ", t1 = ", t1[b],
+    STD_TORCH_CHECK(t0[b] < t1[b], op, ": t1 must be later than t0, got t0 = ", t0[b], ", t1 = ", t1[b],
                     " in item ", b);
     const uint64_t duration = static_cast<uint64_t>(t1[b]) - static_cast<uint64_t>(t0[b]);
-    STD_TORCH_CHECK(duration <= (uint64_t{1} << 40),
-                    "voxelize: t1 - t0 must be at most 2^40 microseconds, got t0 = ", t0[b],
-                    ", t1 = ", t1[b], " in item ", b);
+    STD_TORCH_CHECK(duration <= (uint64_t{1} << 40), op,
+                    ": t1 - t0 must be at most 2^40 microseconds, got t0 = ", t0[b], ", t1 = ", t1[b],
+                    " in item ", b);
   }
+}
+
+inline void check_voxelize(const Tensor& x, const Tensor& y, const Tensor& t, const Tensor& p,
+                           const Tensor& offsets, const Tensor& t0, const Tensor& t1, int64_t bins,
+                           int64_t height, int64_t width) {
+  const char* op = "voxelize";
+  check_events(op, x, y, t, p, offsets, {{"t0", t0}, {"t1", t1}});
+  check_size(op, "bins", bins, int64_t{1} << 16);
+  check_size(op, "height", height, int64_t{1} << 20);
+  check_size(op, "width", width, int64_t{1} << 20);
+}
+
+inline void check_warp_events(const Tensor& x, const Tensor& y, const Tensor& t, const Tensor& p,
+                              const Tensor& offsets, const Tensor& trajectory, const Tensor& t0, const Tensor& t1,
+                              const Tensor& t_ref, const std::string& mode, int64_t height, int64_t width) {
+  const char* op = "warp_events";
+  check_events(op, x, y, t, p, offsets, {{"t0", t0}, {"t1", t1}, {"t_ref", t_ref}});
+  STD_TORCH_CHECK(mode == "signed" || mode == "unsigned" || mode == "split", op,
+                  ": mode must be 'signed', 'unsigned' or 'split', got '", mode, "'");
+  check_size(op, "height", height, int64_t{1} << 20);
+  check_size(op, "width", width, int64_t{1} << 20);
+  const int64_t items = offsets.size(0) - 1;
+  const std::vector<int64_t> shape = shape_of(trajectory), flow{items, 2, height, width};
+  const bool points = shape.size() == 5 && shape[1] >= 1 &&
+                      std::vector<int64_t>{shape[0], shape[2], shape[3], shape[4]} == flow;
+  const std::string end = "2, " + std::to_string(height) + ", " + std::to_string(width) + "]";
+  const std::string start = "[" + std::to_string(items) + ", ";
+  check_shape(op, "trajectory", trajectory, start + end + " or " + start + "n, " + end, shape == flow || points);
+  STD_TORCH_CHECK(!points || shape[1] <= kMaxPoints, op, ": trajectory must have at most ", kMaxPoints,
+                  " control points, got ", shape[1]);
+  check_dtype(op, "trajectory", trajectory, coordinate_dtypes());
+  check_device(op, "trajectory", trajectory, "x", x);
 }
 
 inline void check_level_count(const char* op, size_t levels) {
@@ -231,11 +260,18 @@ inline void check_convex_upsample(const Tensor& field, const Tensor& mask, int64
   check_device(op, "mask", mask, "field", field);
 }
 
-// The gradient handed to a backward operator.
+// Shape of what a look-up gives.
+inline std::vector<int64_t> windows_shape(const Tensor& coords, size_t levels, int64_t radius) {
+  const int64_t side = 2 * radius + 1;
+  return {coords.size(0), static_cast<int64_t>(levels) * side * side, coords.size(2), coords.size(3)};
+}
+
+// The gradient handed to a backward operator; `first` is the forward's argument called `name`.
 inline void check_gradient(const char* op, const Tensor& grad, const std::vector<int64_t>& shape,
-                           ScalarType dtype) {
+                           ScalarType dtype, const std::string& name, const Tensor& first) {
   check_exact_shape(op, "grad", grad, shape);
   check_dtype(op, "grad", grad, {dtype});
+  check_device(op, "grad", grad, name, first);
 }
 
 }  // namespace flowfuse

@@ -1,12 +1,10 @@
 // The only list of operators. Gradients, fake kernels and autocast are registered in flowfuse/ops.
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/macros/Macros.h>
 
 #include <string>
 
 #include "cpu/dispatch.h"
-
-#define FLOWFUSE_STRING_(x) #x
-#define FLOWFUSE_STRING(x) FLOWFUSE_STRING_(x)
 
 namespace flowfuse {
 namespace {
@@ -21,9 +19,14 @@ std::string build_info() {
 #else
   text += "compiler=gcc " __VERSION__ "\n";
 #endif
-  text += "cpp_standard=" FLOWFUSE_STRING(__cplusplus) "\n";
+  text += "cpp_standard=" C10_STRINGIZE(__cplusplus) "\n";
   text += "cpu_capability=" + cpu_capability_name() + "\n";
-  return text + "cpu_capabilities=" + cpu_capabilities_compiled();
+  text += "cpu_capabilities=" + cpu_capabilities_compiled() + "\n";
+#if defined(FLOWFUSE_CUDA_VERSION)
+  text += "cuda=" C10_STRINGIZE(FLOWFUSE_CUDA_VERSION) "\n";
+  text += "cuda_architectures=" C10_STRINGIZE(FLOWFUSE_CUDA_ARCHITECTURES) "\n";
+#endif
+  return text;
 }
 
 }  // namespace

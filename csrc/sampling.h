@@ -12,6 +12,15 @@
 
 namespace flowfuse {
 
+// Number of bits that a count, not negative, takes.
+FLOWFUSE_INLINE int bit_length(int64_t count) {
+#if defined(__CUDA_ARCH__)
+  return 64 - __clzll(count);
+#else
+  return count == 0 ? 0 : 64 - __builtin_clzll(static_cast<unsigned long long>(count));
+#endif
+}
+
 // ---- voxelize: integer weights -------------------------------------------------------------------
 
 constexpr int kTimeBits = 15;
@@ -19,9 +28,8 @@ constexpr int kTimeBits = 15;
 // Fraction bits of the two space weights for an item of `count` events: 15, less for large items, so that
 // count * 2^(kTimeBits + 2 bits) stays below 2^63 and no sum of a cell can overflow.
 FLOWFUSE_INLINE int space_bits(int64_t count) {
-  int length = 0;
-  while (length < 48 && (count >> length) != 0) ++length;
-  const int bits = (48 - length) / 2;
+  const int length = bit_length(count);
+  const int bits = length < 48 ? (48 - length) / 2 : 0;
   return bits < 15 ? bits : 15;
 }
 
@@ -86,20 +94,58 @@ FLOWFUSE_INLINE Window<T> window_at(double x, double y, int level, int radius, i
           static_cast<T>(x - left), static_cast<T>(y - top)};
 }
 
+// Taps of the window that lie inside the map: columns [x0, x1) and rows [y0, y1) of the 2r + 2 of each axis.
+struct TapRange {
+  int x0, x1, y0, y1;
+};
+
+template <class T>
+FLOWFUSE_INLINE TapRange taps_inside(const Window<T>& window, int radius, int64_t rows, int64_t columns) {
+  if (window.reach != Reach::kNear) return {0, 0, 0, 0};
+  const int64_t side = 2 * radius + 2;
+  const int64_t x1 = columns - window.x < side ? columns - window.x : side;
+  const int64_t y1 = rows - window.y < side ? rows - window.y : side;
+  return {static_cast<int>(window.x < 0 ? -window.x : 0), static_cast<int>(x1),
+          static_cast<int>(window.y < 0 ? -window.y : 0), static_cast<int>(y1)};
+}
+
+// Weights of the four taps of each value: earlier or later (0, 1) in x, then in y.
+template <class T>
+struct Corners {
+  T w00, w10, w01, w11;
+};
+
+template <class T>
+FLOWFUSE_INLINE Corners<T> corners_of(const Window<T>& window) {
+  const T fx = window.fx, fy = window.fy;
+  return {(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy};
+}
+
+// Value of a window between two neighbouring columns of taps, `near` and `far` [2r + 2], and the rows dy, dy + 1.
+template <class T>
+FLOWFUSE_INLINE T combined_value(const Corners<T>& corners, const T* near, const T* far, int dy) {
+  return corners.w00 * near[dy] + corners.w10 * far[dy] + corners.w01 * near[dy + 1] + corners.w11 * far[dy + 1];
+}
+
+// Adds to (gx, gy) the gradient of combined_value, times g, in the centre of the level.
+template <class T>
+FLOWFUSE_INLINE void add_centre_gradient(T g, const Window<T>& window, const T* near, const T* far, int dy, T& gx,
+                                         T& gy) {
+  const T fx = window.fx, fy = window.fy;
+  gx += g * ((1 - fy) * (far[dy] - near[dy]) + fy * (far[dy + 1] - near[dy + 1]));
+  gy += g * ((1 - fx) * (near[dy + 1] - near[dy]) + fx * (far[dy + 1] - far[dy]));
+}
+
 // taps [2r + 2][2r + 2] (x slow) -> the window's values [2r + 1][2r + 1], element k at out[k * stride].
 template <class T>
 FLOWFUSE_INLINE void combine_taps(const T* taps, const Window<T>& window, int radius, T* out,
                                   int64_t stride) {
   const int side = 2 * radius + 1;
-  const T fx = window.fx, fy = window.fy;
-  const T w00 = (1 - fx) * (1 - fy), w10 = fx * (1 - fy), w01 = (1 - fx) * fy, w11 = fx * fy;
+  const Corners<T> corners = corners_of(window);
   for (int dx = 0; dx < side; ++dx) {
     const T* near = taps + dx * (side + 1);
     const T* far = near + side + 1;
-    for (int dy = 0; dy < side; ++dy) {
-      out[(dx * side + dy) * stride] =
-          w00 * near[dy] + w10 * far[dy] + w01 * near[dy + 1] + w11 * far[dy + 1];
-    }
+    for (int dy = 0; dy < side; ++dy) out[(dx * side + dy) * stride] = combined_value(corners, near, far, dy);
   }
 }
 
@@ -108,20 +154,32 @@ template <class T>
 FLOWFUSE_INLINE void spread_gradient(const T* grad, int64_t stride, const Window<T>& window, int radius,
                                      T* grad_taps) {
   const int side = 2 * radius + 1;
-  const T fx = window.fx, fy = window.fy;
-  const T w00 = (1 - fx) * (1 - fy), w10 = fx * (1 - fy), w01 = (1 - fx) * fy, w11 = fx * fy;
+  const Corners<T> corners = corners_of(window);
   for (int k = 0; k < (side + 1) * (side + 1); ++k) grad_taps[k] = T(0);
   for (int dx = 0; dx < side; ++dx) {
     T* near = grad_taps + dx * (side + 1);
     T* far = near + side + 1;
     for (int dy = 0; dy < side; ++dy) {
       const T g = grad[(dx * side + dy) * stride];
-      near[dy] += w00 * g;
-      far[dy] += w10 * g;
-      near[dy + 1] += w01 * g;
-      far[dy + 1] += w11 * g;
+      near[dy] += corners.w00 * g;
+      far[dy] += corners.w10 * g;
+      near[dy + 1] += corners.w01 * g;
+      far[dy + 1] += corners.w11 * g;
     }
   }
+}
+
+// The same for the tap (dx, dy) alone, gathered from the values it takes part in.
+template <class T>
+FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& corners, int radius, int dx,
+                               int dy) {
+  const int side = 2 * radius + 1;
+  T sum = 0;
+  if (dx > 0 && dy > 0) sum += corners.w11 * grad[((dx - 1) * side + dy - 1) * stride];
+  if (dx > 0 && dy < side) sum += corners.w10 * grad[((dx - 1) * side + dy) * stride];
+  if (dx < side && dy > 0) sum += corners.w01 * grad[(dx * side + dy - 1) * stride];
+  if (dx < side && dy < side) sum += corners.w00 * grad[(dx * side + dy) * stride];
+  return sum;
 }
 
 // Gradient of combine_taps in the centre of the level, added to (gx, gy).
@@ -129,14 +187,11 @@ template <class T>
 FLOWFUSE_INLINE void centre_gradient(const T* grad, int64_t stride, const T* taps,
                                      const Window<T>& window, int radius, T& gx, T& gy) {
   const int side = 2 * radius + 1;
-  const T fx = window.fx, fy = window.fy;
   for (int dx = 0; dx < side; ++dx) {
     const T* near = taps + dx * (side + 1);
     const T* far = near + side + 1;
     for (int dy = 0; dy < side; ++dy) {
-      const T g = grad[(dx * side + dy) * stride];
-      gx += g * ((1 - fy) * (far[dy] - near[dy]) + fy * (far[dy + 1] - near[dy + 1]));
-      gy += g * ((1 - fx) * (near[dy + 1] - near[dy]) + fx * (far[dy + 1] - far[dy]));
+      add_centre_gradient(grad[(dx * side + dy) * stride], window, near, far, dy, gx, gy);
     }
   }
 }

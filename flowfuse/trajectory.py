@@ -62,7 +62,7 @@ def fit_bezier(displacements: Tensor, tau: Tensor, degree: int) -> Tensor:
 
     Args:
         displacements: [B, T, 2, H, W] in px, T >= ``degree``.
-        tau: [T] distinct times in (0, 1].
+        tau: [T], or [B, T] for each item its own; distinct times in (0, 1].
         degree: n.
 
     Returns:
@@ -71,12 +71,16 @@ def fit_bezier(displacements: Tensor, tau: Tensor, degree: int) -> Tensor:
     Raises:
         ValueError: when there are fewer samples than control points.
     """
-    if tau.numel() < degree:
+    if tau.shape[-1] < degree:
         raise ValueError(
-            f"fit_bezier: {degree} control points need at least {degree} times, got {tau.numel()}"
+            f"fit_bezier: {degree} control points need at least {degree} times, got {tau.shape[-1]}"
         )
-    inverse = torch.linalg.pinv(bernstein(degree, tau.double())).to(displacements.dtype)  # [n, T]
-    return torch.einsum("nt,bt...->bn...", inverse, displacements)
+    weights = bernstein(degree, tau.double())  # [(B,) T, n]
+    # By the normal equations, which float64 has digits for: a pseudo-inverse waits for the GPU.
+    transposed = weights.transpose(-1, -2)
+    inverse = torch.linalg.inv_ex(transposed @ weights).inverse @ transposed  # [(B,) n, T]
+    inverse = inverse.to(displacements.dtype).expand(displacements.shape[0], -1, -1)
+    return torch.einsum("bnt,bt...->bn...", inverse, displacements)
 
 
 def _times(control_points: Tensor, tau: Tensor | float) -> Tensor:

@@ -68,7 +68,9 @@ def test_build_info():
         assert info["torch_target"] == "2.11"
         assert "cpu" in info["devices"]
         assert info["cpu_capability"] in info["cpu_capabilities"]
-        assert all(value is not None for value in info.values())
+        assert ("cuda" in info["devices"]) == (info["cuda"] is not None)
+        assert ("cuda" in info["devices"]) == (info["cuda_architectures"] is not None)
+        assert all(value is not None for key, value in info.items() if not key.startswith("cuda"))
     else:
         assert info["path"] is None and info["devices"] == ()
 
@@ -132,11 +134,11 @@ def test_setup_modes(tmp_path, mode, compiler, succeeds, built):
         shutil.copy(checkout / name, tmp_path)
     for path, text in {
         "flowfuse/__init__.py": "",
-        "csrc/one.cpp": "int one() { return 1; }",
+        "csrc/cpu/one.cpp": "int one() { return 1; }",
     }.items():
-        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text)
-    env = os.environ | {"FLOWFUSE_EXTENSION": mode, "CC": compiler, "CXX": compiler}
+    env = os.environ | {"FLOWFUSE_EXTENSION": mode, "FLOWFUSE_CUDA": "0", "CXX": compiler}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (result.returncode == 0) == succeeds, result.stderr

@@ -99,10 +99,13 @@ def test_reference_agreement(dtype, channels, layout, with_flow, linear):
         torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance * scale)
 
 
+SMALL = [(0, 4, 5), (1, 1, 1), (1, 1, 8), (2, 9, 1), (1, 2, 3), (1, 7, 7)]
+# Kernels may work in tiles, of 32 x 16 pixels on a GPU: a pixel less, one more, and several.
+TILES = [(1, 15, 31), (2, 16, 32), (1, 17, 33), (1, 1, 40), (1, 40, 1), (2, 35, 67)]
+
+
 @needs_extension
-@pytest.mark.parametrize(
-    ("batch", "height", "width"), [(0, 4, 5), (1, 1, 1), (1, 1, 8), (2, 9, 1), (1, 2, 3), (1, 7, 7)]
-)
+@pytest.mark.parametrize(("batch", "height", "width"), SMALL + TILES)
 def test_reference_odd_sizes(batch, height, width):
     inputs = [v.requires_grad_() for v in random_inputs(batch, 1, height, width)]
     actual = ops.common_gradient(*inputs)
@@ -113,6 +116,26 @@ def test_reference_odd_sizes(batch, height, width):
         torch.testing.assert_close(
             a, e, rtol=2e-5, atol=2e-5
         )  # sums of gradients of up to 49 windows
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_expanded_batch(dtype):
+    """One pair of frames against several event sums, and a gradient without memory of its own."""
+    frame0, frame1, events, flow = random_inputs(3, 3, 18, 35, dtype)
+    frames = [frame[:1].requires_grad_() for frame in (frame0, frame1)]
+    inputs = [frames[0].expand(3, -1, -1, -1), frames[1].expand(3, -1, -1, -1), events, flow]
+    actual = ops.common_gradient(*inputs)
+    expected = reference.common_gradient(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    grads = [
+        torch.autograd.grad(result, frames, torch.ones(1).expand_as(result))
+        for result in (actual, expected)
+    ]
+    # Sums over the batch are made in the frames' dtype, whose rounding counts from then on.
+    tolerance = 2e-5 if dtype == torch.float32 else 2**-6
+    for a, e in zip(*grads, strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance * float(e.abs().max()))
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -163,10 +186,12 @@ def test_edge_values_outside_the_unit_range():
 
 def test_edge_tiles_agree_with_one_pass():
     """Nothing global inside: 3 px from a cut, a tile has the values of the whole, bit for bit."""
-    inputs = random_inputs(1, 1, 20, 24)
+    inputs = random_inputs(1, 1, 20, 40)
     whole = ops.common_gradient(*inputs)
     tile = ops.common_gradient(*(v[:, :, :12] for v in inputs))
     assert torch.equal(tile[:, :, :9], whole[:, :, :9])
+    tile = ops.common_gradient(*(v[..., 5:] for v in inputs))  # another cut into a kernel's tiles
+    assert torch.equal(tile[..., 3:], whole[..., 8:])
 
 
 FRAME = torch.zeros(2, 1, 3, 4)

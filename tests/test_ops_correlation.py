@@ -130,6 +130,9 @@ def test_reference_agreement(strategy, dtype, layout):
         ((2, 5, 3, 4), (2, 5, 0, 4), 2, 1),
         ((1, 65, 5, 6), (1, 65, 13, 9), 3, 8),
         ((3, 130, 17, 3), (3, 130, 17, 35), 1, 16),
+        ((2, 33, 4, 9), (2, 33, 4, 9), 2, 0),
+        ((1, 4, 5, 5), (1, 4, 8, 8), 4, 2),  # the last level is one cell
+        ((1, 5, 17, 19), (1, 5, 17, 19), 2, 1),  # more pixels than a block of CUDA has threads
     ],
 )
 def test_reference_odd_sizes(strategy, shape0, shape1, levels, radius):
@@ -162,6 +165,75 @@ def test_reference_volume():
     e = torch.autograd.grad(expected, (f0, f1), grads)
     assert_close(a[0], e[0], 5e-6)
     assert_close(a[1], e[1], 5e-6)
+
+
+@needs_extension
+@pytest.mark.parametrize("wide_coords", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reference_mixed_dtypes(strategy, wide_coords):
+    """Each level in a dtype of its own, none that of f0; coords in float32 or float64."""
+    dtypes = [torch.bfloat16, torch.float32, torch.float16]
+    f0 = features((2, 19, 4, 5), torch.float16).requires_grad_()
+    levels = [
+        features((2, 19, 6 - level, 7), dtype, seed=level).requires_grad_()
+        for level, dtype in enumerate(dtypes)
+    ]
+    coords = grid_coords(2, 4, 5, dtype=torch.float64 if wide_coords else torch.float32)
+    inputs = [f0, *levels, coords.requires_grad_()]
+    expected = reference.correlation_lookup(f0, levels, coords, 1)
+    if strategy == "volume":
+        volumes = torch.ops.flowfuse.correlation_volume(f0, levels)
+        actual = ops.volume_lookup(volumes, coords, 1)
+    else:
+        actual = ops.correlation_lookup(f0, levels, coords, 1)
+    assert_close(actual, expected, TOLERANCE[torch.float32])
+    grad = features(actual.shape, seed=5)
+    actual_grads = torch.autograd.grad(actual, inputs, grad)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    for a, e in zip(actual_grads[:-1], expected_grads[:-1], strict=True):
+        assert_close(a, e, GRADIENT_TOLERANCE[e.dtype])
+    assert_close(actual_grads[-1], expected_grads[-1], 10 * TOLERANCE[torch.float32])
+
+
+@needs_extension
+@pytest.mark.parametrize("radius", [0, 16])
+def test_reference_strided_volume(radius):
+    """Any strides of volumes, coords and gradient; float64 volumes with float32 coords."""
+    volumes = [features((2, 3, 13, 4, 5), torch.float64), features((2, 3, 13, 2, 1), torch.float64)]
+    volumes = [torch.stack([v, v], dim=1)[:, 0].transpose(3, 4).requires_grad_() for v in volumes]
+    coords = grid_coords(2, 3, 13).transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    inputs = [*volumes, coords]
+    actual = ops.volume_lookup(volumes, coords, radius)
+    expected = reference.volume_lookup(volumes, coords, radius)
+    assert_close(actual, expected, TOLERANCE[torch.float64])
+    grad = features((1, *actual.shape[1:]), torch.float64, seed=5).expand(actual.shape)
+    actual_grads = torch.autograd.grad(actual, inputs, grad)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    for a, e in zip(actual_grads[:2], expected_grads[:2], strict=True):
+        assert_close(a, e, TOLERANCE[torch.float64])
+    assert_close(actual_grads[2], expected_grads[2], 1e-6)  # in the dtype of coords
+
+
+@needs_extension
+def test_edge_groups_of_items():
+    """The backward on demand keeps at most 64 MiB of tap gradients: here those of two items of the
+    three. The last one's gradients are those it has alone, to the bit.
+    """
+    batch, height, width, radius = 3, 41, 60, 16
+    f0 = features((1, 1, height, width), torch.float64).expand(batch, -1, -1, -1)
+    f1 = features((batch, 1, 2, 3), torch.float64, seed=1)
+    coords = grid_coords(batch, height, width)
+    grad = features((batch, 1, height, width), torch.float64, seed=2)
+    grad = grad.expand(-1, (2 * radius + 1) ** 2, -1, -1)
+
+    def backward(items):
+        arguments = (grad[items], f0[items], [f1[items]], coords[items], radius, False)
+        grad_f0, (grad_f1,), _ = torch.ops.flowfuse.correlation_lookup_backward(*arguments)
+        return grad_f0, grad_f1
+
+    for together, alone in zip(backward(slice(3)), backward(slice(2, 3)), strict=True):
+        assert together[2].any() and torch.equal(together[2:], alone)
+        assert not torch.equal(together[:1], alone)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

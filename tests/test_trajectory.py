@@ -55,8 +55,17 @@ def test_fit_recovers_control_points():
     tau = torch.tensor([0.2, 0.4, 0.7, 1.0])
     samples = bezier(control, tau[None])
     torch.testing.assert_close(fit_bezier(samples, tau, 3), control, atol=1e-4, rtol=1e-4)
+    # Each item its own times: four of them, and as many as control points.
+    control, tau = (
+        torch.randn(2, 3, 2, 4, 5),
+        torch.tensor([[0.2, 0.4, 0.7, 1], [0.1, 0.5, 0.8, 1]]),
+    )
+    samples = bezier(control, tau)
+    for times in (slice(None), slice(1, None)):
+        found = fit_bezier(samples[:, times], tau[:, times], 3)
+        torch.testing.assert_close(found, control, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="5 control points need at least 5 times, got 4"):
-        fit_bezier(samples, tau, 5)
+        fit_bezier(samples, tau[0], 5)
 
 
 def test_autocast_keeps_positions_exact():

@@ -1,24 +1,18 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <cmath>
 #include <tuple>
 
 #include "checks.h"
 #include "cpu/dispatch.h"
+#include "gradient.h"
 #include "tensors.h"
-#include "sampling.h"
 
 namespace flowfuse {
 namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kReach = 3;  // the window of S is 7 x 7
-constexpr double kLogOffset = 1e-3;
-constexpr double kFrameFloor = 1e-4;  // log-intensity squared
-constexpr double kEventFloor = 1e-2;  // polarity counts squared
-constexpr double kLuma[3] = {0.299, 0.587, 0.114};
 constexpr int64_t kGrain = 4;  // rows a thread takes at least
 
 // All images of one call; planes are [B, H, W] unless said otherwise.
@@ -32,34 +26,6 @@ struct Images {
   int64_t batch, channels, height, width;
   bool linear;
 };
-
-template <class T>
-T luma(const T* frame, int64_t channels, int64_t plane, int64_t index) {
-  if (channels == 1) return frame[index];
-  return static_cast<T>(kLuma[0]) * frame[index] + static_cast<T>(kLuma[1]) * frame[plane + index] +
-         static_cast<T>(kLuma[2]) * frame[2 * plane + index];
-}
-
-// Log intensity of a luma; `slope`, when not null, receives d log / d luma.
-template <class T>
-T log_intensity(T value, bool linear, T* slope) {
-  const T offset = static_cast<T>(kLogOffset);
-  const bool below = value < 0;  // NaN is not below and stays NaN
-  const T encoded = below ? T(0) : value;
-  T intensity = encoded, derivative = 1;
-  if (!linear) {
-    if (encoded <= static_cast<T>(0.04045)) {
-      intensity = encoded / static_cast<T>(12.92);
-      derivative = 1 / static_cast<T>(12.92);
-    } else {
-      const T base = (encoded + static_cast<T>(0.055)) / static_cast<T>(1.055);
-      intensity = std::pow(base, static_cast<T>(2.4));
-      derivative = static_cast<T>(2.4 / 1.055) * intensity / base;
-    }
-  }
-  if (slope != nullptr) *slope = below ? T(0) : derivative / (intensity + offset);
-  return std::log(intensity + offset);
-}
 
 // Calls work(b, y) for every row; rows are independent of each other.
 template <class T, class Work>
@@ -76,22 +42,13 @@ void take_logs(const Images<T>& images) {
     const T* frame0 = images.frame0 + b * images.channels * plane;
     const T* frame1 = images.frame1 + b * images.channels * plane;
     for (int64_t index = y * images.width; index < (y + 1) * images.width; ++index) {
-      const T log0 = log_intensity<T>(luma(frame0, images.channels, plane, index), images.linear, nullptr);
-      const T log1 = log_intensity<T>(luma(frame1, images.channels, plane, index), images.linear, nullptr);
+      const T log0 = log_intensity<T>(luma<T>(frame0 + index, images.channels, plane), images.linear, nullptr);
+      const T log1 = log_intensity<T>(luma<T>(frame1 + index, images.channels, plane), images.linear, nullptr);
       images.log0[b * plane + index] = log0;
       images.log1[b * plane + index] = log1;
       images.change[b * plane + index] = log1 - log0;
     }
   });
-}
-
-struct Span {
-  int64_t begin, end;
-};
-
-// Positions within kReach of `at` inside [0, size).
-FLOWFUSE_INLINE Span around(int64_t at, int64_t size) {
-  return {at - kReach < 0 ? 0 : at - kReach, at + kReach + 1 > size ? size : at + kReach + 1};
 }
 
 // Centred two-pass moments of row y: means first, then the deviations from them.
@@ -152,11 +109,6 @@ void take_moments(const Images<T>& images) {
   for_rows(images, [&](int64_t b, int64_t y) { FLOWFUSE_VARIANTS(row_moments(images, b, y)) });
 }
 
-template <class T>
-T similarity_scale(T var_a, T var_b) {
-  return 1 / std::sqrt((var_a + static_cast<T>(kFrameFloor)) * (var_b + static_cast<T>(kEventFloor)));
-}
-
 // Central differences of log0 with replicated border.
 template <class T>
 void differences(const Images<T>& images, int64_t b, int64_t y, int64_t x, T& lx, T& ly) {
@@ -191,13 +143,10 @@ void write_channels(const Images<T>& images, T* output) {
   });
 }
 
-// Fields of S's gradient: with g = dS, a window's pixel j receives
-//   dS/da_j = p (b_j - mean_b) - q (a_j - mean_a),  dS/db_j = p (a_j - mean_a) - r (b_j - mean_b),
-// p = g scale / count, q = g S / (count (var_a + ea)), r = g S / (count (var_b + eb)).
 template <class T>
 struct Gradients {
   const T* grad;               // [B, 6, H, W]
-  T *p, *q, *r;                // [B, H, W]
+  T *p, *q, *r;                // [B, H, W], of SimilarityGradient
   T *change, *events;          // gradients in Lt_frame and Lt_event
   T *lx, *ly;                  // gradients in the differences
   T *frame0, *frame1, *flow;   // results
@@ -213,12 +162,11 @@ void prepare_gradients(const Images<T>& images, const Gradients<T>& out) {
       const T* grad = out.grad + b * 6 * plane + index;
       const Span columns = around(x, width);
       const T count = static_cast<T>((rows.end - rows.begin) * (columns.end - columns.begin));
-      const T scale = similarity_scale(images.var_a[at], images.var_b[at]);
-      const T g = grad[4 * plane] / count;
-      const T similarity = images.covariance[at] * scale;
-      out.p[at] = g * scale;
-      out.q[at] = g * similarity / (images.var_a[at] + static_cast<T>(kFrameFloor));
-      out.r[at] = g * similarity / (images.var_b[at] + static_cast<T>(kEventFloor));
+      const SimilarityGradient<T> similarity =
+          similarity_gradient(grad[4 * plane], count, images.var_a[at], images.var_b[at], images.covariance[at]);
+      out.p[at] = similarity.p;
+      out.q[at] = similarity.q;
+      out.r[at] = similarity.r;
       out.lx[at] = grad[0];
       out.ly[at] = grad[plane];
       if (images.flow != nullptr) {
@@ -287,10 +235,10 @@ void finish_frames(const Images<T>& images, const Gradients<T>& out) {
       T* grads[2] = {out.frame0, out.frame1};
       for (int k = 0; k < 2; ++k) {
         T slope;
-        log_intensity<T>(luma(frames[k] + b * channels * plane, channels, plane, index), images.linear, &slope);
+        log_intensity<T>(luma<T>(frames[k] + b * channels * plane + index, channels, plane), images.linear, &slope);
         T* target = grads[k] + b * channels * plane + index;
         for (int64_t c = 0; c < channels; ++c) {
-          target[c * plane] = grad_log[k] * slope * (channels == 1 ? T(1) : static_cast<T>(kLuma[c]));
+          target[c * plane] = grad_log[k] * slope * luma_weight<T>(channels, c);
         }
       }
     }
@@ -305,18 +253,16 @@ struct Prepared {
 };
 
 template <class T>
-Prepared<T> prepare(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
+Prepared<T> prepare(const char* op, const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                     const std::optional<Tensor>& flow, bool linear) {
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
   Prepared<T> held{converted(frame0, dtype), converted(frame1, dtype), converted(event_sum, dtype),
                    flow.has_value() ? converted(*flow, dtype) : event_sum, event_sum, {}};
   const int64_t size = frame0.size(0) * frame0.size(2) * frame0.size(3);
-  held.planes = torch::stable::new_empty(held.events, {8, size});
-  T* plane = static_cast<T*>(held.planes.mutable_data_ptr());
-  held.images = {static_cast<const T*>(held.frame0.const_data_ptr()),
-                 static_cast<const T*>(held.frame1.const_data_ptr()),
-                 static_cast<const T*>(held.events.const_data_ptr()),
-                 flow.has_value() ? static_cast<const T*>(held.flow.const_data_ptr()) : nullptr,
+  held.planes = allocate(op, event_sum, {8, size}, dtype);
+  T* plane = mutable_data<T>(held.planes);
+  held.images = {data<T>(held.frame0), data<T>(held.frame1), data<T>(held.events),
+                 flow.has_value() ? data<T>(held.flow) : nullptr,
                  plane, plane + size, plane + 2 * size, plane + 3 * size, plane + 4 * size, plane + 5 * size,
                  plane + 6 * size, plane + 7 * size,
                  frame0.size(0), frame0.size(1), frame0.size(2), frame0.size(3), linear};
@@ -328,10 +274,11 @@ Prepared<T> prepare(const Tensor& frame0, const Tensor& frame1, const Tensor& ev
 template <class T>
 Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                const std::optional<Tensor>& flow, bool linear) {
-  const Prepared<T> held = prepare<T>(frame0, frame1, event_sum, flow, linear);
-  Tensor output =
-      torch::stable::new_empty(held.events, {frame0.size(0), 6, frame0.size(2), frame0.size(3)});
-  write_channels(held.images, static_cast<T*>(output.mutable_data_ptr()));
+  const char* op = "common_gradient";
+  const Prepared<T> held = prepare<T>(op, frame0, frame1, event_sum, flow, linear);
+  const Tensor output = allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)},
+                                 event_sum.scalar_type());
+  write_channels(held.images, mutable_data<T>(output));
   return output;
 }
 
@@ -346,36 +293,35 @@ using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 template <class T>
 FourTensors backward(const Tensor& grad, const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                      const std::optional<Tensor>& flow, bool linear) {
-  const Prepared<T> held = prepare<T>(frame0, frame1, event_sum, flow, linear);
+  const char* op = "common_gradient_backward";
+  const Prepared<T> held = prepare<T>(op, frame0, frame1, event_sum, flow, linear);
   const Tensor g = torch::stable::contiguous(grad);
-  Tensor grad_frame0 = torch::stable::new_empty(held.frame0, shape_of(frame0));
-  Tensor grad_frame1 = torch::stable::new_empty(held.frame1, shape_of(frame1));
-  Tensor grad_events = torch::stable::new_empty(held.events, shape_of(event_sum));
-  Tensor grad_flow = torch::stable::new_empty(
-      held.events, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0});
+  const ScalarType dtype = event_sum.scalar_type();
+  const Tensor grad_frame0 = allocate(op, frame0, shape_of(frame0), dtype);
+  const Tensor grad_frame1 = allocate(op, frame1, shape_of(frame1), dtype);
+  const Tensor grad_events = allocate(op, event_sum, shape_of(event_sum), dtype);
+  const Tensor grad_flow =
+      allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
   const int64_t size = event_sum.numel();
-  const Tensor planes = torch::stable::new_empty(held.events, {6, size});
-  T* plane = static_cast<T*>(planes.mutable_data_ptr());
-  const Gradients<T> out{static_cast<const T*>(g.const_data_ptr()),
-                         plane, plane + size, plane + 2 * size, plane + 3 * size,
-                         static_cast<T*>(grad_events.mutable_data_ptr()),
-                         plane + 4 * size, plane + 5 * size,
-                         static_cast<T*>(grad_frame0.mutable_data_ptr()),
-                         static_cast<T*>(grad_frame1.mutable_data_ptr()),
-                         static_cast<T*>(grad_flow.mutable_data_ptr())};
+  const Tensor planes = allocate(op, event_sum, {6, size}, dtype);
+  T* plane = mutable_data<T>(planes);
+  const Gradients<T> out{data<T>(g), plane, plane + size, plane + 2 * size, plane + 3 * size,
+                         mutable_data<T>(grad_events), plane + 4 * size, plane + 5 * size,
+                         mutable_data<T>(grad_frame0), mutable_data<T>(grad_frame1), mutable_data<T>(grad_flow)};
   const Images<T>& images = held.images;
   prepare_gradients(images, out);
   for_rows(images, [&](int64_t b, int64_t y) { FLOWFUSE_VARIANTS(gather_row(images, out, b, y)) });
   finish_frames(images, out);
-  const ScalarType dtype = frame0.scalar_type();
-  return {torch::stable::to(grad_frame0, dtype), torch::stable::to(grad_frame1, dtype), grad_events, grad_flow};
+  const ScalarType given = frame0.scalar_type();
+  return {torch::stable::to(grad_frame0, given), torch::stable::to(grad_frame1, given), grad_events, grad_flow};
 }
 
 FourTensors common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, Tensor event_sum,
                                      std::optional<Tensor> flow, bool linear) {
   check_common_gradient(frame0, frame1, event_sum, flow);
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
-  check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype);
+  check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype,
+                 "frame0", frame0);
   return dtype == ScalarType::Double ? backward<double>(grad, frame0, frame1, event_sum, flow, linear)
                                      : backward<float>(grad, frame0, frame1, event_sum, flow, linear);
 }

@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, T
   const char* op = "convex_upsample_backward";
   check_convex_upsample(field, mask, factor);
   const int64_t batch = field.size(0), channels = field.size(1), height = field.size(2), width = field.size(3);
-  check_gradient(op, grad, {batch, channels, height * factor, width * factor}, field.scalar_type());
+  check_gradient(op, grad, {batch, channels, height * factor, width * factor}, field.scalar_type(), "field", field);
   const Tensor grad_field = allocate(op, field, shape_of(field), field.scalar_type());
   Tensor grad_mask = allocate(op, mask, shape_of(mask), mask.scalar_type());
   if (grad.numel() == 0) return {grad_field, torch::stable::zero_(grad_mask)};

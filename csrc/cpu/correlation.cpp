@@ -75,12 +75,10 @@ template <class T, class Visit>
 FLOWFUSE_INLINE void visit_taps(const Window<T>& window, int radius, int64_t rows, int64_t columns,
                                 const Visit& visit) {
   const int side = 2 * radius + 2;
-  const int64_t dx0 = window.x < 0 ? -window.x : 0, dy0 = window.y < 0 ? -window.y : 0;
-  const int64_t dx1 = columns - window.x < side ? columns - window.x : side;
-  const int64_t dy1 = rows - window.y < side ? rows - window.y : side;
-  for (int64_t dy = dy0; dy < dy1; ++dy) {
+  const TapRange range = taps_inside(window, radius, rows, columns);
+  for (int64_t dy = range.y0; dy < range.y1; ++dy) {
     const int64_t row = (window.y + dy) * columns + window.x;
-    for (int64_t dx = dx0; dx < dx1; ++dx) visit(dx * side + dy, row + dx);
+    for (int64_t dx = range.x0; dx < range.x1; ++dx) visit(dx * side + dy, row + dx);
   }
 }
 
@@ -255,7 +253,7 @@ void run_backward(const Lookup<T>& job, const Tensor& like) {
   // Items are taken a group at a time: the workspace does not grow with the batch.
   const int64_t item_taps = std::max<int64_t>(1, job.pixels * job.level_count * job.taps());
   const int64_t group = std::min(job.batch, std::max<int64_t>(1, kWorkspace / (item_taps * int64_t{sizeof(T)})));
-  Tensor workspace = torch::stable::new_empty(like, {group * item_taps});
+  Tensor workspace = allocate("correlation_lookup_backward", like, {group, item_taps}, like.scalar_type());
   T* kept = mutable_data<T>(workspace);
   const int64_t chunks = (job.channels + kChannelChunk - 1) / kChannelChunk;
   for (int64_t item = 0; item < job.batch; item += group) {
@@ -280,23 +278,11 @@ Lookup<T> lookup_of(const Tensor& coords, size_t levels, int64_t radius) {
   return job;
 }
 
-Tensor empty_windows(const Tensor& like, const Tensor& coords, size_t levels, int64_t radius) {
-  const int64_t window = (2 * radius + 1) * (2 * radius + 1);
-  return torch::stable::new_empty(
-      like, {coords.size(0), static_cast<int64_t>(levels) * window, coords.size(2), coords.size(3)});
-}
-
-void check_windows_gradient(const char* op, const Tensor& grad, const Tensor& coords, size_t levels,
-                            int64_t radius, ScalarType dtype) {
-  const int64_t channels = static_cast<int64_t>(levels) * (2 * radius + 1) * (2 * radius + 1);
-  check_gradient(op, grad, {coords.size(0), channels, coords.size(2), coords.size(3)}, dtype);
-}
-
 // Coordinates' gradient: as coords when asked for, else empty.
 template <class T>
-Tensor empty_coords_gradient(const Tensor& like, const Tensor& coords, bool needed, Lookup<T>& job) {
-  if (!needed) return torch::stable::new_empty(like, {0});
-  Tensor grad = torch::stable::new_empty(like, shape_of(coords));
+Tensor empty_coords_gradient(const char* op, const Tensor& like, const Tensor& coords, bool needed, Lookup<T>& job) {
+  if (!needed) return allocate(op, like, {0}, like.scalar_type());
+  Tensor grad = allocate(op, like, shape_of(coords), like.scalar_type());
   job.grad_coords = mutable_data<T>(grad);
   return grad;
 }
@@ -315,7 +301,8 @@ template <class T>
 Tensor volume_lookup_typed(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radius) {
   Lookup<T> job = lookup_of<T>(coords, volumes.size(), radius);
   set_volumes(job, volumes);
-  Tensor output = empty_windows(volumes[0], coords, volumes.size(), radius);
+  Tensor output = allocate("volume_lookup", coords, windows_shape(coords, volumes.size(), radius),
+                           volumes[0].scalar_type());
   job.output = mutable_data<T>(output);
   run_lookup(job);
   return output;
@@ -333,24 +320,27 @@ template <class T>
 std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward_typed(const Tensor& grad, std::vector<Tensor>& volumes,
                                                                      const Tensor& coords, int64_t radius,
                                                                      bool coords_needed) {
+  const char* op = "volume_lookup_backward";
   Lookup<T> job = lookup_of<T>(coords, volumes.size(), radius);
   set_volumes(job, volumes);
   job.grad = data<T>(grad);
   std::vector<Tensor> grads;
   for (size_t level = 0; level < volumes.size(); ++level) {
-    grads.push_back(torch::stable::new_empty(volumes[level], shape_of(volumes[level])));
+    grads.push_back(allocate(op, volumes[level], shape_of(volumes[level]), grad.scalar_type(),
+                             MemoryFormat::Contiguous, kOnDemandAdvice));
     job.levels[level].grad = mutable_data<T>(grads.back());
   }
-  Tensor grad_coords = empty_coords_gradient(grad, coords, coords_needed, job);
+  Tensor grad_coords = empty_coords_gradient(op, grad, coords, coords_needed, job);
   run_backward(job, grad);
   return {grads, grad_coords};
 }
 
-std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes, Tensor coords,
-                                                               int64_t radius, bool coords_needed) {
+std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
+                                                               Tensor coords, int64_t radius, bool coords_needed) {
   check_volume_lookup(volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();
-  check_windows_gradient("volume_lookup_backward", grad, coords, volumes.size(), radius, dtype);
+  check_gradient("volume_lookup_backward", grad, windows_shape(coords, volumes.size(), radius), dtype, "coords",
+                 coords);
   const Tensor exact = converted(coords, ScalarType::Double);
   const Tensor g = torch::stable::contiguous(grad);
   const auto backward =
@@ -382,7 +372,8 @@ Tensor correlation_lookup_typed(const Tensor& f0, const std::vector<Tensor>& f1_
                                 int64_t radius) {
   Lookup<T> job = lookup_of<T>(coords, f1_levels.size(), radius);
   const std::vector<Features> held = set_features(job, f0, f1_levels);
-  Tensor output = empty_windows(held[0].tensor, coords, f1_levels.size(), radius);
+  Tensor output = allocate("correlation_lookup", f0, windows_shape(coords, f1_levels.size(), radius),
+                           sum_dtype(f0.scalar_type()));
   job.output = mutable_data<T>(output);
   if (output.numel() > 0) run_lookup(job);
   return output;
@@ -399,18 +390,19 @@ template <class T>
 std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward_typed(
     const Tensor& grad, const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& coords,
     int64_t radius, bool coords_needed) {
+  const char* op = "correlation_lookup_backward";
   Lookup<T> job = lookup_of<T>(coords, f1_levels.size(), radius);
   const std::vector<Features> held = set_features(job, f0, f1_levels);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   job.grad = data<T>(grad);
-  Tensor grad_f0 = empty_channels_last("correlation_lookup_backward", f0, dtype);
+  Tensor grad_f0 = empty_channels_last(op, f0, dtype);
   job.grad_f0 = mutable_data<T>(grad_f0);
   std::vector<Tensor> grads;
   for (size_t level = 0; level < f1_levels.size(); ++level) {
-    grads.push_back(empty_channels_last("correlation_lookup_backward", f1_levels[level], dtype));
+    grads.push_back(empty_channels_last(op, f1_levels[level], dtype));
     job.levels[level].grad = mutable_data<T>(grads.back());
   }
-  Tensor grad_coords = empty_coords_gradient(grad, coords, coords_needed, job);
+  Tensor grad_coords = empty_coords_gradient(op, grad, coords, coords_needed, job);
   run_backward(job, grad);
   for (size_t level = 0; level < grads.size(); ++level) {
     grads[level] = torch::stable::to(grads[level], f1_levels[level].scalar_type());
@@ -422,7 +414,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
     Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
   check_correlation_lookup(f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
-  check_windows_gradient("correlation_lookup_backward", grad, coords, f1_levels.size(), radius, dtype);
+  check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0",
+                 f0);
   const Tensor exact = converted(coords, ScalarType::Double);
   const Tensor g = torch::stable::contiguous(grad);
   const auto backward = dtype == ScalarType::Double ? correlation_lookup_backward_typed<double>

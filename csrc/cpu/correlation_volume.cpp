@@ -78,7 +78,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
   std::vector<Tensor> grad_levels;
   for (size_t level = 0; level < f1_levels.size(); ++level) {
     const Tensor& f1 = f1_levels[level];
-    check_gradient(op, grads[level], {f0.size(0), f0.size(2), f0.size(3), f1.size(2), f1.size(3)}, dtype);
+    check_gradient(op, grads[level], {f0.size(0), f0.size(2), f0.size(3), f1.size(2), f1.size(3)}, dtype, "f0", f0);
     const auto backward =
         dtype == ScalarType::Double ? volume_level_backward<double> : volume_level_backward<float>;
     const Tensor grad = backward(grads[level], source, f1, f0.size(0), f0.size(1), grad_f0, level == 0);

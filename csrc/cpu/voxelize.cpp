@@ -5,18 +5,12 @@
 #include <tuple>
 
 #include "checks.h"
-#include "sampling.h"
+#include "events.h"
 
 namespace flowfuse {
 namespace {
 
 constexpr int64_t kChunk = 1024;  // events converted at a time: the buffers stay in the first-level cache
-
-struct Events {
-  const void *x, *y, *p;
-  const int64_t* t;
-  ScalarType position_dtype, polarity_dtype;
-};
 
 template <class From, class To>
 void convert(const void* source, int64_t begin, int64_t count, To* out) {
@@ -56,16 +50,14 @@ void load_signs(const void* source, ScalarType dtype, int64_t begin, int64_t cou
   }
 }
 
-struct Grid {
-  int64_t bins, height, width;
-  int64_t t0, t1;
-  int space_bits;
+struct AddTo {
+  int64_t* sums;
+  FLOWFUSE_INLINE void operator()(int64_t cell, int64_t weight) const { sums[cell] += weight; }
 };
 
 // Adds events [begin, end) to sums [bins, height, width]; returns how many were ignored.
 int64_t add_pixel_events(const Events& events, int64_t begin, int64_t end, const Grid& grid, int64_t* sums) {
   int64_t x[kChunk], y[kChunk], sign[kChunk];
-  const int64_t plane = grid.height * grid.width;
   int64_t ignored = 0;
   for (int64_t start = begin; start < end; start += kChunk) {
     const int64_t count = std::min(kChunk, end - start);
@@ -73,15 +65,7 @@ int64_t add_pixel_events(const Events& events, int64_t begin, int64_t end, const
     load_pixels(events.y, events.position_dtype, start, count, y);
     load_signs(events.p, events.polarity_dtype, start, count, sign);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t t = events.t[start + i];
-      if (t < grid.t0 || t >= grid.t1 || x[i] < 0 || x[i] >= grid.width || y[i] < 0 || y[i] >= grid.height) {
-        ++ignored;
-        continue;
-      }
-      const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);
-      int64_t* cell = sums + time.bin * plane + y[i] * grid.width + x[i];
-      cell[0] += sign[i] * ((int64_t{1} << kTimeBits) - time.late);
-      if (time.late != 0) cell[plane] += sign[i] * time.late;  // never past the last bin: t < t1
+      ignored += !spread_pixel(grid, x[i], y[i], events.t[start + i], sign[i], AddTo{sums});
     }
   }
   return ignored;
@@ -91,8 +75,6 @@ int64_t add_rectified_events(const Events& events, int64_t begin, int64_t end, c
                              int64_t* sums) {
   double x[kChunk], y[kChunk];
   int64_t sign[kChunk];
-  const int64_t plane = grid.height * grid.width;
-  const int64_t unit = int64_t{1} << grid.space_bits;
   int64_t ignored = 0;
   for (int64_t start = begin; start < end; start += kChunk) {
     const int64_t count = std::min(kChunk, end - start);
@@ -100,28 +82,7 @@ int64_t add_rectified_events(const Events& events, int64_t begin, int64_t end, c
     load_positions(events.y, events.position_dtype, start, count, y);
     load_signs(events.p, events.polarity_dtype, start, count, sign);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t t = events.t[start + i];
-      const bool on_sensor = x[i] > -1 && x[i] < grid.width && y[i] > -1 && y[i] < grid.height;
-      if (t < grid.t0 || t >= grid.t1 || !on_sensor) {  // NaN is not on the sensor
-        ++ignored;
-        continue;
-      }
-      const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);
-      const SpaceWeight column = space_weight(x[i], grid.space_bits);
-      const SpaceWeight row = space_weight(y[i], grid.space_bits);
-      for (int64_t dy = 0; dy < 2; ++dy) {
-        const int64_t r = row.cell + dy;
-        if (r < 0 || r >= grid.height) continue;
-        const int64_t row_weight = sign[i] * (dy ? row.next : unit - row.next);
-        for (int64_t dx = 0; dx < 2; ++dx) {
-          const int64_t c = column.cell + dx;
-          if (c < 0 || c >= grid.width) continue;
-          const int64_t weight = row_weight * (dx ? column.next : unit - column.next);
-          int64_t* cell = sums + time.bin * plane + r * grid.width + c;
-          cell[0] += weight * ((int64_t{1} << kTimeBits) - time.late);
-          if (time.late != 0) cell[plane] += weight * time.late;
-        }
-      }
+      ignored += !spread_rectified(grid, x[i], y[i], events.t[start + i], sign[i], AddTo{sums});
     }
   }
   return ignored;
@@ -135,7 +96,7 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   const int64_t* bounds = static_cast<const int64_t*>(offsets.const_data_ptr());
   const int64_t* begins = static_cast<const int64_t*>(t0.const_data_ptr());
   const int64_t* ends = static_cast<const int64_t*>(t1.const_data_ptr());
-  check_voxelize_values(t.size(0), bounds, begins, ends, items);
+  check_event_values("voxelize", t.size(0), bounds, begins, ends, items);
 
   const Events events{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(),
                       static_cast<const int64_t*>(t.const_data_ptr()), x.scalar_type(), p.scalar_type()};
@@ -177,8 +138,7 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
       for (int64_t index = first; index < last;) {
         const int64_t b = index / cells;  // within the group
         const int64_t stop = std::min(last, (b + 1) * cells);
-        const int64_t bits = kTimeBits + 2 * grid_of(item + b).space_bits;
-        const float scale = 1.0f / static_cast<float>(int64_t{1} << bits);  // a power of two: exact
+        const float scale = voxel_scale(grid_of(item + b).space_bits);
         const int64_t* sum = sum_data + b * parts * cells - b * cells;
         for (; index < stop; ++index) {
           int64_t total = 0;

@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, T
   const char* op = "convex_upsample_backward";
   check_convex_upsample(field, mask, factor);
   check_gradient(op, grad, {field.size(0), field.size(1), field.size(2) * factor, field.size(3) * factor},
-                 field.scalar_type());
+                 field.scalar_type(), "field", field);
   const DeviceCall call(op, field);
   const Tensor grad_field = allocate(op, field, shape_of(field), field.scalar_type());
   const Tensor grad_mask = allocate(op, mask, shape_of(mask), mask.scalar_type());

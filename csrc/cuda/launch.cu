@@ -34,8 +34,8 @@ void DeviceCall::check(cudaError_t error) const {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next operator would be blamed
   STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion, op_,
-                  ": flowfuse has no kernels for this GPU: it was built for " FLOWFUSE_CUDA_ARCHITECTURES
-                  "; rebuild it with FLOWFUSE_CUDA_ARCHITECTURES=<compute capability without its dot>");
+                  ": flowfuse has no kernels for this GPU: it was built for " C10_STRINGIZE(FLOWFUSE_CUDA_ARCHITECTURES)
+                  "; rebuild it with FLOWFUSE_CUDA_ARCHITECTURES=sm_<compute capability without its dot>");
   STD_TORCH_CHECK(error != cudaErrorInsufficientDriver, op_,
                   ": the NVIDIA driver is older than the CUDA version flowfuse was built with (",
                   CUDART_VERSION / 1000, ".", CUDART_VERSION / 10 % 100, ")");

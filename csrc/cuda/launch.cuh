@@ -21,6 +21,10 @@
 #define FLOWFUSE_CUDA_KEY CUDA  // dispatch key of the kernels in csrc/cuda
 #endif
 
+#ifndef FLOWFUSE_MOST_BLOCKS
+#define FLOWFUSE_MOST_BLOCKS 1048576  // of a launch: a block goes through its items in a loop
+#endif
+
 namespace flowfuse {
 
 constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
@@ -43,7 +47,7 @@ __device__ __forceinline__ int64_t item_step() { return int64_t{gridDim.x} * blo
 
 // Blocks for kernels whose threads go through `items` from first_item() in steps of item_step().
 inline unsigned blocks_for(int64_t items, int threads = kThreads) {
-  return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, int64_t{1} << 20));
+  return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, FLOWFUSE_MOST_BLOCKS));
 }
 
 // One operator call on a device: while it lives, the tensor's device is the current one.

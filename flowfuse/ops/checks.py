@@ -13,6 +13,7 @@ FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COORDINATE_DTYPES = (torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
 MAX_LEVELS = 16
+MAX_POINTS = 16  # control points of a trajectory in warp_events
 POLARITY_DTYPES = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -78,6 +79,10 @@ def check_events(
     check_device(op, "x", {"x": x, "y": y, "t": t, "p": p, "offsets": offsets, **times})
 
 
+def check_size(op: str, name: str, value: int, limit: int) -> None:
+    require(1 <= value <= limit, f"{op}: {name} must be in [1, {limit}], got {value}")
+
+
 @eager
 def check_event_values(op: str, count: int, offsets: Tensor, t0: Tensor, t1: Tensor) -> None:
     """What the values of offsets and times must obey (reads them: a synchronization on a GPU)."""
@@ -102,13 +107,11 @@ def check_voxelize(
     x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor, t0: Tensor, t1: Tensor,
     bins: int, height: int, width: int,
 ) -> None:  # fmt: skip
-    check_events("voxelize", x, y, t, p, offsets, t0=t0, t1=t1)
-    for name, value, limit in (
-        ("bins", bins, 2**16),
-        ("height", height, 2**20),
-        ("width", width, 2**20),
-    ):
-        require(1 <= value <= limit, f"voxelize: {name} must be in [1, {limit}], got {value}")
+    op = "voxelize"
+    check_events(op, x, y, t, p, offsets, t0=t0, t1=t1)
+    check_size(op, "bins", bins, 2**16)
+    check_size(op, "height", height, 2**20)
+    check_size(op, "width", width, 2**20)
 
 
 def check_level_count(op: str, levels: int) -> None:
@@ -234,10 +237,8 @@ def check_warp_events(
         mode in ("signed", "unsigned", "split"),
         f"{op}: mode must be 'signed', 'unsigned' or 'split', got {mode!r}",
     )
-    require(
-        height >= 1 and width >= 1,
-        f"{op}: height and width must be positive, got {height}, {width}",
-    )
+    check_size(op, "height", height, 2**20)
+    check_size(op, "width", width, 2**20)
     shape = tuple(trajectory.shape)
     flow = shape == (items, 2, height, width)
     points = (
@@ -245,5 +246,9 @@ def check_warp_events(
     )
     form = f"[{items}, 2, {height}, {width}] or [{items}, n, 2, {height}, {width}]"
     check_shape(op, "trajectory", trajectory, form, flow or points)
+    require(
+        flow or shape[1] <= MAX_POINTS,
+        f"{op}: trajectory must have at most {MAX_POINTS} control points, got {shape[1]}",
+    )
     check_dtype(op, "trajectory", trajectory, COORDINATE_DTYPES)
     check_device(op, "x", {"x": x, "trajectory": trajectory})

@@ -17,6 +17,10 @@ REBUILD = (
     "install it with `FLOWFUSE_EXTENSION=1 pip install --no-build-isolation .` in a checkout, "
     "which needs a C++17 compiler"
 )
+REBUILD_CUDA = (
+    "install it with `FLOWFUSE_CUDA=1 pip install --no-build-isolation .` in a checkout, "
+    "which needs nvcc"
+)
 _announced: set[str] = set()
 
 
@@ -30,14 +34,26 @@ def load_library() -> Path | None:
     path = None if DISABLED else find_library()
     if path is not None:
         torch.ops.load_library(str(path))
-        # An instruction set that cannot be had is an error here: raised by the first operator, it
-        # would lose its message on the way out of torch's thread pool.
-        torch.ops.flowfuse.build_info()
     return path
 
 
 LIBRARY = load_library()
-KERNEL_DEVICES = ("cpu",) if LIBRARY is not None else ()
+
+
+def library_facts() -> dict[str, str]:
+    """What the library says of itself: lines of key=value.
+
+    Asked at import: an instruction set that cannot be had, raised by the first operator, would lose
+    its message on the way out of torch's thread pool.
+    """
+    if LIBRARY is None:
+        return {}
+    lines = torch.ops.flowfuse.build_info().splitlines()
+    return dict(line.split("=", maxsplit=1) for line in lines)
+
+
+FACTS = library_facts()
+KERNEL_DEVICES = ("cpu", "cuda")[: (LIBRARY is not None) + ("cuda" in FACTS)]
 
 
 def announce(message: str) -> None:
@@ -53,9 +69,10 @@ def has_kernel(device: torch.device) -> bool:
         return True
     if LIBRARY is not None:
         if not torch.compiler.is_compiling():
+            rebuild = f"; {REBUILD_CUDA}" if device.type == "cuda" else ""
             announce(
                 f"flowfuse.ops has no compiled operators for {device.type}: "
-                "the slower references in plain torch are used there"
+                f"the slower references in plain torch are used there{rebuild}"
             )
         return False
     if torch.compiler.is_compiling():
@@ -76,22 +93,19 @@ def build_info() -> dict[str, object]:
         have kernels), `torch` (version running), and of the library, None without it:
         `torch_target` (the LibTorch version whose ABI it was built for), `compiler`,
         `cpp_standard`, `cpu_capability` (instruction set chosen for this machine),
-        `cpu_capabilities` (those compiled in).
+        `cpu_capabilities` (those compiled in), `cuda` (CUDA version of its kernels, None without
+        them; CUDA 13 needs a driver of at least R580) and `cuda_architectures` (sm_NN machine
+        code, compute_NN PTX for later GPUs).
     """
     info: dict[str, object] = {
         "extension": LIBRARY is not None,
         "path": None if LIBRARY is None else str(LIBRARY),
         "devices": KERNEL_DEVICES,
         "torch": torch.__version__,
-        "torch_target": None,
-        "compiler": None,
-        "cpp_standard": None,
-        "cpu_capability": None,
-        "cpu_capabilities": None,
     }
-    if LIBRARY is not None:
-        for line in torch.ops.flowfuse.build_info().splitlines():
-            key, _, value = line.partition("=")
-            info[key] = value
-        info["cpu_capabilities"] = tuple(str(info["cpu_capabilities"]).split(","))
+    for key in ("torch_target", "compiler", "cpp_standard", "cpu_capability"):
+        info[key] = FACTS.get(key)
+    for key, separator in (("cpu_capabilities", ","), ("cuda", None), ("cuda_architectures", "+")):
+        value = FACTS.get(key)
+        info[key] = tuple(value.split(separator)) if value and separator else value
     return info

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -245,6 +245,19 @@ def bezier_displacement(control_points: Tensor, tau: Tensor) -> Tensor:
     return (bernstein(control_points.shape[1], tau)[..., None] * control_points).sum(1)
 
 
+def bilinear_square(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The four pixels around positions [N]: column, row (as floats) and weight of each.
+
+    The gradient of the weights is that of the square which floor chooses, at whole numbers too.
+    """
+    column, row = x.detach().floor(), y.detach().floor()
+    right, lower = x - column, y - row
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight = (right if dx else 1 - right) * (lower if dy else 1 - lower)
+            yield column + dx, row + dy, weight
+
+
 def warp_events(
     x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor, trajectory: Tensor,
     t0: Tensor, t1: Tensor, t_ref: Tensor, mode: str, height: int, width: int,
@@ -260,35 +273,29 @@ def warp_events(
     x, y, t, p, item = (value[used] for value in (x, y, t, p, item))
 
     planes = trajectory.flatten(1, 2).permute(0, 2, 3, 1)  # [B, H, W, 2n]
-    column, row = x.floor(), y.floor()
     points = 0
-    for dy in (0, 1):
-        for dx in (0, 1):
-            weight = (1 - (x - column - dx).abs()) * (1 - (y - row - dy).abs())
-            c = (column + dx).to(torch.int64).clamp(0, width - 1)
-            r = (row + dy).to(torch.int64).clamp(0, height - 1)
-            points = points + weight[:, None] * planes[item, r, c]
+    for column, row, weight in bilinear_square(x, y):
+        c = column.to(torch.int64).clamp(0, width - 1)
+        r = row.to(torch.int64).clamp(0, height - 1)
+        points = points + weight[:, None] * planes[item, r, c]
     points = points.view(-1, trajectory.shape[1], 2)  # [N, n, 2] at the events
     duration = (t1 - t0)[item].to(dtype)
     tau = (t - t0[item]).to(dtype) / duration
     tau_ref = (t_ref - t0)[item].to(dtype) / duration
     shift = bezier_displacement(points, tau_ref) - bezier_displacement(points, tau)
     x, y = x + shift[:, 0], y + shift[:, 1]
+    moved = torch.isfinite(x) & torch.isfinite(y)  # the others would make gradients of NaN
+    x, y, p, item = (value[moved] for value in (x, y, p, item))
 
     positive = p > 0
     vote = torch.where(positive, 1, -1).to(dtype) if mode == "signed" else torch.ones_like(x)
     channels = 2 if mode == "split" else 1
     channel = positive.to(torch.int64) if mode == "split" else torch.zeros_like(item)
     image = torch.zeros(batch * channels * height * width, dtype=dtype, device=x.device)
-    column, row = x.detach().floor(), y.detach().floor()
-    for dy in (0, 1):
-        for dx in (0, 1):
-            weight = (1 - (x - column - dx).abs()) * (1 - (y - row - dy).abs())
-            c, r = column + dx, row + dy
-            tap = (
-                (c >= 0) & (c < width) & (r >= 0) & (r < height)
-            )  # as floats, before the integer cast
-            cell = (item * channels + channel)[tap] * height + r[tap].to(torch.int64)
-            cell = cell * width + c[tap].to(torch.int64)
-            image = image.index_add(0, cell, (vote * weight)[tap])
+    for column, row, weight in bilinear_square(x, y):
+        # Compared as floats, before the integer cast.
+        tap = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        cell = (item * channels + channel)[tap] * height + row[tap].to(torch.int64)
+        cell = cell * width + column[tap].to(torch.int64)
+        image = image.index_add(0, cell, (vote * weight)[tap])
     return image.view(batch, channels, height, width)

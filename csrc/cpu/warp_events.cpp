@@ -1,0 +1,204 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <string>
+
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "events.h"
+#include "tensors.h"
+
+namespace flowfuse {
+namespace {
+
+using torch::stable::parallel_for;
+
+// Rows [first, last) of an item's image or trajectory. Every strip goes through all events of its item, in their
+// order: nothing is shared, and nothing depends on how many strips there are.
+struct Strip {
+  int64_t item, first, last;
+};
+
+struct Strips {
+  int64_t items, height, per_item;
+
+  Strips(int64_t items_, int64_t height_) : items(items_), height(height_) {
+    const int64_t threads = torch::stable::get_num_threads();
+    per_item = std::min(height, (threads + items - 1) / items);
+  }
+  int64_t count() const { return items * per_item; }
+  FLOWFUSE_INLINE Strip at(int64_t index) const {
+    const int64_t part = index % per_item;
+    return {index / per_item, height * part / per_item, height * (part + 1) / per_item};
+  }
+};
+
+// Places [N, 2] to which events [first, last) are moved; NaN for those left out.
+template <class T>
+FLOWFUSE_INLINE void move_events(const Warp<T>& job, int64_t first, int64_t last, T* places) {
+  for (int64_t index = first; index < last; ++index) {
+    T x = static_cast<T>(__builtin_nan("")), y = x;
+    const int64_t item = item_of(job.offsets, 0, job.items, index);
+    WarpEvent<T> event;
+    if (item >= 0 && read_event(job, item, index, event)) move_event(job, item, event, x, y);
+    places[2 * index] = x;
+    places[2 * index + 1] = y;
+  }
+}
+
+template <class T>
+FLOWFUSE_INLINE void vote(const Warp<T>& job, const T* places, const Strip& strip, int64_t* sums, T* image) {
+  const int64_t begin = job.offsets[strip.item], end = job.offsets[strip.item + 1];
+  const int bits = vote_bits(end - begin);
+  const T unit = static_cast<T>(power_of_two(bits)), scale = static_cast<T>(power_of_two(-bits));
+  const T above = static_cast<T>(strip.first - 1), below = static_cast<T>(strip.last);
+  const int64_t size = (strip.last - strip.first) * job.width;
+  const int64_t corner = strip.item * job.channels() * job.plane() + strip.first * job.width;
+  for (int64_t c = 0; c < job.channels(); ++c) {
+    for (int64_t i = 0; i < size; ++i) sums[corner + c * job.plane() + i] = 0;
+  }
+  for (int64_t index = begin; index < end; ++index) {
+    const T y = places[2 * index + 1];
+    if (!(y >= above && y < below)) continue;
+    const Square<T> square = square_at(places[2 * index], y);
+    const int64_t sign = sign_at(job.events, index);
+    int64_t* plane = sums + image_plane(job, strip.item, sign);
+    for (int k = 0; k < 4; ++k) {
+      if (!in_image(job, square, k)) continue;
+      const int64_t pixel = image_pixel(job, square, k), row = static_cast<int64_t>(square.row) + (k >> 1);
+      if (row < strip.first || row >= strip.last) continue;
+      plane[pixel] += vote_of(job, sign) * to_fixed(corner_weight(square, k) * unit);
+    }
+  }
+  for (int64_t c = 0; c < job.channels(); ++c) {
+    const int64_t start = corner + c * job.plane();
+    for (int64_t i = 0; i < size; ++i) image[start + i] = static_cast<T>(sums[start + i]) * scale;
+  }
+}
+
+// Gradients [N, 2] in the places of events [first, last); 0 for those left out or moved out of the image.
+template <class T>
+FLOWFUSE_INLINE void place_gradients(const Warp<T>& job, const T* grad, int64_t first, int64_t last, T* gradients) {
+  for (int64_t index = first; index < last; ++index) {
+    T gx = 0, gy = 0, x, y;
+    const int64_t item = item_of(job.offsets, 0, job.items, index);
+    WarpEvent<T> event;
+    if (item >= 0 && read_event(job, item, index, event)) {
+      move_event(job, item, event, x, y);
+      place_gradient(job, grad, item, sign_at(job.events, index), x, y, gx, gy);
+    }
+    gradients[2 * index] = gx;
+    gradients[2 * index + 1] = gy;
+  }
+}
+
+// Sums in float64: a million equal shares would lose in float32.
+template <class T>
+FLOWFUSE_INLINE void gather_shares(const Warp<T>& job, const T* gradients, const Strip& strip, double* sums, T* out) {
+  const int64_t planes = 2 * job.points, size = (strip.last - strip.first) * job.width;
+  const int64_t corner = strip.item * planes * job.plane() + strip.first * job.width;
+  const T above = static_cast<T>(strip.first - 1), below = static_cast<T>(strip.last);
+  for (int64_t p = 0; p < planes; ++p) {
+    for (int64_t i = 0; i < size; ++i) sums[corner + p * job.plane() + i] = 0;
+  }
+  for (int64_t index = job.offsets[strip.item]; index < job.offsets[strip.item + 1]; ++index) {
+    const T gx = gradients[2 * index], gy = gradients[2 * index + 1];
+    if (gx == 0 && gy == 0) continue;
+    const T y = position_at<T>(job.events.y, job.events.position_dtype, index);
+    if (!(y >= above && y < below)) continue;
+    WarpEvent<T> event;
+    if (!read_event(job, strip.item, index, event)) continue;
+    const Square<T> square = square_at(event.x, event.y);
+    double* plane = sums + strip.item * planes * job.plane();
+    for (int64_t k = 1; k <= job.points; ++k) {
+      const T share = influence(job, k, event);
+      for (int c = 0; c < 4; ++c) {
+        const int64_t pixel = source_pixel(job, square, c);
+        if (pixel < strip.first * job.width || pixel >= strip.last * job.width) continue;
+        const T weight = corner_weight(square, c);
+        plane[pixel] += static_cast<double>(weight * (gx * share));
+        plane[job.plane() + pixel] += static_cast<double>(weight * (gy * share));
+      }
+      plane += 2 * job.plane();
+    }
+  }
+  for (int64_t p = 0; p < planes; ++p) {
+    const int64_t start = corner + p * job.plane();
+    for (int64_t i = 0; i < size; ++i) out[start + i] = static_cast<T>(sums[start + i]);
+  }
+}
+
+template <class T>
+void run_forward(const char* op, const WarpTensors& tensors, const Tensor& image) {
+  const Warp<T> job = tensors.job<T>();
+  const Tensor places = allocate(op, image, {job.count, 2}, image.scalar_type());
+  const Tensor sums = allocate(op, image, shape_of(image), ScalarType::Long);
+  T* place = mutable_data<T>(places);
+  parallel_for(0, job.count, 4096, [&](int64_t first, int64_t last) {
+    FLOWFUSE_VARIANTS(move_events(job, first, last, place))
+  });
+  const Strips strips(job.items, job.height);
+  int64_t* sum = mutable_data<int64_t>(sums);
+  T* out = mutable_data<T>(image);
+  parallel_for(0, strips.count(), 1, [&](int64_t first, int64_t last) {
+    FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index) vote(job, place, strips.at(index), sum, out))
+  });
+}
+
+template <class T>
+void run_backward(const char* op, const Tensor& grad, const WarpTensors& tensors, const Tensor& grad_trajectory) {
+  const Warp<T> job = tensors.job<T>();
+  const Tensor gradients = allocate(op, grad, {job.count, 2}, grad.scalar_type());
+  const Tensor sums = allocate(op, grad, shape_of(grad_trajectory), ScalarType::Double);
+  const T* image = data<T>(grad);
+  T* gradient = mutable_data<T>(gradients);
+  parallel_for(0, job.count, 4096, [&](int64_t first, int64_t last) {
+    FLOWFUSE_VARIANTS(place_gradients(job, image, first, last, gradient))
+  });
+  const Strips strips(job.items, job.height);
+  double* sum = mutable_data<double>(sums);
+  T* out = mutable_data<T>(grad_trajectory);
+  parallel_for(0, strips.count(), 1, [&](int64_t first, int64_t last) {
+    FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
+                          gather_shares(job, gradient, strips.at(index), sum, out))
+  });
+}
+
+void check_values(const WarpTensors& tensors) {
+  check_event_values("warp_events", tensors.t.size(0), data<int64_t>(tensors.offsets), data<int64_t>(tensors.t0),
+                     data<int64_t>(tensors.t1), tensors.offsets.size(0) - 1);
+}
+
+Tensor warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory, Tensor t0, Tensor t1,
+                   Tensor t_ref, std::string mode, int64_t height, int64_t width) {
+  const char* op = "warp_events";
+  check_warp_events(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  const WarpTensors tensors(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  check_values(tensors);
+  const Tensor image = allocate(op, trajectory, tensors.image_shape(), trajectory.scalar_type());
+  const bool wide = trajectory.scalar_type() == ScalarType::Double;
+  (wide ? run_forward<double> : run_forward<float>)(op, tensors, image);
+  return image;
+}
+
+Tensor warp_events_backward(Tensor grad, Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory,
+                            Tensor t0, Tensor t1, Tensor t_ref, std::string mode, int64_t height, int64_t width) {
+  const char* op = "warp_events_backward";
+  check_warp_events(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  const WarpTensors tensors(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  check_values(tensors);
+  check_gradient(op, grad, tensors.image_shape(), trajectory.scalar_type(), "trajectory", trajectory);
+  const Tensor grad_trajectory = allocate(op, trajectory, shape_of(trajectory), trajectory.scalar_type());
+  const bool wide = trajectory.scalar_type() == ScalarType::Double;
+  (wide ? run_backward<double> : run_backward<float>)(op, torch::stable::contiguous(grad), tensors, grad_trajectory);
+  return grad_trajectory;
+}
+
+}  // namespace
+}  // namespace flowfuse
+
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
+  m.impl("warp_events", TORCH_BOX(&flowfuse::warp_events));
+  m.impl("warp_events_backward", TORCH_BOX(&flowfuse::warp_events_backward));
+}

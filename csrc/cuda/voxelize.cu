@@ -1,0 +1,111 @@
+// Voxel grids: one thread an event. Integer sums have the same bits in any order, those of the CPU kernel.
+#include <tuple>
+
+#include "cuda/launch.cuh"
+#include "events.h"
+
+namespace flowfuse {
+namespace {
+
+using Sum = unsigned long long;  // of two's complement: the type that atomicAdd takes
+
+constexpr int64_t kGroupBytes = int64_t{32} << 20;  // of sums made at a time, where one item does not need more
+constexpr int64_t kMaxGridY = 65535;
+
+// One call. The host never reads offsets, t0 and t1: what they must obey is not checked, only made harmless.
+struct Voxels {
+  Events events;
+  const int64_t *offsets, *t0, *t1;
+  int64_t count, bins, height, width;
+  bool rectified;
+
+  __device__ __forceinline__ Grid grid(int64_t item) const {
+    const int bits = rectified ? space_bits(events_of(offsets, item, count)) : 0;
+    return {bins, height, width, t0[item], window_end(t0[item], t1[item]), bits};
+  }
+};
+
+struct AtomicAddTo {
+  Sum* sums;
+  __device__ __forceinline__ void operator()(int64_t cell, int64_t weight) const {
+    atomicAdd(sums + cell, static_cast<Sum>(weight));
+  }
+};
+
+// Adds the events of items [first, last) to sums [last - first, bins, height, width].
+__global__ void add_events(Voxels job, int64_t first, int64_t last, Sum* sums, Sum* ignored) {
+  const int64_t cells = job.bins * job.height * job.width;
+  const int64_t end = event_index(job.offsets, last, job.count);
+  for (int64_t index = event_index(job.offsets, first, job.count) + first_item(); index < end; index += item_step()) {
+    const int64_t item = item_of(job.offsets, first, last, index);
+    if (item < 0) continue;
+    const Grid grid = job.grid(item);
+    const AtomicAddTo add{sums + (item - first) * cells};
+    const int64_t t = job.events.t[index], sign = sign_at(job.events, index);
+    bool used;
+    if (job.rectified) {
+      const double x = position_at<double>(job.events.x, job.events.position_dtype, index);
+      const double y = position_at<double>(job.events.y, job.events.position_dtype, index);
+      used = spread_rectified(grid, x, y, t, sign, add);
+    } else {
+      const int64_t x = position_at<int64_t>(job.events.x, job.events.position_dtype, index);
+      const int64_t y = position_at<int64_t>(job.events.y, job.events.position_dtype, index);
+      used = spread_pixel(grid, x, y, t, sign, add);
+    }
+    if (!used) atomicAdd(ignored + item, Sum{1});
+  }
+}
+
+__global__ void scale_sums(Voxels job, int64_t first, int64_t last, const int64_t* __restrict__ sums,
+                           float* __restrict__ voxels) {
+  const int64_t cells = job.bins * job.height * job.width;
+  for (int64_t item = first + blockIdx.y; item < last; item += gridDim.y) {
+    const float scale = voxel_scale(job.grid(item).space_bits);
+    for (int64_t cell = first_item(); cell < cells; cell += item_step()) {
+      voxels[item * cells + cell] = static_cast<float>(sums[(item - first) * cells + cell]) * scale;
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1,
+                                    int64_t bins, int64_t height, int64_t width) {
+  const char* op = "voxelize";
+  check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width);
+  const DeviceCall call(op, t);
+  for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
+  const int64_t items = offsets.size(0) - 1, cells = bins * height * width;
+  const Voxels job{{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
+                    p.scalar_type()},
+                   data<int64_t>(offsets),
+                   data<int64_t>(t0),
+                   data<int64_t>(t1),
+                   t.size(0),
+                   bins,
+                   height,
+                   width,
+                   x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double};
+  const Tensor voxels = allocate(op, t, {items, bins, height, width}, ScalarType::Float);
+  const Tensor ignored = allocate(op, t, {items}, ScalarType::Long);
+  call.clear(ignored);
+
+  // Items are taken a group at a time: the workspace does not grow with the batch, and stays in large caches.
+  const int64_t fit = kGroupBytes / static_cast<int64_t>(sizeof(Sum)) / cells;
+  const int64_t group = std::min(items, std::max<int64_t>(1, fit));
+  const Tensor sums = allocate(op, t, {group, cells}, ScalarType::Long);
+  for (int64_t first = 0; first < items; first += group) {
+    const int64_t last = std::min(items, first + group);
+    call.clear(sums);
+    call.launch(add_events, blocks_for(job.count), kThreads, 0, job, first, last, mutable_data<Sum>(sums),
+                mutable_data<Sum>(ignored));
+    const dim3 grid(blocks_for(cells), static_cast<unsigned>(std::min(last - first, kMaxGridY)));
+    call.launch(scale_sums, grid, kThreads, 0, job, first, last, data<int64_t>(sums), mutable_data<float>(voxels));
+  }
+  return {voxels, ignored};
+}
+
+}  // namespace
+}  // namespace flowfuse
+
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
+  m.impl("voxelize", TORCH_BOX(&flowfuse::voxelize));
+}

@@ -1,0 +1,81 @@
+// Formulas of common_gradient at one pixel, for every device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "sampling.h"
+
+namespace flowfuse {
+
+constexpr int kReach = 3;  // the window of the similarity S is 7 x 7
+constexpr double kLogOffset = 1e-3;
+constexpr double kFrameFloor = 1e-4;  // log-intensity squared
+constexpr double kEventFloor = 1e-2;  // polarity counts squared
+
+// Rec. 601; a gray frame is its own luma.
+template <class T>
+FLOWFUSE_INLINE T luma_weight(int64_t channels, int64_t channel) {
+  if (channels == 1) return T(1);
+  return static_cast<T>(channel == 0 ? 0.299 : channel == 1 ? 0.587 : 0.114);
+}
+
+// Luma of the pixel whose first channel is at `frame`, the others each `stride` further.
+template <class T, class F>
+FLOWFUSE_INLINE T luma(const F* frame, int64_t channels, int64_t stride) {
+  if (channels == 1) return static_cast<T>(frame[0]);
+  return luma_weight<T>(3, 0) * static_cast<T>(frame[0]) + luma_weight<T>(3, 1) * static_cast<T>(frame[stride]) +
+         luma_weight<T>(3, 2) * static_cast<T>(frame[2 * stride]);
+}
+
+// Log intensity of a luma; `slope`, when not null, receives d log / d luma.
+template <class T>
+FLOWFUSE_INLINE T log_intensity(T value, bool linear, T* slope) {
+  const T offset = static_cast<T>(kLogOffset);
+  const bool below = value < 0;  // NaN is not below and stays NaN
+  const T encoded = below ? T(0) : value;
+  T intensity = encoded, derivative = 1;
+  if (!linear) {
+    if (encoded <= static_cast<T>(0.04045)) {
+      intensity = encoded / static_cast<T>(12.92);
+      derivative = 1 / static_cast<T>(12.92);
+    } else {
+      const T base = (encoded + static_cast<T>(0.055)) / static_cast<T>(1.055);
+      intensity = std::pow(base, static_cast<T>(2.4));
+      derivative = static_cast<T>(2.4 / 1.055) * intensity / base;
+    }
+  }
+  if (slope != nullptr) *slope = below ? T(0) : derivative / (intensity + offset);
+  return std::log(intensity + offset);
+}
+
+struct Span {
+  int64_t begin, end;
+};
+
+// Positions within kReach of `at` inside [0, size).
+FLOWFUSE_INLINE Span around(int64_t at, int64_t size) {
+  return {at - kReach < 0 ? 0 : at - kReach, at + kReach + 1 > size ? size : at + kReach + 1};
+}
+
+template <class T>
+FLOWFUSE_INLINE T similarity_scale(T var_a, T var_b) {
+  return 1 / std::sqrt((var_a + static_cast<T>(kFrameFloor)) * (var_b + static_cast<T>(kEventFloor)));
+}
+
+// With g = dS of a window of `count` pixels, its pixel j receives
+//   dS/da_j = p (b_j - mean_b) - q (a_j - mean_a),  dS/db_j = p (a_j - mean_a) - r (b_j - mean_b).
+template <class T>
+struct SimilarityGradient {
+  T p, q, r;
+};
+
+template <class T>
+FLOWFUSE_INLINE SimilarityGradient<T> similarity_gradient(T grad, T count, T var_a, T var_b, T covariance) {
+  const T scale = similarity_scale(var_a, var_b), g = grad / count;
+  const T similarity = covariance * scale;
+  return {g * scale, g * similarity / (var_a + static_cast<T>(kFrameFloor)),
+          g * similarity / (var_b + static_cast<T>(kEventFloor))};
+}
+
+}  // namespace flowfuse
