@@ -1,9 +1,10 @@
-"""Builds the CUDA sources for the CPU: a library that takes the place of the CPU kernels.
+"""Builds instrumented kernels: a library that takes the place of the CPU kernels of flowfuse._C.
 
-    python tests/emulator/build.py conflicts|sanitizers DIRECTORY
+    python tests/emulator/build.py conflicts|few_blocks|sanitizers|cpu_sanitizers DIRECTORY
 
-prints the path of the library. `conflicts` records every memory access of the kernels, `sanitizers`
-has AddressSanitizer and UndefinedBehaviorSanitizer.
+prints the path of the library. `conflicts` is the CUDA sources with every memory access of the
+kernels recorded, `few_blocks` that with at most three blocks a launch, `sanitizers` the CUDA
+sources under AddressSanitizer and UndefinedBehaviorSanitizer, `cpu_sanitizers` the CPU sources.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-VARIANTS = {
-    # Calls of ThreadSanitizer's instrumentation, answered by emulator.cpp and not by its runtime.
-    "conflicts": (["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"], []),
-    "sanitizers": (
-        [
-            "-fsanitize=address,undefined",
-            "-fno-sanitize=vptr",
-            "-fno-sanitize-recover=all",
-            "-fno-omit-frame-pointer",
-        ],
-        ["-fsanitize=address,undefined"],
-    ),
+SANITIZE = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+]
+# Calls of ThreadSanitizer's instrumentation, answered by emulator.cpp and not by its runtime.
+RECORD = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
+VARIANTS = {  # what to compile with, and to link with
+    "conflicts": (RECORD, []),
+    # Few enough that every block's loop over its items is run through.
+    "few_blocks": ([*RECORD, "-DFLOWFUSE_MOST_BLOCKS=3"], []),
+    "sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
+    "cpu_sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
 }
 FLAGS = [
     "-std=c++17",
@@ -38,6 +41,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     "-Werror",
+    "-Wno-unknown-pragmas",  # "unroll" is for nvcc
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     "-DFLOWFUSE_CUDA_KEY=CPU",
 ]
@@ -70,8 +74,13 @@ def build(
     compile_flags, link_flags = VARIANTS[variant]
     package = Path(torch.__file__).parent
     library = directory / "libflowfuse_emulated.so"
-    sources = [path for path in cuda_sources(csrc) if not only or path.stem in only]
-    includes = [f"-isystem {package / 'include'}", f"-I{HERE}", f"-I{csrc}"]
+    if variant == "cpu_sanitizers":
+        sources, includes = sorted(csrc.glob("cpu/*.cpp")), []
+    else:
+        sources, includes = [*cuda_sources(csrc), HERE / "emulator.cpp"], [f"-I{HERE}"]
+    if only:
+        sources = [path for path in sources if path.stem in (*only, "emulator")]
+    includes += [f"-isystem {package / 'include'}", f"-I{csrc}"]
     lines = [
         "ninja_required_version = 1.5",
         f"flags = {' '.join([*FLAGS, *includes])}",
@@ -84,8 +93,8 @@ def build(
         f"-Wl,-rpath,{package / 'lib'} -ltorch_cpu {' '.join(link_flags)}",
     ]
     objects = []
-    for source in [*sources, HERE / "emulator.cpp"]:
-        instrumented = source.suffix == ".cu" or variant == "sanitizers"
+    for source in sources:
+        instrumented = source.stem != "emulator" or variant == "sanitizers"
         objects.append(f"{source.stem}.o")
         lines += [
             f"build {source.stem}.o: compile {source}",

@@ -8,6 +8,7 @@
 //     (AddressSanitizer builds);
 //   - in builds with -fsanitize=thread, whose calls come here instead of to ThreadSanitizer: two threads that
 //     touch the same bytes of shared or global memory without a barrier between them, one of them writing.
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -50,6 +51,8 @@ constexpr size_t kSharedDefault = 48 * 1024, kSharedMost = 227 * 1024;
 
 struct Fiber {
   ucontext_t context;
+  jmp_buf resume;
+  bool entered = false;
   uint3 thread;
   Barrier waits = Barrier::kNone;
   unsigned mask = 0;
@@ -67,7 +70,8 @@ thread_local bool running = false;  // kernels of this thread are being run
 std::map<const void*, int> shared_allowed;
 Fiber* fibers = nullptr;
 unsigned char* stacks = nullptr;
-ucontext_t scheduler;
+[[maybe_unused]] ucontext_t scheduler;
+[[maybe_unused]] jmp_buf scheduler_resume;
 unsigned current = 0;  // fiber that runs
 uint32_t block_number = 0, block_epoch = 0;
 size_t shared_size = 0;
@@ -117,7 +121,8 @@ struct Access {
   uint32_t block = 0, epoch = 0, warp_epoch = 0;
   uint16_t thread = 0;
   uint8_t kind = 0;  // 0 none, 1 plain, 2 atomic
-  uint8_t many = 0;  // other threads too, since the last barrier
+  // Whether others did the same before, unordered with this access: lanes of the warp, warps, blocks.
+  bool lanes = false, warps = false, blocks = false;
 };
 
 struct Cell {
@@ -139,20 +144,25 @@ bool in(const void* address, const void* begin, size_t size) {
          static_cast<const char*>(address) < static_cast<const char*>(begin) + size;
 }
 
+// Whether a barrier, or the order of one thread's program, lies between the access and now.
 bool ordered(const Access& before) {
-  const Fiber& fiber = fibers[current];
-  if (before.block != block_number) return false;
-  if (before.thread == current && !before.many) return true;
+  if (before.blocks || before.block != block_number) return false;
   if (before.epoch != block_epoch) return true;
-  return before.thread / kWarpSize == current / kWarpSize && !before.many && before.warp_epoch != fiber.warp_epoch;
+  if (before.warps || before.thread / kWarpSize != current / kWarpSize) return false;
+  if (before.warp_epoch != fibers[current].warp_epoch) return true;
+  return !before.lanes && before.thread == current;
 }
 
 void record(Access& access, bool atomic) {
-  const bool same_time = access.kind != 0 && access.block == block_number && access.epoch == block_epoch;
-  access.many = same_time && (access.many || access.thread != current);
+  const uint32_t warp_epoch = fibers[current].warp_epoch;
+  const bool known = access.kind != 0;
+  access.blocks = known && (access.blocks || access.block != block_number);
+  const bool together = known && access.block == block_number && access.epoch == block_epoch;
+  access.warps = together && (access.warps || access.thread / kWarpSize != current / kWarpSize);
+  access.lanes = together && access.warp_epoch == warp_epoch && (access.lanes || access.thread != current);
   access.block = block_number;
   access.epoch = block_epoch;
-  access.warp_epoch = fibers[current].warp_epoch;
+  access.warp_epoch = warp_epoch;
   access.thread = static_cast<uint16_t>(current);
   access.kind = atomic ? 2 : 1;
 }
@@ -200,27 +210,39 @@ void access(const void* address, size_t bytes, bool write, bool atomic) {
 
 // ---- fibers ----
 
+#if defined(__SANITIZE_ADDRESS__)
 void enter(unsigned index) {
   current = index;
   threadIdx = fibers[index].thread;
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&scheduler_fake, stacks + kStack * index, kStack);
-#endif
   swapcontext(&scheduler, &fibers[index].context);
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
-#endif
 }
 
 void leave(Fiber& fiber) {
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&fiber.fake_stack, scheduler_bottom, scheduler_size);
-#endif
   swapcontext(&fiber.context, &scheduler);
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_bottom, &scheduler_size);
-#endif
 }
+#else
+// setcontext enters a fiber's stack once; later switches are jumps, which make no system call.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wclobbered"
+void enter(unsigned index) {
+  current = index;
+  threadIdx = fibers[index].thread;
+  if (_setjmp(scheduler_resume) == 0) {
+    if (fibers[index].entered) _longjmp(fibers[index].resume, 1);
+    fibers[index].entered = true;
+    setcontext(&fibers[index].context);
+  }
+}
+
+void leave(Fiber& fiber) {
+  if (_setjmp(fiber.resume) == 0) _longjmp(scheduler_resume, 1);
+}
+#pragma GCC diagnostic pop
+#endif
 
 // A fiber outlives its thread: it waits for the next block's thread of the same index.
 void fiber_main(unsigned index) {

@@ -1,0 +1,262 @@
+"""The CUDA device code, run on the CPU by the emulator: every test of the operators, in several
+orders of the threads, and faults planted in the sources, which must be found. And the CPU kernels,
+under the sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from build import ROOT, build, cuda_sources
+from flowfuse import ops
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
+    pytest.mark.skipif(not ops.build_info()["extension"], reason="the extension is not built"),
+]
+OPERATORS = [path.stem for path in cuda_sources(ROOT / "csrc")]
+OPERATOR_TESTS = sorted(
+    str(path)
+    for path in ROOT.glob("tests/test_ops_*.py")
+    if path.stem.removeprefix("test_ops_") in OPERATORS
+)
+WORK = ROOT / "build" / "emulator"  # kept between runs: only what changed is compiled again
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """The sanitizers' runtimes must be loaded before Python's own libraries."""
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    paths = [
+        subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip()
+        for name in names
+    ]
+    return {
+        "LD_PRELOAD": " ".join(paths),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def run_python(
+    arguments: list[str], library: Path, variant: str, order: str
+) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "FLOWFUSE_TEST_EMULATOR": str(library),
+        "FLOWFUSE_EMULATOR_ORDER": order,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "0",
+    }
+    if "sanitizers" in variant:
+        environment |= sanitizer_environment()
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+# Kernels to run and the order of their threads, the longest first.
+RUNS = [
+    ("sanitizers", "shuffle:2"),
+    ("conflicts", "forward"),
+    ("few_blocks", "reverse"),
+    ("few_blocks", "shuffle:1"),
+    ("cpu_sanitizers", "-"),
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Every run's result to come: one process a core."""
+    for variant in dict.fromkeys(variant for variant, _ in RUNS):
+        build(variant, WORK / variant)
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *OPERATOR_TESTS]
+    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1)))
+
+    def start(variant: str, order: str) -> Future:
+        return pool.submit(run_python, arguments, build(variant, WORK / variant), variant, order)
+
+    yield {run: start(*run) for run in RUNS}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(("variant", "order"), RUNS)
+def test_operator_tests_pass(results, variant, order):
+    """All tests of the operators, with the instrumented kernels in place of the library's."""
+    result = results[variant, order].result()
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 300
+
+
+def test_every_operator_is_emulated():
+    """What the CPU library registers, the emulated one replaces: nothing is tested by accident."""
+    library = build("conflicts", WORK / "conflicts")
+    code = (
+        "import torch; from flowfuse import ops\n"
+        f"torch.ops.load_library({str(library)!r})\n"
+        "for name in torch._C._dispatch_get_registrations_for_dispatch_key('CPU'):\n"
+        "    if name.startswith('flowfuse::'):\n"
+        "        print(name, '/csrc/cuda/' in torch._C._dispatch_dump(name).split('CPU')[1])\n"
+    )
+    result = run_python(["-c", code], library, "conflicts", "forward")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) >= 2 * len(OPERATORS) - 1
+    assert not [line for line in lines if not line.endswith("True")], result.stdout
+
+
+# A call, forward and backward, for each source in which faults are planted.
+PROGRAMS = {
+    "convex_upsample": """
+field = torch.randn(1, 5, 3, 37).requires_grad_()
+mask = torch.randn(1, 9 * 4, 3, 37).requires_grad_()
+ops.convex_upsample(field, mask, 2).square().sum().backward()
+""",
+    "common_gradient": """
+frames = torch.rand(2, 1, 1, 40, 70).requires_grad_()
+ops.common_gradient(*frames, torch.randn(1, 1, 40, 70)).square().sum().backward()
+""",
+    "correlation": """
+f0, f1 = torch.randn(2, 1, 20, 9, 14).requires_grad_()
+coords = 9 * torch.rand(1, 2, 9, 14)
+ops.Correlation(f0, f1, levels=2, radius=3, strategy="on_demand")(coords).square().sum().backward()
+""",
+}
+
+
+def run_program(source: str, library: Path, variant: str) -> subprocess.CompletedProcess:
+    code = (
+        "import torch\nfrom flowfuse import ops\n"
+        f"torch.ops.load_library({str(library)!r})\ntorch.manual_seed(0)\n"
+        f"{PROGRAMS[source]}print('not found')\n"
+    )
+    return run_python(["-c", code], library, variant, "forward")
+
+
+# Name: variant, source, what is replaced (once), by what, and what must be said of it.
+MUTANTS = {
+    "removed barrier": (
+        "conflicts",
+        "convex_upsample",
+        "    __syncthreads();\n    const int c = threadIdx.y;",
+        "    const int c = threadIdx.y;",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
+    ),
+    "shared-memory race": (
+        "conflicts",
+        "convex_upsample",
+        "parts[threadIdx.y][c][threadIdx.x] = sums[c];",
+        "parts[threadIdx.y / 2][c][threadIdx.x] = sums[c];",
+        "conflict: this thread writes shared memory",
+    ),
+    "global-memory race": (
+        "conflicts",
+        "convex_upsample",
+        "fine[fine_offset(sizes, plane, at.y, at.x, at.i, j)] = value;",
+        "fine[fine_offset(sizes, plane, at.y, at.x, 0, j)] = value;",
+        "conflict: this thread writes global memory",
+    ),
+    "divergent barrier": (
+        "conflicts",
+        "convex_upsample",
+        "    __syncthreads();  // the parts of the block before have been read",
+        "    if (x >= sizes.width) return;\n    __syncthreads();",
+        "divergent barrier: another thread of the block has returned",
+    ),
+    "barriers at two places": (
+        "conflicts",
+        "convex_upsample",
+        "    __syncthreads();  // the parts of the block before have been read",
+        "    if (threadIdx.y == 0) {\n      __syncthreads();\n"
+        "    } else {\n      __syncthreads();\n    }",
+        "divergent barrier: another thread of the block waits somewhere else",
+    ),
+    "grid too large": (
+        "conflicts",
+        "convex_upsample",
+        "blocks_for(blocks, 1), dim3(kWarp, kRows)",
+        "dim3(1, static_cast<unsigned>(blocks) << 16), dim3(kWarp, kRows)",
+        "the limit is \\(2147483647, 65535, 65535\\)",
+    ),
+    "too little shared memory": (
+        "conflicts",
+        "convex_upsample",
+        "sizeof(T[kRows][kChannels][kWarp])",
+        "sizeof(T[kRows][kChannels][kWarp]) / 2",
+        "beyond the 2048 bytes of this launch",
+    ),
+    "read out of bounds": (
+        "sanitizers",
+        "convex_upsample",
+        "          if (!inside(sizes, at.y, at.x, k)) continue;\n          value +=",
+        "          value +=",
+        "AddressSanitizer: heap-buffer-overflow",
+    ),
+    "write out of bounds": (
+        "sanitizers",
+        "convex_upsample",
+        "c < kChannels && first + c < sizes.channels && x < sizes.width",
+        "c < kChannels && x < sizes.width",
+        "AddressSanitizer: heap-buffer-overflow",
+    ),
+    "index beyond an array": (
+        "sanitizers",
+        "convex_upsample",
+        "for (int k = 0; k < 9; ++k) mean += weights[k] * slope[k];",
+        "for (int k = 0; k < 10; ++k) mean += weights[k] * slope[k];",
+        "index 9 out of bounds",
+    ),
+    "removed barrier between tiles": (
+        "few_blocks",
+        "common_gradient",
+        "    __syncthreads();  // the tile before has been read\n    for_cells",
+        "    for_cells",
+        "conflict: this thread writes shared memory",
+    ),
+    "removed barrier after a vote": (
+        "conflicts",
+        "correlation",
+        "  if (lane == 0) touches.counts[warp] = __popc(votes);\n  __syncthreads();",
+        "  if (lane == 0) touches.counts[warp] = __popc(votes);",
+        "conflict: this thread reads shared memory|reads shared memory that no thread has written",
+    ),
+    "lanes that leave a shuffle": (
+        "conflicts",
+        "correlation",
+        "      const int k = first + lane / kGroup;",
+        "      const int k = first + lane / kGroup;\n      if (k >= count) break;",
+        "divergent barrier",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_planted_fault_is_found(name, tmp_path):
+    variant, source, old, new, message = MUTANTS[name]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    path = csrc / "cuda" / f"{source}.cu"
+    text = path.read_text()
+    assert text.count(old) == 1, f"{name}: the source has changed; plant the fault anew"
+    path.write_text(text.replace(old, new))
+    library = build(variant, tmp_path / "build", csrc, only=(source,))
+    result = run_program(source, library, variant)
+    assert result.returncode != 0, result.stdout
+    assert re.search(message, result.stderr), result.stderr[-3000:]
+    assert "not found" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("variant", "source"), sorted({(variant, source) for variant, source, *_ in MUTANTS.values()})
+)
+def test_sources_without_faults_pass(variant, source):
+    """The planted faults are found in code that otherwise passes."""
+    result = run_program(source, build(variant, WORK / variant), variant)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["not", "found"]
