@@ -1,0 +1,94 @@
+#!/bin/bash
+# All that needs an NVIDIA GPU, in one call: builds for the GPU at hand, tests, checks memory, measures.
+#
+#   benchmarks/gpu.sh [FOLDER]    results and logs; default benchmarks/results/gpu-<date>
+#   PYTHON=python3                the interpreter that has a CUDA build of torch
+#   STEPS="build tests ..."       only these; default all, in the order below, the most valuable first
+#   LIMIT=240                     seconds a step may take
+#
+# No step stops the others. summary.txt has a line for each; the exit code is 1 where one failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
+STEPS=${STEPS:-machine imports build selftest tests operators infer train memcheck racecheck initcheck synccheck}
+LIMIT=${LIMIT:-240}
+SCRATCH=$(mktemp -d)
+trap 'rm -rf "$SCRATCH"' EXIT
+mkdir -p "$FOLDER"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+: >"$FOLDER/log.txt"
+: >"$FOLDER/summary.txt"
+failed=0
+
+machine() {
+    nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv &&
+        nvcc --version | grep release &&
+        "$PYTHON" -c 'import platform, torch; print("python", platform.python_version(), "torch", torch.__version__)
+assert torch.cuda.is_available(), "this torch sees no GPU"' &&
+        { git rev-parse HEAD 2>/dev/null || echo "no git here"; }
+}
+
+# What is missing is named before any time is spent; only the first line is needed for the operators.
+imports() {
+    "$PYTHON" - <<'CHECK'
+import importlib
+import sys
+
+missing = [
+    name
+    for name in ("torch", "numpy", "pytest", "ninja", "setuptools", "hypothesis",
+                 "cv2", "h5py", "hdf5plugin", "jsonargparse", "docstring_parser", "safetensors", "tqdm", "yaml")
+    if importlib.util.find_spec(name) is None
+]
+print("missing:", ", ".join(missing) or "nothing")
+sys.exit(bool(missing))
+CHECK
+}
+
+build() {
+    local code
+    code=$("$PYTHON" -c 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())') &&
+        FLOWFUSE_EXTENSION=1 FLOWFUSE_CUDA=1 FLOWFUSE_CUDA_ARCHITECTURES=$code \
+            "$PYTHON" setup.py build_ext --inplace
+}
+
+selftest() { "$PYTHON" -m flowfuse.ops; }
+tests() { "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_ops_*.py; }
+
+operators() {
+    "$PYTHON" benchmarks/operators.py --device cuda --quick --json "$FOLDER/operators.json" \
+        --markdown "$FOLDER/operators.md"
+}
+
+infer() {
+    "$PYTHON" -m flowfuse.infer flowfuse/sample -o "$SCRATCH/sample" --device cuda &&
+        "$PYTHON" -m flowfuse.infer flowfuse/sample -o "$SCRATCH/sample-bf16" --device cuda --precision bf16
+}
+
+train() {
+    "$PYTHON" -m flowfuse.train --config small --device cuda --bf16 --steps 30 --scenes 16 \
+        --validation-scenes 4 --output "$SCRATCH/run"
+}
+
+sanitizer() { compute-sanitizer --tool "$1" --error-exitcode 9 "$PYTHON" -m flowfuse.ops; }
+memcheck() { sanitizer memcheck; }
+racecheck() { sanitizer racecheck; }
+initcheck() { sanitizer initcheck; }
+synccheck() { sanitizer synccheck; }
+
+export -f machine imports build selftest tests operators infer train sanitizer memcheck racecheck initcheck synccheck
+export PYTHON FOLDER SCRATCH
+
+for step in $STEPS; do
+    echo "== $step" | tee -a "$FOLDER/log.txt"
+    begin=$SECONDS
+    # -k: a hung program does not take the other steps' time.
+    timeout -k 5 "$LIMIT" bash -c "set -uo pipefail; $step" 2>&1 | tee -a "$FOLDER/log.txt" | tail -n 25
+    code=${PIPESTATUS[0]}
+    ((code == 0)) || failed=1
+    echo "$step: $([[ $code == 0 ]] && echo ok || echo "FAILED ($code)"), $((SECONDS - begin)) s" |
+        tee -a "$FOLDER/summary.txt"
+done
+exit "$failed"
