@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--textures", type=Path, help="folder of images to take textures from; None: generated ones"
     )
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     return parser
 
 

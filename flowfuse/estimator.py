@@ -39,9 +39,9 @@ def load(
 
     Args:
         checkpoint: the name of a shipped checkpoint ("small") or the path of a .safetensors file.
-        device: "cpu", "cuda" or "cuda:<index>".
+        device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where torch sees a GPU).
         dtype: None or torch.float32 for full precision; torch.bfloat16 (or, on CUDA, torch.float16)
-            for automatic mixed precision.
+            for automatic mixed precision. Coordinates and flow are float32 in either.
 
     Returns:
         The estimator; ``estimator.info`` tells where the weights come from.
@@ -58,12 +58,14 @@ def load(
 
 
 def select_device(device: str | torch.device) -> torch.device:
-    """Check that a device can be used here.
+    """Check that a device can be used here; "auto" is CUDA where torch sees a GPU, else the CPU.
 
     Raises:
         ValueError: saying what is there instead.
     """
-    wrong = f"device must be 'cpu', 'cuda' or 'cuda:<index>', got '{device}'"
+    wrong = f"device must be auto, cpu, cuda or cuda:N, got '{device}'"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
@@ -73,10 +75,12 @@ def select_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= (device.index or 0):
-            found = f"{count} CUDA device(s)" if count else "no CUDA device"
+            found = f"sees {count} CUDA device(s)" if count else "sees no CUDA device"
+            if torch.version.cuda is None:
+                found = "is built without CUDA and sees no GPU"
             raise ValueError(
-                f"device '{device}' was asked for, but torch {torch.__version__} sees {found} "
-                "here; use device 'cpu'"
+                f"device '{device}' was asked for, but torch {torch.__version__} {found} here; "
+                f"use device '{'cuda:0' if count else 'cpu'}'"
             )
     return device
 
@@ -181,13 +185,13 @@ class Estimator:
 
         config = self.model.config
         blank = torch.zeros(1, height, width)
+        # Events go to the device, not what is made of them, which is many times larger.
+        size = {"height": height, "width": width, "device": self.device}
         inputs = ModelInputs(
-            slices=slice_events(
-                window, t0, t1, slices=config.slices, bins=config.bins, height=height, width=width
-            ),
+            slices=slice_events(window, t0, t1, slices=config.slices, bins=config.bins, **size),
             frame0=frames[0] if has_frames else blank,
             frame1=frames[1] if has_frames else blank,
-            event_sum=sum_events(window, t0, t1, *exposures, height, width),
+            event_sum=sum_events(window, t0, t1, *exposures, **size),
             exposure=torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
             present=torch.tensor([has_frames, has_events, has_events and history]).float(),
         )

@@ -45,7 +45,9 @@ def sample(
     height, width = image.shape[-2:]
     # align_corners=False maps pixel x to (2 x + 1) / W - 1: defined for an axis of size one too,
     # where the other convention divides by W - 1 = 0.
-    size = torch.tensor((width, height), device=coords.device, dtype=coords.dtype)
+    # Filled there: a tensor of two numbers would be copied to a GPU, which waits for it.
+    size = torch.full((2,), width, device=coords.device, dtype=coords.dtype)
+    size[1:].fill_(height)
     grid = (2 * coords.permute(0, 2, 3, 1) + 1) / size - 1
     # Half-precision images are sampled in the coordinates' precision: bfloat16 coordinates would be
     # 4 px apart at 600 px.

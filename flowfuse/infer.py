@@ -32,6 +32,7 @@ from flowfuse.inference.windows import (
 )
 
 CLOSED_PIPE = 141  # as a shell calls a command that ended by SIGPIPE
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +76,7 @@ def run(config: InferenceConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    estimator = load(config.checkpoint, config.device, torch.bfloat16 if config.bf16 else None)
+    estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
     recording = open_recording(
         config.input, events=config.events, frames=config.frames, times=config.frame_times
     )

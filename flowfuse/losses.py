@@ -129,7 +129,7 @@ def boundary_loss(
     """
     event, motion = (
         F.binary_cross_entropy_with_logits(
-            logits[:, i], truth[:, i], pos_weight=logits.new_tensor(positive_weight[i])
+            logits[:, i], truth[:, i], pos_weight=logits.new_full((), positive_weight[i])
         )
         for i in range(2)
     )
@@ -156,9 +156,7 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     height, width = (min(sides) for sides in zip(*sizes, strict=True))
     events, frames = events[..., :height, :width], frames[..., :height, :width]
     cells, hidden = cells[..., :height, :width], hidden[..., :height, :width]
-    points = torch.cat(
-        [fit_bezier(cells[i : i + 1], tau[i], min(3, tau.shape[1])) for i in range(len(tau))]
-    )
+    points = fit_bezier(cells, tau, min(3, tau.shape[1]))
     fires = activity[..., :height, :width] > 0
     history = (present[:, 1] * present[:, 2]).view(-1, 1, 1, 1) > 0
     both = (present[:, 0] * present[:, 1]).view(-1, 1, 1, 1) > 0

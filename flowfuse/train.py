@@ -252,6 +252,7 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> Dataset | list[Sa
         slices=config.model.slices,
         bins=config.model.bins,
         cache=None if config.cache is None else Path(config.cache),
+        device=select_device(config.scene_device),
     )
     return [scenes[i] for i in range(count)] if config.overfit else scenes
 
@@ -270,7 +271,10 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
             f"{options.output} already holds a training, up to {saved[-1].name}: "
             "add --resume to go on with it, or choose another -o"
         )
-    device = _choose_device(config.device)
+    device = select_device(config.device)
+    select_device(config.scene_device)  # said before anything is written
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one size: the search pays
     run.create()
     state = TrainingState(
         config.model,
@@ -346,14 +350,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command() -> None:
     """Entry point of flowfuse-train."""
     sys.exit(main())
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    return select_device(name)
 
 
 def _one_line(error: BaseException) -> str:

@@ -276,7 +276,7 @@ def test_wrong_questions_are_named():
         (lambda: result.track("a", 0.5), "track: points must be numbers"),
         (lambda: result.at_events(None), "at_events: events must be .*got None"),
         (lambda: load(None), "load: checkpoint must be a name or a path, got None"),
-        (lambda: load("small", None), "device must be 'cpu', 'cuda' or 'cuda:<index>', got 'None'"),
+        (lambda: load("small", None), "device must be auto, cpu, cuda or cuda:N, got 'None'"),
         (lambda: result.at(np.nan), "tau must lie in"),
         (lambda: result.velocity(np.zeros((2, 2))), r"got shape \[2, 2\]"),
         (lambda: result.track(np.zeros(2), 0.5), r"points must have shape \[N, 2\], got \[2\]"),

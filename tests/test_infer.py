@@ -85,7 +85,8 @@ def recording(tmp_path_factory, events) -> Path:
 def run(checkpoint, tmp_path):
     def call(*arguments: object, out: Path | None = None) -> int:
         out = tmp_path / "out" if out is None else out
-        given = ["-o", out, "--checkpoint", checkpoint, "--threads", 1, *arguments]
+        given = ["-o", out, "--checkpoint", checkpoint, "--threads", 1, "--device", "cpu"]
+        given += arguments
         return main([str(argument) for argument in given])
 
     threads = torch.get_num_threads()
@@ -242,6 +243,25 @@ def test_other_settings_need_overwrite(run, recording, tmp_path, capsys):
         message = capsys.readouterr().err
         assert "not written by flowfuse-infer" in message and found in message
         assert files(tmp_path / "out") == before
+
+
+def test_precision(run, recording, tmp_path, capsys):
+    assert run(recording, *QUIET) == 0
+    assert run(recording, "--precision", "bf16", *QUIET) == 1
+    assert "precision float32 there, bf16 now" in capsys.readouterr().err
+    other = tmp_path / "bf16"
+    assert run(recording, "--precision", "bf16", *QUIET, out=other) == 0
+    whole, half = (read_flow(path / "flow" / "000000.flo")[0] for path in (tmp_path / "out", other))
+    assert 0 < np.abs(half - whole).max() < 0.1 * np.abs(whole).max()  # bfloat16 has 8 bits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_auto_is_the_cpu_without_a_gpu(run, recording, tmp_path, capsys):
+    assert run(recording, *QUIET) == 0
+    assert run(recording, "--device", "auto", *QUIET, out=tmp_path / "auto") == 0
+    assert "; cpu, " in capsys.readouterr().out
+    for name in files(tmp_path / "out", "*.flo"):
+        assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def test_replaced_images_are_noticed(run, broken, capsys):
@@ -420,6 +440,7 @@ def test_help(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert "--times TAU,..." in printed and "lambda" not in printed
+    assert "--precision {float32,bf16}" in printed and "auto (the first GPU" in printed
 
 
 @pytest.fixture

@@ -363,6 +363,21 @@ def dataset(**changes) -> SceneDataset:
     return SceneDataset(**(arguments | changes))
 
 
+def test_scenes_of_a_gpu_are_kept_apart(tmp_path, monkeypatch):
+    """They differ in rounding: a pool must not hold some of each."""
+    made = []
+
+    def generate(*arguments, device, **options):
+        made.append(device)
+        return generate_scene(*arguments, **options)
+
+    monkeypatch.setattr("flowfuse.data.dataset.generate_scene", generate)
+    for device in ("cpu", "cuda", "cuda:0"):
+        dataset(cache=tmp_path, device=device)[0]
+    assert made == [torch.device("cpu"), torch.device("cuda")]  # the third was in the cache
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(
         torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a

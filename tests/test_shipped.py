@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import flowfuse
 from flowfuse.checkpoint import available, load_checkpoint, resolve_checkpoint
@@ -61,6 +62,20 @@ def test_both_senses_are_better_than_either_on_the_sample(recording):
     mean = {name: np.mean(values) for name, values in errors.items()}
     assert mean["both"] < min(mean["frames"], mean["events"])
     assert mean["both"] < 0.5 * mean["zero"]
+
+
+def test_bfloat16_stays_near_float32_on_the_sample(recording):
+    whole, half = (flowfuse.load("small", dtype=dtype) for dtype in (None, torch.bfloat16))
+    t0, t1 = map(int, recording.frame_times[:2])
+    inputs = (recording.frame(0), recording.frame(1), recording.events(2 * t0 - t1, t1))
+    expected, found = (estimator(*inputs, t0=t0, t1=t1) for estimator in (whole, half))
+    truth, valid = recording.truth(0)
+    # Coordinates and flow stay float32, whose errors would be 1 / 16 px and more in bfloat16.
+    assert found.flow.dtype == np.float32
+    difference = np.hypot(*(found.flow - expected.flow))
+    assert 0 < difference.mean() < 0.1 and np.percentile(difference, 99) < 1
+    errors = [flow_metrics(result.flow, truth, valid)["epe"] for result in (expected, found)]
+    assert abs(errors[1] - errors[0]) < 0.05
 
 
 def test_demo_end_to_end(tmp_path):

@@ -297,6 +297,13 @@ def test_time_is_up(recipe, tmp_path, capsys):
         (["-o", "{new}", "--data", "scenes:fast=-1"], "weight of fast must be positive"),
         (["-o", "{new}", "--augment.flip", "2"], r"flip must be in [0, 1], got 2"),
         (["-o", "{new}", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["-o", "{new}", "--scene-device", "tpu"], "cpu, cuda or cuda:N, got 'tpu'"),
+        (["-o", "{new}", "--device", "cuda:77"], "device 'cuda:77' was asked for, but torch"),
+        (["-o", "{new}", "--scene-device", "cuda:77"], "device 'cuda:77' was asked for, but torch"),
+        (
+            ["-o", "{new}", "--scene-device", "cuda", "--workers", "2"],
+            "scene_device cuda needs workers = 0, got 2: a forked process cannot use the GPU",
+        ),
     ],
 )
 def test_refused_in_one_line(finished, recipe, tmp_path, capsys, arguments, message):

@@ -91,6 +91,9 @@ class SceneDataset(Dataset):
             other settings, or by another version of the generator, live in other sub-folders.
         textures: a folder of images to take textures from, beside the procedural ones.
         max_step: see :func:`~flowfuse.data.scenes.generate_scene`.
+        device: where scenes are rendered and watched. Items are on the CPU; those of a GPU differ
+            in rounding, and live in a sub-folder of their own. A GPU cannot be used from forked
+            worker processes.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class SceneDataset(Dataset):
         *,
         textures: Path | None = None,
         max_step: float = 1.0,
+        device: torch.device | str = "cpu",
     ) -> None:
         weights = {preset: 1.0} if isinstance(preset, str) else dict(preset)
         configs = {name: find_preset(name) for name in weights}
@@ -119,6 +123,7 @@ class SceneDataset(Dataset):
         self.count, self.seed, self.height, self.width = count, seed, height, width
         self.slices, self.bins = slices, bins
         self.textures, self.max_step = textures, max_step
+        self.device = torch.device(device)
         self._presets = tuple(weights)
         self._shares = np.array(tuple(weights.values()), dtype=np.float64) / sum(weights.values())
         self._folder = None if cache is None else Path(cache) / self._identity(configs)[:16]
@@ -143,7 +148,13 @@ class SceneDataset(Dataset):
         """The whole scene behind an item."""
         seed, preset = self._draw(index)
         return generate_scene(
-            seed, preset, self.height, self.width, textures=self.textures, max_step=self.max_step
+            seed,
+            preset,
+            self.height,
+            self.width,
+            textures=self.textures,
+            device=self.device,
+            max_step=self.max_step,
         )
 
     def _make(self, index: int) -> dict[str, Tensor]:
@@ -169,6 +180,8 @@ class SceneDataset(Dataset):
             "textures": None if self.textures is None else str(Path(self.textures).resolve()),
             "max_step": self.max_step,
         }
+        if self.device.type != "cpu":
+            settings["device"] = self.device.type
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

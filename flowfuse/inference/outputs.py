@@ -47,7 +47,7 @@ def run_settings(
         "frame_files": _fingerprint_frames(recording.frame_files),
         "checkpoint_sha256": digest,
         "iterations": config.iterations,
-        "precision": "bf16" if config.bf16 else "fp32",
+        "precision": config.precision,
         "every_us": config.every,
         # The grid of fixed-rate windows starts there; frame pairs are numbered by their frames.
         "start_s": config.start if config.every else None,

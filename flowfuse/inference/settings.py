@@ -43,8 +43,8 @@ class InferenceConfig:
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         output: directory of the results.
         checkpoint: shipped name or path.
-        device: "cpu" or "cuda[:index]".
-        bf16: automatic mixed precision.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "float32", or "bf16": automatic mixed precision.
         iterations: recurrent updates; None = the network's default.
         threads: CPU threads; None = torch's choice.
         pairs: first and last (excluded) pair; None on either side = open.
@@ -64,8 +64,8 @@ class InferenceConfig:
     frames: Path | None = None
     frame_times: Path | None = None
     checkpoint: str = "small"
-    device: str = "cpu"
-    bf16: bool = False
+    device: str = "auto"
+    precision: str = "float32"
     iterations: int | None = None
     threads: int | None = None
     pairs: tuple[int | None, int | None] | None = None
@@ -146,9 +146,21 @@ def build_parser() -> ArgumentParser:
         help=f"shipped checkpoint ({', '.join(available()) or 'none here'}) or a .safetensors file",
     )
     add("--iterations", metavar="N", type=int, help="recurrent updates: fewer are faster")
-    add("--device", type=str, default="cpu", help="cpu, cuda or cuda:<index>")
+    add(
+        "--device",
+        type=str,
+        default="auto",
+        help="auto (the first GPU that torch sees, else the CPU), cpu, cuda or cuda:N",
+    )
     add("--threads", metavar="N", type=int, help="CPU threads")
-    add("--bf16", action="store_true", help="mixed precision: faster, slightly less exact")
+    add(
+        "--precision",
+        type=str,
+        choices=["float32", "bf16"],
+        default="float32",
+        help="bf16: convolutions and features in bfloat16, coordinates and flow still in float32: "
+        "faster on a GPU, slightly less exact",
+    )
     add("--overwrite", action="store_true", help="discard what an earlier run left in OUT")
     return parser
 
@@ -190,7 +202,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         frame_times=path(given.frame_times),
         checkpoint=given.checkpoint,
         device=given.device,
-        bf16=given.bf16,
+        precision=given.precision,
         iterations=given.iterations,
         threads=given.threads,
         pairs=convert("--pairs", parse_range, given.pairs),

@@ -28,8 +28,13 @@ class PairCorrelations:
     ) -> None:
         batch, slices, channels, height, width = events.shape
         self.batch, self.slices = batch, slices - 1
+        # Views: the index [0, 0] would be a tensor copied to a GPU, which waits for it.
         reference = torch.cat(
-            (events[:, :1].expand(-1, self.slices, -1, -1, -1), frames[:, [0, 0]]), 1
+            [
+                values[:, :1].expand(-1, count, -1, -1, -1)
+                for values, count in ((events, self.slices), (frames, 2))
+            ],
+            dim=1,
         )
         target = torch.cat((events[:, 1:], frames[:, 1:], events[:, -1:]), dim=1)
         self.correlation = Correlation(

@@ -275,10 +275,12 @@ class FlowFuse(nn.Module):
 
     def _prepare(self, inputs: ModelInputs) -> ModelInputs:
         """Switch off what the configuration leaves out, zero what is absent, take lumas, pad."""
-        switches = inputs.present.new_tensor(
-            [self.config.frames, self.config.events, self.config.events]
+        config = self.config
+        switches = (config.frames, config.events, config.events)
+        # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
+        present = torch.stack(
+            [inputs.present[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
         )
-        present = inputs.present * switches
         has_frames, has_events, has_history = (present[:, i].view(-1, 1, 1, 1) for i in range(3))
         history = torch.ones_like(inputs.slices[:, :, :1, :1, :1])
         history[:, 0] = has_history
@@ -376,5 +378,5 @@ def luma(frame: Tensor) -> Tensor:
     """Rec. 601 luma of RGB, or the gray image itself: [B, 1 | 3, H, W] -> [B, 1, H, W]."""
     if frame.shape[1] == 1:
         return frame
-    weights = frame.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (frame * weights).sum(dim=1, keepdim=True)
+    red, green, blue = frame.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue

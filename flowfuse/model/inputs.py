@@ -57,7 +57,15 @@ def event_window(
 
 
 def slice_events(
-    events: Events, t0: int, t1: int, *, slices: int, bins: int, height: int, width: int
+    events: Events,
+    t0: int,
+    t1: int,
+    *,
+    slices: int,
+    bins: int,
+    height: int,
+    width: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Voxelize the causal event slices E_k = events in [tau_k - d, tau_k), d = (t1 - t0) / K.
 
@@ -70,9 +78,10 @@ def slice_events(
         slices: K.
         bins: temporal bins per slice.
         height, width: sensor size in px.
+        device: where to compute; the bits are the same everywhere.
 
     Returns:
-        [K + 1, bins, H, W] float32 polarity sums.
+        [K + 1, bins, H, W] float32 polarity sums, on the device.
 
     Raises:
         ValueError: when a slice would be shorter than one microsecond.
@@ -83,7 +92,7 @@ def slice_events(
             f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices "
             "of at least 1 us"
         )
-    return _voxelize_windows(events, limits[:-1], limits[1:], bins, height, width)
+    return _voxelize_windows(events, limits[:-1], limits[1:], bins, height, width, device)
 
 
 def sum_events(
@@ -94,6 +103,7 @@ def sum_events(
     exposure1: int | None,
     height: int,
     width: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Sum polarities from frame 0 to frame 1 as the two exposures see them.
 
@@ -108,43 +118,51 @@ def sum_events(
         t0, t1: mid-exposure times of the frames, us.
         exposure0, exposure1: exposure durations in us, or None where unknown.
         height, width: sensor size in px.
+        device: where to compute.
 
     Returns:
-        [1, H, W] float32.
+        [1, H, W] float32, on the device.
     """
     half0, half1 = (exposure0 or 0) // 2, (exposure1 or 0) // 2
     start, end = t0 + half0, t1 - half1
     if start > end:  # overlapping exposures: cut both at the middle
         start = end = (start + end) // 2
-    total = torch.zeros(1, height, width)
+    grid = (height, width, device)
+    total = torch.zeros(1, height, width, device=device)
     if end > start:
-        total += _voxelize_windows(events, [start], [end], 1, height, width)[0]
+        total += _voxelize_windows(events, [start], [end], 1, *grid)[0]
     # With two bins the time weights of voxelize are the ramps: bin 1 rises, bin 0 falls.
     if start > t0 - half0:
-        total += _voxelize_windows(events, [t0 - half0], [start], 2, height, width)[0, 1:]
+        total += _voxelize_windows(events, [t0 - half0], [start], 2, *grid)[0, 1:]
     if t1 + half1 > end:
-        total += _voxelize_windows(events, [end], [t1 + half1], 2, height, width)[0, :1]
+        total += _voxelize_windows(events, [end], [t1 + half1], 2, *grid)[0, :1]
     return total
 
 
 def _voxelize_windows(
-    events: Events, starts: list[int], ends: list[int], bins: int, height: int, width: int
+    events: Events,
+    starts: list[int],
+    ends: list[int],
+    bins: int,
+    height: int,
+    width: int,
+    device: torch.device | str,
 ) -> Tensor:
     """Voxelize adjoining windows: [len(starts), bins, H, W]."""
     limits = np.searchsorted(events.t, [*starts, ends[-1]])
     low, high = limits[0], limits[-1]
 
     def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values[low:high]))
+        return torch.from_numpy(np.ascontiguousarray(values[low:high])).to(device)
 
     voxels, _ = voxelize(
         tensor(events.x),
         tensor(events.y),
         tensor(events.t),
         tensor(events.p),
-        torch.from_numpy(limits - low),
-        torch.tensor(starts),
-        torch.tensor(ends),
+        torch.from_numpy(limits - low).to(device),
+        torch.tensor(starts, device=device),
+        torch.tensor(ends, device=device),
         bins,
         height,
         width,

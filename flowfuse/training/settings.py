@@ -62,6 +62,7 @@ class TrainConfig:
         channels_last: memory layout of weights and images.
         compile: compile the model with torch.compile.
         device: auto, cpu, cuda or cuda:N.
+        scene_device: where scenes are rendered: auto, cpu, cuda or cuda:N; a GPU needs workers = 0.
         workers: processes that prepare samples; the result does not depend on it.
         log_every: steps between two lines of log.csv.
         validate_every: steps between two validations.
@@ -95,6 +96,7 @@ class TrainConfig:
     channels_last: bool = True
     compile: bool = False
     device: str = "auto"
+    scene_device: str = "cpu"
     workers: int = 0
     log_every: int = 50
     validate_every: int = 1000
@@ -126,6 +128,11 @@ class TrainConfig:
         if any(c > s for c, s in zip(self.crop, self.scene_size, strict=True)):
             raise ValueError(
                 f"crop {self.crop} must not be larger than scene_size {self.scene_size}"
+            )
+        if self.workers > 0 and self.scene_device != "cpu":
+            raise ValueError(
+                f"scene_device {self.scene_device} needs workers = 0, got {self.workers}: "
+                "a forked process cannot use the GPU"
             )
         parse_data(self.data)
 
