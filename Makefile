@@ -1,7 +1,8 @@
-# setup | demo | test | bench | lint | clean. Each target does all its own set-up in .venv; a repeated call
+# setup | demo | test | bench | wheel | lint | clean. Each target does all its own set-up in .venv; a repeated call
 # costs nothing until the sources that it was built from change.
 #   PYTHON=python3.12 make setup     another interpreter (>= 3.10) for a new .venv
 #   TORCH=torch==2.13.0 make setup   another torch (>= 2.11), for example a CUDA build already at hand
+# The switches of setup.py pass through, such as FLOWFUSE_CUDA=0 or FLOWFUSE_CUDA_ARCHITECTURES=sm_90.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench wheel lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -23,7 +24,13 @@ test: setup
 	$(BIN)/python -m pytest -q tests
 
 bench: setup
+	$(BIN)/python benchmarks/operators.py
 	$(BIN)/python benchmarks/accuracy.py --sets fast --scenes 64
+
+# One wheel for every Python and torch >= 2.11: all CPU variants and, where nvcc is, all GPU codes.
+wheel: $(VENV)/.torch
+	FLOWFUSE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
 
 lint: setup
 	$(BIN)/ruff check .
