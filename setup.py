@@ -102,6 +102,9 @@ def build_plan(library: Path) -> str:
     # The headers of torch are not ours to warn about.
     common = ["-std=c++17", f"-isystem {package / 'include'}", f"-I{ROOT / 'csrc'}"]
     warnings = ["-Wall", "-Wextra", *["-Werror"] * WERROR]
+    short_names = (
+        f"-fmacro-prefix-map={ROOT}/="  # in messages: csrc/checks.h, wherever it was built
+    )
     optimize = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
     if DEBUG:
         optimize = ["-O0", "-g", "-fno-omit-frame-pointer"]
@@ -123,14 +126,14 @@ def build_plan(library: Path) -> str:
             *(["-O0", "-g", "-lineinfo"] if DEBUG else ["-O3"]),
             "-Xptxas=-warn-spills",
             *["-Werror=all-warnings"] * WERROR,
-            "-Xcompiler=-fPIC,-fvisibility=hidden," + ",".join(warnings),
+            "-Xcompiler=" + ",".join(["-fPIC", "-fvisibility=hidden", short_names, *warnings]),
             *definitions,
         ]
     lines = [
         "ninja_required_version = 1.5",
         f"cxx = {os.environ.get('CXX', 'c++')}",
         f"cxxflags = {' '.join([*common, *warnings, *optimize, *definitions])} "
-        f"-fPIC -fvisibility=hidden {os.environ.get('CXXFLAGS', '')}",
+        f"-fPIC -fvisibility=hidden {short_names} {os.environ.get('CXXFLAGS', '')}",
         f"nvcc = {nvcc}",
         f"nvccflags = {' '.join(cuda_flags)} {os.environ.get('NVCCFLAGS', '')}",
         "rule cxx",

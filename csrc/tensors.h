@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <exception>
+#include <string>
 #include <vector>
 
 #include "checks.h"
@@ -31,7 +32,8 @@ inline Tensor allocate(const char* op, const Tensor& like, const std::vector<int
   } catch (const std::exception&) {  // torch's own words do not cross the stable interface
     double bytes = static_cast<double>(aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)));
     for (const int64_t size : sizes) bytes *= static_cast<double>(size);
-    STD_TORCH_CHECK(false, op, ": out of memory: ", bytes, " bytes could not be allocated for a tensor of shape ",
+    const std::string amount = bytes < 9e18 ? std::to_string(static_cast<int64_t>(bytes)) : "more than 2^63";
+    STD_TORCH_CHECK(false, op, ": out of memory: ", amount, " bytes could not be allocated for a tensor of shape ",
                     size_list(sizes), advice);
   }
 }

@@ -396,6 +396,18 @@ def test_error_correlation_arguments():
 
 
 @needs_extension
+@needs_extension
+def test_error_out_of_memory():
+    """The message names the operator, the bytes and what needs less."""
+    f = torch.zeros(1, 1, 3000, 3000)
+    message = (
+        "^correlation_volume: out of memory: 324000000000000 bytes could not be allocated for a "
+        r"tensor of shape .1, 3000, 3000, 3000, 3000.; Correlation.*strategy=\"on_demand\""
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        ops.Correlation(f, f, levels=1, radius=1, strategy="volume")
+
+
 def test_error_double_backward_and_vmap():
     f = features((1, 2, 3, 3)).requires_grad_()
     coords = grid_coords(1, 3, 3)

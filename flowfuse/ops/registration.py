@@ -18,9 +18,10 @@ def call(name: str, *arguments: object) -> Any:
     try:
         return operator(*arguments)
     except RuntimeError as error:  # the stable interface of torch carries no other type
-        if ": out of memory: " in str(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise
+        _, found, what = str(error).partition(": out of memory: ")
+        if not found:
+            raise
+        raise torch.OutOfMemoryError(f"{name}: out of memory: {what}") from None
 
 
 def refuse_vmap(name: str) -> None:

@@ -41,7 +41,9 @@ def sanitizer_environment() -> dict[str, str]:
     ]
     return {
         "LD_PRELOAD": " ".join(paths),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "ASAN_OPTIONS": ":".join(
+            ["detect_leaks=0", "detect_stack_use_after_return=0", "allocator_may_return_null=1"]
+        ),
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
 
