@@ -53,7 +53,14 @@ $(VENV)/.torch: $(VENV)/.python
 	$(BIN)/python -m pip install "setuptools>=77" wheel ninja "$(TORCH)"
 	@touch $@
 
+# Other switches than those of the last build: build anew.
+SWITCHES := $(foreach name,EXTENSION CUDA CUDA_ARCHITECTURES WERROR DEBUG,$(name)=$(FLOWFUSE_$(name)))
+ifneq ($(SWITCHES),$(shell cat $(VENV)/.switches 2>/dev/null))
+.PHONY: $(VENV)/.installed
+endif
+
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	@[ "$(FLOWFUSE_EXTENSION)" != 0 ] || echo "no C++ compiler ($(CXX)): installing without compiled operators"
 	FLOWFUSE_EXTENSION=$(FLOWFUSE_EXTENSION) $(BIN)/python -m pip install --no-build-isolation -e ".[dev]" "$(TORCH)"
+	@echo "$(SWITCHES)" >$(VENV)/.switches
 	@touch $@

@@ -22,6 +22,7 @@ FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512 forces an instruction set.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,15 @@ def architecture_flags(names: list[str]) -> list[str]:
     return flags
 
 
+def quoted(arguments: list[str]) -> str:
+    """Arguments as a shell takes them, in a line of build.ninja."""
+    return " ".join(shlex.quote(argument) for argument in arguments).replace("$", "$$")
+
+
+def ninja_path(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
 def build_plan(library: Path) -> str:
     """A build.ninja that makes `library`: every source of csrc, and the link."""
     import torch  # only its headers and libraries are used
@@ -100,11 +110,11 @@ def build_plan(library: Path) -> str:
     definitions = [TORCH_TARGET]
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
     # The headers of torch are not ours to warn about.
-    common = ["-std=c++17", f"-isystem {package / 'include'}", f"-I{ROOT / 'csrc'}"]
+    common = ["-std=c++17", "-isystem", f"{package / 'include'}", f"-I{ROOT / 'csrc'}"]
     warnings = ["-Wall", "-Wextra", *["-Werror"] * WERROR]
-    short_names = (
-        f"-fmacro-prefix-map={ROOT}/="  # in messages: csrc/checks.h, wherever it was built
-    )
+    # What messages name is csrc/checks.h, wherever it was built.
+    prefixes = (f"{ROOT}/", f"{package / 'include'}/")
+    short_names = [f"-fmacro-prefix-map={prefix}=" for prefix in prefixes]
     optimize = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
     if DEBUG:
         optimize = ["-O0", "-g", "-fno-omit-frame-pointer"]
@@ -126,16 +136,16 @@ def build_plan(library: Path) -> str:
             *(["-O0", "-g", "-lineinfo"] if DEBUG else ["-O3"]),
             "-Xptxas=-warn-spills",
             *["-Werror=all-warnings"] * WERROR,
-            "-Xcompiler=" + ",".join(["-fPIC", "-fvisibility=hidden", short_names, *warnings]),
+            "-Xcompiler=" + ",".join(["-fPIC", "-fvisibility=hidden", *short_names, *warnings]),
             *definitions,
         ]
     lines = [
         "ninja_required_version = 1.5",
         f"cxx = {os.environ.get('CXX', 'c++')}",
-        f"cxxflags = {' '.join([*common, *warnings, *optimize, *definitions])} "
-        f"-fPIC -fvisibility=hidden {short_names} {os.environ.get('CXXFLAGS', '')}",
-        f"nvcc = {nvcc}",
-        f"nvccflags = {' '.join(cuda_flags)} {os.environ.get('NVCCFLAGS', '')}",
+        f"cxxflags = {quoted([*common, *warnings, *optimize, *definitions, *short_names])} "
+        f"-fPIC -fvisibility=hidden {os.environ.get('CXXFLAGS', '')}",
+        f"nvcc = {quoted([nvcc or 'nvcc'])}",
+        f"nvccflags = {quoted(cuda_flags)} {os.environ.get('NVCCFLAGS', '')}",
         "rule cxx",
         "  command = $cxx $cxxflags -MMD -MF $out.d -c $in -o $out",
         "  description = compile $out",
@@ -147,16 +157,16 @@ def build_plan(library: Path) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $cxx -shared $in -o $out {' '.join(libraries)} "
-        f"{os.environ.get('LDFLAGS', '')}",
+        f"  command = $cxx -shared $in -o $out {quoted(libraries)} {os.environ.get('LDFLAGS', '')}",
         "  description = link $out",
     ]
     objects = []
     for source in sources:
         name = f"{source.relative_to(ROOT)}.o"
         objects.append(name)
-        lines.append(f"build {name}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
-    return "\n".join([*lines, f"build {library}: link {' '.join(objects)}", ""])
+        rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        lines.append(f"build {name}: {rule} {ninja_path(source)}")
+    return "\n".join([*lines, f"build {ninja_path(library)}: link {' '.join(objects)}", ""])
 
 
 class BuildExtension(build_ext):

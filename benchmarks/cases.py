@@ -25,6 +25,7 @@ class Setting:
     quick: bool
     limits: Limits
     instructions: str | None  # the instruction set of the CPU kernels
+    compiled_peers: bool = True  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def with_gradients(direction: str, *tensors: Tensor) -> list[Tensor]:
 
 def with_compiled(eager: Mapping[str, Algorithm], setting: Setting) -> dict[str, Algorithm]:
     """Peers as they are, and on a GPU compiled too."""
-    if setting.device != "cuda":
+    if setting.device != "cuda" or not setting.compiled_peers:
         return dict(eager)
     torch._dynamo.reset()  # or the shapes of earlier rows count towards a recompilation limit
     compiled = {f"{name}, compiled": torch.compile(peer) for name, peer in eager.items()}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from functools import partial
@@ -332,6 +332,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--only", default="", metavar="SUBSTRING",
         help="rows whose operator, size, direction and dtype (as printed) contain this",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-compiled-peers", action="store_true",
+        help="on a GPU: leave out the peers under torch.compile, which take long to compile",
+    )  # fmt: skip
     parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
     parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
     return parser
@@ -342,8 +346,8 @@ def chosen_cases(setting: Setting, only: str) -> list[Case]:
     return [case for case in cases if case.targets]
 
 
-def measure(setting: Setting, cases: Sequence[Case]) -> list[Row]:
-    """All rows, printed as they come."""
+def measure(setting: Setting, cases: Sequence[Case]) -> Iterator[Row]:
+    """The rows, printed as they come."""
     print("| " + " | ".join(COLUMNS) + " |", flush=True)
     rows: list[Row] = []
     for case in cases:
@@ -351,7 +355,7 @@ def measure(setting: Setting, cases: Sequence[Case]) -> list[Row]:
             add_noise_note(row, rows)
             print("| " + " | ".join(cells(row)) + " |", flush=True)
             rows.append(row)
-    return rows
+            yield row
 
 
 def add_noise_note(row: Row, before: Sequence[Row]) -> None:
@@ -379,7 +383,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"--only {options.only}: no row has this in its name")
     limits = measure_limits(options.device, options.quick)
     print(limits_text(asdict(limits)), flush=True)
-    setting = Setting(options.device, options.quick, limits, instructions)
+    setting = Setting(
+        options.device, options.quick, limits, instructions, not options.no_compiled_peers
+    )
     report = {
         "date": date.today().isoformat(),
         "commit": commit(),
@@ -390,10 +396,12 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         "instruction_set": instructions,
         "build_info": {key: value for key, value in ops.build_info().items() if key != "path"},
         "limits": asdict(limits),
-        "rows": measure(setting, chosen_cases(setting, options.only)),
+        "rows": [],
     }
-    write(options.json, json.dumps(report, indent=1) + "\n")
-    write(options.markdown, as_markdown(report))
+    for row in measure(setting, chosen_cases(setting, options.only)):
+        report["rows"].append(row)  # written each time: a run cut short keeps what it has
+        write(options.json, json.dumps(report, indent=1) + "\n")
+        write(options.markdown, as_markdown(report))
     failed = [row for row in report["rows"] if row["error"]]
     for row in failed:
         print(f"operators: {row['operator']}, {row['size']}: {row['error']}", file=sys.stderr)

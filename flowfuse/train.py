@@ -240,6 +240,12 @@ class Trainer:
         return f"the last checkpoint is {saved[-1]}" if saved else "there was no checkpoint yet"
 
 
+def scene_device(config: TrainConfig) -> torch.device:
+    """Where scenes are rendered; worker processes, which are forked, cannot use a GPU."""
+    forked = config.workers > 0 and config.scene_device == "auto"
+    return select_device("cpu" if forked else config.scene_device)
+
+
 def make_scenes(config: TrainConfig, seed: int, count: int) -> Dataset | list[Sample]:
     """Make the pool of scenes that a configuration asks for; those of `overfit` in memory."""
     height, width = config.crop if config.overfit else config.scene_size
@@ -252,7 +258,7 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> Dataset | list[Sa
         slices=config.model.slices,
         bins=config.model.bins,
         cache=None if config.cache is None else Path(config.cache),
-        device=select_device(config.scene_device),
+        device=scene_device(config),
     )
     return [scenes[i] for i in range(count)] if config.overfit else scenes
 
@@ -272,9 +278,7 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
             "add --resume to go on with it, or choose another -o"
         )
     device = select_device(config.device)
-    select_device(config.scene_device)  # said before anything is written
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one size: the search pays
+    scene_device(config)  # said before anything is written
     run.create()
     state = TrainingState(
         config.model,
@@ -321,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _tell(f"error: {_one_line(error)}")
         return 2
+    # All batches have one size, so the search pays; it makes runs on a GPU differ in rounding.
+    torch.backends.cudnn.benchmark = True
     minutes = options.stop_after_minutes
     try:
         with StopRequest() as request:

@@ -76,7 +76,8 @@ def fit_bezier(displacements: Tensor, tau: Tensor, degree: int) -> Tensor:
             f"fit_bezier: {degree} control points need at least {degree} times, got {tau.shape[-1]}"
         )
     weights = bernstein(degree, tau.double())  # [(B,) T, n]
-    # By the normal equations, which float64 has digits for: a pseudo-inverse waits for the GPU.
+    # By the normal equations, which float64 has digits for up to degree 8: a pseudo-inverse waits
+    # for the GPU.
     transposed = weights.transpose(-1, -2)
     inverse = torch.linalg.inv_ex(transposed @ weights).inverse @ transposed  # [(B,) n, T]
     inverse = inverse.to(displacements.dtype).expand(displacements.shape[0], -1, -1)

@@ -128,13 +128,19 @@ def test_same_bits_twice(name):
 @needs_kernels
 @every_operator
 def test_on_another_stream(name):
-    """Results are right when everything is on a stream that the default one does not wait for."""
-    case = OPERATORS[name](torch.float32, SIZE)
-    expected = case.on(DEVICE).run()
+    """The arguments get their values late on a stream that the default one does not wait for."""
+    source = OPERATORS[name](torch.float32, SIZE).on(DEVICE)
+    expected = source.run()
+    case = source.on(DEVICE)
+    for tensor in case.tensors:
+        tensor.zero_()
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # a kernel on the default stream would be far ahead
-        found = case.on(DEVICE).run()
+        torch.cuda._sleep(50_000_000)  # a kernel on the default stream would see the zeros
+        for tensor, values in zip(case.tensors, source.tensors, strict=True):
+            tensor.copy_(values)  # on the device: nothing waits
+        found = case.run()
     stream.synchronize()
     assert_same_bits(found, expected)
 
@@ -229,7 +235,7 @@ def test_arguments_on_two_devices_are_refused(name):
     for index, tensor in enumerate(case.tensors):
         mixed = list(there.tensors)
         mixed[index] = tensor
-        with pytest.raises((ValueError, RuntimeError), match="device"):
+        with pytest.raises(ValueError, match="must be on"):
             case.function(*mixed)
 
 
@@ -249,7 +255,7 @@ def test_on_the_second_device(name):
 @needs_kernels
 def test_a_volume_that_cannot_fit_is_named():
     f0 = torch.zeros(1, 2, 1500, 1500, device=DEVICE)  # volumes of 4 * 1500^4 bytes and more
-    message = r"correlation_volume: out of memory: 2\.025e\+13 bytes .*on_demand"
+    message = "correlation_volume: out of memory: 20250000000000 bytes .*on_demand"
     with pytest.raises(torch.OutOfMemoryError, match=message):
         ops.Correlation(f0, f0, levels=1, radius=1, strategy="volume")
     case = correlation("volume", torch.float32, SIZE)  # and nothing is broken by it

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowfuse import ops
+from flowfuse.ops import reference
 
 
 def test_hand_channel_order():
@@ -50,6 +51,26 @@ def test_gradcheck():
     field = torch.randn(1, 2, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
     mask = torch.randn(1, 36, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
     torch.autograd.gradcheck(lambda a, b: ops.convex_upsample(a, b, 2), (field, mask))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_reference_agreement(shift):
+    """Results and gradients; logits that are all large have the weights of small ones."""
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(2, 5, 3, 37, generator=generator)
+    # Steps of 1/8: exact in float32 beside 1000, too.
+    mask = torch.randint(-24, 24, (2, 36, 3, 37), generator=generator) / 8 + shift
+    grad = torch.randn(2, 5, 6, 74, generator=generator)
+
+    def run(operator, dtype):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (field, mask)]
+        result = operator(*leaves, 2)
+        return result, *torch.autograd.grad(result, leaves, grad.to(dtype))
+
+    found = run(ops.convex_upsample, torch.float32)
+    for a, b in zip(found, run(reference.convex_upsample, torch.float64), strict=True):
+        # Sums of 9 weights and of 36 fine pixels in float32.
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-6 * float(b.detach().abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,6 @@ def test_error_correlation_arguments():
 
 
 @needs_extension
-@needs_extension
 def test_error_out_of_memory():
     """The message names the operator, the bytes and what needs less."""
     f = torch.zeros(1, 1, 3000, 3000)
@@ -408,6 +407,7 @@ def test_error_out_of_memory():
         ops.Correlation(f, f, levels=1, radius=1, strategy="volume")
 
 
+@needs_extension
 def test_error_double_backward_and_vmap():
     f = features((1, 2, 3, 3)).requires_grad_()
     coords = grid_coords(1, 3, 3)

@@ -34,9 +34,16 @@ __device__ __forceinline__ int64_t fine_offset(const Sizes& sizes, int64_t plane
   return ((plane * sizes.height + y) * f + i) * sizes.width * f + x * f + j;
 }
 
-// Softmax over the neighbours inside; those outside have weight 0. Returns the logarithm of the sum of e^logit.
+// What a softmax divides by, in two parts: weight = e^(logit - top) * share. Their logarithm would lose the digits
+// that a large logit has in front.
+template <class T>
+struct Norm {
+  T top, share;
+};
+
+// Softmax over the neighbours inside; those outside have weight 0.
 template <class T, class M>
-__device__ __forceinline__ T neighbour_weights(const Sizes& sizes, const M* mask, int64_t b, int64_t y, int64_t x,
+__device__ __forceinline__ Norm<T> neighbour_weights(const Sizes& sizes, const M* mask, int64_t b, int64_t y, int64_t x,
                                                int i, int j, T (&weights)[9]) {
   const int64_t plane = int64_t{sizes.factor} * sizes.factor;
   const int64_t first = (b * 9 * plane + i * sizes.factor + j);
@@ -51,8 +58,9 @@ __device__ __forceinline__ T neighbour_weights(const Sizes& sizes, const M* mask
     weights[k] = inside(sizes, y, x, k) ? exponential(weights[k] - top) : T(0);
     sum += weights[k];
   }
-  for (int k = 0; k < 9; ++k) weights[k] /= sum;
-  return top + ::log(sum);
+  const T share = 1 / sum;
+  for (int k = 0; k < 9; ++k) weights[k] *= share;
+  return {top, share};
 }
 
 // Coarse pixel (b, y, x) and fine row i of a work item; x is fastest.
@@ -91,17 +99,17 @@ __global__ void upsample(Sizes sizes, const T* __restrict__ field, const M* __re
 }
 
 // With g the gradient of a fine pixel and s_k = sum_d g_d field_d(k), the gradient of logit k is
-// w_k (s_k - sum_l w_l s_l). log_sums [B, f h, f w] receives the logarithms of the softmax's sums.
+// w_k (s_k - sum_l w_l s_l). norms [B, f h, f w] receives what the softmax divided by.
 template <class T, class M>
 __global__ void mask_gradient(Sizes sizes, const T* __restrict__ grad, const T* __restrict__ field,
-                              const M* __restrict__ mask, M* __restrict__ grad_mask, T* __restrict__ log_sums) {
+                              const M* __restrict__ mask, M* __restrict__ grad_mask, Norm<T>* __restrict__ norms) {
   const int64_t items = sizes.batch * sizes.height * sizes.factor * sizes.width;
   const int64_t plane = int64_t{sizes.factor} * sizes.factor;
   for (int64_t index = first_item(); index < items; index += item_step()) {
     const Item at = item_at(sizes, index);
     for (int j = 0; j < sizes.factor; ++j) {
       T weights[9], slope[9];
-      log_sums[fine_offset(sizes, at.b, at.y, at.x, at.i, j)] =
+      norms[fine_offset(sizes, at.b, at.y, at.x, at.i, j)] =
           neighbour_weights(sizes, mask, at.b, at.y, at.x, at.i, j, weights);
       for (int k = 0; k < 9; ++k) slope[k] = 0;
       for (int64_t d = 0; d < sizes.channels; ++d) {
@@ -126,7 +134,7 @@ __global__ void mask_gradient(Sizes sizes, const T* __restrict__ grad, const T* 
 // fine rows of 32 pixels of a row in kRows parts, and then the parts in their order.
 template <class T, class M>
 __global__ void field_gradient(Sizes sizes, const T* __restrict__ grad, const M* __restrict__ mask,
-                               const T* __restrict__ log_sums, T* __restrict__ grad_field) {
+                               const Norm<T>* __restrict__ norms, T* __restrict__ grad_field) {
   using Parts = T[kRows][kChannels][kWarp];
   Parts& parts = *shared_memory<Parts>();
   const int64_t plane = int64_t{sizes.factor} * sizes.factor;
@@ -144,8 +152,9 @@ __global__ void field_gradient(Sizes sizes, const T* __restrict__ grad, const M*
       for (int i = threadIdx.y; i < sizes.factor; i += kRows) {
         for (int j = 0; j < sizes.factor; ++j) {
           const int64_t cell = (b * 9 + k) * plane + i * sizes.factor + j;
-          const T weight = exponential(static_cast<T>(mask[coarse_offset(sizes, cell, row, column)]) -
-                                       log_sums[fine_offset(sizes, b, row, column, i, j)]);
+          const Norm<T> norm = norms[fine_offset(sizes, b, row, column, i, j)];
+          const T logit = static_cast<T>(mask[coarse_offset(sizes, cell, row, column)]);
+          const T weight = exponential(logit - norm.top) * norm.share;
           for (int c = 0; c < kChannels; ++c) {
             if (first + c >= sizes.channels) break;
             sums[c] += weight * grad[fine_offset(sizes, b * sizes.channels + first + c, row, column, i, j)];
@@ -182,16 +191,16 @@ template <class T, class M>
 void run_backward(const DeviceCall& call, const Tensor& grad, const Tensor& field, const Tensor& mask,
                   int64_t factor, const Tensor& grad_field, const Tensor& grad_mask) {
   const Sizes sizes = sizes_of(field, factor);
-  const Tensor log_sums =
+  const Tensor norms =
       allocate("convex_upsample_backward", field,
-               {sizes.batch, sizes.height * factor, sizes.width * factor}, field.scalar_type());
+               {sizes.batch, sizes.height * factor, sizes.width * factor, 2}, field.scalar_type());
   const int64_t items = sizes.batch * sizes.height * factor * sizes.width;
   call.launch(mask_gradient<T, M>, blocks_for(items), kThreads, 0, sizes, data<T>(grad), data<T>(field),
-              data<M>(mask), mutable_data<M>(grad_mask), mutable_data<T>(log_sums));
+              data<M>(mask), mutable_data<M>(grad_mask), mutable_data<Norm<T>>(norms));
   const int64_t blocks = sizes.batch * ((sizes.channels + kChannels - 1) / kChannels) * sizes.height *
                          ((sizes.width + kWarp - 1) / kWarp);
   call.launch(field_gradient<T, M>, blocks_for(blocks, 1), dim3(kWarp, kRows), sizeof(T[kRows][kChannels][kWarp]),
-              sizes, data<T>(grad), data<M>(mask), data<T>(log_sums), mutable_data<T>(grad_field));
+              sizes, data<T>(grad), data<M>(mask), data<Norm<T>>(norms), mutable_data<T>(grad_field));
 }
 
 Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {

@@ -37,8 +37,8 @@ void DeviceCall::check(cudaError_t error) const {
                   ": flowfuse has no kernels for this GPU: it was built for " C10_STRINGIZE(FLOWFUSE_CUDA_ARCHITECTURES)
                   "; rebuild it with FLOWFUSE_CUDA_ARCHITECTURES=sm_<compute capability without its dot>");
   STD_TORCH_CHECK(error != cudaErrorInsufficientDriver, op_,
-                  ": the NVIDIA driver is older than the CUDA version flowfuse was built with (",
-                  CUDART_VERSION / 1000, ".", CUDART_VERSION / 10 % 100, ")");
+                  ": the NVIDIA driver is too old for CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION / 10 % 100,
+                  ", which flowfuse was built with; update it, build with an older nvcc, or use device \"cpu\"");
   STD_TORCH_CHECK(false, op_, ": CUDA error: ", cudaGetErrorString(error));
 }
 

@@ -41,6 +41,11 @@ __device__ __forceinline__ Layout* shared_memory() {
   return reinterpret_cast<Layout*>(shared_arena);
 }
 
+// Integers that threads add up atomically, in two's complement: the type that atomicAdd takes.
+using AtomicSum = unsigned long long;
+
+constexpr int64_t kMaxGridY = 65535;
+
 // Index of this thread in a one-dimensional grid, and the step to its next item.
 __device__ __forceinline__ int64_t first_item() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t item_step() { return int64_t{gridDim.x} * blockDim.x; }
@@ -48,6 +53,11 @@ __device__ __forceinline__ int64_t item_step() { return int64_t{gridDim.x} * blo
 // Blocks for kernels whose threads go through `items` from first_item() in steps of item_step().
 inline unsigned blocks_for(int64_t items, int threads = kThreads) {
   return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, FLOWFUSE_MOST_BLOCKS));
+}
+
+// A grid over the items of a batch (y, in a loop) and `each` things of an item (x, in a loop).
+inline dim3 batch_grid(int64_t each, int64_t items) {
+  return dim3(blocks_for(each), static_cast<unsigned>(std::min(items, kMaxGridY)));
 }
 
 // One operator call on a device: while it lives, the tensor's device is the current one.

@@ -7,10 +7,7 @@
 namespace flowfuse {
 namespace {
 
-using Sum = unsigned long long;  // of two's complement: the type that atomicAdd takes
-
 constexpr int64_t kGroupBytes = int64_t{32} << 20;  // of sums made at a time, where one item does not need more
-constexpr int64_t kMaxGridY = 65535;
 
 // One call. The host never reads offsets, t0 and t1: what they must obey is not checked, only made harmless.
 struct Voxels {
@@ -26,14 +23,14 @@ struct Voxels {
 };
 
 struct AtomicAddTo {
-  Sum* sums;
+  AtomicSum* sums;
   __device__ __forceinline__ void operator()(int64_t cell, int64_t weight) const {
-    atomicAdd(sums + cell, static_cast<Sum>(weight));
+    atomicAdd(sums + cell, static_cast<AtomicSum>(weight));
   }
 };
 
 // Adds the events of items [first, last) to sums [last - first, bins, height, width].
-__global__ void add_events(Voxels job, int64_t first, int64_t last, Sum* sums, Sum* ignored) {
+__global__ void add_events(Voxels job, int64_t first, int64_t last, AtomicSum* sums, AtomicSum* ignored) {
   const int64_t cells = job.bins * job.height * job.width;
   const int64_t end = event_index(job.offsets, last, job.count);
   for (int64_t index = event_index(job.offsets, first, job.count) + first_item(); index < end; index += item_step()) {
@@ -52,7 +49,7 @@ __global__ void add_events(Voxels job, int64_t first, int64_t last, Sum* sums, S
       const int64_t y = position_at<int64_t>(job.events.y, job.events.position_dtype, index);
       used = spread_pixel(grid, x, y, t, sign, add);
     }
-    if (!used) atomicAdd(ignored + item, Sum{1});
+    if (!used) atomicAdd(ignored + item, AtomicSum{1});
   }
 }
 
@@ -89,16 +86,16 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   call.clear(ignored);
 
   // Items are taken a group at a time: the workspace does not grow with the batch, and stays in large caches.
-  const int64_t fit = kGroupBytes / static_cast<int64_t>(sizeof(Sum)) / cells;
+  const int64_t fit = kGroupBytes / static_cast<int64_t>(sizeof(AtomicSum)) / cells;
   const int64_t group = std::min(items, std::max<int64_t>(1, fit));
   const Tensor sums = allocate(op, t, {group, cells}, ScalarType::Long);
   for (int64_t first = 0; first < items; first += group) {
     const int64_t last = std::min(items, first + group);
     call.clear(sums);
-    call.launch(add_events, blocks_for(job.count), kThreads, 0, job, first, last, mutable_data<Sum>(sums),
-                mutable_data<Sum>(ignored));
-    const dim3 grid(blocks_for(cells), static_cast<unsigned>(std::min(last - first, kMaxGridY)));
-    call.launch(scale_sums, grid, kThreads, 0, job, first, last, data<int64_t>(sums), mutable_data<float>(voxels));
+    call.launch(add_events, blocks_for(job.count), kThreads, 0, job, first, last, mutable_data<AtomicSum>(sums),
+                mutable_data<AtomicSum>(ignored));
+    call.launch(scale_sums, batch_grid(cells, last - first), kThreads, 0, job, first, last, data<int64_t>(sums),
+                mutable_data<float>(voxels));
   }
   return {voxels, ignored};
 }

@@ -8,14 +8,10 @@
 namespace flowfuse {
 namespace {
 
-using Sum = unsigned long long;  // of two's complement: the type that atomicAdd takes
-
-constexpr int64_t kMaxGridY = 65535;
-
-__device__ __forceinline__ void add(Sum* sum, int64_t value) { atomicAdd(sum, static_cast<Sum>(value)); }
+__device__ __forceinline__ void add(AtomicSum* sum, int64_t value) { atomicAdd(sum, static_cast<AtomicSum>(value)); }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) vote(Warp<T> job, Sum* __restrict__ sums) {
+__global__ void __launch_bounds__(kThreads) vote(Warp<T> job, AtomicSum* __restrict__ sums) {
   for (int64_t index = first_item(); index < job.count; index += item_step()) {
     const int64_t item = item_of(job.offsets, 0, job.items, index);
     WarpEvent<T> event;
@@ -25,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) vote(Warp<T> job, Sum* __restrict__ 
     const T unit = static_cast<T>(power_of_two(vote_bits(events_of(job.offsets, item, job.count))));
     const int64_t sign = sign_at(job.events, index);
     const Square<T> square = square_at(x, y);
-    Sum* plane = sums + image_plane(job, item, sign);
+    AtomicSum* plane = sums + image_plane(job, item, sign);
     for (int corner = 0; corner < 4; ++corner) {
       if (!in_image(job, square, corner)) continue;
       const int64_t weight = to_fixed(corner_weight(square, corner) * unit);
@@ -48,14 +44,14 @@ __global__ void scale_votes(Warp<T> job, const int64_t* __restrict__ sums, T* __
 // Writes the gradients [N, 2] in the places of the events, 0 for those left out or moved out of the image, and of
 // each item the ordered_bits of its largest finite slope, which is such a gradient times a control point's influence.
 template <class T>
-__global__ void __launch_bounds__(kThreads) place_gradients(Warp<T> job, const T* __restrict__ grad,
-                                                            T* __restrict__ gradients, Sum* __restrict__ largest) {
+__global__ void __launch_bounds__(kThreads)
+    place_gradients(Warp<T> job, const T* __restrict__ grad, T* __restrict__ gradients, AtomicSum* __restrict__ largest) {
   // Every thread of a block makes the same number of steps: a warp finds its largest slope together.
   for (int64_t start = int64_t{blockIdx.x} * blockDim.x; start < job.count; start += item_step()) {
     const int64_t index = start + threadIdx.x;
     const int64_t item = index < job.count ? item_of(job.offsets, 0, job.items, index) : -1;
     T gx = 0, gy = 0;
-    Sum slope = 0;
+    AtomicSum slope = 0;
     WarpEvent<T> event;
     if (item >= 0 && read_event(job, item, index, event)) {
       T x, y;
@@ -64,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) place_gradients(Warp<T> job, const T
       for (int64_t k = 1; k <= job.points && (gx != 0 || gy != 0); ++k) {
         const T share = influence(job, k, event);
         for (const T value : {gx * share, gy * share}) {
-          const Sum bits = ordered_bits(::fabs(static_cast<double>(value)));
+          const AtomicSum bits = ordered_bits(::fabs(static_cast<double>(value)));
           if (bits < kInfinityBits && bits > slope) slope = bits;
         }
       }
@@ -76,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) place_gradients(Warp<T> job, const T
     const int64_t first = __shfl_sync(kWholeWarp, item, 0);
     if (__all_sync(kWholeWarp, item == first || slope == 0)) {  // one atomic for the warp
       for (int step = kWarp / 2; step > 0; step /= 2) {
-        const Sum other = __shfl_xor_sync(kWholeWarp, slope, step);
+        const AtomicSum other = __shfl_xor_sync(kWholeWarp, slope, step);
         slope = other > slope ? other : slope;
       }
       if (threadIdx.x % kWarp == 0 && slope != 0) atomicMax(largest + first, slope);
@@ -88,9 +84,9 @@ __global__ void __launch_bounds__(kThreads) place_gradients(Warp<T> job, const T
 
 // A share that is not finite sets its cell's bit in `broken`.
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_shares(Warp<T> job, const T* __restrict__ gradients,
-                                                       const Sum* __restrict__ largest, Sum* __restrict__ sums,
-                                                       unsigned* __restrict__ broken) {
+__global__ void __launch_bounds__(kThreads)
+    add_shares(Warp<T> job, const T* __restrict__ gradients, const AtomicSum* __restrict__ largest,
+               AtomicSum* __restrict__ sums, unsigned* __restrict__ broken) {
   for (int64_t index = first_item(); index < job.count; index += item_step()) {
     const T gx = gradients[2 * index], gy = gradients[2 * index + 1];
     if (gx == 0 && gy == 0) continue;
@@ -119,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) add_shares(Warp<T> job, const T* __r
 }
 
 template <class T>
-__global__ void scale_shares(Warp<T> job, const Sum* __restrict__ largest, const int64_t* __restrict__ sums,
+__global__ void scale_shares(Warp<T> job, const AtomicSum* __restrict__ largest, const int64_t* __restrict__ sums,
                              const unsigned* __restrict__ broken, T* __restrict__ grad) {
   const int64_t cells = job.points * 2 * job.plane();
   for (int64_t item = blockIdx.y; item < job.items; item += gridDim.y) {
@@ -132,17 +128,13 @@ __global__ void scale_shares(Warp<T> job, const Sum* __restrict__ largest, const
   }
 }
 
-dim3 item_grid(int64_t cells, int64_t items) {
-  return dim3(blocks_for(cells), static_cast<unsigned>(std::min(items, kMaxGridY)));
-}
-
 template <class T>
 void run_forward(const DeviceCall& call, const WarpTensors& tensors, const Tensor& image) {
   const Warp<T> job = tensors.job<T>();
   const Tensor sums = allocate("warp_events", image, shape_of(image), ScalarType::Long);
   call.clear(sums);
-  call.launch(vote<T>, blocks_for(job.count), kThreads, 0, job, mutable_data<Sum>(sums));
-  call.launch(scale_votes<T>, item_grid(job.channels() * job.plane(), job.items), kThreads, 0, job,
+  call.launch(vote<T>, blocks_for(job.count), kThreads, 0, job, mutable_data<AtomicSum>(sums));
+  call.launch(scale_votes<T>, batch_grid(job.channels() * job.plane(), job.items), kThreads, 0, job,
               data<int64_t>(sums), mutable_data<T>(image));
 }
 
@@ -158,11 +150,11 @@ void run_backward(const DeviceCall& call, const Tensor& grad, const WarpTensors&
   for (const Tensor& tensor : {largest, sums, broken}) call.clear(tensor);
   const unsigned blocks = blocks_for(job.count);
   call.launch(place_gradients<T>, blocks, kThreads, 0, job, data<T>(grad), mutable_data<T>(gradients),
-              mutable_data<Sum>(largest));
-  call.launch(add_shares<T>, blocks, kThreads, 0, job, data<T>(gradients), data<Sum>(largest),
-              mutable_data<Sum>(sums), mutable_data<unsigned>(broken));
-  call.launch(scale_shares<T>, item_grid(job.points * 2 * job.plane(), job.items), kThreads, 0, job,
-              data<Sum>(largest), data<int64_t>(sums), data<unsigned>(broken), mutable_data<T>(grad_trajectory));
+              mutable_data<AtomicSum>(largest));
+  call.launch(add_shares<T>, blocks, kThreads, 0, job, data<T>(gradients), data<AtomicSum>(largest),
+              mutable_data<AtomicSum>(sums), mutable_data<unsigned>(broken));
+  call.launch(scale_shares<T>, batch_grid(job.points * 2 * job.plane(), job.items), kThreads, 0, job,
+              data<AtomicSum>(largest), data<int64_t>(sums), data<unsigned>(broken), mutable_data<T>(grad_trajectory));
 }
 
 Tensor warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory, Tensor t0, Tensor t1,

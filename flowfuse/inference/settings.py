@@ -159,7 +159,7 @@ def build_parser() -> ArgumentParser:
         choices=["float32", "bf16"],
         default="float32",
         help="bf16: convolutions and features in bfloat16, coordinates and flow still in float32: "
-        "faster on a GPU, slightly less exact",
+        "faster on a GPU, slightly less exact; float32 convolutions on a GPU are in TF32",
     )
     add("--overwrite", action="store_true", help="discard what an earlier run left in OUT")
     return parser

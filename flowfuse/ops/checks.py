@@ -13,6 +13,8 @@ FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COORDINATE_DTYPES = (torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
 MAX_LEVELS = 16
+MAX_RADIUS = 16
+MAX_FACTOR = 64
 MAX_POINTS = 16  # control points of a trajectory in warp_events
 POLARITY_DTYPES = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -119,7 +121,7 @@ def check_level_count(op: str, levels: int) -> None:
 
 
 def check_radius(op: str, radius: int) -> None:
-    require(0 <= radius <= 16, f"{op}: radius must be in [0, 16], got {radius}")
+    require(0 <= radius <= MAX_RADIUS, f"{op}: radius must be in [0, {MAX_RADIUS}], got {radius}")
 
 
 @eager
@@ -215,7 +217,7 @@ def check_common_gradient(
 @eager
 def check_convex_upsample(field: Tensor, mask: Tensor, factor: int) -> None:
     op = "convex_upsample"
-    require(1 <= factor <= 64, f"{op}: factor must be in [1, 64], got {factor}")
+    require(1 <= factor <= MAX_FACTOR, f"{op}: factor must be in [1, {MAX_FACTOR}], got {factor}")
     check_shape(op, "field", field, "[B, D, h, w]", field.dim() == 4)
     batch, _, height, width = field.shape
     form = (batch, 9 * factor * factor, height, width)

@@ -114,10 +114,32 @@ def correlation_lookup(
         ValueError: a shape, dtype or the radius is wrong.
     """
     check_correlation_lookup(f0, f1_levels, coords, radius)
-    f0, f1_levels = autocast_features(f0, f1_levels)
+    return look_up(*autocast_features(f0, f1_levels), coords, radius)
+
+
+def look_up(f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int) -> Tensor:
     if has_kernel(f0.device):
         return call("correlation_lookup", f0, f1_levels, coords, radius)
     return reference.correlation_lookup(f0, f1_levels, coords, radius)
+
+
+def packed_features(f0: Tensor, f1_levels: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Features as the kernels read them: channels last, and in the dtype of sums, in which the CUDA
+    kernel reads f0 and the CPU's all of them. A batch expanded from one map stays one map.
+    """
+    dtype = reference.sum_dtype(f0.dtype)
+
+    def packed(features: Tensor, convert: bool) -> Tensor:
+        shared = features.shape[0] > 1 and features.stride(0) == 0
+        if shared and features.requires_grad:  # each item has a gradient of its own
+            return features
+        source = features[:1] if shared else features
+        source = source.to(dtype if convert else source.dtype)
+        source = source.contiguous(memory_format=torch.channels_last)
+        return source.expand(features.shape) if shared else source
+
+    on_cpu = f0.device.type == "cpu"
+    return packed(f0, True), [packed(level, on_cpu) for level in f1_levels]
 
 
 def volume_bytes(f0: Tensor, f1: Tensor, levels: int) -> int:
@@ -160,13 +182,15 @@ class Correlation:
         if strategy == "volume":
             self.levels = correlation_volume(f0, f1, levels)
         else:
-            self.levels = pool_levels(f1, levels)
+            # Made ready once: each look-up would do it again.
+            self.f0, self.levels = packed_features(*autocast_features(f0, pool_levels(f1, levels)))
 
     def __call__(self, coords: Tensor) -> Tensor:
         """Look up around coords [B, 2, H, W] (px of f1) -> [B, L (2r+1)^2, H, W] float32 or 64."""
         if self.strategy == "volume":
             return volume_lookup(self.levels, coords, self.radius)
-        return correlation_lookup(self.f0, self.levels, coords, self.radius)
+        check_correlation_lookup(self.f0, self.levels, coords, self.radius)
+        return look_up(self.f0, self.levels, coords, self.radius)
 
 
 def windows(like: Tensor, coords: Tensor, levels: int, radius: int) -> Tensor:

@@ -11,16 +11,25 @@ NAMESPACE = "flowfuse"
 
 
 def call(name: str, *arguments: object) -> Any:
-    """Run the kernel of operator `name`; memory it could not get is a torch.OutOfMemoryError."""
+    """Run the kernel of operator `name`; memory it could not get is a torch.OutOfMemoryError.
+
+    Under torch.compile every fault of a kernel is a plain RuntimeError.
+    """
     operator = getattr(torch.ops.flowfuse, name)
     if torch.compiler.is_compiling():
         return operator(*arguments)
     try:
         return operator(*arguments)
     except RuntimeError as error:  # the stable interface of torch carries no other type
+        if "API call failed" in str(error):  # torch's own operators, for copies of arguments
+            raise RuntimeError(f"{name}: torch could not copy an argument: {error}") from None
         _, found, what = str(error).partition(": out of memory: ")
         if not found:
             raise
+        # An allocation fails as well after a fault of an earlier kernel, which is told here.
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor) and argument.is_cuda:
+                torch.cuda.current_stream(argument.device).query()
         raise torch.OutOfMemoryError(f"{name}: out of memory: {what}") from None
 
 

@@ -62,7 +62,7 @@ class TrainConfig:
         channels_last: memory layout of weights and images.
         compile: compile the model with torch.compile.
         device: auto, cpu, cuda or cuda:N.
-        scene_device: where scenes are rendered: auto, cpu, cuda or cuda:N; a GPU needs workers = 0.
+        scene_device: where scenes are rendered: cpu, cuda or cuda:N (with workers = 0), or auto.
         workers: processes that prepare samples; the result does not depend on it.
         log_every: steps between two lines of log.csv.
         validate_every: steps between two validations.
@@ -129,7 +129,7 @@ class TrainConfig:
             raise ValueError(
                 f"crop {self.crop} must not be larger than scene_size {self.scene_size}"
             )
-        if self.workers > 0 and self.scene_device != "cpu":
+        if self.workers > 0 and self.scene_device not in ("cpu", "auto"):
             raise ValueError(
                 f"scene_device {self.scene_device} needs workers = 0, got {self.workers}: "
                 "a forked process cannot use the GPU"
