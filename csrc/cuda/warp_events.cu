@@ -45,7 +45,8 @@ __global__ void scale_votes(Warp<T> job, const int64_t* __restrict__ sums, T* __
 // each item the ordered_bits of its largest finite slope, which is such a gradient times a control point's influence.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    place_gradients(Warp<T> job, const T* __restrict__ grad, T* __restrict__ gradients, AtomicSum* __restrict__ largest) {
+    place_gradients(Warp<T> job, const T* __restrict__ grad, T* __restrict__ gradients,
+                    AtomicSum* __restrict__ largest) {
   // Every thread of a block makes the same number of steps: a warp finds its largest slope together.
   for (int64_t start = int64_t{blockIdx.x} * blockDim.x; start < job.count; start += item_step()) {
     const int64_t index = start + threadIdx.x;
