@@ -74,7 +74,7 @@ infer() {
 }
 
 train() {
-    "$PYTHON" -m flowfuse.train --config small --device cuda --bf16 --steps 30 --scenes 16 \
+    "$PYTHON" -m flowfuse.train --config small --device cuda --bf16 --steps 30 --scenes 16 --cache "$SCRATCH/pool" \
         --validation-scenes 4 --output "$SCRATCH/run"
 }
 
