@@ -55,10 +55,13 @@ def find_nvcc() -> str | None:
     if CUDA == "0":
         return None
     home = os.environ.get("CUDA_HOME")
-    candidates = [os.environ.get("NVCC"), home and f"{home}/bin/nvcc", "nvcc"]
+    asked = os.environ.get("NVCC")
+    if asked and shutil.which(asked) is None:
+        sys.exit(f"NVCC={asked} is not a program")
+    candidates = [asked, home and f"{home}/bin/nvcc", "nvcc"]
     found = next((path for name in candidates if name and (path := shutil.which(name))), None)
     if found is None and CUDA == "1":
-        raise RuntimeError("FLOWFUSE_CUDA=1, but nvcc is not in NVCC, CUDA_HOME/bin or PATH")
+        sys.exit("FLOWFUSE_CUDA=1, but nvcc is not in NVCC, CUDA_HOME/bin or PATH")
     return found
 
 
@@ -68,7 +71,10 @@ def cuda_facts(nvcc: str) -> tuple[str, Path]:
     version = version.partition("release ")[2].partition(",")[0]
     # It may be a link or a script: only nvcc itself knows where its toolkit is.
     steps = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
-    top = next(line[len("#$ TOP=") :] for line in steps.splitlines() if line.startswith("#$ TOP="))
+    tops = [line[len("#$ TOP=") :] for line in steps.splitlines() if line.startswith("#$ TOP=")]
+    if not version or not tops:
+        raise RuntimeError(f"{nvcc} does not answer as nvcc does")
+    top = tops[0]
     found = [
         path
         for folder in ("lib64", "lib", "targets/*/lib")
@@ -84,7 +90,7 @@ def architecture_flags(names: list[str]) -> list[str]:
     for name in names:
         kind, _, number = name.partition("_")
         if kind not in ("sm", "compute") or not number[:2].isdigit():
-            raise RuntimeError(
+            sys.exit(
                 "FLOWFUSE_CUDA_ARCHITECTURES must name codes such as sm_90 or compute_90 with "
                 f"commas between, got {name!r}"
             )
@@ -101,12 +107,11 @@ def ninja_path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def build_plan(library: Path) -> str:
-    """A build.ninja that makes `library`: every source of csrc, and the link."""
+def build_plan(library: Path, nvcc: str | None) -> str:
+    """A build.ninja that makes `library` of all sources, those of csrc/cuda where there is nvcc."""
     import torch  # only its headers and libraries are used
 
     package = Path(torch.__file__).parent
-    nvcc = find_nvcc()
     definitions = [TORCH_TARGET]
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
     # The headers of torch are not ours to warn about.
@@ -114,7 +119,11 @@ def build_plan(library: Path) -> str:
     warnings = ["-Wall", "-Wextra", *["-Werror"] * WERROR]
     # What messages name is csrc/checks.h, wherever it was built.
     prefixes = (f"{ROOT}/", f"{package / 'include'}/")
-    short_names = [f"-fmacro-prefix-map={prefix}=" for prefix in prefixes]
+    short_names = [
+        f"-fmacro-prefix-map={prefix}="
+        for prefix in prefixes
+        if not set(prefix) & set(" ,")  # nvcc would take such an argument apart
+    ]
     optimize = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
     if DEBUG:
         optimize = ["-O0", "-g", "-fno-omit-frame-pointer"]
@@ -122,7 +131,7 @@ def build_plan(library: Path) -> str:
     if nvcc is not None:
         version, folder = cuda_facts(nvcc)
         names = os.environ.get("FLOWFUSE_CUDA_ARCHITECTURES") or ARCHITECTURES
-        names = [name for name in names.replace(";", ",").split(",") if name]
+        names = [name for name in names.replace(";", ",").split(",") if name] or [""]
         definitions += [
             f"-DFLOWFUSE_CUDA_VERSION={version}",
             f"-DFLOWFUSE_CUDA_ARCHITECTURES={'+'.join(names)}",  # nvcc would split it at commas
@@ -169,30 +178,48 @@ def build_plan(library: Path) -> str:
     return "\n".join([*lines, f"build {ninja_path(library)}: link {' '.join(objects)}", ""])
 
 
+def warn(text: str, error: Exception) -> None:
+    line = "*" * 78
+    print(f"{line}\nWARNING: {text}\nThe cause: {error}\n{line}", file=sys.stderr)
+
+
 class BuildExtension(build_ext):
-    """Builds the library with ninja, or with FLOWFUSE_EXTENSION=auto goes on without it."""
+    """Builds the library with ninja; what is on auto and fails is left out, with a warning."""
 
     def build_extension(self, extension: Extension) -> None:
         library = Path(self.get_ext_fullpath(extension.name)).resolve()
+        nvcc = find_nvcc()
         try:
-            folder = Path(self.build_temp).resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-            library.parent.mkdir(parents=True, exist_ok=True)
-            (folder / "build.ninja").write_text(build_plan(library))
-            jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
-            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+            try:
+                self.build_library(library, nvcc)
+            except Exception as error:
+                if nvcc is None or CUDA == "1":
+                    raise
+                warn(
+                    "flowfuse's CUDA kernels could not be built; it is built for CPUs only.\n"
+                    "Set FLOWFUSE_CUDA=1 to make this an error, 0 not to try.",
+                    error,
+                )
+                self.build_library(library, None)
         except Exception as error:
             # An earlier build's library must not pass for this one's.
             library.unlink(missing_ok=True)
-            if MODE == "1":
+            if "1" in (MODE, CUDA):
                 raise
-            line = "*" * 78
-            print(
-                f"{line}\nWARNING: flowfuse's compiled operators could not be built:\n  {error}\n"
+            warn(
+                "flowfuse's compiled operators could not be built.\n"
                 "flowfuse is installed without them and runs on slower references in plain torch.\n"
-                f"Set FLOWFUSE_EXTENSION=1 to make this an error.\n{line}",
-                file=sys.stderr,
+                "Set FLOWFUSE_EXTENSION=1 to make this an error.",
+                error,
             )
+
+    def build_library(self, library: Path, nvcc: str | None) -> None:
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(build_plan(library, nvcc))
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+        subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
 
 
 # In place, a library that could not be built is then not missed; one that was is copied.

@@ -12,8 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
-STEPS=${STEPS:-machine imports build selftest tests quick infer train operators memcheck racecheck initcheck synccheck}
 LIMIT=${LIMIT:-240}
+ALL="machine imports build selftest tests quick infer train operators memcheck racecheck initcheck synccheck"
+STEPS=${STEPS:-$ALL}
+for step in $STEPS; do
+    [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
+done
+"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    { echo "gpu.sh: the torch of $PYTHON sees no GPU (set PYTHON=)" >&2; exit 2; }
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 mkdir -p "$FOLDER"

@@ -6,6 +6,10 @@ import torch
 from flowfuse import ops
 from flowfuse.ops import reference
 
+needs_extension = pytest.mark.skipif(
+    not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+
 
 def test_hand_channel_order():
     """A mask that picks neighbour k for the fine pixel (i, j) copies that neighbour there."""
@@ -71,6 +75,79 @@ def test_reference_agreement(shift):
     for a, b in zip(found, run(reference.convex_upsample, torch.float64), strict=True):
         # Sums of 9 weights and of 36 fine pixels in float32.
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-6 * float(b.detach().abs().max()))
+
+
+@pytest.mark.parametrize("field_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(("shape", "factor"), [((1, 1, 1, 1), 1), ((2, 3, 2, 70), 3)])
+def test_reference_dtypes_and_layouts(field_dtype, dtype, layout, shape, factor):
+    generator = torch.Generator().manual_seed(1)
+    batch, _, height, width = shape
+    field = torch.randn(shape, generator=generator).to(field_dtype)
+    mask = torch.randn(batch, 9 * factor**2, height, width, generator=generator).to(dtype)
+    if layout == "channels_last":
+        field, mask = (v.to(memory_format=torch.channels_last) for v in (field, mask))
+    if layout == "strided":
+        field, mask = (torch.stack([v, v], dim=-1)[..., 0] for v in (field, mask))
+    results = []
+    for operator in (ops.convex_upsample, reference.convex_upsample):
+        leaves = [v.detach().requires_grad_() for v in (field, mask)]
+        result = operator(*leaves, factor)
+        grad = torch.cos(torch.arange(result.numel()).to(result)).view(result.shape)
+        results.append((result, *torch.autograd.grad(result, leaves, grad)))
+    # Sums of some dozen terms in float32 (float64); the mask's gradient is rounded to its dtype.
+    exact = 1e-12 if field_dtype == torch.float64 else 2e-6
+    rounding = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(dtype, exact)
+    for a, b, tolerance in zip(*results, (exact, exact, max(exact, rounding)), strict=True):
+        assert a.dtype == b.dtype
+        bound = max(tolerance, 1e-6 if dtype == torch.float32 else 0.0)
+        largest = float(b.detach().abs().max())
+        torch.testing.assert_close(a, b, rtol=0, atol=bound * max(largest, 1e-3))
+
+
+@needs_extension
+def test_opcheck():
+    field, mask = torch.randn(2, 3, 4, 5), torch.randn(2, 36, 4, 5)
+    leaves = (field.requires_grad_(), mask.requires_grad_())
+    torch.library.opcheck(torch.ops.flowfuse.convex_upsample.default, (*leaves, 2))
+    arguments = (torch.randn(2, 3, 8, 10), field.detach(), mask.detach().bfloat16(), 2)
+    torch.library.opcheck(torch.ops.flowfuse.convex_upsample_backward.default, arguments)
+
+
+@needs_extension
+def test_same_bits_for_thread_counts():
+    field, mask = torch.randn(2, 3, 9, 70), torch.randn(2, 36, 9, 70)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 1, 2, 5):
+            torch.set_num_threads(count)
+            leaves = (field.requires_grad_(), mask.requires_grad_())
+            result = ops.convex_upsample(*leaves, 2)
+            results.append((result, *torch.autograd.grad(result.square().sum(), leaves)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@needs_extension
+def test_error_double_backward_and_vmap():
+    field, mask = torch.randn(1, 1, 2, 3, requires_grad=True), torch.randn(1, 9, 2, 3)
+    result = ops.convex_upsample(field, mask, 1).square().sum()
+    (grad,) = torch.autograd.grad(result, field, create_graph=True)
+    with pytest.raises(NotImplementedError, match="convex_upsample: double backward is not"):
+        grad.sum().backward()
+    with pytest.raises(NotImplementedError, match="convex_upsample: vmap is not supported"):
+        torch.vmap(lambda m: ops.convex_upsample(field.detach(), m, 1))(mask[None])
+
+
+@needs_extension
+def test_error_gradient():
+    field, mask = torch.zeros(1, 2, 3, 4), torch.zeros(1, 36, 3, 4)
+    with pytest.raises(RuntimeError, match=r"grad must have shape \[1, 2, 6, 8\], got"):
+        torch.ops.flowfuse.convex_upsample_backward(torch.zeros(1, 2, 6, 9), field, mask, 2)
 
 
 @pytest.mark.parametrize(

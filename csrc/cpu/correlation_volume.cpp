@@ -53,7 +53,7 @@ Tensor volume_level_backward(const Tensor& grad, const Features& f0, const Tenso
   multiply(Product<T>{data<T>(g), pixels * cells, 1, cells, data<T>(f0.tensor), f0.batch_stride,
                       mutable_data<T>(grad_f1), batch, cells, pixels, channels, scale});
   if (cells == 0) return grad_f1;
-  Tensor part = first_level ? grad_f0 : torch::stable::empty_like(grad_f0);
+  Tensor part = first_level ? grad_f0 : empty_channels_last("correlation_volume_backward", grad_f0, dtype);
   multiply(Product<T>{data<T>(g), pixels * cells, cells, 1, data<T>(f1.tensor), f1.batch_stride,
                       mutable_data<T>(part), batch, pixels, cells, channels, scale});
   if (!first_level) {

@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
                       static_cast<const int64_t*>(t.const_data_ptr()), x.scalar_type(), p.scalar_type()};
   const bool rectified = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
   const int64_t cells = bins * height * width;
-  Tensor voxels = torch::stable::new_empty(t, {items, bins, height, width}, ScalarType::Float);
+  Tensor voxels = allocate("voxelize", t, {items, bins, height, width}, ScalarType::Float);
   Tensor ignored = torch::stable::new_zeros(t, {items});
   float* out = static_cast<float*>(voxels.mutable_data_ptr());
   int64_t* ignored_out = static_cast<int64_t*>(ignored.mutable_data_ptr());
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   const int64_t parts =
       std::max<int64_t>(1, std::min<int64_t>((threads + items - 1) / items, t.size(0) / std::max<int64_t>(1, cells)));
   const int64_t group = std::min(items, threads);
-  Tensor sums = torch::stable::new_empty(t, {group * parts, cells});
+  Tensor sums = allocate("voxelize", t, {group * parts, cells}, ScalarType::Long);
   Tensor ignored_parts = torch::stable::new_zeros(t, {items * parts});
   int64_t* sum_data = static_cast<int64_t*>(sums.mutable_data_ptr());
   int64_t* ignored_data = static_cast<int64_t*>(ignored_parts.mutable_data_ptr());

@@ -79,8 +79,8 @@ def has_kernel(device: torch.device) -> bool:
         raise RuntimeError(f"torch.compile and export need the flowfuse extension: {REBUILD}")
     cause = "switched off by FLOWFUSE_DISABLE_EXTENSION" if DISABLED else "not built"
     announce(
-        f"the flowfuse extension is {cause}: the slower references in plain torch are used; "
-        + REBUILD
+        f"the flowfuse extension is {cause}: the slower references in plain torch are used"
+        + ("" if DISABLED else f"; {REBUILD}")
     )
     return False
 

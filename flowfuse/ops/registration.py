@@ -21,8 +21,10 @@ def call(name: str, *arguments: object) -> Any:
     try:
         return operator(*arguments)
     except RuntimeError as error:  # the stable interface of torch carries no other type
-        if "API call failed" in str(error):  # torch's own operators, for copies of arguments
-            raise RuntimeError(f"{name}: torch could not copy an argument: {error}") from None
+        if "API call failed" in str(error):  # torch's own operators, which copy arguments
+            raise RuntimeError(
+                f"{name}: torch could not copy an argument, most often for want of memory: {error}"
+            ) from None
         _, found, what = str(error).partition(": out of memory: ")
         if not found:
             raise
