@@ -144,3 +144,25 @@ def test_setup_modes(tmp_path, mode, compiler, succeeds, built):
     assert (result.returncode == 0) == succeeds, result.stderr
     assert [p.name for p in tmp_path.glob("flowfuse/*.so")] == ["_C.abi3.so"] * built
     assert ("could not be built" in result.stderr) == (mode == "auto" and not built)
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"FLOWFUSE_CUDA": "2"}, "FLOWFUSE_CUDA must be auto, 0 or 1, got '2'"),
+        ({"FLOWFUSE_CUDA": "1", "NVCC": "/nonexistent"}, "NVCC=/nonexistent is not a program"),
+        ({"FLOWFUSE_CUDA": "1", "NVCC": "true"}, "does not answer as nvcc does"),
+    ],
+)
+def test_error_setup_switches(tmp_path, switches, message):
+    """What was asked for and is not there is an error, also with FLOWFUSE_EXTENSION=auto."""
+    pytest.importorskip("setuptools")
+    checkout = Path(__file__).resolve().parent.parent
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(checkout / name, tmp_path)
+    (tmp_path / "flowfuse").mkdir()
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    env = os.environ | {"FLOWFUSE_EXTENSION": "auto"} | switches
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert message in result.stderr
