@@ -23,6 +23,10 @@ inline ScalarType sum_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline size_t sizeof_dtype(ScalarType dtype) {
+  return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype));
+}
+
 // A tensor on the device of `like`. Where there is no memory for it the operator and the bytes are named, with
 // `advice` on what needs less.
 inline Tensor allocate(const char* op, const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
@@ -30,7 +34,7 @@ inline Tensor allocate(const char* op, const Tensor& like, const std::vector<int
   try {
     return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
   } catch (const std::exception&) {  // torch's own words do not cross the stable interface
-    double bytes = static_cast<double>(aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)));
+    double bytes = static_cast<double>(sizeof_dtype(dtype));
     for (const int64_t size : sizes) bytes *= static_cast<double>(size);
     const std::string amount = bytes < 9e18 ? std::to_string(static_cast<int64_t>(bytes)) : "more than 2^63";
     STD_TORCH_CHECK(false, op, ": out of memory: ", amount, " bytes could not be allocated for a tensor of shape ",
@@ -48,11 +52,16 @@ struct Features {
   int64_t batch_stride, rows, columns;
 };
 
-inline Features packed(const Tensor& map, ScalarType dtype, MemoryFormat format) {
+inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// Zeros are added to a number of channels that is no multiple of `channel_multiple`.
+inline Features packed(const Tensor& map, ScalarType dtype, MemoryFormat format, int64_t channel_multiple = 1) {
   const bool expanded = map.size(0) > 1 && map.stride(0) == 0;
+  const int64_t channels = rounded_up(map.size(1), channel_multiple);
   Tensor source = map;
   if (expanded) source = torch::stable::narrow(source, 0, 0, 1);
-  const int64_t stride = map.size(1) * map.size(2) * map.size(3);
+  if (channels != map.size(1)) source = torch::stable::pad(source, {0, 0, 0, 0, 0, channels - map.size(1)});
+  const int64_t stride = channels * map.size(2) * map.size(3);
   return {converted(source, dtype, format), expanded ? 0 : stride, map.size(2), map.size(3)};
 }
 

@@ -12,7 +12,7 @@ CpuCapability best_capability() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return CpuCapability::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? CpuCapability::kAvx512Bf16 : CpuCapability::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuCapability::kAvx2;
 #endif
@@ -25,13 +25,15 @@ CpuCapability choose_capability() {
   if (asked == nullptr || *asked == '\0') return best;
   const std::string name(asked);
   CpuCapability chosen = CpuCapability::kDefault;
-  if (name == "avx512") {
+  if (name == "avx512_bf16") {
+    chosen = CpuCapability::kAvx512Bf16;
+  } else if (name == "avx512") {
     chosen = CpuCapability::kAvx512;
   } else if (name == "avx2") {
     chosen = CpuCapability::kAvx2;
   } else {
     STD_TORCH_CHECK(name == "default",
-                    "FLOWFUSE_CPU_CAPABILITY must be default, avx2 or avx512, got ", name);
+                    "FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16, got ", name);
   }
   STD_TORCH_CHECK(chosen <= best, "FLOWFUSE_CPU_CAPABILITY asks for ", name,
                   ", which this machine does not have");
@@ -47,6 +49,8 @@ CpuCapability cpu_capability() {
 
 std::string cpu_capability_name() {
   switch (cpu_capability()) {
+    case CpuCapability::kAvx512Bf16:
+      return "avx512_bf16";
     case CpuCapability::kAvx512:
       return "avx512";
     case CpuCapability::kAvx2:
@@ -58,7 +62,7 @@ std::string cpu_capability_name() {
 
 std::string cpu_capabilities_compiled() {
 #if FLOWFUSE_X86
-  return "default,avx2,avx512";
+  return "default,avx2,avx512,avx512_bf16";
 #else
   return "default";
 #endif

@@ -10,9 +10,9 @@
 
 namespace flowfuse {
 
-enum class CpuCapability { kDefault, kAvx2, kAvx512 };
+enum class CpuCapability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
-// The best one this machine has, or the one FLOWFUSE_CPU_CAPABILITY (default, avx2, avx512) asks for.
+// The best one this machine has, or the one FLOWFUSE_CPU_CAPABILITY (default, avx2, avx512, avx512_bf16) asks for.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 std::string cpu_capabilities_compiled();
@@ -20,23 +20,30 @@ std::string cpu_capabilities_compiled();
 }  // namespace flowfuse
 
 // FLOWFUSE_VARIANTS(call) runs `call`, an expression whose functions are all FLOWFUSE_INLINE, compiled for the
-// chosen instruction set. The lambdas have internal linkage: no inline function compiled for a newer
-// processor can be picked by the linker for an older one.
+// chosen instruction set, whose vectors have kVectorBytes. The lambdas have internal linkage: no inline function
+// compiled for a newer processor can be picked by the linker for an older one. (Only the products of bfloat16 differ
+// between avx512_bf16 and avx512: they choose for themselves.)
+#define FLOWFUSE_VARIANT(bytes, ...)                     \
+  {                                                      \
+    [[maybe_unused]] constexpr int kVectorBytes = bytes; \
+    __VA_ARGS__;                                         \
+  }
 #if FLOWFUSE_X86
 #define FLOWFUSE_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define FLOWFUSE_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
-#define FLOWFUSE_VARIANTS(...)                                         \
-  switch (::flowfuse::cpu_capability()) {                              \
-    case ::flowfuse::CpuCapability::kAvx512:                           \
-      [&]() FLOWFUSE_TARGET_AVX512 { __VA_ARGS__; }();                 \
-      break;                                                           \
-    case ::flowfuse::CpuCapability::kAvx2:                             \
-      [&]() FLOWFUSE_TARGET_AVX2 { __VA_ARGS__; }();                   \
-      break;                                                           \
-    default:                                                           \
-      [&]() { __VA_ARGS__; }();                                        \
+#define FLOWFUSE_VARIANTS(...)                                                  \
+  switch (::flowfuse::cpu_capability()) {                                       \
+    case ::flowfuse::CpuCapability::kAvx512Bf16:                                \
+    case ::flowfuse::CpuCapability::kAvx512:                                    \
+      [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }();     \
+      break;                                                                    \
+    case ::flowfuse::CpuCapability::kAvx2:                                      \
+      [&]() FLOWFUSE_TARGET_AVX2 { FLOWFUSE_VARIANT(32, __VA_ARGS__) }();       \
+      break;                                                                    \
+    default:                                                                    \
+      [&]() { FLOWFUSE_VARIANT(16, __VA_ARGS__) }();                            \
   }
 #else
-#define FLOWFUSE_VARIANTS(...) __VA_ARGS__
+#define FLOWFUSE_VARIANTS(...) FLOWFUSE_VARIANT(16, __VA_ARGS__)
 #endif

@@ -1,0 +1,114 @@
+// Vectors as wide as the registers of a CPU variant, in the vector extension of gcc and clang. The code that uses
+// them is written once and compiled for each width; what a compiler makes of a loop is not left to chance.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "sampling.h"
+
+namespace flowfuse {
+
+template <class T, int kBytes>
+struct VectorType {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "lanes are float, double or integers of their size");
+  // Loads and stores need no alignment, and may look at memory of another type.
+  typedef T Type __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
+  using Lane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Lane Index __attribute__((vector_size(kBytes)));
+};
+
+template <class T, int kBytes>
+using Vector = typename VectorType<T, kBytes>::Type;
+
+template <class T, int kBytes>
+constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+
+// Vectors are passed by reference: by value, their place in a call depends on the instruction set.
+template <class V, class T>
+FLOWFUSE_INLINE void load(const T* from, V& to) {
+  to = *reinterpret_cast<const V*>(from);
+}
+
+template <class V, class T>
+FLOWFUSE_INLINE void store(const V& from, T* to) {
+  *reinterpret_cast<V*>(to) = from;
+}
+
+// Lanes kIndex of a followed by b.
+template <class T, int kBytes, int... kIndex>
+FLOWFUSE_INLINE void shuffle(const Vector<T, kBytes>& a, const Vector<T, kBytes>& b, Vector<T, kBytes>& out,
+                             std::integer_sequence<int, kIndex...>) {
+#if defined(__clang__)
+  out = __builtin_shufflevector(a, b, kIndex...);
+#else
+  const typename VectorType<T, kBytes>::Index index{kIndex...};
+  out = __builtin_shuffle(a, b, index);
+#endif
+}
+
+// For two vectors that hold sums of groups of lanes: the halves of each group are added, those of a's groups before
+// those of b's. Which half of the groups a lane of the result reads is kUpper.
+constexpr int half_group_lane(int lane, int lanes, int group, bool upper) {
+  const int of_b = lane >= lanes / 2, within = lane % (lanes / 2);
+  return of_b * lanes + within / (group / 2) * group + within % (group / 2) + upper * (group / 2);
+}
+
+template <class T, int kBytes, int kGroup, int... kLane>
+FLOWFUSE_INLINE void fold_groups(const Vector<T, kBytes>& a, const Vector<T, kBytes>& b, Vector<T, kBytes>& out,
+                                 std::integer_sequence<int, kLane...>) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  Vector<T, kBytes> lower, upper;
+  shuffle<T, kBytes>(a, b, lower, std::integer_sequence<int, half_group_lane(kLane, kAll, kGroup, false)...>{});
+  shuffle<T, kBytes>(a, b, upper, std::integer_sequence<int, half_group_lane(kLane, kAll, kGroup, true)...>{});
+  out = lower + upper;
+}
+
+// The sums of the lanes of as many vectors as they have lanes, in their order; `vectors` is overwritten.
+template <class T, int kBytes, int kGroup = kLanes<T, kBytes>>
+FLOWFUSE_INLINE void lane_sums(Vector<T, kBytes>* vectors, Vector<T, kBytes>& sums) {
+  if constexpr (kGroup == 1) {
+    sums = vectors[0];
+  } else {
+    using Lanes = std::make_integer_sequence<int, kLanes<T, kBytes>>;
+#pragma GCC unroll 16
+    for (int i = 0; i < kGroup / 2; ++i) {
+      fold_groups<T, kBytes, kGroup>(vectors[2 * i], vectors[2 * i + 1], vectors[i], Lanes{});
+    }
+    lane_sums<T, kBytes, kGroup / 2>(vectors, sums);
+  }
+}
+
+// Lane of a and b (b's count on after a's) for one step of a transposition: squares of `step` lanes change places.
+constexpr int exchanged_lane(int lane, int lanes, int step, bool second) {
+  if (second) return (lane & step) == 0 ? lane + step : lane + lanes;
+  return (lane & step) == 0 ? lane : lane - step + lanes;
+}
+
+template <class T, int kBytes, int kStep, int... kLane>
+FLOWFUSE_INLINE void exchange_squares(Vector<T, kBytes>& a, Vector<T, kBytes>& b,
+                                      std::integer_sequence<int, kLane...>) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  Vector<T, kBytes> first, second;
+  shuffle<T, kBytes>(a, b, first, std::integer_sequence<int, exchanged_lane(kLane, kAll, kStep, false)...>{});
+  shuffle<T, kBytes>(a, b, second, std::integer_sequence<int, exchanged_lane(kLane, kAll, kStep, true)...>{});
+  a = first;
+  b = second;
+}
+
+// Lane i of vector j becomes lane j of vector i, for as many vectors as they have lanes.
+template <class T, int kBytes, int kStep = 1>
+FLOWFUSE_INLINE void transpose(Vector<T, kBytes>* vectors) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  if constexpr (kStep < kAll) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kAll; ++i) {
+      if ((i & kStep) == 0) {
+        exchange_squares<T, kBytes, kStep>(vectors[i], vectors[i + kStep], std::make_integer_sequence<int, kAll>{});
+      }
+    }
+    transpose<T, kBytes, kStep * 2>(vectors);
+  }
+}
+
+}  // namespace flowfuse

@@ -1,0 +1,169 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "cpu/lookup.h"
+#include "sampling.h"
+#include "tensors.h"
+
+namespace flowfuse {
+namespace {
+
+template <class T>
+struct VolumeLevel {
+  const T* values;  // [B, height, width, rows, columns]
+  T* grad;
+  int64_t rows, columns;
+
+  FLOWFUSE_INLINE int64_t slice(const Lookup<T>& job, const Tile<T>& tile, int i) const {  // of one pixel
+    return (tile.b * job.pixels() + tile.pixel(job, i)) * rows * columns;
+  }
+};
+
+template <class T>
+struct VolumeLookup : Lookup<T> {
+  VolumeLevel<T> volumes[kMaxLevels];
+};
+
+// Calls visit(first tap, first cell, count) for each row of taps of pixel i inside the map; taps count in its block.
+template <class T, class Visit>
+FLOWFUSE_INLINE void visit_rows(const VolumeLookup<T>& job, const Tile<T>& tile, int level, int i,
+                                const Visit& visit) {
+  const VolumeLevel<T>& map = job.volumes[level];
+  const Window<T>& window = tile.windows[i];
+  const TapRange range = taps_inside(window, job.radius, map.rows, map.columns);
+  for (int dy = range.y0; dy < range.y1; ++dy) {
+    const int64_t cell = (window.y + dy) * map.columns + window.x + range.x0;
+    visit(job.first_tap() + dy * job.stride() + range.x0, cell, range.x1 - range.x0);
+  }
+}
+
+template <class T>
+FLOWFUSE_INLINE void read_taps(const VolumeLookup<T>& job, const Tile<T>& tile, int level, T* taps) {
+  const VolumeLevel<T>& map = job.volumes[level];
+  clear_outside(job, tile, map.rows, map.columns, taps);
+  for (int i = 0; i < kTilePixels; ++i) {
+    if (!tile.has(i)) continue;
+    const T* values = map.values + map.slice(job, tile, i);
+    T* block = taps + i * job.block();
+    visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) __attribute__((always_inline)) {
+      for (int k = 0; k < count; ++k) block[tap + k] = values[cell + k];
+    });
+  }
+}
+
+template <int kBytes, class T>
+FLOWFUSE_INLINE void tile_forward(const VolumeLookup<T>& job, int64_t index, T* taps) {
+  Tile<T> tile;
+  take_tile(job, index, tile);
+  for (int level = 0; level < job.levels; ++level) {
+    take_windows(job, level, job.volumes[level].rows, job.volumes[level].columns, tile);
+    read_taps(job, tile, level, taps);
+    write_values<kBytes>(job, tile, level, taps);
+  }
+}
+
+// workspace: blocks of the taps of a tile, then one block for their gradients and one more.
+template <class T>
+FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& job, int64_t index, T* workspace) {
+  T* taps = workspace;
+  T* grad_taps = taps + kTilePixels * job.block();
+  T* values = grad_taps + job.block();
+  T gx[kTilePixels] = {}, gy[kTilePixels] = {};
+  Tile<T> tile;
+  take_tile(job, index, tile);
+  for (int level = 0; level < job.levels; ++level) {
+    const VolumeLevel<T>& map = job.volumes[level];
+    take_windows(job, level, map.rows, map.columns, tile);
+    if (job.grad_coords != nullptr) read_taps(job, tile, level, taps);
+    for (int i = 0; i < kTilePixels; ++i) {
+      if (!tile.has(i)) continue;
+      if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
+      T* grad = map.grad + map.slice(job, tile, i);
+      for (int64_t cell = 0; cell < map.rows * map.columns; ++cell) grad[cell] = T(0);
+      tap_gradients(job, tile, level, i, T(1), values, grad_taps);
+      visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) __attribute__((always_inline)) {
+        for (int k = 0; k < count; ++k) grad[cell + k] = grad_taps[tap + k];
+      });
+    }
+  }
+  write_coordinate_gradients(job, tile, gx, gy);
+}
+
+template <class T>
+VolumeLookup<T> lookup_of(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radius) {
+  VolumeLookup<T> job{};
+  set_coords(job, coords, volumes.size(), radius);
+  for (size_t level = 0; level < volumes.size(); ++level) {
+    volumes[level] = torch::stable::contiguous(volumes[level]);
+    job.volumes[level] = {data<T>(volumes[level]), nullptr, volumes[level].size(3), volumes[level].size(4)};
+  }
+  return job;
+}
+
+template <class T>
+Tensor forward(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radius) {
+  const char* op = "volume_lookup";
+  VolumeLookup<T> job = lookup_of<T>(volumes, coords, radius);
+  const Tensor output = allocate(op, coords, windows_shape(coords, volumes.size(), radius), volumes[0].scalar_type());
+  job.output = mutable_data<T>(output);
+  const Workers workers(op, output, job.tiles(), kTilePixels * job.block() + kOverread);
+  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
+    FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
+                          tile_forward<kVectorBytes>(job, index, static_cast<T*>(workspace)))
+  });
+  return output;
+}
+
+Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
+  check_volume_lookup(volumes, coords, radius);
+  const Tensor exact = converted(coords, ScalarType::Double);
+  const bool wide = volumes[0].scalar_type() == ScalarType::Double;
+  return wide ? forward<double>(volumes, exact, radius) : forward<float>(volumes, exact, radius);
+}
+
+template <class T>
+std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector<Tensor>& volumes,
+                                                 const Tensor& coords, int64_t radius, bool coords_needed) {
+  const char* op = "volume_lookup_backward";
+  VolumeLookup<T> job = lookup_of<T>(volumes, coords, radius);
+  job.grad = data<T>(grad);
+  std::vector<Tensor> grads;
+  for (size_t level = 0; level < volumes.size(); ++level) {
+    grads.push_back(allocate(op, volumes[level], shape_of(volumes[level]), grad.scalar_type(),
+                             MemoryFormat::Contiguous, kOnDemandAdvice));
+    job.volumes[level].grad = mutable_data<T>(grads.back());
+  }
+  const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, job);
+  const Workers workers(op, grad, job.tiles(), (kTilePixels + 2) * job.block());
+  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
+    FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
+                          tile_backward(job, index, static_cast<T*>(workspace)))
+  });
+  return {grads, grad_coords};
+}
+
+std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
+                                                               Tensor coords, int64_t radius, bool coords_needed) {
+  check_volume_lookup(volumes, coords, radius);
+  const ScalarType dtype = volumes[0].scalar_type();
+  check_gradient("volume_lookup_backward", grad, windows_shape(coords, volumes.size(), radius), dtype, "coords",
+                 coords);
+  const Tensor exact = converted(coords, ScalarType::Double);
+  const Tensor g = torch::stable::contiguous(grad);
+  const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
+  const auto [grads, grad_coords] = run(g, volumes, exact, radius, coords_needed);
+  return {grads, torch::stable::to(grad_coords, coords.scalar_type())};
+}
+
+}  // namespace
+}  // namespace flowfuse
+
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
+  m.impl("volume_lookup", TORCH_BOX(&flowfuse::volume_lookup));
+  m.impl("volume_lookup_backward", TORCH_BOX(&flowfuse::volume_lookup_backward));
+}
