@@ -5,6 +5,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <exception>
 #include <string>
 #include <vector>
@@ -27,12 +31,29 @@ inline size_t sizeof_dtype(ScalarType dtype) {
   return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype));
 }
 
+// Asks the system for huge pages behind memory that is about to be written first: page by page, that can take longer
+// than the work. It is a wish; where it is not granted, nothing changes.
+inline void prefer_huge_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 // A tensor on the device of `like`. Where there is no memory for it the operator and the bytes are named, with
 // `advice` on what needs less.
 inline Tensor allocate(const char* op, const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
                        MemoryFormat format = MemoryFormat::Contiguous, const char* advice = "") {
   try {
-    return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+    const Tensor tensor = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+    if (tensor.is_cpu()) {
+      prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(sizeof_dtype(dtype)));
+    }
+    return tensor;
   } catch (const std::exception&) {  // torch's own words do not cross the stable interface
     double bytes = static_cast<double>(sizeof_dtype(dtype));
     for (const int64_t size : sizes) bytes *= static_cast<double>(size);

@@ -80,7 +80,10 @@ def test_error_unknown_capability():
     """At import: raised inside an operator's threads, the message would not come out."""
     result = run_python("from flowfuse import ops", FLOWFUSE_CPU_CAPABILITY="avx1024")
     assert result.returncode != 0
-    assert "FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16, got avx1024" in result.stderr
+    assert (
+        "FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16, got avx1024"
+        in result.stderr
+    )
 
 
 SUMS = """

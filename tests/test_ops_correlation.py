@@ -7,6 +7,7 @@ import torch
 
 from flowfuse import ops
 from flowfuse.ops import reference
+from flowfuse.ops.correlation import MULTIPLIES_BFLOAT16
 
 needs_extension = pytest.mark.skipif(
     not ops.build_info()["extension"], reason="the compiled operators are not built"
@@ -43,8 +44,11 @@ def look_up(strategy, f0, f1, coords, levels, radius):
     return ops.Correlation(f0, f1, levels=levels, radius=radius, strategy=strategy)(coords)
 
 
-def reference_look_up(f0, f1, coords, levels, radius):
-    return reference.correlation_lookup(f0, reference.pool_levels(f1, levels), coords, radius)
+def reference_look_up(f0, f1, coords, levels, radius, strategy="volume"):
+    pyramid = reference.pool_levels(f1, levels)
+    if strategy == "on_demand" and f0.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16:
+        pyramid = [level.bfloat16() for level in pyramid]  # as Correlation says
+    return reference.correlation_lookup(f0, pyramid, coords, radius)
 
 
 def assert_close(actual, expected, tolerance):
@@ -106,7 +110,7 @@ def test_reference_agreement(strategy, dtype, layout):
         coords = torch.stack([coords, coords], dim=-1)[..., 0].detach().requires_grad_()
     inputs = [*maps, coords]
     actual = look_up(strategy, *inputs, levels, radius)
-    expected = reference_look_up(*inputs, levels, radius)
+    expected = reference_look_up(*inputs, levels, radius, strategy)
     assert_close(actual, expected, TOLERANCE[dtype])
     grad = features(actual.shape, actual.dtype, seed=5)
     actual_grads = torch.autograd.grad(actual, inputs, grad)
@@ -148,6 +152,64 @@ def test_reference_odd_sizes(strategy, shape0, shape1, levels, radius):
     )
     for a, e in zip(grads, expected_grads, strict=True):
         assert_close(a, e, 1e-5)  # sums over up to 34^2 taps and 51 pixels of rounded values
+
+
+@needs_extension
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("reach", [0.7, 6.0, 400.0])
+@pytest.mark.parametrize("shape1", [(23, 37), (3, 1100), (1100, 3)])
+def test_reference_scattered_windows(strategy, reach, shape1):
+    """Windows beside each other, overlapping and far apart, at the map's edges and beyond them."""
+    f0, f1 = (
+        features((2, 48, 9, 35)).requires_grad_(),
+        features((2, 48, *shape1), seed=1).requires_grad_(),
+    )
+    middle = torch.tensor([shape1[1] / 2 - 17, shape1[0] / 2 - 4]).view(1, 2, 1, 1)
+    coords = (grid_coords(2, 9, 35, reach) + middle).requires_grad_()
+    actual = look_up(strategy, f0, f1, coords, 3, 4)
+    expected = reference_look_up(f0, f1, coords, 3, 4)
+    assert_close(actual, expected, 2 * TOLERANCE[torch.float32])
+    grad = features(actual.shape, seed=5)
+    actual_grads = torch.autograd.grad(actual, (f0, f1, coords), grad)
+    for a, e in zip(
+        actual_grads, torch.autograd.grad(expected, (f0, f1, coords), grad), strict=True
+    ):
+        assert_close(a, e, 1e-5)  # sums over up to 100 taps of 3 levels
+
+
+@needs_extension
+def test_reference_many_pixels():
+    """More pixels than the gradients of taps are kept of at a time."""
+    f0, f1 = (
+        features((1, 16, 120, 130)).requires_grad_(),
+        features((1, 16, 20, 20)).requires_grad_(),
+    )
+    coords = (grid_coords(1, 120, 130, 8.0) / 6).requires_grad_()
+    grads = []
+    for strategy in STRATEGIES:
+        result = look_up(strategy, f0, f1, coords, 4, 4)
+        grad = features(result.shape, seed=5)
+        grads.append((result, *torch.autograd.grad(result, (f0, f1, coords), grad)))
+    for by_volume, on_demand in zip(*grads, strict=True):
+        assert_close(on_demand, by_volume, 1e-5)  # sums over up to 10^4 taps in another order
+
+
+@needs_extension
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reference_half_precision_bound(strategy, dtype):
+    """What a half dtype costs against float64 on the same features: sums of C products in float32,
+    2^-16 of sum |f0 f1| / sqrt(C), and for bfloat16 on demand 2^-9 for the rounding of the coarser
+    levels.
+    """
+    f0, f1 = (features((1, 96, 13, 21), dtype, seed=seed) for seed in (0, 1))
+    coords = grid_coords(1, 13, 21)
+    exact = reference_look_up(f0.double(), f1.double(), coords, 3, 3)
+    most = reference_look_up(f0.double().abs(), f1.double().abs(), coords, 3, 3)
+    share = 2**-16 + (2**-9 if dtype == torch.bfloat16 and strategy == "on_demand" else 0)
+    error = (look_up(strategy, f0, f1, coords, 3, 3) - exact).abs()
+    assert bool((error <= share * most + 1e-7).all())
+    assert float(error.max()) > 0
 
 
 @needs_extension
@@ -462,13 +524,11 @@ def test_opcheck_backward(needed):
 
 @needs_extension
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_same_bits_for_thread_counts(strategy):
+@pytest.mark.parametrize("shape", [(2, 130, 9, 11), (1, 33, 41, 53)])
+def test_same_bits_for_thread_counts(strategy, shape):
     def run():
-        f0, f1 = (
-            features((2, 130, 9, 11)).requires_grad_(),
-            features((2, 130, 9, 11)).requires_grad_(),
-        )
-        coords = grid_coords(2, 9, 11).requires_grad_()
+        f0, f1 = features(shape).requires_grad_(), features(shape).requires_grad_()
+        coords = grid_coords(shape[0], *shape[2:]).requires_grad_()
         result = look_up(strategy, f0, f1, coords, 3, 3)
         return result, *torch.autograd.grad(result.square().sum(), (f0, f1, coords))
 

@@ -136,10 +136,20 @@ FLOWFUSE_INLINE void take_cells(const FeatureLookup<T, F>& job, const Tile<T>& t
   }
 }
 
-// Where the tap of pixel i at cell (0, 0) would lie among the blocks of a tile.
-template <class T>
-FLOWFUSE_INLINE int64_t origin_of_block(const Lookup<T>& job, const Tile<T>& tile, int i) {
-  return i * job.block() + job.first_tap() - tile.windows[i].y * job.stride() - tile.windows[i].x;
+// Where the pixels of a tile have their taps and features, for loops that should not work it out again.
+struct Places {
+  int64_t taps[kTilePixels];      // where the tap at cell (0, 0) of the level would lie among the blocks of the tile
+  int64_t features[kTilePixels];  // in the feature map of an item
+};
+
+template <class T, class F>
+FLOWFUSE_INLINE void take_places(const FeatureLookup<T, F>& job, const Tile<T>& tile, Places& places) {
+  for (int i = 0; i < kTilePixels; ++i) {
+    if (!tile.has(i)) continue;
+    const Window<T>& window = tile.windows[i];
+    places.taps[i] = i * job.block() + job.first_tap() - window.y * job.stride() - window.x;
+    places.features[i] = tile.pixel(job, i) * job.channels;
+  }
 }
 
 template <class V, class T>
@@ -155,26 +165,27 @@ FLOWFUSE_INLINE void multiply_add(const BFloat16*, const V& a, const V& b, V& su
 }
 #endif
 
-// Products of the features at four cells and at the pixels of a mask, into the blocks of those pixels. What lies on the
-// border of a block afterwards has no meaning.
+// Products of the features at four cells and at the pixels of a mask, into the blocks of those pixels; `taps` is where
+// a block at place 0 has the first of the cells. What lies on the border of a block afterwards has no meaning.
 template <int kBytes, class T, class F>
-FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const Tile<T>& tile, const int64_t* origins,
-                                    const F* const* cells, int64_t at, uint64_t pixels, T* taps) {
+FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0, const Places& places,
+                                    const F* const* cells, uint64_t pixels, T* taps) {
   constexpr int kTogether = kBytes == 64 ? 4 : 2;  // pixels: with their sums the registers are full
   constexpr int kSums = 4 * kTogether, kAll = kLanes<T, kBytes>;
   constexpr int kStep = kBytes / static_cast<int>(sizeof(F));
   using V = Vector<T, kBytes>;
-  const F* f0 = job.f0 + tile.b * job.f0_stride;
+  const int64_t channels = job.channels;
+  const int stride = job.stride();
   while (pixels != 0) {
     int pixel[kTogether];
     const F* features[kTogether];
     for (int j = 0; j < kTogether; ++j) {  // the last one again where there are no more
       pixel[j] = pixels != 0 ? __builtin_ctzll(pixels) : pixel[j - 1];
       pixels &= pixels - 1;
-      features[j] = f0 + tile.pixel(job, pixel[j]) * job.channels;
+      features[j] = f0 + places.features[pixel[j]];
     }
     V sums[kSums] = {};
-    for (int64_t c = 0; c < job.channels; c += kStep) {
+    for (int64_t c = 0; c < channels; c += kStep) {
       V cell[4];
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) load(cells[k] + c, cell[k]);
@@ -196,19 +207,12 @@ FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const Tile<T
     }
 #pragma GCC unroll 4
     for (int j = 0; j < kTogether; ++j) {
-      T* target = taps + origins[pixel[j]] + at;
+      T* target = taps + places.taps[pixel[j]];
       target[0] = values[4 * j];
       target[1] = values[4 * j + 1];
-      target[job.stride()] = values[4 * j + 2];
-      target[job.stride() + 1] = values[4 * j + 3];
+      target[stride] = values[4 * j + 2];
+      target[stride + 1] = values[4 * j + 3];
     }
-  }
-}
-
-template <class T>
-FLOWFUSE_INLINE void take_origins(const Lookup<T>& job, const Tile<T>& tile, int64_t* origins) {
-  for (int i = 0; i < kTilePixels; ++i) {
-    if (tile.has(i)) origins[i] = origin_of_block(job, tile, i);
   }
 }
 
@@ -216,13 +220,14 @@ FLOWFUSE_INLINE void take_origins(const Lookup<T>& job, const Tile<T>& tile, int
 template <int kBytes, class T, class F>
 FLOWFUSE_INLINE void make_taps(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level, T* taps) {
   const FeatureLevel<T, F>& map = job.maps[level];
-  int64_t origins[kTilePixels];
-  take_origins(job, tile, origins);
+  const F* f0 = job.f0 + tile.b * job.f0_stride;
+  Places places;
+  take_places(job, tile, places);
   clear_outside(job, tile, map.rows, map.columns, taps);
   visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
     const F* cells[4];
     take_cells(job, tile, level, y, x, cells);
-    multiply_group<kBytes>(job, tile, origins, cells, y * job.stride() + x, pixels, taps);
+    multiply_group<kBytes>(job, f0, places, cells, pixels, taps + y * job.stride() + x);
   });
   // A group that reaches over the edge of the map has written zeros there.
 }
@@ -238,15 +243,22 @@ FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index,
   }
 }
 
-// The pixels of a group, taken out of their mask.
+// The pixels of a group, taken out of their mask: where the gradients of their taps and their features lie.
+template <class T>
 struct Members {
   int count;
-  int pixel[kTilePixels];
+  const T* taps[kTilePixels];
+  int64_t features[kTilePixels];
 };
 
-FLOWFUSE_INLINE void take_members(uint64_t pixels, Members& members) {
+template <class T>
+FLOWFUSE_INLINE void take_members(const Places& places, const T* taps, uint64_t pixels, Members<T>& members) {
   members.count = 0;
-  for (; pixels != 0; pixels &= pixels - 1) members.pixel[members.count++] = __builtin_ctzll(pixels);
+  for (; pixels != 0; pixels &= pixels - 1) {
+    const int i = __builtin_ctzll(pixels);
+    members.taps[members.count] = taps + places.taps[i];
+    members.features[members.count++] = places.features[i];
+  }
 }
 
 // Calls pass(constant number of vectors, first channel) for stretches that make up the channels [first, last).
@@ -262,23 +274,19 @@ FLOWFUSE_INLINE void in_passes(int64_t first, int64_t last, const Pass& pass) {
 
 // Adds what the taps at four cells give to the gradients of f0 at the members.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f0(const FeatureLookup<T, T>& job, const Tile<T>& tile, const int64_t* origins,
-                               const T* const* cells, int64_t at, const Members& members, const T* grad_taps,
-                               int64_t channel) {
+FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members, int stride, T* grad) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V cell[4][kVectors];
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) load(cells[k] + channel + v * kAll, cell[k][v]);
+    for (int v = 0; v < kVectors; ++v) load(cells[k] + v * kAll, cell[k][v]);
   }
-  T* grad = job.grad_f0 + tile.b * job.pixels() * job.channels + channel;
   for (int m = 0; m < members.count; ++m) {
-    const int i = members.pixel[m];
-    const T* g = grad_taps + origins[i] + at;
-    const T factor[4] = {g[0], g[1], g[job.stride()], g[job.stride() + 1]};
-    T* target = grad + tile.pixel(job, i) * job.channels;
+    const T *upper = members.taps[m], *lower = upper + stride;
+    const T factor[4] = {upper[0], upper[1], lower[0], lower[1]};
+    T* target = grad + members.features[m];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       V sum;
@@ -292,23 +300,19 @@ FLOWFUSE_INLINE void add_to_f0(const FeatureLookup<T, T>& job, const Tile<T>& ti
 
 // Adds what the members give to the gradients of f1 at four cells.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f1(const FeatureLookup<T, T>& job, const Tile<T>& tile, const int64_t* origins,
-                               T* const* grads, int64_t at, const Members& members, const T* grad_taps,
-                               int64_t channel) {
+FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, int stride, T* const* grads) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V sum[4][kVectors];
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) load(grads[k] + channel + v * kAll, sum[k][v]);
+    for (int v = 0; v < kVectors; ++v) load(grads[k] + v * kAll, sum[k][v]);
   }
-  const T* f0 = job.f0 + tile.b * job.f0_stride + channel;
   for (int m = 0; m < members.count; ++m) {
-    const int i = members.pixel[m];
-    const T* g = grad_taps + origins[i] + at;
-    const T factor[4] = {g[0], g[1], g[job.stride()], g[job.stride() + 1]};
-    const T* features = f0 + tile.pixel(job, i) * job.channels;
+    const T *upper = members.taps[m], *lower = upper + stride;
+    const T factor[4] = {upper[0], upper[1], lower[0], lower[1]};
+    const T* features = f0 + members.features[m];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       V feature;
@@ -320,7 +324,7 @@ FLOWFUSE_INLINE void add_to_f1(const FeatureLookup<T, T>& job, const Tile<T>& ti
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(sum[k][v], grads[k] + channel + v * kAll);
+    for (int v = 0; v < kVectors; ++v) store(sum[k][v], grads[k] + v * kAll);
   }
 }
 
@@ -331,13 +335,14 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
   T* taps = workspace;
   T* values = taps + kTilePixels * job.block();
   T gx[kTilePixels] = {}, gy[kTilePixels] = {};
-  int64_t origins[kTilePixels];
-  Members members;
+  Places places;
+  Members<T> members;
   Tile<T> tile;
   take_tile(job, index, tile);
+  T* grad_f0 = job.grad_f0 + tile.b * job.pixels() * job.channels;
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
-    T* grad = job.grad_f0 + (tile.b * job.pixels() + tile.pixel(job, i)) * job.channels;
+    T* grad = grad_f0 + tile.pixel(job, i) * job.channels;
     for (int64_t c = 0; c < job.channels; ++c) grad[c] = T(0);
   }
   for (int level = 0; level < job.levels; ++level) {
@@ -349,14 +354,14 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
       if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
       tap_gradients(job, tile, level, i, job.scale, values, grad_taps + i * job.block());
     }
-    take_origins(job, tile, origins);
+    take_places(job, tile, places);
     visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
       const T* cells[4];
       take_cells(job, tile, level, y, x, cells);
-      take_members(pixels, members);
+      take_members(places, static_cast<const T*>(grad_taps + y * job.stride() + x), pixels, members);
       in_passes<kBytes, T>(0, job.channels, [&](auto vectors, int64_t channel) __attribute__((always_inline)) {
-        add_to_f0<kBytes, decltype(vectors)::value>(job, tile, origins, cells, y * job.stride() + x, members, grad_taps,
-                                                    channel);
+        const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
+        add_to_f0<kBytes, decltype(vectors)::value>(at, members, job.stride(), grad_f0 + channel);
       });
     });
   }
@@ -369,22 +374,23 @@ template <int kBytes, class T>
 FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, int level, int64_t first, int64_t last,
                                 const T* grad_taps, T* unused) {
   const FeatureLevel<T, T>& map = job.maps[level];
-  int64_t origins[kTilePixels];
-  Members members;
+  Places places;
+  Members<T> members;
   Tile<T> tile;
   take_tile(job, index, tile);
   take_windows(job, level, map.rows, map.columns, tile);
-  take_origins(job, tile, origins);
+  take_places(job, tile, places);
+  const T* f0 = job.f0 + tile.b * job.f0_stride;
   visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
     T* grads[4];
     for (int k = 0; k < 4; ++k) {
       const int64_t cell = cell_of_group(map, y, x, k);
       grads[k] = cell < 0 ? unused : map.grad + (tile.b * map.rows * map.columns + cell) * job.channels;
     }
-    take_members(pixels, members);
+    take_members(places, grad_taps + y * job.stride() + x, pixels, members);
     in_passes<kBytes, T>(first, last, [&](auto vectors, int64_t channel) __attribute__((always_inline)) {
-      add_to_f1<kBytes, decltype(vectors)::value>(job, tile, origins, grads, y * job.stride() + x, members, grad_taps,
-                                                  channel);
+      T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
+      add_to_f1<kBytes, decltype(vectors)::value>(f0 + channel, members, job.stride(), at);
     });
   });
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
+#include "cpu/vector.h"
 #include "sampling.h"
 
 namespace flowfuse {
@@ -22,12 +23,20 @@ struct Product {
   T scale;
 };
 
-// One panel of columns of one matrix: b's panel is packed a stretch at a time and reused by all rows.
-template <class T>
+// A block of `out` has its sums in registers: so many rows and vectors.
+constexpr int kPanelVectors = 3;
+template <int kBytes>
+constexpr int kPanelRows = kBytes == 64 ? 8 : 4;
+template <class T, int kBytes>
+constexpr int kPanelColumns = kPanelVectors * kLanes<T, kBytes>;
+
+// One panel of columns of one matrix: b's panel is packed a stretch at a time, which stays in the first-level cache,
+// and reused by all rows.
+template <int kBytes, class T>
 FLOWFUSE_INLINE void multiply_panel(const Product<T>& job, int64_t item, int64_t panel) {
-  constexpr int64_t kWidth = 128 / sizeof(T);  // two 512-bit registers
-  constexpr int64_t kDepth = 256;
-  constexpr int64_t kRows = 4;
+  constexpr int kWidth = kPanelColumns<T, kBytes>, kRows = kPanelRows<kBytes>, kAll = kLanes<T, kBytes>;
+  constexpr int64_t kDepth = 128;
+  using V = Vector<T, kBytes>;
   alignas(64) T packed[kDepth * kWidth];
   const int64_t first = panel * kWidth;
   const int64_t width = job.columns - first < kWidth ? job.columns - first : kWidth;
@@ -37,30 +46,48 @@ FLOWFUSE_INLINE void multiply_panel(const Product<T>& job, int64_t item, int64_t
   for (int64_t k0 = 0; k0 < job.depth; k0 += kDepth) {
     const int64_t depth = job.depth - k0 < kDepth ? job.depth - k0 : kDepth;
     for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t n = 0; n < kWidth; ++n) {
-        packed[k * kWidth + n] = n < width ? b[(k0 + k) * job.columns + n] : T(0);
-      }
+      for (int64_t n = 0; n < kWidth; ++n) packed[k * kWidth + n] = n < width ? b[(k0 + k) * job.columns + n] : T(0);
     }
     const bool last = k0 + depth == job.depth;
     for (int64_t m0 = 0; m0 < job.rows; m0 += kRows) {
       const T* row[kRows];
-      T sum[kRows][kWidth];
-      for (int64_t i = 0; i < kRows; ++i) {
+      V sum[kRows][kPanelVectors] = {};
+      for (int i = 0; i < kRows; ++i) {
         const int64_t m = m0 + i < job.rows ? m0 + i : job.rows - 1;  // a spare row is computed, not stored
         row[i] = a + m * job.a_row + k0 * job.a_column;
-        for (int64_t n = 0; n < kWidth; ++n) sum[i][n] = T(0);
       }
+      const int64_t step = job.a_column;
       for (int64_t k = 0; k < depth; ++k) {
-        for (int64_t i = 0; i < kRows; ++i) {
-          const T factor = row[i][k * job.a_column];
-          for (int64_t n = 0; n < kWidth; ++n) sum[i][n] += factor * packed[k * kWidth + n];
+        V right[kPanelVectors];
+#pragma GCC unroll 3
+        for (int v = 0; v < kPanelVectors; ++v) load(packed + k * kWidth + v * kAll, right[v]);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+          const T factor = row[i][k * step];
+#pragma GCC unroll 3
+          for (int v = 0; v < kPanelVectors; ++v) sum[i][v] += factor * right[v];
         }
       }
-      for (int64_t i = 0; i < kRows && m0 + i < job.rows; ++i) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        if (m0 + i >= job.rows) continue;
         T* target = out + (m0 + i) * job.columns;
-        for (int64_t n = 0; n < width; ++n) {
-          const T total = k0 == 0 ? sum[i][n] : target[n] + sum[i][n];
-          target[n] = last ? total * job.scale : total;
+#pragma GCC unroll 3
+        for (int v = 0; v < kPanelVectors; ++v) {
+          const int64_t left = width - v * kAll;
+          V total = sum[i][v], earlier = {};
+          if (left >= kAll) {
+            if (k0 > 0) load(target + v * kAll, earlier);
+            total += earlier;
+            if (last) total *= job.scale;
+            store(total, target + v * kAll);
+          } else {
+            for (int64_t n = 0; n < left; ++n) {
+              const T before = k0 > 0 ? target[v * kAll + n] : T(0);
+              const T value = before + total[n];
+              target[v * kAll + n] = last ? value * job.scale : value;
+            }
+          }
         }
       }
     }
@@ -68,16 +95,13 @@ FLOWFUSE_INLINE void multiply_panel(const Product<T>& job, int64_t item, int64_t
 }
 
 template <class T>
-FLOWFUSE_INLINE void multiply_panels(const Product<T>& job, int64_t panels, int64_t first, int64_t last) {
-  for (int64_t task = first; task < last; ++task) multiply_panel(job, task / panels, task % panels);
-}
-
-template <class T>
 void multiply(const Product<T>& job) {
-  const int64_t panels = (job.columns * int64_t{sizeof(T)} + 127) / 128;
-  if (job.rows == 0 || job.depth == 0) return;
+  if (job.rows == 0 || job.depth == 0 || job.columns == 0) return;
+  int64_t panels = 0;
+  FLOWFUSE_VARIANTS(panels = (job.columns + kPanelColumns<T, kVectorBytes> - 1) / kPanelColumns<T, kVectorBytes>)
   torch::stable::parallel_for(0, job.batch * panels, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(multiply_panels(job, panels, first, last))
+    FLOWFUSE_VARIANTS(for (int64_t task = first; task < last; ++task)
+                          multiply_panel<kVectorBytes>(job, task / panels, task % panels))
   });
 }
 

@@ -16,9 +16,10 @@ from .checks import (
     check_volume_lookup,
     require,
 )
-from .extension import LIBRARY, has_kernel
+from .extension import FACTS, LIBRARY, has_kernel
 from .registration import call, register_differentiable
 
+MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
 VOLUME_CAP = 64 * 2**20  # bytes; a larger volume is not stored by strategy "auto"
 
 
@@ -123,23 +124,30 @@ def look_up(f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int
     return reference.correlation_lookup(f0, f1_levels, coords, radius)
 
 
-def packed_features(f0: Tensor, f1_levels: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Features as the kernels read them: channels last, and in the dtype of sums, in which the CUDA
-    kernel reads f0 and the CPU's all of them. A batch expanded from one map stays one map.
+def channels_last(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Features as the kernels read them. A batch expanded from one map stays one map."""
+    shared = features.shape[0] > 1 and features.stride(0) == 0
+    if shared and features.requires_grad:  # each item has a gradient of its own
+        return features
+    source = features[:1] if shared else features
+    source = source.to(dtype).contiguous(memory_format=torch.channels_last)
+    return source.expand(features.shape) if shared else source
+
+
+def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
+    """f0 and the pyramid of f1, ready to be multiplied: made once, not at each look-up.
+
+    The CUDA kernel reads f0 in the dtype of sums and f1 in any; the CPU's reads all of them in one:
+    bfloat16 where all are and the processor multiplies it, else that of sums.
     """
+    pyramid = pool_levels(channels_last(f1, f1.dtype), levels)  # the faster way round
+    f0, pyramid = autocast_features(f0, pyramid)
     dtype = reference.sum_dtype(f0.dtype)
-
-    def packed(features: Tensor, convert: bool) -> Tensor:
-        shared = features.shape[0] > 1 and features.stride(0) == 0
-        if shared and features.requires_grad:  # each item has a gradient of its own
-            return features
-        source = features[:1] if shared else features
-        source = source.to(dtype if convert else source.dtype)
-        source = source.contiguous(memory_format=torch.channels_last)
-        return source.expand(features.shape) if shared else source
-
-    on_cpu = f0.device.type == "cpu"
-    return packed(f0, True), [packed(level, on_cpu) for level in f1_levels]
+    if f0.device.type != "cpu":
+        return channels_last(f0, dtype), [channels_last(level, level.dtype) for level in pyramid]
+    if MULTIPLIES_BFLOAT16 and f0.dtype == pyramid[0].dtype == torch.bfloat16:
+        dtype = torch.bfloat16
+    return channels_last(f0, dtype), [channels_last(level, dtype) for level in pyramid]
 
 
 def volume_bytes(f0: Tensor, f1: Tensor, levels: int) -> int:
@@ -182,8 +190,7 @@ class Correlation:
         if strategy == "volume":
             self.levels = correlation_volume(f0, f1, levels)
         else:
-            # Made ready once: each look-up would do it again.
-            self.f0, self.levels = packed_features(*autocast_features(f0, pool_levels(f1, levels)))
+            self.f0, self.levels = packed_features(f0, f1, levels)
 
     def __call__(self, coords: Tensor) -> Tensor:
         """Look up around coords [B, 2, H, W] (px of f1) -> [B, L (2r+1)^2, H, W] float32 or 64."""
