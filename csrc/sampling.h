@@ -60,7 +60,9 @@ struct SpaceWeight {
 FLOWFUSE_INLINE SpaceWeight space_weight(double position, int bits) {
   const double cell = __builtin_floor(position);
   const double unit = static_cast<double>(int64_t{1} << bits);
-  return {static_cast<int64_t>(cell), static_cast<int64_t>(__builtin_rint((position - cell) * unit))};
+  // Numbers of this size have no fraction: the sum is rounded, half to even, as rint does, which has no vector form.
+  constexpr double kWhole = 6755399441055744.0;  // 1.5 * 2^52
+  return {static_cast<int64_t>(cell), static_cast<int64_t>(((position - cell) * unit + kWhole) - kWhole)};
 }
 
 // ---- correlation: the window around a point --------------------------------------------------------

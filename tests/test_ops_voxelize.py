@@ -19,6 +19,9 @@ CUDA_CODE = "cpu" if EMULATED else "cuda" if HAS_GPU else None
 needs_cuda_code = pytest.mark.skipif(
     CUDA_CODE is None, reason="what CUDA code does: needs a GPU or FLOWFUSE_TEST_EMULATOR"
 )
+needs_cpu_kernels = pytest.mark.skipif(
+    EMULATED or not ops.build_info()["extension"], reason="how CPU kernels share their work"
+)
 PIXEL_DTYPES = [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64]
 RECTIFIED_DTYPES = [torch.float32, torch.float64]
 
@@ -100,6 +103,126 @@ def test_reference_polarity_dtypes(dtype):
         ops.voxelize(x, y, t, signed, *rest, 5, 7, 9)[0],
         reference.voxelize(x, y, t, p, *rest, 5, 7, 9)[0],
     )
+
+
+def with_threads(count, *arguments):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        return ops.voxelize(*arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize(("bins", "height", "width"), [(4, 70, 150), (1, 33, 65), (3, 32, 64)])
+def test_reference_tiles(dtype, in_order, bins, height, width):
+    """CPU kernels sort events into tiles of 32 x 64 cells, 8192 at a time for each thread."""
+    counts = [40_000, 0, 9000, 3]
+    x, y, t, *rest = random_events(counts, dtype, height, width)
+    if in_order:
+        t = torch.cat([part.sort().values for part in t.split(counts)])
+    arguments = (x, y, t, *rest, bins, height, width)
+    expected, expected_ignored = reference.voxelize(*arguments)
+    for threads in (1, 2, 3):
+        voxels, ignored = with_threads(threads, *arguments)
+        assert torch.equal(voxels, expected) and torch.equal(ignored, expected_ignored)
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_reference_groups_of_bins(dtype, in_order):
+    """More records than a CPU kernel makes at a time (8 MiB), in several bins of two items."""
+    counts = [1_600_000, 1_400_000] if dtype == torch.int16 else [800_000, 700_000]
+    x, y, t, *rest = random_events(counts, dtype, 40, 80)
+    if in_order:
+        t = torch.cat([part.sort().values for part in t.split(counts)])
+    arguments = (x, y, t, *rest, 5, 40, 80)
+    expected, expected_ignored = reference.voxelize(*arguments)
+    for threads in (1, 2, 3):
+        voxels, ignored = with_threads(threads, *arguments)
+        assert torch.equal(voxels, expected) and torch.equal(ignored, expected_ignored)
+
+
+@needs_extension
+@pytest.mark.parametrize("bins", [2, 3, 15, 65536])
+@pytest.mark.parametrize("duration", [1, 2, 3, 7, 1000, 999_983, 2**31 - 1, 2**40 - 1, 2**40])
+def test_reference_time_weights(bins, duration):
+    """Kernels divide by other means: times where the quotients change, and next to them."""
+    parts = (bins - 1) * 2**15
+    steps = torch.randint(0, parts + 1, (3000,), generator=torch.Generator().manual_seed(2))
+    steps[:4] = torch.tensor([0, 1, parts - 1, parts])
+    t = [step * duration // parts + near for step in steps.tolist() for near in (-1, 0, 1)]
+    t = torch.tensor(t).clamp(0, duration - 1).unique()
+    if bins > 15:  # each time has a cell of its own
+        t = t[torch.randperm(len(t), generator=torch.Generator().manual_seed(3))[:40]]
+    zero = torch.zeros_like(t)
+    column = torch.arange(len(t))
+    arguments = (
+        column, zero, t + 2**50, zero, times(0, len(t)), times(2**50), times(2**50 + duration),
+        bins, 1, len(t),
+    )  # fmt: skip
+    voxels, ignored = ops.voxelize(*arguments)
+    assert torch.equal(voxels, reference.voxelize(*arguments)[0]) and int(ignored) == 0
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reference_positions_at_edges(dtype):
+    """Edges of the sensor and of the tiles of CPU kernels, and the numbers next to them."""
+    edges = torch.tensor([-1, 0, 31, 32, 63, 64, 65, 127, 128, 149], dtype=dtype)
+    near = torch.cat(
+        [edges, edges + 0.5, edges - 0.5, edges.nextafter(edges + 1), edges.nextafter(edges - 1)]
+    )
+    far = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, -0.0, -1e-30], dtype=dtype)
+    values = torch.cat([near, far])
+    x, y = (v.flatten() for v in torch.meshgrid(values, values, indexing="ij"))
+    t = torch.arange(len(x)) % 1000
+    arguments = (
+        x, y, t, (t % 3 > 0), times(0, len(x)), times(0), times(1000), 3, 129, 150,
+    )  # fmt: skip
+    voxels, ignored = ops.voxelize(*arguments)
+    expected, expected_ignored = reference.voxelize(*arguments)
+    assert torch.equal(voxels, expected) and torch.equal(ignored, expected_ignored)
+
+
+@needs_extension
+def test_edge_far_pixels_and_times():
+    least, most = -(2**63), 2**63 - 1
+    x = times(least, most, -1, 2**32, 2**32 + 1, 1, 1, 1, 2)
+    t = times(5, 5, 5, 5, 5, least, most, 5, 5)
+    p = times(1, 1, 1, 1, 1, 1, 1, most, least)
+    y = torch.ones_like(x)
+    for t0 in (0, most - 10, least):
+        shifted = torch.where(t == 5, t0 + 5, t)
+        voxels, ignored = ops.voxelize(
+            x, y, shifted, p, times(0, 9), times(t0), times(t0 + 10), 1, 3, 4
+        )
+        # In the last two windows one of the far times is the window's end or begin.
+        inside = 1 if t0 == least else 0
+        assert ignored.tolist() == [7 - inside]
+        assert voxels[0, 0, 1].tolist() == [0, 1 + inside, -1, 0]
+        voxels[0, 0, 1] = 0
+        assert not voxels.any()
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_edge_hot_pixel_beside_others(dtype):
+    """A pixel that has nearly all events, in one bin and in all, and a few events elsewhere."""
+    count = 300_000
+    x, y, t, *rest = random_events([count], dtype, 40, 80)
+    hot = torch.arange(count) % 100 > 0
+    x[hot], y[hot] = 31, 63
+    for late in (False, True):
+        t[hot] = torch.arange(int(hot.sum())) % 1000 if late else 3
+        arguments = (x, y, t, *rest, 4, 64, 80)
+        expected = reference.voxelize(*arguments)[0]
+        for threads in (1, 2, 3):
+            assert torch.equal(with_threads(threads, *arguments)[0], expected)
 
 
 @needs_extension

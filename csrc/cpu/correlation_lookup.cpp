@@ -243,22 +243,29 @@ FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index,
   }
 }
 
-// The pixels of a group, taken out of their mask: where the gradients of their taps and their features lie.
+// The pixels of a group, taken out of their mask: the gradients of their taps at the four cells, which lie scattered
+// and are used for every pass over channels, and where their features lie.
 template <class T>
 struct Members {
   int count;
-  const T* taps[kTilePixels];
+  T factors[kTilePixels][4];
   int64_t features[kTilePixels];
 };
 
 template <class T>
-FLOWFUSE_INLINE void take_members(const Places& places, const T* taps, uint64_t pixels, Members<T>& members) {
-  members.count = 0;
+FLOWFUSE_INLINE void take_members(const Places& places, const T* grad_taps, int stride, uint64_t pixels,
+                                  Members<T>& members) {
+  int count = 0;
   for (; pixels != 0; pixels &= pixels - 1) {
     const int i = __builtin_ctzll(pixels);
-    members.taps[members.count] = taps + places.taps[i];
-    members.features[members.count++] = places.features[i];
+    const T *upper = grad_taps + places.taps[i], *lower = upper + stride;
+    members.factors[count][0] = upper[0];
+    members.factors[count][1] = upper[1];
+    members.factors[count][2] = lower[0];
+    members.factors[count][3] = lower[1];
+    members.features[count++] = places.features[i];
   }
+  members.count = count;
 }
 
 // Calls pass(constant number of vectors, first channel) for stretches that make up the channels [first, last).
@@ -274,7 +281,7 @@ FLOWFUSE_INLINE void in_passes(int64_t first, int64_t last, const Pass& pass) {
 
 // Adds what the taps at four cells give to the gradients of f0 at the members.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members, int stride, T* grad) {
+FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members, T* grad) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V cell[4][kVectors];
@@ -284,8 +291,7 @@ FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members,
     for (int v = 0; v < kVectors; ++v) load(cells[k] + v * kAll, cell[k][v]);
   }
   for (int m = 0; m < members.count; ++m) {
-    const T *upper = members.taps[m], *lower = upper + stride;
-    const T factor[4] = {upper[0], upper[1], lower[0], lower[1]};
+    const T* factor = members.factors[m];
     T* target = grad + members.features[m];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -300,7 +306,7 @@ FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members,
 
 // Adds what the members give to the gradients of f1 at four cells.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, int stride, T* const* grads) {
+FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, T* const* grads) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V sum[4][kVectors];
@@ -310,8 +316,7 @@ FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, int strid
     for (int v = 0; v < kVectors; ++v) load(grads[k] + v * kAll, sum[k][v]);
   }
   for (int m = 0; m < members.count; ++m) {
-    const T *upper = members.taps[m], *lower = upper + stride;
-    const T factor[4] = {upper[0], upper[1], lower[0], lower[1]};
+    const T* factor = members.factors[m];
     const T* features = f0 + members.features[m];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -358,10 +363,10 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
     visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
       const T* cells[4];
       take_cells(job, tile, level, y, x, cells);
-      take_members(places, static_cast<const T*>(grad_taps + y * job.stride() + x), pixels, members);
+      take_members(places, grad_taps + y * job.stride() + x, job.stride(), pixels, members);
       in_passes<kBytes, T>(0, job.channels, [&](auto vectors, int64_t channel) __attribute__((always_inline)) {
         const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
-        add_to_f0<kBytes, decltype(vectors)::value>(at, members, job.stride(), grad_f0 + channel);
+        add_to_f0<kBytes, decltype(vectors)::value>(at, members, grad_f0 + channel);
       });
     });
   }
@@ -387,10 +392,10 @@ FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, i
       const int64_t cell = cell_of_group(map, y, x, k);
       grads[k] = cell < 0 ? unused : map.grad + (tile.b * map.rows * map.columns + cell) * job.channels;
     }
-    take_members(places, grad_taps + y * job.stride() + x, pixels, members);
+    take_members(places, grad_taps + y * job.stride() + x, job.stride(), pixels, members);
     in_passes<kBytes, T>(first, last, [&](auto vectors, int64_t channel) __attribute__((always_inline)) {
       T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
-      add_to_f1<kBytes, decltype(vectors)::value>(f0 + channel, members, job.stride(), at);
+      add_to_f1<kBytes, decltype(vectors)::value>(f0 + channel, members, at);
     });
   });
 }

@@ -1,154 +1,476 @@
+// Voxel grids. Events are sorted into tiles of the grid before they are added: the sums of one tile stay in the
+// first-level cache, threads share no cell, and 64-bit sums exist for a few tiles at a time only. In order:
+//   count_events    how many events vote in each tile (a stretch of rows and columns of one bin);
+//   place_events    each event as a record of 4 or 8 bytes, tile after tile (a counting sort, in any order of times);
+//   fill_tile       adds up the records of a tile and writes its voxels.
+// Events are read twice, in vectors, which costs less than adding them to a grid that no cache holds.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "checks.h"
+#include "cpu/dispatch.h"
 #include "events.h"
+#include "tensors.h"
 
 namespace flowfuse {
 namespace {
 
-constexpr int64_t kChunk = 1024;  // events converted at a time: the buffers stay in the first-level cache
+using torch::stable::parallel_for;
 
-template <class From, class To>
-void convert(const void* source, int64_t begin, int64_t count, To* out) {
+constexpr int64_t kBlock = 512;                          // events taken apart at a time: what they become stays in L1
+constexpr int64_t kChunk = 16 * kBlock;                  // events that one thread takes at a time
+constexpr int64_t kGroupBytes = int64_t{8} << 20;       // of records made at a time: they stay in L3
+constexpr int64_t kMostGroups = 8;                       // events out of order are read again for each group
+constexpr int kRowBits = 5, kColumnBits = 6;             // of a position in a tile
+constexpr int64_t kTileRows = int64_t{1} << kRowBits, kTileColumns = int64_t{1} << kColumnBits;
+// A rectified event votes for two rows and two columns. A tile has a border of one cell for votes outside it, which
+// nobody reads: an event on an edge goes to the tiles on both sides.
+constexpr int64_t kStride = kTileColumns + 2;
+constexpr int64_t kTileCells = (kTileRows + 2) * kStride;
+
+// An event in its tile. A record holds, from the lowest bit: the first cell it votes for, the weight of the later
+// bin, whether it is negative, and with rectified positions the weights of the next column and row.
+using PixelRecord = uint32_t;
+using RectifiedRecord = uint64_t;
+constexpr int kCellBits = 12, kSpaceBits = 16;  // a space weight is at most 2^15, inclusive
+constexpr int kLateShift = kCellBits, kSignShift = kLateShift + kTimeBits, kColumnShift = kSignShift + 1,
+              kRowShift = kColumnShift + kSpaceBits;
+static_assert(kTileCells <= int64_t{1} << kCellBits && kColumnShift <= 32 && kRowShift + kSpaceBits <= 64);
+
+template <class Record>
+constexpr bool kRectified = std::is_same_v<Record, RectifiedRecord>;
+
+// Sums of a cell over the events of one bin: what bin b gets is 2^kTimeBits all - late, what bin b + 1 gets is late.
+struct Sum {
+  int64_t all, late;
+};
+
+// Division by one number, in vectors where the processor has 64-bit ones. `reciprocal` is less than 1 / divisor by
+// 2^-50 of it, more than the three roundings (2^-53 each) can add: the estimate is never above the exact quotient. For
+// quotients below 2^48 it is less than 1 below it, so that its floor is the quotient or one less, which the rest tells.
+struct Divisor {
+  int64_t divisor;
+  double reciprocal;
+
+  explicit Divisor(int64_t value) : divisor(value), reciprocal((1 - 0x1p-50) / static_cast<double>(value)) {}
+
+  FLOWFUSE_INLINE int64_t quotient(int64_t number) const {
+    const int64_t estimate = static_cast<int64_t>(static_cast<double>(number) * reciprocal);
+    return estimate + (number - estimate * divisor >= divisor ? 1 : 0);
+  }
+};
+
+// Some events of an item, in order.
+struct Chunk {
+  int64_t item, begin, end;
+  int64_t first_tile, last_tile;  // first and last of the tiles that its events go to; see tile_of_bin
+  int64_t used;                   // events that are not ignored
+};
+
+struct Voxelize {
+  Events events;
+  const int64_t *t0, *t1, *offsets;
+  int64_t items, bins, height, width;
+  bool rectified;
+
+  FLOWFUSE_INLINE int64_t tiles_across() const { return (width + kTileColumns - 1) >> kColumnBits; }
+  FLOWFUSE_INLINE int64_t tiles_of_bin() const {
+    return tiles_across() * ((height + kTileRows - 1) >> kRowBits);
+  }
+  // Tiles are numbered through all bins of all items.
+  FLOWFUSE_INLINE int64_t tile_of_bin(int64_t item, int64_t bin) const {
+    return (item * bins + bin) * tiles_of_bin();
+  }
+  int64_t tiles() const { return tile_of_bin(items, 0); }
+  FLOWFUSE_INLINE int bits(int64_t item) const {
+    return rectified ? space_bits(offsets[item + 1] - offsets[item]) : 0;
+  }
+};
+
+// ---- events to records ----------------------------------------------------------------------------
+
+// Columns or rows; `limit`, the sensor's size, for all that are not on it.
+template <class From>
+FLOWFUSE_INLINE void load_pixels_as(const void* source, int64_t begin, int64_t count, int64_t limit, int64_t* out) {
+  using Unsigned = std::conditional_t<sizeof(From) == 8, uint64_t, uint32_t>;  // a negative number becomes a large one
   const From* from = static_cast<const From*>(source) + begin;
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<To>(from[i]);
-}
-
-void load_pixels(const void* source, ScalarType dtype, int64_t begin, int64_t count, int64_t* out) {
-  switch (dtype) {
-    case ScalarType::Byte: return convert<uint8_t>(source, begin, count, out);
-    case ScalarType::Short: return convert<int16_t>(source, begin, count, out);
-    case ScalarType::UInt16: return convert<uint16_t>(source, begin, count, out);
-    case ScalarType::Int: return convert<int32_t>(source, begin, count, out);
-    default: return convert<int64_t>(source, begin, count, out);
+  const Unsigned most = static_cast<Unsigned>(limit);
+  for (int64_t i = 0; i < count; ++i) {
+    const Unsigned value = static_cast<Unsigned>(from[i]);
+    out[i] = static_cast<int64_t>(value < most ? value : most);
   }
 }
 
-void load_positions(const void* source, ScalarType dtype, int64_t begin, int64_t count, double* out) {
-  if (dtype == ScalarType::Float) return convert<float>(source, begin, count, out);
-  return convert<double>(source, begin, count, out);
+FLOWFUSE_INLINE void load_pixels(const void* source, ScalarType dtype, int64_t begin, int64_t count, int64_t limit,
+                                 int64_t* out) {
+  switch (dtype) {
+    case ScalarType::Byte: return load_pixels_as<uint8_t>(source, begin, count, limit, out);
+    case ScalarType::Short: return load_pixels_as<int16_t>(source, begin, count, limit, out);
+    case ScalarType::UInt16: return load_pixels_as<uint16_t>(source, begin, count, limit, out);
+    case ScalarType::Int: return load_pixels_as<int32_t>(source, begin, count, limit, out);
+    default: return load_pixels_as<int64_t>(source, begin, count, limit, out);
+  }
 }
 
 template <class From>
-void compare(const void* source, int64_t begin, int64_t count, int64_t* out) {
+FLOWFUSE_INLINE void load_positions_as(const void* source, int64_t begin, int64_t count, double* out) {
   const From* from = static_cast<const From*>(source) + begin;
-  for (int64_t i = 0; i < count; ++i) out[i] = from[i] > 0 ? 1 : -1;
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<double>(from[i]);
 }
 
-void load_signs(const void* source, ScalarType dtype, int64_t begin, int64_t count, int64_t* out) {
+FLOWFUSE_INLINE void load_positions(const void* source, ScalarType dtype, int64_t begin, int64_t count, double* out) {
+  if (dtype == ScalarType::Float) return load_positions_as<float>(source, begin, count, out);
+  return load_positions_as<double>(source, begin, count, out);
+}
+
+template <class From>
+FLOWFUSE_INLINE void load_negative_as(const void* source, int64_t begin, int64_t count, uint8_t* out) {
+  const From* from = static_cast<const From*>(source) + begin;
+  for (int64_t i = 0; i < count; ++i) out[i] = from[i] > 0 ? 0 : 1;
+}
+
+FLOWFUSE_INLINE void load_negative(const void* source, ScalarType dtype, int64_t begin, int64_t count, uint8_t* out) {
   switch (dtype) {
     case ScalarType::Byte:
-    case ScalarType::Bool: return compare<uint8_t>(source, begin, count, out);
-    case ScalarType::Char: return compare<int8_t>(source, begin, count, out);
-    case ScalarType::Short: return compare<int16_t>(source, begin, count, out);
-    case ScalarType::Int: return compare<int32_t>(source, begin, count, out);
-    default: return compare<int64_t>(source, begin, count, out);
+    case ScalarType::Bool: return load_negative_as<uint8_t>(source, begin, count, out);
+    case ScalarType::Char: return load_negative_as<int8_t>(source, begin, count, out);
+    case ScalarType::Short: return load_negative_as<int16_t>(source, begin, count, out);
+    case ScalarType::Int: return load_negative_as<int32_t>(source, begin, count, out);
+    default: return load_negative_as<int64_t>(source, begin, count, out);
   }
 }
 
-struct AddTo {
-  int64_t* sums;
-  FLOWFUSE_INLINE void operator()(int64_t cell, int64_t weight) const { sums[cell] += weight; }
+// The bin of each time, then the weight of the later one in the lowest kTimeBits; -1 outside the window.
+FLOWFUSE_INLINE void load_times(const int64_t* times, int64_t count, int64_t t0, const Divisor& duration, int64_t bins,
+                                int64_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    // Times may be as far apart as int64 goes: unsigned numbers wrap, and none comes back into the window.
+    const uint64_t elapsed = static_cast<uint64_t>(times[i]) - static_cast<uint64_t>(t0);
+    const bool inside = elapsed < static_cast<uint64_t>(duration.divisor);
+    const int64_t position = (bins - 1) * static_cast<int64_t>(inside ? elapsed : 0);  // below 2^56
+    const int64_t bin = duration.quotient(position);
+    const int64_t late = duration.quotient((position - bin * duration.divisor) << kTimeBits);
+    out[i] = inside ? bin << kTimeBits | late : -1;
+  }
+}
+
+constexpr uint8_t kRight = 1, kBelow = 2;  // an event votes in the next tile, too
+
+template <class Record>
+struct Block {
+  int64_t tile[kBlock];  // -1: the event is ignored
+  Record record[kBlock];
+  uint8_t beyond[kBlock];  // kRight, kBelow; with rectified positions only
 };
 
-// Adds events [begin, end) to sums [bins, height, width]; returns how many were ignored.
-int64_t add_pixel_events(const Events& events, int64_t begin, int64_t end, const Grid& grid, int64_t* sums) {
-  int64_t x[kChunk], y[kChunk], sign[kChunk];
-  int64_t ignored = 0;
-  for (int64_t start = begin; start < end; start += kChunk) {
-    const int64_t count = std::min(kChunk, end - start);
-    load_pixels(events.x, events.position_dtype, start, count, x);
-    load_pixels(events.y, events.position_dtype, start, count, y);
-    load_signs(events.p, events.polarity_dtype, start, count, sign);
-    for (int64_t i = 0; i < count; ++i) {
-      ignored += !spread_pixel(grid, x[i], y[i], events.t[start + i], sign[i], AddTo{sums});
-    }
+FLOWFUSE_INLINE void sort_block(const Voxelize& job, const Chunk& chunk, int64_t begin, int64_t count,
+                                const int64_t* time, const uint8_t* negative, Block<PixelRecord>& block) {
+  int64_t x[kBlock], y[kBlock];
+  load_pixels(job.events.x, job.events.position_dtype, begin, count, job.width, x);
+  load_pixels(job.events.y, job.events.position_dtype, begin, count, job.height, y);
+  const int64_t first = job.tile_of_bin(chunk.item, 0), of_bin = job.tiles_of_bin(), across = job.tiles_across();
+  for (int64_t i = 0; i < count; ++i) {
+    const bool used = x[i] < job.width && y[i] < job.height && time[i] >= 0;
+    const int64_t tile =
+        first + (time[i] >> kTimeBits) * of_bin + (y[i] >> kRowBits) * across + (x[i] >> kColumnBits);
+    block.tile[i] = used ? tile : -1;
+    const int64_t cell = ((y[i] & (kTileRows - 1)) + 1) * kStride + (x[i] & (kTileColumns - 1)) + 1;
+    const int64_t late = time[i] & ((int64_t{1} << kTimeBits) - 1);
+    block.record[i] = static_cast<PixelRecord>(cell | late << kLateShift | int64_t{negative[i]} << kSignShift);
   }
-  return ignored;
 }
 
-int64_t add_rectified_events(const Events& events, int64_t begin, int64_t end, const Grid& grid,
-                             int64_t* sums) {
-  double x[kChunk], y[kChunk];
-  int64_t sign[kChunk];
-  int64_t ignored = 0;
-  for (int64_t start = begin; start < end; start += kChunk) {
-    const int64_t count = std::min(kChunk, end - start);
-    load_positions(events.x, events.position_dtype, start, count, x);
-    load_positions(events.y, events.position_dtype, start, count, y);
-    load_signs(events.p, events.polarity_dtype, start, count, sign);
+FLOWFUSE_INLINE void sort_block(const Voxelize& job, const Chunk& chunk, int64_t begin, int64_t count,
+                                int64_t* time, const uint8_t* negative, Block<RectifiedRecord>& block) {
+  double x[kBlock], y[kBlock];
+  load_positions(job.events.x, job.events.position_dtype, begin, count, x);
+  load_positions(job.events.y, job.events.position_dtype, begin, count, y);
+  const int64_t first = job.tile_of_bin(chunk.item, 0), of_bin = job.tiles_of_bin(), across = job.tiles_across();
+  const int64_t last_column = job.width - 1, last_row = job.height - 1;
+  const double width = static_cast<double>(job.width), height = static_cast<double>(job.height);
+  const int bits = job.bits(chunk.item);
+  for (int64_t i = 0; i < count; ++i) {  // on its own: compilers see no vectors in both loops as one
+    const bool inside = (x[i] > -1) & (x[i] < width) & (y[i] > -1) & (y[i] < height);  // NaN is not
+    time[i] = inside ? time[i] : -1;
+    x[i] = inside ? x[i] : 0;
+    y[i] = inside ? y[i] : 0;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const SpaceWeight column = space_weight(x[i], bits), row = space_weight(y[i], bits);
+    const int64_t c = column.cell < 0 ? 0 : column.cell, r = row.cell < 0 ? 0 : row.cell;
+    const int64_t tile = first + (time[i] >> kTimeBits) * of_bin + (r >> kRowBits) * across + (c >> kColumnBits);
+    block.tile[i] = time[i] >= 0 ? tile : -1;
+    const int64_t tile_row = row.cell - (r & -kTileRows) + 1, tile_column = column.cell - (c & -kTileColumns) + 1;
+    const int64_t late = time[i] & ((int64_t{1} << kTimeBits) - 1);
+    block.record[i] = static_cast<RectifiedRecord>((tile_row * kStride + tile_column) | late << kLateShift |
+                                                   int64_t{negative[i]} << kSignShift | column.next << kColumnShift |
+                                                   row.next << kRowShift);
+    const bool right = (tile_column == kTileColumns) & (column.cell < last_column);
+    const bool below = (tile_row == kTileRows) & (row.cell < last_row);
+    block.beyond[i] = static_cast<uint8_t>((right ? kRight : 0) | (below ? kBelow : 0));
+  }
+}
+
+// Calls place(tile, record) for the tiles of [first, last) in which the events of a chunk vote, all tiles of a bin or
+// none; returns the chunk with what is known of it then.
+template <class Record, class Place>
+FLOWFUSE_INLINE Chunk sort_chunk(const Voxelize& job, Chunk chunk, int64_t first, int64_t last, const Place& place) {
+  int64_t time[kBlock];
+  uint8_t negative[kBlock];
+  Block<Record> block;
+  const Divisor duration(job.t1[chunk.item] - job.t0[chunk.item]);
+  const int64_t across = job.tiles_across();
+  uint64_t first_tile = ~uint64_t{0};  // which -1 is, too
+  chunk.last_tile = -1;
+  chunk.used = 0;
+  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    const int64_t count = chunk.end - begin < kBlock ? chunk.end - begin : kBlock;
+    load_times(job.events.t + begin, count, job.t0[chunk.item], duration, job.bins, time);
+    load_negative(job.events.p, job.events.polarity_dtype, begin, count, negative);
+    sort_block(job, chunk, begin, count, time, negative, block);
     for (int64_t i = 0; i < count; ++i) {
-      ignored += !spread_rectified(grid, x[i], y[i], events.t[start + i], sign[i], AddTo{sums});
+      const uint64_t tile = static_cast<uint64_t>(block.tile[i]);
+      first_tile = tile < first_tile ? tile : first_tile;
+      chunk.last_tile = block.tile[i] > chunk.last_tile ? block.tile[i] : chunk.last_tile;
+      chunk.used += block.tile[i] >= 0 ? 1 : 0;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t tile = block.tile[i];
+      if (tile < first || tile >= last) continue;
+      const Record record = block.record[i];
+      place(tile, record);
+      if constexpr (kRectified<Record>) {  // the border's cells are those of the next tile, counted from there
+        const uint8_t beyond = block.beyond[i];
+        if (beyond == 0) continue;
+        if (beyond & kRight) place(tile + 1, record - kTileColumns);
+        if (beyond & kBelow) place(tile + across, record - kTileRows * kStride);
+        if (beyond == (kRight | kBelow)) place(tile + across + 1, record - kTileRows * kStride - kTileColumns);
+      }
     }
   }
-  return ignored;
+  chunk.first_tile = static_cast<int64_t>(first_tile);
+  return chunk;
+}
+
+template <class Record>
+FLOWFUSE_INLINE Chunk count_events(const Voxelize& job, const Chunk& chunk, int64_t* counts) {
+  return sort_chunk<Record>(job, chunk, 0, job.tiles(), [&](int64_t tile, Record) { ++counts[tile]; });
+}
+
+// places: where the next record of each tile goes.
+template <class Record>
+FLOWFUSE_INLINE void place_events(const Voxelize& job, const Chunk& chunk, int64_t first, int64_t last,
+                                  int64_t* places, Record* records) {
+  sort_chunk<Record>(job, chunk, first, last, [&](int64_t tile, Record record) { records[places[tile]++] = record; });
+}
+
+// ---- records to voxels ----------------------------------------------------------------------------
+
+FLOWFUSE_INLINE void add_vote(Sum& sum, int64_t weight, int64_t late) {
+  sum.all += weight;
+  sum.late += weight * late;
+}
+
+template <class Record>
+FLOWFUSE_INLINE void add_records(const Record* records, int64_t count, int bits, Sum* sums) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Record record = records[i];
+    Sum* sum = sums + (record & ((1 << kCellBits) - 1));
+    const int64_t late = record >> kLateShift & ((1 << kTimeBits) - 1);
+    const int64_t sign = 1 - 2 * static_cast<int64_t>(record >> kSignShift & 1);
+    if constexpr (kRectified<Record>) {
+      const int64_t right = record >> kColumnShift & ((1 << kSpaceBits) - 1), lower = record >> kRowShift;
+      const int64_t above = sign * ((int64_t{1} << bits) - lower), below = sign * lower;
+      const int64_t left = (int64_t{1} << bits) - right;
+      add_vote(sum[0], above * left, late);
+      add_vote(sum[1], above * right, late);
+      add_vote(sum[kStride], below * left, late);
+      add_vote(sum[kStride + 1], below * right, late);
+    } else {
+      add_vote(*sum, sign, late);
+    }
+  }
+}
+
+// Rows and columns of a bin's grid that one tile of it covers.
+struct Area {
+  int64_t first_row, first_column, rows, columns;
+
+  Area(const Voxelize& job, int64_t tile)
+      : first_row(tile / job.tiles_across() * kTileRows),
+        first_column(tile % job.tiles_across() * kTileColumns),
+        rows(std::min(kTileRows, job.height - first_row)),
+        columns(std::min(kTileColumns, job.width - first_column)) {}
+};
+
+// Voxels of a tile from its sums, or from none, and from what the bin before has carried to this one. `carry` [height,
+// width] then holds what goes on to the next bin, and the sums are 0.
+FLOWFUSE_INLINE void write_voxels(const Area area, int64_t width, float scale, Sum* sums, int64_t* carry, float* out) {
+  for (int64_t row = 0; row < area.rows; ++row) {
+    const int64_t begin = (area.first_row + row) * width + area.first_column;
+    int64_t* later = carry + begin;
+    float* voxels = out + begin;
+    if (sums == nullptr) {
+      for (int64_t i = 0; i < area.columns; ++i) voxels[i] = static_cast<float>(later[i]) * scale;
+      for (int64_t i = 0; i < area.columns; ++i) later[i] = 0;
+      continue;
+    }
+    const Sum* sum = sums + (row + 1) * kStride + 1;
+    for (int64_t i = 0; i < area.columns; ++i) {
+      const int64_t total = (sum[i].all * (int64_t{1} << kTimeBits) - sum[i].late) + later[i];
+      later[i] = sum[i].late;
+      voxels[i] = static_cast<float>(total) * scale;
+    }
+  }
+  if (sums != nullptr) memset(sums, 0, kTileCells * sizeof(Sum));
+}
+
+// Voxels of one tile in bins [first, last) of a group, whose records lie in their order. ends: where those of each
+// tile end.
+template <class Record>
+FLOWFUSE_INLINE void fill_tile(const Voxelize& job, const Area& area, int64_t tile, int64_t first, int64_t last,
+                               const Record* records, const int64_t* ends, Sum* sums, int64_t* carry, float* out) {
+  const int64_t of_bin = job.tiles_of_bin(), plane = job.height * job.width;
+  for (int64_t bin = first; bin < last; ++bin) {  // numbered through all items
+    const int64_t item = bin / job.bins, index = bin * of_bin + tile;
+    const int64_t begin = index == first * of_bin ? 0 : ends[index - 1];
+    const bool empty = begin == ends[index];
+    if (bin % job.bins == 0) {
+      for (int64_t row = area.first_row; row < area.first_row + area.rows; ++row) {
+        memset(carry + row * job.width + area.first_column, 0, area.columns * sizeof(int64_t));
+      }
+    }
+    const int bits = job.bits(item);
+    add_records(records + begin, ends[index] - begin, bits, sums);
+    write_voxels(area, job.width, voxel_scale(bits), empty ? nullptr : sums, carry, out + bin * plane);
+  }
+}
+
+// ---- the operator ---------------------------------------------------------------------------------
+
+std::vector<Chunk> chunks_of(const Voxelize& job) {
+  std::vector<Chunk> chunks;
+  for (int64_t item = 0; item < job.items; ++item) {
+    for (int64_t begin = job.offsets[item]; begin < job.offsets[item + 1]; begin += kChunk) {
+      chunks.push_back({item, begin, std::min(begin + kChunk, job.offsets[item + 1]), 0, 0, 0});
+    }
+  }
+  return chunks;
+}
+
+// Bins, numbered through all items, whose records are made at a time.
+struct Group {
+  int64_t first, last, records;
+};
+
+// counts [parts, tiles] become the places of first records in those of their group.
+std::vector<Group> make_groups(const Voxelize& job, int64_t parts, int64_t record_bytes, int64_t* counts) {
+  const int64_t of_bin = job.tiles_of_bin(), tiles = job.tiles();
+  std::vector<int64_t> of_bins(job.items * job.bins, 0);
+  int64_t all = 0;
+  for (int64_t bin = 0; bin < job.items * job.bins; ++bin) {
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t* count = counts + part * tiles + bin * of_bin;
+      for (int64_t tile = 0; tile < of_bin; ++tile) of_bins[bin] += count[tile];
+    }
+    all += of_bins[bin];
+  }
+  const int64_t most = std::max(kGroupBytes / record_bytes, all / kMostGroups);
+  std::vector<Group> groups{{0, 0, 0}};
+  for (int64_t bin = 0; bin < job.items * job.bins; ++bin) {
+    if (groups.back().records > 0 && groups.back().records + of_bins[bin] > most) groups.push_back({bin, bin, 0});
+    Group& group = groups.back();
+    group.last = bin + 1;
+    for (int64_t tile = bin * of_bin; tile < (bin + 1) * of_bin; ++tile) {
+      for (int64_t part = 0; part < parts; ++part) {
+        int64_t& count = counts[part * tiles + tile];
+        const int64_t place = group.records;
+        group.records += count;
+        count = place;
+      }
+    }
+  }
+  return groups;
+}
+
+template <class Record>
+void run(const Voxelize& job, const Tensor& like, float* voxels, int64_t* ignored) {
+  const char* op = "voxelize";
+  std::vector<Chunk> chunks = chunks_of(job);
+  const int64_t count = static_cast<int64_t>(chunks.size()), tiles = job.tiles();
+  // Parts have counts of their own, worth it for several events a tile. They take the chunks in turns: in the order of
+  // times, all of them have events in every group.
+  const int64_t events = job.offsets[job.items] - job.offsets[0];
+  const int64_t parts =
+      std::max<int64_t>(1, std::min({static_cast<int64_t>(torch::stable::get_num_threads()), count, events / tiles}));
+  const Tensor counts = torch::stable::new_zeros(like, {parts, tiles}, ScalarType::Long);
+  int64_t* places = mutable_data<int64_t>(counts);
+  parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    FLOWFUSE_VARIANTS(for (int64_t part = first; part < last; ++part) {
+      for (int64_t i = part; i < count; i += parts) {
+        chunks[i] = count_events<Record>(job, chunks[i], places + part * tiles);
+      }
+    })
+  });
+  for (const Chunk& chunk : chunks) ignored[chunk.item] += chunk.end - chunk.begin - chunk.used;
+
+  const std::vector<Group> groups = make_groups(job, parts, sizeof(Record), places);
+  int64_t most = 0;
+  for (const Group& group : groups) most = std::max(most, group.records);
+  const int64_t of_bin = job.tiles_of_bin();
+  const Tensor storage = allocate(op, like, {most * static_cast<int64_t>(sizeof(Record))}, ScalarType::Byte);
+  const Tensor carried = allocate(op, like, {job.height, job.width}, ScalarType::Long);
+  Record* records = static_cast<Record*>(storage.mutable_data_ptr());
+  int64_t* carry = mutable_data<int64_t>(carried);
+  for (const Group& group : groups) {
+    const int64_t begin = group.first * of_bin, end = group.last * of_bin;
+    parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+      FLOWFUSE_VARIANTS(for (int64_t part = first; part < last; ++part) {
+        for (int64_t i = part; i < count; i += parts) {
+          if (chunks[i].last_tile < begin || chunks[i].first_tile >= end) continue;
+          place_events(job, chunks[i], begin, end, places + part * tiles, records);
+        }
+      })
+    });
+    const int64_t* ends = places + (parts - 1) * tiles;  // the last part's records of a tile come last
+    parallel_for(0, of_bin, 1, [&](int64_t first, int64_t last) {
+      alignas(64) Sum sums[kTileCells] = {};
+      for (int64_t tile = first; tile < last; ++tile) {
+        const Area area(job, tile);
+        FLOWFUSE_VARIANTS(
+            fill_tile(job, area, tile, group.first, group.last, records, ends, sums, carry, voxels))
+      }
+    });
+  }
 }
 
 std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1,
                                     int64_t bins, int64_t height, int64_t width) {
+  const char* op = "voxelize";
   check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width);
   for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
   const int64_t items = offsets.size(0) - 1;
-  const int64_t* bounds = static_cast<const int64_t*>(offsets.const_data_ptr());
-  const int64_t* begins = static_cast<const int64_t*>(t0.const_data_ptr());
-  const int64_t* ends = static_cast<const int64_t*>(t1.const_data_ptr());
-  check_event_values("voxelize", t.size(0), bounds, begins, ends, items);
-
-  const Events events{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(),
-                      static_cast<const int64_t*>(t.const_data_ptr()), x.scalar_type(), p.scalar_type()};
   const bool rectified = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
-  const int64_t cells = bins * height * width;
-  Tensor voxels = allocate("voxelize", t, {items, bins, height, width}, ScalarType::Float);
-  Tensor ignored = torch::stable::new_zeros(t, {items});
-  float* out = static_cast<float*>(voxels.mutable_data_ptr());
-  int64_t* ignored_out = static_cast<int64_t*>(ignored.mutable_data_ptr());
-
-  // One item may be split among threads, each with sums of its own: integer sums do not depend on the split.
-  // Items are taken a group at a time: the workspace does not grow with the batch.
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts =
-      std::max<int64_t>(1, std::min<int64_t>((threads + items - 1) / items, t.size(0) / std::max<int64_t>(1, cells)));
-  const int64_t group = std::min(items, threads);
-  Tensor sums = allocate("voxelize", t, {group * parts, cells}, ScalarType::Long);
-  Tensor ignored_parts = torch::stable::new_zeros(t, {items * parts});
-  int64_t* sum_data = static_cast<int64_t*>(sums.mutable_data_ptr());
-  int64_t* ignored_data = static_cast<int64_t*>(ignored_parts.mutable_data_ptr());
-  const auto grid_of = [&](int64_t b) {
-    return Grid{bins, height, width, begins[b], ends[b], rectified ? space_bits(bounds[b + 1] - bounds[b]) : 0};
-  };
-  for (int64_t item = 0; item < items; item += group) {
-    const int64_t count = std::min(group, items - item);
-    torch::stable::parallel_for(0, count * parts, 1, [&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task) {
-        const int64_t b = item + task / parts, part = task % parts;
-        const int64_t share = (bounds[b + 1] - bounds[b]) / parts;
-        const int64_t begin = bounds[b] + share * part;
-        const int64_t end = part + 1 == parts ? bounds[b + 1] : begin + share;
-        int64_t* sum = sum_data + task * cells;
-        std::fill(sum, sum + cells, int64_t{0});
-        const auto add = rectified ? add_rectified_events : add_pixel_events;
-        ignored_data[item * parts + task] = add(events, begin, end, grid_of(b), sum);
-      }
-    });
-    torch::stable::parallel_for(0, count * cells, 1 << 16, [&](int64_t first, int64_t last) {
-      for (int64_t index = first; index < last;) {
-        const int64_t b = index / cells;  // within the group
-        const int64_t stop = std::min(last, (b + 1) * cells);
-        const float scale = voxel_scale(grid_of(item + b).space_bits);
-        const int64_t* sum = sum_data + b * parts * cells - b * cells;
-        for (; index < stop; ++index) {
-          int64_t total = 0;
-          for (int64_t part = 0; part < parts; ++part) total += sum[part * cells + index];
-          out[item * cells + index] = static_cast<float>(total) * scale;
-        }
-      }
-    });
-  }
-  for (int64_t task = 0; task < items * parts; ++task) ignored_out[task / parts] += ignored_data[task];
+  const Voxelize job{{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
+                      p.scalar_type()},
+                     data<int64_t>(t0),
+                     data<int64_t>(t1),
+                     data<int64_t>(offsets),
+                     items,
+                     bins,
+                     height,
+                     width,
+                     rectified};
+  check_event_values(op, t.size(0), job.offsets, job.t0, job.t1, items);
+  const Tensor voxels = allocate(op, t, {items, bins, height, width}, ScalarType::Float);
+  const Tensor ignored = torch::stable::new_zeros(t, {items});
+  (rectified ? run<RectifiedRecord> : run<PixelRecord>)(job, t, mutable_data<float>(voxels),
+                                                        mutable_data<int64_t>(ignored));
   return {voxels, ignored};
 }
 
