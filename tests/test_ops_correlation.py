@@ -278,8 +278,9 @@ def test_reference_strided_volume(radius):
 
 @needs_extension
 def test_edge_groups_of_items():
-    """The backward on demand keeps at most 64 MiB of tap gradients: here those of two items of the
-    three. The last one's gradients are those it has alone, to the bit.
+    """The backward on demand keeps the tap gradients of some pixels at a time (16 MiB on a CPU, 64
+    on a GPU), here less than those of all items. The last item's gradients are those it has alone,
+    to the bit.
     """
     batch, height, width, radius = 3, 41, 60, 16
     f0 = features((1, 1, height, width), torch.float64).expand(batch, -1, -1, -1)

@@ -173,6 +173,24 @@ def test_reference_sizes(size, dtype):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_reference_strips(dtype, threads):
+    """CPU kernels list the events near a strip of rows, 1024 at a time; a strip may be one row."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for size in ((2, 9), (33, 40)):
+            height, width = size
+            assert_agrees(
+                rough_arguments([3000, 1], dtype, 2, height=height, width=width, mode="split")
+            )
+            assert_agrees(rough_arguments([5000], dtype, 0, height=height, width=width))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_extension
 @pytest.mark.parametrize("polarity", [torch.bool, torch.int8, torch.int16, torch.int64])
 def test_reference_strides(polarity):
     """Every argument strided, and a gradient expanded from one number."""

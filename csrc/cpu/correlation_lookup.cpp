@@ -532,10 +532,10 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
 }
 
 // Gradient in a map as its own dtype, without the channels that were added to it.
-Tensor finished(const Tensor& grad, const Tensor& map) {
-  Tensor result = grad;
-  if (grad.size(1) != map.size(1)) result = torch::stable::narrow(result, 1, 0, map.size(1));
-  return converted(result, map.scalar_type(), MemoryFormat::ChannelsLast);
+Tensor finished(const char* op, Tensor grad, const Tensor& map) {
+  if (grad.size(1) == map.size(1)) return torch::stable::to(grad, map.scalar_type());
+  Tensor result = empty_channels_last(op, map, map.scalar_type());
+  return torch::stable::copy_(result, torch::stable::narrow(grad, 1, 0, map.size(1)));
 }
 
 template <class T>
@@ -560,8 +560,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, con
   }
   const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, job);
   if (grad.numel() > 0) run_backward(op, job, grad);
-  for (size_t level = 0; level < grads.size(); ++level) grads[level] = finished(grads[level], f1_levels[level]);
-  return {finished(grad_f0, f0), grads, grad_coords};
+  for (size_t level = 0; level < grads.size(); ++level) grads[level] = finished(op, grads[level], f1_levels[level]);
+  return {finished(op, grad_f0, f0), grads, grad_coords};
 }
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(

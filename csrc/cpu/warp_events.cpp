@@ -14,6 +14,9 @@ namespace {
 
 using torch::stable::parallel_for;
 
+// A lambda in a CPU variant (cpu/dispatch.h) must become part of it.
+#define FLOWFUSE_INLINE_LAMBDA __attribute__((always_inline))
+
 // Rows [first, last) of an item's image or trajectory. Every strip goes through all events of its item, in their
 // order: nothing is shared, and nothing depends on how many strips there are.
 struct Strip {
@@ -34,43 +37,74 @@ struct Strips {
   }
 };
 
-// Places [N, 2] to which events [first, last) are moved; NaN for those left out.
+constexpr int64_t kBlock = 1024;
+
+// Calls visit(index) for the events of a strip's item that near(index) names, in their order. They are listed first,
+// without a branch: whether an event is near a strip cannot be predicted.
+template <class T, class Near, class Visit>
+FLOWFUSE_INLINE void for_events(const Warp<T>& job, const Strip& strip, const Near& near, const Visit& visit) {
+  int64_t listed[kBlock];
+  const int64_t end = job.offsets[strip.item + 1];
+  for (int64_t begin = job.offsets[strip.item]; begin < end; begin += kBlock) {
+    const int64_t stop = end - begin < kBlock ? end : begin + kBlock;
+    int64_t count = 0;
+    for (int64_t index = begin; index < stop; ++index) {
+      listed[count] = index;
+      count += near(index) ? 1 : 0;
+    }
+    for (int64_t i = 0; i < count; ++i) visit(listed[i]);
+  }
+}
+
+// Places [last - first, 2] to which events [first, last) are moved; NaN for those left out.
 template <class T>
-FLOWFUSE_INLINE void move_events(const Warp<T>& job, int64_t first, int64_t last, T* places) {
+FLOWFUSE_INLINE void move_events(const Warp<T> job, int64_t first, int64_t last, T* places) {
   for (int64_t index = first; index < last; ++index) {
     T x = static_cast<T>(__builtin_nan("")), y = x;
     const int64_t item = item_of(job.offsets, 0, job.items, index);
     WarpEvent<T> event;
     if (item >= 0 && read_event(job, item, index, event)) move_event(job, item, event, x, y);
-    places[2 * index] = x;
-    places[2 * index + 1] = y;
+    places[2 * (index - first)] = x;
+    places[2 * (index - first) + 1] = y;
   }
 }
 
 template <class T>
-FLOWFUSE_INLINE void vote(const Warp<T>& job, const T* places, const Strip& strip, int64_t* sums, T* image) {
-  const int64_t begin = job.offsets[strip.item], end = job.offsets[strip.item + 1];
-  const int bits = vote_bits(end - begin);
+FLOWFUSE_INLINE void vote(const Warp<T> job, const T* places, const Strip& strip, int64_t* sums, T* image) {
+  const int bits = vote_bits(job.offsets[strip.item + 1] - job.offsets[strip.item]);
   const T unit = static_cast<T>(power_of_two(bits)), scale = static_cast<T>(power_of_two(-bits));
   const T above = static_cast<T>(strip.first - 1), below = static_cast<T>(strip.last);
+  const T first_row = static_cast<T>(strip.first), last_row = static_cast<T>(strip.last - 1);
+  const T last_column = static_cast<T>(job.width - 1);
   const int64_t size = (strip.last - strip.first) * job.width;
   const int64_t corner = strip.item * job.channels() * job.plane() + strip.first * job.width;
   for (int64_t c = 0; c < job.channels(); ++c) {
     for (int64_t i = 0; i < size; ++i) sums[corner + c * job.plane() + i] = 0;
   }
-  for (int64_t index = begin; index < end; ++index) {
+  const auto near = [&](int64_t index) FLOWFUSE_INLINE_LAMBDA {
     const T y = places[2 * index + 1];
-    if (!(y >= above && y < below)) continue;
-    const Square<T> square = square_at(places[2 * index], y);
+    return (y >= above) & (y < below);  // NaN is not
+  };
+  for_events(job, strip, near, [&](int64_t index) FLOWFUSE_INLINE_LAMBDA {
+    const Square<T> square = square_at(places[2 * index], places[2 * index + 1]);
     const int64_t sign = sign_at(job.events, index);
     int64_t* plane = sums + image_plane(job, strip.item, sign);
+    const int64_t vote = vote_of(job, sign);
+    if (square.column >= 0 && square.column < last_column && square.row >= first_row && square.row < last_row) {
+      int64_t* pixel = plane + image_pixel(job, square, 0);  // nearly always: all four are in the strip
+      pixel[0] += vote * to_fixed(corner_weight(square, 0) * unit);
+      pixel[1] += vote * to_fixed(corner_weight(square, 1) * unit);
+      pixel[job.width] += vote * to_fixed(corner_weight(square, 2) * unit);
+      pixel[job.width + 1] += vote * to_fixed(corner_weight(square, 3) * unit);
+      return;
+    }
     for (int k = 0; k < 4; ++k) {
       if (!in_image(job, square, k)) continue;
       const int64_t pixel = image_pixel(job, square, k), row = static_cast<int64_t>(square.row) + (k >> 1);
       if (row < strip.first || row >= strip.last) continue;
-      plane[pixel] += vote_of(job, sign) * to_fixed(corner_weight(square, k) * unit);
+      plane[pixel] += vote * to_fixed(corner_weight(square, k) * unit);
     }
-  }
+  });
   for (int64_t c = 0; c < job.channels(); ++c) {
     const int64_t start = corner + c * job.plane();
     for (int64_t i = 0; i < size; ++i) image[start + i] = static_cast<T>(sums[start + i]) * scale;
@@ -79,36 +113,41 @@ FLOWFUSE_INLINE void vote(const Warp<T>& job, const T* places, const Strip& stri
 
 // Gradients [N, 2] in the places of events [first, last); 0 for those left out or moved out of the image.
 template <class T>
-FLOWFUSE_INLINE void place_gradients(const Warp<T>& job, const T* grad, int64_t first, int64_t last, T* gradients) {
-  for (int64_t index = first; index < last; ++index) {
-    T gx = 0, gy = 0, x, y;
-    const int64_t item = item_of(job.offsets, 0, job.items, index);
-    WarpEvent<T> event;
-    if (item >= 0 && read_event(job, item, index, event)) {
-      move_event(job, item, event, x, y);
-      place_gradient(job, grad, item, sign_at(job.events, index), x, y, gx, gy);
+FLOWFUSE_INLINE void place_gradients(const Warp<T> job, const T* grad, int64_t first, int64_t last, T* gradients) {
+  for (int64_t begin = first; begin < last; begin += kBlock) {
+    const int64_t end = last - begin < kBlock ? last : begin + kBlock;
+    T* places = gradients + 2 * begin;  // each is replaced by its gradient
+    move_events(job, begin, end, places);
+    for (int64_t index = begin; index < end; ++index, places += 2) {
+      T gx = 0, gy = 0;
+      const int64_t item = item_of(job.offsets, 0, job.items, index);
+      if (item >= 0) {
+        const int64_t sign = sign_at(job.events, index);
+        place_gradient(job, grad, item, sign, places[0], places[1], gx, gy);
+      }
+      places[0] = gx;
+      places[1] = gy;
     }
-    gradients[2 * index] = gx;
-    gradients[2 * index + 1] = gy;
   }
 }
 
 // Sums in float64: a million equal shares would lose in float32.
 template <class T>
-FLOWFUSE_INLINE void gather_shares(const Warp<T>& job, const T* gradients, const Strip& strip, double* sums, T* out) {
+FLOWFUSE_INLINE void gather_shares(const Warp<T> job, const T* gradients, const Strip& strip, double* sums, T* out) {
   const int64_t planes = 2 * job.points, size = (strip.last - strip.first) * job.width;
   const int64_t corner = strip.item * planes * job.plane() + strip.first * job.width;
   const T above = static_cast<T>(strip.first - 1), below = static_cast<T>(strip.last);
   for (int64_t p = 0; p < planes; ++p) {
     for (int64_t i = 0; i < size; ++i) sums[corner + p * job.plane() + i] = 0;
   }
-  for (int64_t index = job.offsets[strip.item]; index < job.offsets[strip.item + 1]; ++index) {
-    const T gx = gradients[2 * index], gy = gradients[2 * index + 1];
-    if (gx == 0 && gy == 0) continue;
+  const auto near = [&](int64_t index) FLOWFUSE_INLINE_LAMBDA {
     const T y = position_at<T>(job.events.y, job.events.position_dtype, index);
-    if (!(y >= above && y < below)) continue;
+    return ((gradients[2 * index] != 0) | (gradients[2 * index + 1] != 0)) & (y >= above) & (y < below);
+  };
+  for_events(job, strip, near, [&](int64_t index) FLOWFUSE_INLINE_LAMBDA {
     WarpEvent<T> event;
-    if (!read_event(job, strip.item, index, event)) continue;
+    if (!read_event(job, strip.item, index, event)) return;
+    const T gx = gradients[2 * index], gy = gradients[2 * index + 1];
     const Square<T> square = square_at(event.x, event.y);
     double* plane = sums + strip.item * planes * job.plane();
     for (int64_t k = 1; k <= job.points; ++k) {
@@ -122,7 +161,7 @@ FLOWFUSE_INLINE void gather_shares(const Warp<T>& job, const T* gradients, const
       }
       plane += 2 * job.plane();
     }
-  }
+  });
   for (int64_t p = 0; p < planes; ++p) {
     const int64_t start = corner + p * job.plane();
     for (int64_t i = 0; i < size; ++i) out[start + i] = static_cast<T>(sums[start + i]);
@@ -136,7 +175,7 @@ void run_forward(const char* op, const WarpTensors& tensors, const Tensor& image
   const Tensor sums = allocate(op, image, shape_of(image), ScalarType::Long);
   T* place = mutable_data<T>(places);
   parallel_for(0, job.count, 4096, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(move_events(job, first, last, place))
+    FLOWFUSE_VARIANTS(move_events(job, first, last, place + 2 * first))
   });
   const Strips strips(job.items, job.height);
   int64_t* sum = mutable_data<int64_t>(sums);

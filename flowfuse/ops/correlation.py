@@ -20,7 +20,10 @@ from .extension import FACTS, LIBRARY, has_kernel
 from .registration import call, register_differentiable
 
 MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
-VOLUME_CAP = 64 * 2**20  # bytes; a larger volume is not stored by strategy "auto"
+# Bytes of the largest volume that strategy "auto" stores. Below it on a CPU, "volume" is up to a
+# half faster after many look-ups and up to a half slower after one; above it "on_demand" is faster
+# (benchmarks/crossover.py). On a GPU not yet measured: a limit to the memory.
+VOLUME_CAPS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 
 
 def pool_levels(f1: Tensor, levels: int) -> list[Tensor]:
@@ -165,8 +168,12 @@ class Correlation:
         levels: pyramid levels, in [1, 16].
         radius: r in [0, 16].
         strategy: "volume" stores all products, "on_demand" makes them at each look-up, "auto" takes
-            the volume where it needs at most 64 MiB: a choice by shape and dtype alone, so that
-            resumed and compiled runs choose the same.
+            the volume where it is small (2 MiB on a CPU, 64 MiB on a GPU): a choice by device, shape
+            and dtype alone, so that resumed and compiled runs choose the same.
+
+    With bfloat16 features, "on_demand" on a processor that multiplies bfloat16 (AVX-512 BF16) takes
+    all levels in it: each feature of the coarser ones is rounded by up to 2^-9 of its value. Every
+    other sum is of exact products.
 
     Raises:
         ValueError: a shape, dtype, the radius or the strategy is wrong.
@@ -183,7 +190,8 @@ class Correlation:
         check_level_count("Correlation", levels)
         check_radius("Correlation", radius)
         if strategy == "auto":
-            strategy = "volume" if volume_bytes(f0, f1, levels) <= VOLUME_CAP else "on_demand"
+            cap = VOLUME_CAPS.get(f0.device.type, VOLUME_CAPS["cuda"])
+            strategy = "volume" if volume_bytes(f0, f1, levels) <= cap else "on_demand"
         self.radius = radius
         self.strategy = strategy
         self.f0 = f0
