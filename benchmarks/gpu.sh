@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
 LIMIT=${LIMIT:-240}
-ALL="machine imports build selftest tests quick infer train operators memcheck racecheck initcheck synccheck"
+ALL="machine imports build selftest tests quick infer train operators crossover memcheck racecheck initcheck synccheck"
 STEPS=${STEPS:-$ALL}
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
@@ -72,6 +72,9 @@ quick() {
 operators() {
     "$PYTHON" benchmarks/operators.py --device cuda --json "$FOLDER/operators.json" --markdown "$FOLDER/operators.md"
 }
+crossover() {
+    "$PYTHON" benchmarks/crossover.py --device cuda --markdown "$FOLDER/crossover.md"
+}
 
 infer() {
     "$PYTHON" -m flowfuse.infer flowfuse/sample -o "$SCRATCH/sample" --device cuda &&
@@ -93,7 +96,7 @@ racecheck() { sanitizer racecheck; }
 initcheck() { sanitizer initcheck; }
 synccheck() { sanitizer synccheck; }
 
-export -f machine imports build selftest tests quick operators infer train sanitizer memcheck racecheck initcheck synccheck
+export -f machine imports build selftest tests quick operators crossover infer train sanitizer memcheck racecheck initcheck synccheck
 export PYTHON FOLDER SCRATCH
 
 for step in $STEPS; do

@@ -236,3 +236,13 @@ def test_quick_run_on_a_gpu(script: ModuleType, tmp_path: Path) -> None:
     assert script.main([*arguments, "--json", str(results)]) == 0
     report = json.loads(results.read_text())
     assert report["machine"]["gpu"] and all(row["time_ms"] for row in report["rows"])
+
+
+def test_crossover_writes_its_table(tmp_path: Path) -> None:
+    table = tmp_path / "crossover.md"
+    command = [sys.executable, str(FOLDER / "crossover.py"), "--quick", "--threads", "1"]
+    done = subprocess.run([*command, "--markdown", str(table)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in table.read_text().splitlines() if " x " in line]
+    assert len(rows) == 2 * 3 * 2  # sizes, channels, directions
+    assert all(float(cell) > 0 for row in rows for cell in (row[1], *row[3:]))
