@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"commit {commit() or 'unknown'}, {date.today().isoformat()}. "
         f"{limits_text(asdict(measure_limits(options.device, True)))}.",
         "",
-        "Time of on_demand over that of volume, for so many look-ups: below 1, on_demand is faster.",
+        "Time of on_demand over that of volume by the number of look-ups; on_demand wins below 1.",
         "",
         "| size | volume MiB | direction | " + " | ".join(map(str, LOOKUPS)) + " |",
         "|---" * (3 + len(LOOKUPS)) + "|",

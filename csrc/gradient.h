@@ -28,8 +28,21 @@ FLOWFUSE_INLINE T luma(const F* frame, int64_t channels, int64_t stride) {
          luma_weight<T>(3, 2) * static_cast<T>(frame[2 * stride]);
 }
 
+// What log_intensity is made of; a kernel may bring its own.
+struct LibraryFunctions {
+  template <class T>
+  static FLOWFUSE_INLINE T log(T x) {
+    return std::log(x);
+  }
+  // base^2.4
+  template <class T>
+  static FLOWFUSE_INLINE T decoding_power(T base) {
+    return std::pow(base, static_cast<T>(2.4));
+  }
+};
+
 // Log intensity of a luma; `slope`, when not null, receives d log / d luma.
-template <class T>
+template <class T, class Functions = LibraryFunctions>
 FLOWFUSE_INLINE T log_intensity(T value, bool linear, T* slope) {
   const T offset = static_cast<T>(kLogOffset);
   const bool below = value < 0;  // NaN is not below and stays NaN
@@ -41,12 +54,12 @@ FLOWFUSE_INLINE T log_intensity(T value, bool linear, T* slope) {
       derivative = 1 / static_cast<T>(12.92);
     } else {
       const T base = (encoded + static_cast<T>(0.055)) / static_cast<T>(1.055);
-      intensity = std::pow(base, static_cast<T>(2.4));
+      intensity = Functions::decoding_power(base);
       derivative = static_cast<T>(2.4 / 1.055) * intensity / base;
     }
   }
   if (slope != nullptr) *slope = below ? T(0) : derivative / (intensity + offset);
-  return std::log(intensity + offset);
+  return Functions::log(intensity + offset);
 }
 
 struct Span {

@@ -184,6 +184,74 @@ def test_edge_values_outside_the_unit_range():
     assert result[..., 0].isnan().any() and not result[..., 4:].isnan().any()
 
 
+def hard_cases():
+    """Frames and event sums whose moments are lost where sums of squares are not centred."""
+    generator = torch.Generator().manual_seed(3)
+    shape = (1, 1, 70, 83)
+
+    def noise(scale):
+        return scale * torch.randn(shape, generator=generator)
+
+    def uniform():
+        return torch.rand(shape, generator=generator)
+
+    rows, columns = torch.arange(70)[:, None], torch.arange(83)
+    step = ((columns > 40) ^ (rows > 30)).float()[None, None]
+    gray = torch.full(shape, 0.5)
+    rare = (uniform() > 0.99).float()
+    return {
+        "noise": (uniform(), uniform(), noise(2.0)),
+        "tiny texture on a large change": (gray / 50, 0.9 + 1e-4 * uniform(), 300 + noise(0.01)),
+        "steps": (gray, 0.02 + 0.9 * step + 1e-4 * uniform(), 100 * step + noise(0.01)),
+        "large counts": (uniform(), uniform(), noise(1000.0).round()),
+        "hot pixels": (gray, gray + 1e-3 * uniform(), 1e4 * rare + noise(1.0).round()),
+        "flat but for pixels": (gray, gray + 0.5 * rare, 1e3 * rare),
+    }
+
+
+# Errors of gradients over their largest value. Where texture is 1e-4, the rounding of the float32
+# logarithms spoils them, however the windows are summed.
+HARD = {"tiny texture on a large change": 5e-3, "steps": 2e-3}
+
+
+@needs_extension
+@pytest.mark.parametrize("name", list(hard_cases()))
+def test_reference_hard_cases(name):
+    inputs = [value.requires_grad_() for value in hard_cases()[name]]
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    actual, expected = ops.common_gradient(*inputs), reference.common_gradient(*exact)
+    torch.testing.assert_close(actual[:, 4].double(), expected[:, 4], rtol=0, atol=2e-5)
+    grad = torch.randn(actual.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad(actual, inputs, grad)
+    for a, e in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        bound = HARD.get(name, 2e-5) * float(e.abs().max())
+        torch.testing.assert_close(a.double(), e, rtol=0, atol=bound)
+
+
+@needs_extension
+@pytest.mark.parametrize("linear", [False, True])
+def test_reference_log_curve(linear):
+    """Logarithm, decoding and their slope over all values: a few units of 2^-24."""
+    values = torch.cat([torch.linspace(0, 1, 2**15), torch.logspace(-12, 6, 2**14)])
+    frame = values.view(1, 1, 1, -1).requires_grad_()
+    exact = frame.detach().double().requires_grad_()
+    zero = torch.zeros_like(frame)
+    actual = ops.common_gradient(zero, frame, zero, None, linear)[:, 2]
+    expected = reference.common_gradient(zero.double(), exact, zero.double(), None, linear)[:, 2]
+    # Beside log(1e-3) = -7, the differences are rounded once more.
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-7, atol=1.2e-6)
+    (grad,) = torch.autograd.grad(actual.sum(), frame)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), exact)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=6e-7, atol=0)
+
+
+@needs_extension
+def test_edge_infinite_values():
+    frame = torch.tensor([torch.inf, 3e38, -torch.inf, torch.nan]).view(1, 1, 1, 4)
+    change = ops.common_gradient(torch.zeros_like(frame), frame, torch.zeros_like(frame))[0, 2, 0]
+    assert change[:2].isinf().all() and change[2] == 0.0 and change[3].isnan()
+
+
 def test_edge_tiles_agree_with_one_pass():
     """Nothing global inside: 3 px from a cut, a tile has the values of the whole, bit for bit."""
     inputs = random_inputs(1, 1, 20, 40)
@@ -261,6 +329,34 @@ def test_same_bits_for_thread_counts():
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("with_flow", [False, True])
+def test_reference_and_same_bits_for_parts(batch, with_flow):
+    """So many rows that every thread has its own, which begin anywhere in an image."""
+    inputs = [v for v in random_inputs(batch, 1, 101, 37, with_flow=with_flow) if v is not None]
+    grad = torch.randn(batch, 6, 101, 37, generator=torch.Generator().manual_seed(1))
+
+    def run(operator, dtype):
+        leaves = [v.to(dtype).requires_grad_() for v in inputs]
+        result = operator(*leaves)
+        return result.detach(), *torch.autograd.grad(result, leaves, grad.to(dtype))
+
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(run(ops.common_gradient, torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    exact = run(reference.common_gradient, torch.float64)
+    for first, *others, expected in zip(*found, exact, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+        bound = 5e-6 * max(1.0, float(expected.abs().max()))  # as TOLERANCE
+        torch.testing.assert_close(first.double(), expected, rtol=0, atol=bound)
 
 
 @needs_extension

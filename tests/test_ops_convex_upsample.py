@@ -106,6 +106,63 @@ def test_reference_dtypes_and_layouts(field_dtype, dtype, layout, shape, factor)
         torch.testing.assert_close(a, b, rtol=0, atol=bound * max(largest, 1e-3))
 
 
+def run_both_ways(operator, field, mask, grad, factor):
+    leaves = [tensor.detach().requires_grad_() for tensor in (field, mask)]
+    result = operator(*leaves, factor)
+    return result.detach(), *torch.autograd.grad(result, leaves, grad)
+
+
+# Kernels may handle 16 or 64 pixels of a row and 8 fine columns at once: less, as many, and more.
+@needs_extension
+@pytest.mark.parametrize("width", [15, 16, 64, 80, 131])
+@pytest.mark.parametrize(("channels", "factor"), [(1, 4), (2, 8), (3, 7), (4, 9), (2, 16)])
+def test_reference_blocks(width, channels, factor):
+    """Every part of a row and of a fine row, against float64; the same bits for any threads."""
+    generator = torch.Generator().manual_seed(width)
+    field = torch.randn(1, channels, 4, width, generator=generator)
+    mask = 4 * torch.randn(1, 9 * factor**2, 4, width, generator=generator)
+    grad = torch.randn(1, channels, 4 * factor, width * factor, generator=generator)
+    exact = run_both_ways(
+        reference.convex_upsample, field.double(), mask.double(), grad.double(), factor
+    )
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(run_both_ways(ops.convex_upsample, field, mask, grad, factor))
+    finally:
+        torch.set_num_threads(threads)
+    for first, *others, expected in zip(*found, exact, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+        # Sums of 9 weights and of up to 256 fine pixels in float32.
+        bound = 2e-6 * float(expected.abs().max())
+        torch.testing.assert_close(first.double(), expected, rtol=0, atol=bound)
+
+
+@needs_extension
+def test_edge_infinite_logits():
+    """Weights of logits far below the largest are 0, not small, and so are their gradients."""
+    mask = torch.randn(1, 36, 3, 20)
+    mask[:, 4 * 4 : 5 * 4] = 300.0  # the centre
+    mask[:, :4] = -torch.inf
+    field = torch.randn(1, 2, 3, 20)
+    leaves = (field.requires_grad_(), mask.requires_grad_())
+    fine = ops.convex_upsample(*leaves, 2)
+    expected = field.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.equal(fine, expected)
+    grads = torch.autograd.grad(fine.sum(), leaves)
+    assert torch.equal(grads[0], torch.full_like(field, 4.0)) and not grads[1].any()
+
+
+@needs_extension
+def test_edge_nan_stays_in_its_pixel():
+    mask = torch.zeros(1, 36, 3, 20)
+    mask[0, 5, 1, 7] = torch.nan  # neighbour 1, fine row 0, column 1
+    fine = ops.convex_upsample(torch.ones(1, 1, 3, 20), mask, 2)
+    assert fine.isnan().nonzero().tolist() == [[0, 0, 2, 15]]
+
+
 @needs_extension
 def test_opcheck():
     field, mask = torch.randn(2, 3, 4, 5), torch.randn(2, 36, 4, 5)

@@ -5,7 +5,7 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
-#include "cpu/exponential.h"
+#include "cpu/elementary.h"
 #include "tensors.h"
 #include "sampling.h"
 
@@ -14,26 +14,36 @@ namespace {
 
 using torch::stable::parallel_for;
 
+constexpr int64_t kLanes = 16;  // pixels handled at once: loops run over whole vectors of any instruction set
 constexpr int64_t kBlock = 64;  // coarse pixels of a row handled together
+constexpr int64_t kCells = 8;   // fine positions of each coarse pixel handled together
+
+FLOWFUSE_INLINE int64_t whole_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 template <class T, class M>
 struct Upsample {
-  const T* padded;  // field with a border of zeros [B, D, h + 2, w + 2]
+  const T* padded;  // field with a border of zeros [B, D, h + 2, stride + 2]
   const M* mask;    // [B, 9, f, f, h, w]
   T* fine;          // [B, D, f h, f w]
   const T* grad;    // of fine
   M* grad_mask;
-  T* parts;       // gradient in the field, by neighbour [B, D, 9, h, w]
+  T* parts;       // gradient in the field, by neighbour [B, D, 9, h, stride]
   T* grad_field;  // [B, D, h, w]
   int64_t batch, channels, height, width, factor;
+  int64_t stride;  // whole_lanes(width)
 
+  FLOWFUSE_INLINE int64_t cells() const { return factor * factor; }
+  FLOWFUSE_INLINE int64_t mask_size() const { return batch * 9 * cells() * height * width; }
   FLOWFUSE_INLINE int64_t mask_offset(int64_t b, int64_t cell, int64_t y) const {  // cell = i f + j
-    return ((b * 9 * factor * factor + cell) * height + y) * width;
+    return ((b * 9 * cells() + cell) * height + y) * width;
   }
-  FLOWFUSE_INLINE int64_t neighbour_stride() const { return factor * factor * height * width; }
+  FLOWFUSE_INLINE int64_t neighbour_stride() const { return cells() * height * width; }
   // Neighbour k of pixel (y, 0) in channel d.
   FLOWFUSE_INLINE const T* neighbour(int64_t b, int64_t d, int64_t k, int64_t y) const {
-    return padded + ((b * channels + d) * (height + 2) + y + k / 3) * (width + 2) + k % 3;
+    return padded + ((b * channels + d) * (height + 2) + y + k / 3) * (stride + 2) + k % 3;
+  }
+  FLOWFUSE_INLINE T* part(int64_t b, int64_t d, int64_t k, int64_t y) const {
+    return parts + (((b * channels + d) * 9 + k) * height + y) * stride;
   }
   // Fine pixel (y f + i, j) in channel d.
   FLOWFUSE_INLINE int64_t fine_offset(int64_t b, int64_t d, int64_t cell, int64_t y) const {
@@ -41,93 +51,179 @@ struct Upsample {
   }
 };
 
-// Softmax over the neighbours inside the field for one fine position of pixels x0 .. x0 + count of row y.
-template <class T, class M>
-FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, int64_t b, int64_t cell, int64_t y, int64_t x0,
-                                       int64_t count, T weights[9][kBlock]) {
-  const T outside = -static_cast<T>(__builtin_inf());
-  const M* mask = job.mask + job.mask_offset(b, cell, y) + x0;
-  T top[kBlock], sum[kBlock];
-  for (int64_t x = 0; x < count; ++x) top[x] = outside;
-  for (int64_t k = 0; k < 9; ++k) {
-    const bool missing = (k < 3 && y == 0) || (k >= 6 && y == job.height - 1);
-    for (int64_t x = 0; x < count; ++x) {
-      weights[k][x] = missing ? outside : static_cast<T>(mask[k * job.neighbour_stride() + x]);
-    }
-    if (k % 3 == 0 && x0 == 0) weights[k][0] = outside;
-    if (k % 3 == 2 && x0 + count == job.width) weights[k][count - 1] = outside;
-    for (int64_t x = 0; x < count; ++x) top[x] = weights[k][x] > top[x] ? weights[k][x] : top[x];
-  }
-  for (int64_t x = 0; x < count; ++x) sum[x] = T(0);
-  for (int64_t k = 0; k < 9; ++k) {
-    for (int64_t x = 0; x < count; ++x) {
-      weights[k][x] = exponential(weights[k][x] - top[x]);
-      sum[x] += weights[k][x];
-    }
-  }
-  for (int64_t x = 0; x < count; ++x) sum[x] = 1 / sum[x];
-  for (int64_t k = 0; k < 9; ++k) {
-    for (int64_t x = 0; x < count; ++x) weights[k][x] *= sum[x];
+// Pixels x .. x + count of row y. Vectors are whole: the lanes past `count` compute what nothing reads.
+struct Block {
+  int64_t b, y, x, count;
+
+  FLOWFUSE_INLINE int64_t lanes() const { return whole_lanes(count); }
+};
+
+// Calls work(block) for the blocks of row y.
+template <class Work>
+FLOWFUSE_INLINE void for_blocks(int64_t b, int64_t y, int64_t width, const Work& work) {
+  for (int64_t x = 0; x < width; x += kBlock) work(Block{b, y, x, width - x < kBlock ? width - x : kBlock});
+}
+
+// Calls work(cell, count) for the fine positions of a pixel, up to kCells of one fine row at a time.
+template <class Work>
+FLOWFUSE_INLINE void for_cells(int64_t factor, const Work& work) {
+  for (int64_t i = 0; i < factor; ++i) {
+    for (int64_t j = 0; j < factor; j += kCells) work(i * factor + j, factor - j < kCells ? factor - j : kCells);
   }
 }
 
+// Rows of fine positions and neighbours lie far from each other, where no hardware expects them.
+template <class M>
+FLOWFUSE_INLINE void prefetch(const M* row, int64_t count) {
+  for (int64_t x = 0; x < count; x += 64 / int64_t{sizeof(M)}) __builtin_prefetch(row + x);
+}
+
+// Softmax over the neighbours inside the field for one fine position of a block's pixels.
 template <class T, class M>
-FLOWFUSE_INLINE void upsample_row(const Upsample<T, M>& job, int64_t b, int64_t y) {
-  T weights[9][kBlock], values[kBlock];
-  for (int64_t x0 = 0; x0 < job.width; x0 += kBlock) {
-    const int64_t count = job.width - x0 < kBlock ? job.width - x0 : kBlock;
-    for (int64_t cell = 0; cell < job.factor * job.factor; ++cell) {
-      neighbour_weights(job, b, cell, y, x0, count, weights);
-      for (int64_t d = 0; d < job.channels; ++d) {
-        for (int64_t x = 0; x < count; ++x) values[x] = T(0);
-        for (int64_t k = 0; k < 9; ++k) {
-          const T* field = job.neighbour(b, d, k, y) + x0;
-          for (int64_t x = 0; x < count; ++x) values[x] += weights[k][x] * field[x];
-        }
-        T* fine = job.fine + job.fine_offset(b, d, cell, y) + x0 * job.factor;
-        for (int64_t x = 0; x < count; ++x) fine[x * job.factor] = values[x];
-      }
+FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, const Block& block, int64_t cell,
+                                       T weights[9][kBlock]) {
+  const T outside = -static_cast<T>(__builtin_inf());
+  const int64_t lanes = block.lanes();
+  const M* logits[9];
+  M copied[9][kBlock];
+  for (int64_t k = 0; k < 9; ++k) {
+    const int64_t offset = job.mask_offset(block.b, cell, block.y) + k * job.neighbour_stride() + block.x;
+    const M* row = job.mask + offset;
+    const bool missing = (k < 3 && block.y == 0) || (k >= 6 && block.y == job.height - 1);
+    if (missing) {
+      for (int64_t x = 0; x < lanes; ++x) copied[k][x] = static_cast<M>(outside);
+    } else if (offset + lanes > job.mask_size()) {  // whole vectors would pass the end of the mask
+      for (int64_t x = 0; x < lanes; ++x) copied[k][x] = row[x < block.count ? x : 0];
+    } else {
+      prefetch(row + job.height * job.width, block.count);
+      logits[k] = row;
+      continue;
     }
+    logits[k] = copied[k];
   }
+  // The columns whose left and right neighbours are missing.
+  const int32_t left = static_cast<int32_t>(-block.x);
+  const int32_t right = static_cast<int32_t>(job.width - 1 - block.x);
+#pragma GCC ivdep
+  for (int32_t x = 0; x < static_cast<int32_t>(lanes); ++x) {
+    T weight[9], top = outside, sum = T(0);
+#pragma GCC unroll 9
+    for (int k = 0; k < 9; ++k) {
+      const T logit = static_cast<T>(logits[k][x]);
+      const bool missing = k % 3 == 0 ? x == left : k % 3 == 2 ? x == right : false;
+      weight[k] = missing ? outside : logit;
+      top = weight[k] > top ? weight[k] : top;
+    }
+#pragma GCC unroll 9
+    for (int k = 0; k < 9; ++k) {
+      weight[k] = exponential(weight[k] - top);
+      sum += weight[k];
+    }
+    const T share = 1 / sum;
+#pragma GCC unroll 9
+    for (int k = 0; k < 9; ++k) weights[k][x] = weight[k] * share;
+  }
+}
+
+// Moves values[c][x] to or from fine[x * factor + c]. kFactor, where not 0, is the factor, and all cells are moved.
+template <int64_t kFactor, class Move>
+FLOWFUSE_INLINE void for_fine(int64_t factor, int64_t cells, int64_t count, const Move& move) {
+  if (kFactor != 0) factor = cells = kFactor;
+  for (int64_t x = 0; x < count; ++x) {
+    for (int64_t c = 0; c < cells; ++c) move(c, x, x * factor + c);
+  }
+}
+
+template <class Move>
+FLOWFUSE_INLINE void for_fine(int64_t factor, int64_t cells, int64_t count, const Move& move) {
+  if (factor == 8) return for_fine<8>(factor, cells, count, move);
+  if (factor == 4) return for_fine<4>(factor, cells, count, move);
+  for_fine<0>(factor, cells, count, move);
+}
+
+template <class T, class M>
+FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& block) {
+  alignas(64) T weights[kCells][9][kBlock], values[kCells][kBlock];
+  const int64_t lanes = block.lanes();
+  for_cells(job.factor, [&](int64_t first, int64_t cells) __attribute__((always_inline)) {
+    for (int64_t c = 0; c < cells; ++c) neighbour_weights(job, block, first + c, weights[c]);
+    for (int64_t d = 0; d < job.channels; ++d) {
+      const T* top = job.neighbour(block.b, d, 0, block.y) + block.x;
+      const int64_t stride = job.stride + 2;
+      for (int64_t c = 0; c < cells; ++c) {
+#pragma GCC ivdep
+        for (int64_t x = 0; x < lanes; ++x) {
+          T value = T(0);
+#pragma GCC unroll 9
+          for (int k = 0; k < 9; ++k) value += weights[c][k][x] * top[k / 3 * stride + k % 3 + x];
+          values[c][x] = value;
+        }
+      }
+      T* fine = job.fine + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
+      for_fine(job.factor, cells, block.count,
+               [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { fine[at] = values[c][x]; });
+    }
+  });
 }
 
 // With g the gradient of a fine pixel and s_k = sum_d g_d field_d(k): that of logit k is
 // w_k (s_k - sum_l w_l s_l), that of neighbour k in channel d receives w_k g_d.
 template <class T, class M>
-FLOWFUSE_INLINE void row_backward(const Upsample<T, M>& job, int64_t b, int64_t y) {
-  T weights[9][kBlock], slope[9][kBlock], grad[kBlock], mean[kBlock];
-  for (int64_t x0 = 0; x0 < job.width; x0 += kBlock) {
-    const int64_t count = job.width - x0 < kBlock ? job.width - x0 : kBlock;
-    for (int64_t cell = 0; cell < job.factor * job.factor; ++cell) {
-      neighbour_weights(job, b, cell, y, x0, count, weights);
-      for (int64_t k = 0; k < 9; ++k) {
-        for (int64_t x = 0; x < count; ++x) slope[k][x] = T(0);
+FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& block) {
+  alignas(64) T weights[kCells][9][kBlock], slopes[kCells][9][kBlock], grad[kCells][kBlock];
+  const int64_t lanes = block.lanes();
+  for_cells(job.factor, [&](int64_t first, int64_t cells) __attribute__((always_inline)) {
+    for (int64_t c = 0; c < cells; ++c) {
+      const M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
+      for (int64_t k = 0; k < 9; ++k) prefetch(target + k * job.neighbour_stride(), block.count);
+      neighbour_weights(job, block, first + c, weights[c]);
+    }
+    for (int64_t d = 0; d < job.channels; ++d) {
+      for (int64_t c = 0; c < cells; ++c) {
+        for (int64_t x = block.count; x < lanes; ++x) grad[c][x] = T(0);
       }
-      for (int64_t d = 0; d < job.channels; ++d) {
-        const T* fine = job.grad + job.fine_offset(b, d, cell, y) + x0 * job.factor;
-        for (int64_t x = 0; x < count; ++x) grad[x] = fine[x * job.factor];
-        for (int64_t k = 0; k < 9; ++k) {
-          const T* field = job.neighbour(b, d, k, y) + x0;
-          T* part = job.parts + (((b * job.channels + d) * 9 + k) * job.height + y) * job.width + x0;
-          for (int64_t x = 0; x < count; ++x) {
-            slope[k][x] += grad[x] * field[x];
-            const T share = weights[k][x] * grad[x];
-            part[x] = cell == 0 ? share : part[x] + share;
+      const T* fine = job.grad + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
+      for_fine(job.factor, cells, block.count,
+               [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { grad[c][x] = fine[at]; });
+      for (int64_t k = 0; k < 9; ++k) {
+        const T* field = job.neighbour(block.b, d, k, block.y) + block.x;
+        T* part = job.part(block.b, d, k, block.y) + block.x;
+        const auto add = [&](int64_t begin, int64_t count) __attribute__((always_inline)) {
+          const bool fresh = first + begin == 0;
+#pragma GCC ivdep
+          for (int64_t x = 0; x < lanes; ++x) {
+            const T value = field[x];
+            T sum = fresh ? T(0) : part[x];
+#pragma GCC unroll 8
+            for (int64_t c = begin; c < begin + count; ++c) {
+              const T slope = grad[c][x] * value;
+              slopes[c][k][x] = d == 0 ? slope : slopes[c][k][x] + slope;
+              sum += weights[c][k][x] * grad[c][x];
+            }
+            part[x] = sum;
           }
-        }
+        };
+        int64_t c = 0;  // several at a time: a part is read and written once for all of them
+        for (; c + 8 <= cells; c += 8) add(c, 8);
+        for (; c + 4 <= cells; c += 4) add(c, 4);
+        for (; c < cells; ++c) add(c, 1);
       }
-      for (int64_t x = 0; x < count; ++x) mean[x] = T(0);
-      for (int64_t k = 0; k < 9; ++k) {
-        for (int64_t x = 0; x < count; ++x) mean[x] += weights[k][x] * slope[k][x];
-      }
-      M* target = job.grad_mask + job.mask_offset(b, cell, y) + x0;
-      for (int64_t k = 0; k < 9; ++k) {
-        for (int64_t x = 0; x < count; ++x) {
-          target[k * job.neighbour_stride() + x] = static_cast<M>(weights[k][x] * (slope[k][x] - mean[x]));
+    }
+    for (int64_t c = 0; c < cells; ++c) {
+      M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
+      const int64_t stride = job.neighbour_stride();
+#pragma GCC ivdep
+      for (int64_t x = 0; x < block.count; ++x) {
+        T mean = T(0);
+#pragma GCC unroll 9
+        for (int k = 0; k < 9; ++k) mean += weights[c][k][x] * slopes[c][k][x];
+#pragma GCC unroll 9
+        for (int k = 0; k < 9; ++k) {
+          target[k * stride + x] = static_cast<M>(weights[c][k][x] * (slopes[c][k][x] - mean));
         }
       }
     }
-  }
+  });
 }
 
 // Each coarse pixel gathers what the pixels around it gave: in one order, whatever the threads.
@@ -138,9 +234,25 @@ FLOWFUSE_INLINE void gather_row(const Upsample<T, M>& job, int64_t plane, int64_
   for (int64_t k = 0; k < 9; ++k) {
     const int64_t row = y - (k / 3 - 1), shift = 1 - k % 3;  // the pixel whose neighbour k this one is
     if (row < 0 || row >= job.height) continue;
-    const T* part = job.parts + ((plane * 9 + k) * job.height + row) * job.width;
+    const T* part = job.parts + ((plane * 9 + k) * job.height + row) * job.stride;
     const int64_t begin = shift < 0 ? 1 : 0, end = shift > 0 ? job.width - 1 : job.width;
     for (int64_t x = begin; x < end; ++x) target[x] += part[x + shift];
+  }
+}
+
+template <class T, class M>
+FLOWFUSE_INLINE void upsample_rows(const Upsample<T, M>& job, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    for_blocks(row / job.height, row % job.height, job.width,
+               [&](const Block& block) __attribute__((always_inline)) { upsample_block(job, block); });
+  }
+}
+
+template <class T, class M>
+FLOWFUSE_INLINE void rows_backward(const Upsample<T, M>& job, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    for_blocks(row / job.height, row % job.height, job.width,
+               [&](const Block& block) __attribute__((always_inline)) { block_backward(job, block); });
   }
 }
 
@@ -152,6 +264,7 @@ Upsample<T, M> prepare(const Tensor& field, const Tensor& mask, const Tensor& pa
   job.height = field.size(2);
   job.width = field.size(3);
   job.factor = factor;
+  job.stride = whole_lanes(job.width);
   job.padded = data<T>(padded);
   job.mask = data<M>(mask);
   return job;
@@ -162,8 +275,7 @@ void run_forward(const Tensor& field, const Tensor& mask, const Tensor& padded, 
   Upsample<T, M> job = prepare<T, M>(field, mask, padded, factor);
   job.fine = mutable_data<T>(fine);
   parallel_for(0, job.batch * job.height, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(for (int64_t row = first; row < last; ++row)
-                          upsample_row(job, row / job.height, row % job.height))
+    FLOWFUSE_VARIANTS(upsample_rows(job, first, last))
   });
 }
 
@@ -172,14 +284,13 @@ void run_backward(const Tensor& grad, const Tensor& field, const Tensor& mask, c
                   const Tensor& grad_field, const Tensor& grad_mask) {
   Upsample<T, M> job = prepare<T, M>(field, mask, padded, factor);
   const Tensor parts = allocate("convex_upsample_backward", field,
-                                {job.batch, job.channels, 9, job.height, job.width}, field.scalar_type());
+                                {job.batch, job.channels, 9, job.height, job.stride}, field.scalar_type());
   job.grad = data<T>(grad);
   job.parts = mutable_data<T>(parts);
   job.grad_field = mutable_data<T>(grad_field);
   job.grad_mask = mutable_data<M>(grad_mask);
   parallel_for(0, job.batch * job.height, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(for (int64_t row = first; row < last; ++row)
-                          row_backward(job, row / job.height, row % job.height))
+    FLOWFUSE_VARIANTS(rows_backward(job, first, last))
   });
   parallel_for(0, job.batch * job.channels * job.height, 16, [&](int64_t first, int64_t last) {
     FLOWFUSE_VARIANTS(for (int64_t row = first; row < last; ++row)
@@ -187,8 +298,10 @@ void run_backward(const Tensor& grad, const Tensor& field, const Tensor& mask, c
   });
 }
 
+// The field with a border of zeros, and on the right what whole vectors read past it.
 Tensor zero_bordered(const Tensor& field) {
-  return torch::stable::pad(torch::stable::contiguous(field), {1, 1, 1, 1});
+  const int64_t width = field.size(3);
+  return torch::stable::pad(torch::stable::contiguous(field), {1, whole_lanes(width) - width + 1, 1, 1});
 }
 
 Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {

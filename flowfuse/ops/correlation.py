@@ -168,8 +168,8 @@ class Correlation:
         levels: pyramid levels, in [1, 16].
         radius: r in [0, 16].
         strategy: "volume" stores all products, "on_demand" makes them at each look-up, "auto" takes
-            the volume where it is small (2 MiB on a CPU, 64 MiB on a GPU): a choice by device, shape
-            and dtype alone, so that resumed and compiled runs choose the same.
+            the volume where it is small (2 MiB on a CPU, 64 MiB on a GPU): a choice by device,
+            shape and dtype alone, so that resumed and compiled runs choose the same.
 
     With bfloat16 features, "on_demand" on a processor that multiplies bfloat16 (AVX-512 BF16) takes
     all levels in it: each feature of the coarser ones is rounded by up to 2^-9 of its value. Every
