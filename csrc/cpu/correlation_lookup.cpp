@@ -238,6 +238,7 @@ FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index,
   take_tile(job, index, tile);
   for (int level = 0; level < job.levels; ++level) {
     take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
+    expect_values(job, tile, level);
     make_taps<kBytes>(job, tile, level, taps);
     write_values<kBytes>(job, tile, level, taps);
   }

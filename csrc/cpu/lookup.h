@@ -88,6 +88,17 @@ FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, in
   }
 }
 
+// The lines that write_values will write come from memory: asked for before the taps are made, they are there in time.
+template <class T>
+FLOWFUSE_INLINE void expect_values(const Lookup<T>& job, const Tile<T>& tile, int level) {
+  for (int k = 0; k < job.side() * job.side(); ++k) {
+    for (int row = 0; row < tile.rows; ++row) {
+      const T* line = job.output + job.window_values(tile.b, level) + k * job.pixels() + tile.pixel(job, row * kTileColumns);
+      __builtin_prefetch(line, 1, 2);
+    }
+  }
+}
+
 // Combines taps to the values of the windows of one level; NaN for a pixel without a place.
 template <int kBytes, class T>
 FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int level, const T* taps) {
@@ -107,8 +118,12 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int
       T* out = job.output + job.window_values(tile.b, level) + tile.pixel(job, i);
       for (int dy = 0; dy < side; ++dy) {
         for (int dx = 0; dx < side; dx += kAll) {
-          V values[kAll] = {};
-          for (int j = 0; j < count; ++j) {
+          V values[kAll];
+          for (int j = 0; j < kAll; ++j) {
+            if (j >= count) {
+              values[j] = V{};
+              continue;
+            }
             const T* upper = taps + (i + j) * job.block() + job.first_tap() + dy * stride + dx;
             V t00, t10, t01, t11;
             load(upper, t00);
