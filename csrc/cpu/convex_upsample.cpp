@@ -17,6 +17,7 @@ using torch::stable::parallel_for;
 constexpr int64_t kLanes = 16;  // pixels handled at once: loops run over whole vectors of any instruction set
 constexpr int64_t kBlock = 64;  // coarse pixels of a row handled together
 constexpr int64_t kCells = 8;   // fine positions of each coarse pixel handled together
+constexpr int64_t kStrip = 8;  // rows for which the same fine positions are handled before others
 
 FLOWFUSE_INLINE int64_t whole_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
@@ -58,17 +59,27 @@ struct Block {
   FLOWFUSE_INLINE int64_t lanes() const { return whole_lanes(count); }
 };
 
-// Calls work(block) for the blocks of row y.
+// Calls work(block, cell, count) for the blocks of rows [first, last), counted through all items, and their fine
+// positions, up to kCells of one fine row at a time. Each fine position and neighbour has a plane of its own in the
+// mask, a thousand of them: a strip of rows of a few planes comes before the next planes.
 template <class Work>
-FLOWFUSE_INLINE void for_blocks(int64_t b, int64_t y, int64_t width, const Work& work) {
-  for (int64_t x = 0; x < width; x += kBlock) work(Block{b, y, x, width - x < kBlock ? width - x : kBlock});
-}
-
-// Calls work(cell, count) for the fine positions of a pixel, up to kCells of one fine row at a time.
-template <class Work>
-FLOWFUSE_INLINE void for_cells(int64_t factor, const Work& work) {
-  for (int64_t i = 0; i < factor; ++i) {
-    for (int64_t j = 0; j < factor; j += kCells) work(i * factor + j, factor - j < kCells ? factor - j : kCells);
+FLOWFUSE_INLINE void for_blocks(int64_t height, int64_t width, int64_t factor, int64_t first, int64_t last,
+                                const Work& work) {
+  while (first < last) {
+    const int64_t b = first / height;
+    int64_t end = (b + 1) * height < last ? (b + 1) * height : last;
+    if (first + kStrip < end) end = first + kStrip;
+    for (int64_t i = 0; i < factor; ++i) {
+      for (int64_t j = 0; j < factor; j += kCells) {
+        const int64_t cells = factor - j < kCells ? factor - j : kCells;
+        for (int64_t row = first; row < end; ++row) {
+          for (int64_t x = 0; x < width; x += kBlock) {
+            work(Block{b, row - b * height, x, width - x < kBlock ? width - x : kBlock}, i * factor + j, cells);
+          }
+        }
+      }
+    }
+    first = end;
   }
 }
 
@@ -95,7 +106,7 @@ FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, const Block& b
     } else if (offset + lanes > job.mask_size()) {  // whole vectors would pass the end of the mask
       for (int64_t x = 0; x < lanes; ++x) copied[k][x] = row[x < block.count ? x : 0];
     } else {
-      prefetch(row + job.height * job.width, block.count);
+      prefetch(row + job.width, block.count);
       logits[k] = row;
       continue;
     }
@@ -142,88 +153,84 @@ FLOWFUSE_INLINE void for_fine(int64_t factor, int64_t cells, int64_t count, cons
 }
 
 template <class T, class M>
-FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& block) {
+FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& block, int64_t first, int64_t cells) {
   alignas(64) T weights[kCells][9][kBlock], values[kCells][kBlock];
   const int64_t lanes = block.lanes();
-  for_cells(job.factor, [&](int64_t first, int64_t cells) __attribute__((always_inline)) {
-    for (int64_t c = 0; c < cells; ++c) neighbour_weights(job, block, first + c, weights[c]);
-    for (int64_t d = 0; d < job.channels; ++d) {
-      const T* top = job.neighbour(block.b, d, 0, block.y) + block.x;
-      const int64_t stride = job.stride + 2;
-      for (int64_t c = 0; c < cells; ++c) {
+  for (int64_t c = 0; c < cells; ++c) neighbour_weights(job, block, first + c, weights[c]);
+  for (int64_t d = 0; d < job.channels; ++d) {
+    const T* top = job.neighbour(block.b, d, 0, block.y) + block.x;
+    const int64_t stride = job.stride + 2;
+    for (int64_t c = 0; c < cells; ++c) {
 #pragma GCC ivdep
-        for (int64_t x = 0; x < lanes; ++x) {
-          T value = T(0);
+      for (int64_t x = 0; x < lanes; ++x) {
+        T value = T(0);
 #pragma GCC unroll 9
-          for (int k = 0; k < 9; ++k) value += weights[c][k][x] * top[k / 3 * stride + k % 3 + x];
-          values[c][x] = value;
-        }
+        for (int k = 0; k < 9; ++k) value += weights[c][k][x] * top[k / 3 * stride + k % 3 + x];
+        values[c][x] = value;
       }
-      T* fine = job.fine + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
-      for_fine(job.factor, cells, block.count,
-               [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { fine[at] = values[c][x]; });
     }
-  });
+    T* fine = job.fine + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
+    for_fine(job.factor, cells, block.count,
+             [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { fine[at] = values[c][x]; });
+  }
 }
 
 // With g the gradient of a fine pixel and s_k = sum_d g_d field_d(k): that of logit k is
 // w_k (s_k - sum_l w_l s_l), that of neighbour k in channel d receives w_k g_d.
 template <class T, class M>
-FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& block) {
+FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& block, int64_t first, int64_t cells) {
   alignas(64) T weights[kCells][9][kBlock], slopes[kCells][9][kBlock], grad[kCells][kBlock];
   const int64_t lanes = block.lanes();
-  for_cells(job.factor, [&](int64_t first, int64_t cells) __attribute__((always_inline)) {
+  for (int64_t c = 0; c < cells; ++c) {
+    const M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
+    for (int64_t k = 0; k < 9; ++k) prefetch(target + k * job.neighbour_stride(), block.count);
+    neighbour_weights(job, block, first + c, weights[c]);
+  }
+  for (int64_t d = 0; d < job.channels; ++d) {
     for (int64_t c = 0; c < cells; ++c) {
-      const M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
-      for (int64_t k = 0; k < 9; ++k) prefetch(target + k * job.neighbour_stride(), block.count);
-      neighbour_weights(job, block, first + c, weights[c]);
+      for (int64_t x = block.count; x < lanes; ++x) grad[c][x] = T(0);
     }
-    for (int64_t d = 0; d < job.channels; ++d) {
-      for (int64_t c = 0; c < cells; ++c) {
-        for (int64_t x = block.count; x < lanes; ++x) grad[c][x] = T(0);
-      }
-      const T* fine = job.grad + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
-      for_fine(job.factor, cells, block.count,
-               [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { grad[c][x] = fine[at]; });
-      for (int64_t k = 0; k < 9; ++k) {
-        const T* field = job.neighbour(block.b, d, k, block.y) + block.x;
-        T* part = job.part(block.b, d, k, block.y) + block.x;
-        const auto add = [&](int64_t begin, int64_t count) __attribute__((always_inline)) {
-          const bool fresh = first + begin == 0;
+    const T* fine = job.grad + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
+    for_fine(job.factor, cells, block.count,
+             [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { grad[c][x] = fine[at]; });
+    for (int64_t k = 0; k < 9; ++k) {
+      const T* field = job.neighbour(block.b, d, k, block.y) + block.x;
+      T* part = job.part(block.b, d, k, block.y) + block.x;
+      const auto add = [&](int64_t begin, int64_t count) __attribute__((always_inline)) {
+        const bool fresh = first + begin == 0;
 #pragma GCC ivdep
-          for (int64_t x = 0; x < lanes; ++x) {
-            const T value = field[x];
-            T sum = fresh ? T(0) : part[x];
+        for (int64_t x = 0; x < lanes; ++x) {
+          const T value = field[x];
+          T sum = fresh ? T(0) : part[x];
 #pragma GCC unroll 8
-            for (int64_t c = begin; c < begin + count; ++c) {
-              const T slope = grad[c][x] * value;
-              slopes[c][k][x] = d == 0 ? slope : slopes[c][k][x] + slope;
-              sum += weights[c][k][x] * grad[c][x];
-            }
-            part[x] = sum;
+          for (int64_t c = begin; c < begin + count; ++c) {
+            const T slope = grad[c][x] * value;
+            slopes[c][k][x] = d == 0 ? slope : slopes[c][k][x] + slope;
+            sum += weights[c][k][x] * grad[c][x];
           }
-        };
-        int64_t c = 0;  // several at a time: a part is read and written once for all of them
-        for (; c + 8 <= cells; c += 8) add(c, 8);
-        for (; c + 4 <= cells; c += 4) add(c, 4);
-        for (; c < cells; ++c) add(c, 1);
-      }
-    }
-    for (int64_t c = 0; c < cells; ++c) {
-      M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
-      const int64_t stride = job.neighbour_stride();
-#pragma GCC ivdep
-      for (int64_t x = 0; x < block.count; ++x) {
-        T mean = T(0);
-#pragma GCC unroll 9
-        for (int k = 0; k < 9; ++k) mean += weights[c][k][x] * slopes[c][k][x];
-#pragma GCC unroll 9
-        for (int k = 0; k < 9; ++k) {
-          target[k * stride + x] = static_cast<M>(weights[c][k][x] * (slopes[c][k][x] - mean));
+          part[x] = sum;
         }
+      };
+      int64_t c = 0;  // several at a time: a part is read and written once for all of them
+      for (; c + 8 <= cells; c += 8) add(c, 8);
+      for (; c + 4 <= cells; c += 4) add(c, 4);
+      for (; c < cells; ++c) add(c, 1);
+    }
+  }
+  for (int64_t c = 0; c < cells; ++c) {
+    M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
+    const int64_t stride = job.neighbour_stride();
+#pragma GCC ivdep
+    for (int64_t x = 0; x < block.count; ++x) {
+      T mean = T(0);
+#pragma GCC unroll 9
+      for (int k = 0; k < 9; ++k) mean += weights[c][k][x] * slopes[c][k][x];
+#pragma GCC unroll 9
+      for (int k = 0; k < 9; ++k) {
+        target[k * stride + x] = static_cast<M>(weights[c][k][x] * (slopes[c][k][x] - mean));
       }
     }
-  });
+  }
 }
 
 // Each coarse pixel gathers what the pixels around it gave: in one order, whatever the threads.
@@ -242,18 +249,16 @@ FLOWFUSE_INLINE void gather_row(const Upsample<T, M>& job, int64_t plane, int64_
 
 template <class T, class M>
 FLOWFUSE_INLINE void upsample_rows(const Upsample<T, M>& job, int64_t first, int64_t last) {
-  for (int64_t row = first; row < last; ++row) {
-    for_blocks(row / job.height, row % job.height, job.width,
-               [&](const Block& block) __attribute__((always_inline)) { upsample_block(job, block); });
-  }
+  for_blocks(job.height, job.width, job.factor, first, last,
+             [&](const Block& block, int64_t cell, int64_t count)
+                 __attribute__((always_inline)) { upsample_block(job, block, cell, count); });
 }
 
 template <class T, class M>
 FLOWFUSE_INLINE void rows_backward(const Upsample<T, M>& job, int64_t first, int64_t last) {
-  for (int64_t row = first; row < last; ++row) {
-    for_blocks(row / job.height, row % job.height, job.width,
-               [&](const Block& block) __attribute__((always_inline)) { block_backward(job, block); });
-  }
+  for_blocks(job.height, job.width, job.factor, first, last,
+             [&](const Block& block, int64_t cell, int64_t count)
+                 __attribute__((always_inline)) { block_backward(job, block, cell, count); });
 }
 
 template <class T, class M>
