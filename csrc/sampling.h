@@ -138,40 +138,8 @@ FLOWFUSE_INLINE void add_centre_gradient(T g, const Window<T>& window, const T* 
   gy += g * ((1 - fx) * (near[dy + 1] - near[dy]) + fx * (far[dy + 1] - far[dy]));
 }
 
-// taps [2r + 2][2r + 2] (x slow) -> the window's values [2r + 1][2r + 1], element k at out[k * stride].
-template <class T>
-FLOWFUSE_INLINE void combine_taps(const T* taps, const Window<T>& window, int radius, T* out,
-                                  int64_t stride) {
-  const int side = 2 * radius + 1;
-  const Corners<T> corners = corners_of(window);
-  for (int dx = 0; dx < side; ++dx) {
-    const T* near = taps + dx * (side + 1);
-    const T* far = near + side + 1;
-    for (int dy = 0; dy < side; ++dy) out[(dx * side + dy) * stride] = combined_value(corners, near, far, dy);
-  }
-}
-
-// Gradient of combine_taps in the taps; grad_taps is overwritten.
-template <class T>
-FLOWFUSE_INLINE void spread_gradient(const T* grad, int64_t stride, const Window<T>& window, int radius,
-                                     T* grad_taps) {
-  const int side = 2 * radius + 1;
-  const Corners<T> corners = corners_of(window);
-  for (int k = 0; k < (side + 1) * (side + 1); ++k) grad_taps[k] = T(0);
-  for (int dx = 0; dx < side; ++dx) {
-    T* near = grad_taps + dx * (side + 1);
-    T* far = near + side + 1;
-    for (int dy = 0; dy < side; ++dy) {
-      const T g = grad[(dx * side + dy) * stride];
-      near[dy] += corners.w00 * g;
-      far[dy] += corners.w10 * g;
-      near[dy + 1] += corners.w01 * g;
-      far[dy + 1] += corners.w11 * g;
-    }
-  }
-}
-
-// The same for the tap (dx, dy) alone, gathered from the values it takes part in.
+// Gradient in the tap (dx, dy) of a window, gathered from the values [2r + 1][2r + 1] (x slow, `stride` apart) that it
+// takes part in.
 template <class T>
 FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& corners, int radius, int dx,
                                int dy) {
@@ -182,20 +150,6 @@ FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& 
   if (dx < side && dy > 0) sum += corners.w01 * grad[(dx * side + dy - 1) * stride];
   if (dx < side && dy < side) sum += corners.w00 * grad[(dx * side + dy) * stride];
   return sum;
-}
-
-// Gradient of combine_taps in the centre of the level, added to (gx, gy).
-template <class T>
-FLOWFUSE_INLINE void centre_gradient(const T* grad, int64_t stride, const T* taps,
-                                     const Window<T>& window, int radius, T& gx, T& gy) {
-  const int side = 2 * radius + 1;
-  for (int dx = 0; dx < side; ++dx) {
-    const T* near = taps + dx * (side + 1);
-    const T* far = near + side + 1;
-    for (int dy = 0; dy < side; ++dy) {
-      add_centre_gradient(grad[(dx * side + dy) * stride], window, near, far, dy, gx, gy);
-    }
-  }
 }
 
 }  // namespace flowfuse

@@ -7,6 +7,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementary.h"
+#include "cpu/vector.h"
 #include "gradient.h"
 #include "tensors.h"
 
@@ -16,12 +17,9 @@ namespace {
 using torch::stable::parallel_for;
 
 constexpr int64_t kGrain = 32;   // rows a thread takes at least: it makes up to 12 more to begin with
-constexpr int64_t kLanes = 16;   // loops run over whole vectors of any instruction set
 constexpr int64_t kMargin = 16;  // zeros on both sides of a row of scratch memory
 constexpr int64_t kRing = 8;     // rows kept of a plane: those of a window, and one before
 constexpr int kSide = 2 * kReach + 1;
-
-FLOWFUSE_INLINE int64_t whole_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 // All images of one call, contiguous.
 template <class T>
@@ -64,7 +62,7 @@ struct Scratch {
 
 // An odd number of cache lines (of float): equal columns of the rows do not compete for the same part of a cache.
 FLOWFUSE_INLINE int64_t scratch_stride(int64_t width) {
-  return ((whole_lanes(width) + 2 * kMargin) / kLanes | 1) * kLanes;
+  return ((whole_lanes(width) + 2 * kMargin) / kMostLanes | 1) * kMostLanes;
 }
 
 // Functions that are vectorized with the loop around them.

@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementary.h"
+#include "cpu/vector.h"
 #include "tensors.h"
 #include "sampling.h"
 
@@ -14,12 +15,9 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kLanes = 16;  // pixels handled at once: loops run over whole vectors of any instruction set
 constexpr int64_t kBlock = 64;  // coarse pixels of a row handled together
 constexpr int64_t kCells = 8;   // fine positions of each coarse pixel handled together
 constexpr int64_t kStrip = 8;  // rows for which the same fine positions are handled before others
-
-FLOWFUSE_INLINE int64_t whole_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 template <class T, class M>
 struct Upsample {

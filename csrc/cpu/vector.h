@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "sampling.h"
@@ -23,6 +24,11 @@ using Vector = typename VectorType<T, kBytes>::Type;
 
 template <class T, int kBytes>
 constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+
+// Lanes of float32 in the widest vector: loops over multiples of them have no remainder under any instruction set.
+constexpr int64_t kMostLanes = 16;
+
+FLOWFUSE_INLINE int64_t whole_lanes(int64_t count) { return (count + kMostLanes - 1) / kMostLanes * kMostLanes; }
 
 // Vectors are passed by reference: by value, their place in a call depends on the instruction set.
 template <class V, class T>
@@ -47,21 +53,22 @@ FLOWFUSE_INLINE void shuffle(const Vector<T, kBytes>& a, const Vector<T, kBytes>
 #endif
 }
 
-// For two vectors that hold sums of groups of lanes: the halves of each group are added, those of a's groups before
-// those of b's. Which half of the groups a lane of the result reads is kUpper.
-constexpr int half_group_lane(int lane, int lanes, int group, bool upper) {
-  const int of_b = lane >= lanes / 2, within = lane % (lanes / 2);
-  return of_b * lanes + within / (group / 2) * group + within % (group / 2) + upper * (group / 2);
+// One step of lane_sums: in groups of lanes, the lower half of a group receives the sums of the halves of a's, the upper
+// half those of b's. A blend and one shuffle: lane i of either is lane i of a or b, or that of the group's other half.
+constexpr int folded_lane(int lane, int lanes, int group, bool other_half) {
+  const bool upper = (lane & group / 2) != 0;
+  const int from = other_half ? lane ^ group / 2 : lane;
+  return upper ? lanes + from : from;
 }
 
 template <class T, int kBytes, int kGroup, int... kLane>
 FLOWFUSE_INLINE void fold_groups(const Vector<T, kBytes>& a, const Vector<T, kBytes>& b, Vector<T, kBytes>& out,
                                  std::integer_sequence<int, kLane...>) {
   constexpr int kAll = kLanes<T, kBytes>;
-  Vector<T, kBytes> lower, upper;
-  shuffle<T, kBytes>(a, b, lower, std::integer_sequence<int, half_group_lane(kLane, kAll, kGroup, false)...>{});
-  shuffle<T, kBytes>(a, b, upper, std::integer_sequence<int, half_group_lane(kLane, kAll, kGroup, true)...>{});
-  out = lower + upper;
+  Vector<T, kBytes> kept, moved;
+  shuffle<T, kBytes>(a, b, kept, std::integer_sequence<int, folded_lane(kLane, kAll, kGroup, false)...>{});
+  shuffle<T, kBytes>(a, b, moved, std::integer_sequence<int, folded_lane(kLane, kAll, kGroup, true)...>{});
+  out = kept + moved;
 }
 
 // The sums of the lanes of as many vectors as they have lanes, in their order; `vectors` is overwritten.
@@ -73,7 +80,7 @@ FLOWFUSE_INLINE void lane_sums(Vector<T, kBytes>* vectors, Vector<T, kBytes>& su
     using Lanes = std::make_integer_sequence<int, kLanes<T, kBytes>>;
 #pragma GCC unroll 16
     for (int i = 0; i < kGroup / 2; ++i) {
-      fold_groups<T, kBytes, kGroup>(vectors[2 * i], vectors[2 * i + 1], vectors[i], Lanes{});
+      fold_groups<T, kBytes, kGroup>(vectors[i], vectors[i + kGroup / 2], vectors[i], Lanes{});
     }
     lane_sums<T, kBytes, kGroup / 2>(vectors, sums);
   }
