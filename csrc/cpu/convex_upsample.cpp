@@ -17,7 +17,7 @@ using torch::stable::parallel_for;
 
 constexpr int64_t kBlock = 64;  // coarse pixels of a row handled together
 constexpr int64_t kCells = 8;   // fine positions of each coarse pixel handled together
-constexpr int64_t kStrip = 8;  // rows for which the same fine positions are handled before others
+constexpr int64_t kStrip = 16;  // rows for which the same fine positions are handled before others
 
 template <class T, class M>
 struct Upsample {
