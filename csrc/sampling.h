@@ -9,6 +9,7 @@
 // Forced: the CPU variants (cpu/dispatch.h) must hold their own copy, compiled for their instruction set.
 #define FLOWFUSE_INLINE inline __attribute__((always_inline))
 #endif
+#define FLOWFUSE_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace flowfuse {
 

@@ -27,15 +27,18 @@ inline ScalarType sum_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
 inline size_t sizeof_dtype(ScalarType dtype) {
   return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype));
 }
 
-// Asks the system for huge pages behind memory that is about to be written first: page by page, that can take longer
-// than the work. It is a wish; where it is not granted, nothing changes.
+// Asks the system for huge pages behind a large tensor that is about to be written first: page by page, that can take
+// longer than the work (docs/performance.md, "Memory").
 inline void prefer_huge_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  if (bytes < int64_t{4} << 20) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + static_cast<uintptr_t>(bytes);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
@@ -73,16 +76,11 @@ struct Features {
   int64_t batch_stride, rows, columns;
 };
 
-inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-// Zeros are added to a number of channels that is no multiple of `channel_multiple`.
-inline Features packed(const Tensor& map, ScalarType dtype, MemoryFormat format, int64_t channel_multiple = 1) {
+inline Features packed(const Tensor& map, ScalarType dtype, MemoryFormat format) {
   const bool expanded = map.size(0) > 1 && map.stride(0) == 0;
-  const int64_t channels = rounded_up(map.size(1), channel_multiple);
   Tensor source = map;
   if (expanded) source = torch::stable::narrow(source, 0, 0, 1);
-  if (channels != map.size(1)) source = torch::stable::pad(source, {0, 0, 0, 0, 0, channels - map.size(1)});
-  const int64_t stride = channels * map.size(2) * map.size(3);
+  const int64_t stride = map.size(1) * map.size(2) * map.size(3);
   return {converted(source, dtype, format), expanded ? 0 : stride, map.size(2), map.size(3)};
 }
 

@@ -89,7 +89,7 @@ FLOWFUSE_INLINE void take_logs(const Images<T>& images, const T* frame, T* logs,
     for (int64_t x = 0; x < width; ++x) logs[x] = luma<T>(frame + x, 3, plane);
   }
   for (int64_t x = width; x < lanes; ++x) logs[x] = T(0);
-  const auto take = [&](bool linear) __attribute__((always_inline)) {
+  const auto take = [&](bool linear) FLOWFUSE_INLINE_LAMBDA {
 #pragma GCC ivdep
     for (int64_t x = 0; x < lanes; ++x) {
       T slope = T(0);
@@ -261,12 +261,12 @@ FLOWFUSE_INLINE void forward_rows(const Images<T>& images, T* output, Scratch<T>
   const Signals<T> signals = Signals<T>::template make<false>(scratch);
   const ColumnMoments<T> columns = ColumnMoments<T>::make(scratch);
   T* similarity = scratch.row();
-  for_images(height, first, last, [&](int64_t b, int64_t begin, int64_t end) __attribute__((always_inline)) {
+  for_images(height, first, last, [&](int64_t b, int64_t begin, int64_t end) FLOWFUSE_INLINE_LAMBDA {
     int64_t ready = around(begin, height).begin;  // rows of signals before this one are made
     for (int64_t y = begin; y < end; ++y) {
       for (; ready < around(y, height).end; ++ready) signals.template take_row<false>(images, b, ready);
       columns.for_windows(signals, y, height, width,
-                          [=](int64_t x, T count, const Moments<T>& m) __attribute__((always_inline)) {
+                          [=](int64_t x, T count, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
                             const T scale = similarity_scale(m.square_a / count, m.square_b / count);
                             similarity[x] = m.product / count * scale;
                           });
@@ -315,7 +315,7 @@ struct WindowGradients {
                                 int64_t height, int64_t width) const {
     T *to_mean_a = mean_a.row(y), *to_mean_b = mean_b.row(y), *to_p = p.row(y), *to_q = q.row(y), *to_r = r.row(y);
     columns.for_windows(signals, y, height, width,
-                        [=](int64_t x, T count, const Moments<T>& m) __attribute__((always_inline)) {
+                        [=](int64_t x, T count, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
                           const SimilarityGradient<T> found = similarity_gradient(
                               grad[x], count, m.square_a / count, m.square_b / count, m.product / count);
                           to_mean_a[x] = m.mean_a;
@@ -411,7 +411,7 @@ FLOWFUSE_INLINE void backward_rows(const Images<T>& images, const Gradients<T>& 
   const ColumnGradients<T> gather = ColumnGradients<T>::make(scratch);
   T *zeros = scratch.row(), *grad_s = scratch.row();
   T *change = scratch.row(), *events = scratch.row(), *lx = scratch.row(), *vertical = scratch.row();
-  for_images(height, first, last, [&](int64_t b, int64_t begin, int64_t end) __attribute__((always_inline)) {
+  for_images(height, first, last, [&](int64_t b, int64_t begin, int64_t end) FLOWFUSE_INLINE_LAMBDA {
     int64_t taken = around(begin, height).begin;  // rows of windows before this one are made
     int64_t ready = around(taken, height).begin;  // and so are rows of signals
     const T* grad_image = out.grad + b * 6 * plane;

@@ -169,7 +169,7 @@ FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& bloc
     }
     T* fine = job.fine + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
     for_fine(job.factor, cells, block.count,
-             [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { fine[at] = values[c][x]; });
+             [&](int64_t c, int64_t x, int64_t at) FLOWFUSE_INLINE_LAMBDA { fine[at] = values[c][x]; });
   }
 }
 
@@ -190,11 +190,11 @@ FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& bloc
     }
     const T* fine = job.grad + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
     for_fine(job.factor, cells, block.count,
-             [&](int64_t c, int64_t x, int64_t at) __attribute__((always_inline)) { grad[c][x] = fine[at]; });
+             [&](int64_t c, int64_t x, int64_t at) FLOWFUSE_INLINE_LAMBDA { grad[c][x] = fine[at]; });
     for (int64_t k = 0; k < 9; ++k) {
       const T* field = job.neighbour(block.b, d, k, block.y) + block.x;
       T* part = job.part(block.b, d, k, block.y) + block.x;
-      const auto add = [&](int64_t begin, int64_t count) __attribute__((always_inline)) {
+      const auto add = [&](int64_t begin, int64_t count) FLOWFUSE_INLINE_LAMBDA {
         const bool fresh = first + begin == 0;
 #pragma GCC ivdep
         for (int64_t x = 0; x < lanes; ++x) {
@@ -249,14 +249,14 @@ template <class T, class M>
 FLOWFUSE_INLINE void upsample_rows(const Upsample<T, M>& job, int64_t first, int64_t last) {
   for_blocks(job.height, job.width, job.factor, first, last,
              [&](const Block& block, int64_t cell, int64_t count)
-                 __attribute__((always_inline)) { upsample_block(job, block, cell, count); });
+                 FLOWFUSE_INLINE_LAMBDA { upsample_block(job, block, cell, count); });
 }
 
 template <class T, class M>
 FLOWFUSE_INLINE void rows_backward(const Upsample<T, M>& job, int64_t first, int64_t last) {
   for_blocks(job.height, job.width, job.factor, first, last,
              [&](const Block& block, int64_t cell, int64_t count)
-                 __attribute__((always_inline)) { block_backward(job, block, cell, count); });
+                 FLOWFUSE_INLINE_LAMBDA { block_backward(job, block, cell, count); });
 }
 
 template <class T, class M>

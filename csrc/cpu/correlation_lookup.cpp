@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <tuple>
+#include <type_traits>
 
 #include "checks.h"
 #include "cpu/dispatch.h"
@@ -157,19 +159,19 @@ FLOWFUSE_INLINE void multiply_add(const T*, const V& a, const V& b, V& sum) {
   sum += a * b;
 }
 
-#if FLOWFUSE_X86
-// Adds the products of pairs of bfloat16 to float sums; only under avx512_bf16.
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+// Adds the products of pairs of bfloat16 to float sums; only under avx512_bf16. (The instruction takes denormals as 0.)
 template <class V>
 FLOWFUSE_INLINE void multiply_add(const BFloat16*, const V& a, const V& b, V& sum) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 #endif
 
-// Products of the features at four cells and at the pixels of a mask, into the blocks of those pixels; `taps` is where
-// a block at place 0 has the first of the cells. What lies on the border of a block afterwards has no meaning.
+// Products of the features at four cells and at the pixels of a mask, into the blocks of those pixels, `at` behind the
+// places of their taps. What lies outside the map and on the border of a block afterwards has no meaning.
 template <int kBytes, class T, class F>
 FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0, const Places& places,
-                                    const F* const* cells, uint64_t pixels, T* taps) {
+                                    const F* const* cells, int64_t at, uint64_t pixels, T* taps) {
   constexpr int kTogether = kBytes == 64 ? 4 : 2;  // pixels: with their sums the registers are full
   constexpr int kSums = 4 * kTogether, kAll = kLanes<T, kBytes>;
   constexpr int kStep = kBytes / static_cast<int>(sizeof(F));
@@ -207,7 +209,7 @@ FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0,
     }
 #pragma GCC unroll 4
     for (int j = 0; j < kTogether; ++j) {
-      T* target = taps + places.taps[pixel[j]];
+      T* target = taps + (places.taps[pixel[j]] + at);
       target[0] = values[4 * j];
       target[1] = values[4 * j + 1];
       target[stride] = values[4 * j + 2];
@@ -223,13 +225,12 @@ FLOWFUSE_INLINE void make_taps(const FeatureLookup<T, F>& job, const Tile<T>& ti
   const F* f0 = job.f0 + tile.b * job.f0_stride;
   Places places;
   take_places(job, tile, places);
-  clear_outside(job, tile, map.rows, map.columns, taps);
-  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
+  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
     const F* cells[4];
     take_cells(job, tile, level, y, x, cells);
-    multiply_group<kBytes>(job, f0, places, cells, pixels, taps + y * job.stride() + x);
+    multiply_group<kBytes>(job, f0, places, cells, y * job.stride() + x, pixels, taps);
   });
-  // A group that reaches over the edge of the map has written zeros there.
+  clear_outside(job, tile, map.rows, map.columns, taps);
 }
 
 template <int kBytes, class T, class F>
@@ -254,12 +255,12 @@ struct Members {
 };
 
 template <class T>
-FLOWFUSE_INLINE void take_members(const Places& places, const T* grad_taps, int stride, uint64_t pixels,
+FLOWFUSE_INLINE void take_members(const Places& places, const T* grad_taps, int64_t at, int stride, uint64_t pixels,
                                   Members<T>& members) {
   int count = 0;
   for (; pixels != 0; pixels &= pixels - 1) {
     const int i = __builtin_ctzll(pixels);
-    const T *upper = grad_taps + places.taps[i], *lower = upper + stride;
+    const T *upper = grad_taps + (places.taps[i] + at), *lower = upper + stride;
     members.factors[count][0] = upper[0];
     members.factors[count][1] = upper[1];
     members.factors[count][2] = lower[0];
@@ -361,11 +362,11 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
       tap_gradients(job, tile, level, i, job.scale, values, grad_taps + i * job.block());
     }
     take_places(job, tile, places);
-    visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
+    visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
       const T* cells[4];
       take_cells(job, tile, level, y, x, cells);
-      take_members(places, grad_taps + y * job.stride() + x, job.stride(), pixels, members);
-      in_passes<kBytes, T>(0, job.channels, [&](auto vectors, int64_t channel) __attribute__((always_inline)) {
+      take_members(places, grad_taps, y * job.stride() + x, job.stride(), pixels, members);
+      in_passes<kBytes, T>(0, job.channels, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
         const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
         add_to_f0<kBytes, decltype(vectors)::value>(at, members, grad_f0 + channel);
       });
@@ -387,14 +388,14 @@ FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, i
   take_windows(job, level, map.rows, map.columns, tile);
   take_places(job, tile, places);
   const T* f0 = job.f0 + tile.b * job.f0_stride;
-  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) __attribute__((always_inline)) {
+  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
     T* grads[4];
     for (int k = 0; k < 4; ++k) {
       const int64_t cell = cell_of_group(map, y, x, k);
       grads[k] = cell < 0 ? unused : map.grad + (tile.b * map.rows * map.columns + cell) * job.channels;
     }
-    take_members(places, grad_taps + y * job.stride() + x, job.stride(), pixels, members);
-    in_passes<kBytes, T>(first, last, [&](auto vectors, int64_t channel) __attribute__((always_inline)) {
+    take_members(places, grad_taps, y * job.stride() + x, job.stride(), pixels, members);
+    in_passes<kBytes, T>(first, last, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
       T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
       add_to_f1<kBytes, decltype(vectors)::value>(f0 + channel, members, at);
     });
@@ -453,7 +454,8 @@ void run_backward(const char* op, const FeatureLookup<T, T>& job, const Tensor& 
                                                         static_cast<T*>(workspace)))
     });
     const GradientTasks<T> tasks(job, begin, end);
-    const Tensor unused = allocate(op, like, {tasks.count(job), job.channels}, like.scalar_type());
+    Tensor unused = allocate(op, like, {tasks.count(job), job.channels}, like.scalar_type());
+    torch::stable::zero_(unused);
     T* outside = mutable_data<T>(unused);
     parallel_for(0, tasks.count(job), 1, [&](int64_t first, int64_t last) {
       FLOWFUSE_VARIANTS(run_gradient_tasks<kVectorBytes>(job, tasks, first, last, begin, end,
@@ -462,7 +464,29 @@ void run_backward(const char* op, const FeatureLookup<T, T>& job, const Tensor& 
   }
 }
 
-bool multiplies_bfloat16() { return cpu_capability() == CpuCapability::kAvx512Bf16; }
+// Copies pixels of channels-last maps to others with more or fewer channels; those that are new are 0.
+void copy_channels(const Tensor& from, const Tensor& to) {
+  const int64_t size = static_cast<int64_t>(sizeof_dtype(from.scalar_type()));
+  const int64_t from_bytes = from.size(1) * size, to_bytes = to.size(1) * size;
+  const int64_t kept = std::min(from_bytes, to_bytes), pixels = from.size(0) * from.size(2) * from.size(3);
+  const char* source = static_cast<const char*>(from.const_data_ptr());
+  char* target = static_cast<char*>(to.mutable_data_ptr());
+  parallel_for(0, pixels, 256, [&](int64_t first, int64_t last) {
+    for (int64_t pixel = first; pixel < last; ++pixel) {
+      std::memcpy(target + pixel * to_bytes, source + pixel * from_bytes, static_cast<size_t>(kept));
+      std::memset(target + pixel * to_bytes + kept, 0, static_cast<size_t>(to_bytes - kept));
+    }
+  });
+}
+
+// Packed features with zeros up to `channels`.
+Features in_whole_vectors(const char* op, const Features& map, int64_t channels) {
+  if (map.tensor.size(1) == channels) return map;
+  const Tensor wider = allocate(op, map.tensor, {map.tensor.size(0), channels, map.rows, map.columns},
+                                map.tensor.scalar_type(), MemoryFormat::ChannelsLast);
+  copy_channels(map.tensor, wider);
+  return {wider, map.batch_stride == 0 ? 0 : channels * map.rows * map.columns, map.rows, map.columns};
+}
 
 // A job with the tensors that it points into.
 template <class T, class F>
@@ -477,14 +501,15 @@ struct PreparedLookup {
     constexpr int64_t multiple = kChannelBytes / int64_t{sizeof(F)};
     job.channels = rounded_up(f0.size(1), multiple);
     job.scale = T(1) / std::sqrt(static_cast<T>(f0.size(1)));
-    held.push_back(packed(f0, dtype, MemoryFormat::ChannelsLast, multiple));
+    held.push_back(in_whole_vectors(op, packed(f0, dtype, MemoryFormat::ChannelsLast), job.channels));
     job.f0 = data<F>(held[0].tensor);
     job.f0_stride = held[0].batch_stride;
     zeros = allocate(op, f0, {job.channels}, dtype);
     torch::stable::zero_(zeros);
     job.zeros = data<F>(zeros);
     for (size_t level = 0; level < f1_levels.size(); ++level) {
-      held.push_back(packed(f1_levels[level], dtype, MemoryFormat::ChannelsLast, multiple));
+      held.push_back(
+          in_whole_vectors(op, packed(f1_levels[level], dtype, MemoryFormat::ChannelsLast), job.channels));
       const Features& f1 = held.back();
       job.maps[level] = {data<F>(f1.tensor), nullptr, f1.batch_stride, f1.rows, f1.columns};
     }
@@ -505,7 +530,7 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
   workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     T* taps = static_cast<T*>(workspace);
     if constexpr (std::is_same_v<F, BFloat16>) {
-#if FLOWFUSE_X86
+#if FLOWFUSE_BFLOAT16_PRODUCTS
       [&]() FLOWFUSE_TARGET_AVX512 {
         for (int64_t index = first; index < last; ++index) tile_forward<64>(job, index, taps);
       }();
@@ -523,20 +548,23 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
   const Tensor exact = converted(coords, ScalarType::Double);
   const ScalarType dtype = f0.scalar_type();
   if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, exact, radius, dtype);
-  const bool all_bfloat16 = dtype == ScalarType::BFloat16 &&
+  [[maybe_unused]] const bool all_bfloat16 = dtype == ScalarType::BFloat16 &&
                             std::all_of(f1_levels.begin(), f1_levels.end(),
                                         [&](const Tensor& level) { return level.scalar_type() == dtype; });
-  if (all_bfloat16 && multiplies_bfloat16()) {
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+  if (all_bfloat16 && cpu_capability() == CpuCapability::kAvx512Bf16) {
     return forward<float, BFloat16>(f0, f1_levels, exact, radius, dtype);
   }
+#endif
   return forward<float, float>(f0, f1_levels, exact, radius, ScalarType::Float);
 }
 
 // Gradient in a map as its own dtype, without the channels that were added to it.
-Tensor finished(const char* op, Tensor grad, const Tensor& map) {
+Tensor finished(const char* op, const Tensor& grad, const Tensor& map) {
   if (grad.size(1) == map.size(1)) return torch::stable::to(grad, map.scalar_type());
-  Tensor result = empty_channels_last(op, map, map.scalar_type());
-  return torch::stable::copy_(result, torch::stable::narrow(grad, 1, 0, map.size(1)));
+  const Tensor narrower = empty_channels_last(op, map, grad.scalar_type());
+  copy_channels(grad, narrower);
+  return torch::stable::to(narrower, map.scalar_type());
 }
 
 template <class T>

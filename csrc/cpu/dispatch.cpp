@@ -12,7 +12,10 @@ CpuCapability best_capability() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return __builtin_cpu_supports("avx512bf16") ? CpuCapability::kAvx512Bf16 : CpuCapability::kAvx512;
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+    if (__builtin_cpu_supports("avx512bf16")) return CpuCapability::kAvx512Bf16;
+#endif
+    return CpuCapability::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuCapability::kAvx2;
 #endif
@@ -61,8 +64,10 @@ std::string cpu_capability_name() {
 }
 
 std::string cpu_capabilities_compiled() {
-#if FLOWFUSE_X86
+#if FLOWFUSE_BFLOAT16_PRODUCTS
   return "default,avx2,avx512,avx512_bf16";
+#elif FLOWFUSE_X86
+  return "default,avx2,avx512";
 #else
   return "default";
 #endif

@@ -7,6 +7,10 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FLOWFUSE_X86 1
 #endif
+// Products of bfloat16 are written in assembly, which clang accepts only in functions of their instruction set.
+#if defined(FLOWFUSE_X86) && !defined(__clang__) && __GNUC__ >= 11
+#define FLOWFUSE_BFLOAT16_PRODUCTS 1
+#endif
 
 namespace flowfuse {
 
@@ -30,8 +34,12 @@ std::string cpu_capabilities_compiled();
   }
 #if FLOWFUSE_X86
 #define FLOWFUSE_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#if defined(__clang__)  // which knows no width to prefer
+#define FLOWFUSE_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
+#else
 #define FLOWFUSE_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
+#endif
 #define FLOWFUSE_VARIANTS(...)                                                  \
   switch (::flowfuse::cpu_capability()) {                                       \
     case ::flowfuse::CpuCapability::kAvx512Bf16:                                \

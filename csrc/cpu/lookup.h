@@ -76,25 +76,35 @@ FLOWFUSE_INLINE void take_windows(const Lookup<T>& job, int level, int64_t rows,
   }
 }
 
-// Zeros in the blocks of which not every tap is inside the map; those inside are written afterwards.
+// Zeros for the taps outside the map; those inside have been written.
 template <class T>
-FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, int64_t rows, int64_t columns,
-                                   T* taps) {
+FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, int64_t rows, int64_t columns, T* taps) {
+  const int side = job.taps();
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
     const TapRange range = taps_inside(tile.windows[i], job.radius, rows, columns);
-    if ((range.x1 - range.x0) * (range.y1 - range.y0) == job.taps() * job.taps()) continue;
-    for (int k = 0; k < job.block(); ++k) taps[i * job.block() + k] = T(0);
+    if ((range.x1 - range.x0) * (range.y1 - range.y0) == side * side) continue;
+    for (int dy = 0; dy < side; ++dy) {
+      T* row = taps + i * job.block() + job.first_tap() + dy * job.stride();
+      const bool inside = dy >= range.y0 && dy < range.y1;
+      const int left = inside ? range.x0 : side, right = inside ? range.x1 : side;
+      for (int dx = 0; dx < left; ++dx) row[dx] = T(0);
+      for (int dx = right; dx < side; ++dx) row[dx] = T(0);
+    }
   }
 }
 
 // The lines that write_values will write come from memory: asked for before the taps are made, they are there in time.
+// More of them than the first-level cache holds would only push out features.
 template <class T>
 FLOWFUSE_INLINE void expect_values(const Lookup<T>& job, const Tile<T>& tile, int level) {
-  for (int k = 0; k < job.side() * job.side(); ++k) {
+  constexpr int kMostLines = 512;
+  const int window = job.side() * job.side();
+  if (window * tile.rows > kMostLines) return;
+  T* out = job.output + job.window_values(tile.b, level);
+  for (int k = 0; k < window; ++k) {
     for (int row = 0; row < tile.rows; ++row) {
-      const T* line = job.output + job.window_values(tile.b, level) + k * job.pixels() + tile.pixel(job, row * kTileColumns);
-      __builtin_prefetch(line, 1, 2);
+      __builtin_prefetch(out + k * job.pixels() + tile.pixel(job, row * kTileColumns), 1, 2);
     }
   }
 }

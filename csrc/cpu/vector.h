@@ -13,8 +13,7 @@ namespace flowfuse {
 template <class T, int kBytes>
 struct VectorType {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "lanes are float, double or integers of their size");
-  // Loads and stores need no alignment, and may look at memory of another type.
-  typedef T Type __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
+  typedef T Type __attribute__((vector_size(kBytes)));
   using Lane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   typedef Lane Index __attribute__((vector_size(kBytes)));
 };
@@ -30,15 +29,16 @@ constexpr int64_t kMostLanes = 16;
 
 FLOWFUSE_INLINE int64_t whole_lanes(int64_t count) { return (count + kMostLanes - 1) / kMostLanes * kMostLanes; }
 
-// Vectors are passed by reference: by value, their place in a call depends on the instruction set.
+// Vectors are passed by reference: by value, their place in a call depends on the instruction set. Memory needs no
+// alignment and may be of another type.
 template <class V, class T>
 FLOWFUSE_INLINE void load(const T* from, V& to) {
-  to = *reinterpret_cast<const V*>(from);
+  __builtin_memcpy(&to, from, sizeof to);
 }
 
 template <class V, class T>
 FLOWFUSE_INLINE void store(const V& from, T* to) {
-  *reinterpret_cast<V*>(to) = from;
+  __builtin_memcpy(to, &from, sizeof from);
 }
 
 // Lanes kIndex of a followed by b.

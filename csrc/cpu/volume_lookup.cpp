@@ -45,15 +45,15 @@ FLOWFUSE_INLINE void visit_rows(const VolumeLookup<T>& job, const Tile<T>& tile,
 template <class T>
 FLOWFUSE_INLINE void read_taps(const VolumeLookup<T>& job, const Tile<T>& tile, int level, T* taps) {
   const VolumeLevel<T>& map = job.volumes[level];
-  clear_outside(job, tile, map.rows, map.columns, taps);
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
     const T* values = map.values + map.slice(job, tile, i);
     T* block = taps + i * job.block();
-    visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) __attribute__((always_inline)) {
+    visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
       for (int k = 0; k < count; ++k) block[tap + k] = values[cell + k];
     });
   }
+  clear_outside(job, tile, map.rows, map.columns, taps);
 }
 
 template <int kBytes, class T>
@@ -86,7 +86,7 @@ FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& job, int64_t index, T*
       T* grad = map.grad + map.slice(job, tile, i);
       for (int64_t cell = 0; cell < map.rows * map.columns; ++cell) grad[cell] = T(0);
       tap_gradients(job, tile, level, i, T(1), values, grad_taps);
-      visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) __attribute__((always_inline)) {
+      visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
         for (int k = 0; k < count; ++k) grad[cell + k] = grad_taps[tap + k];
       });
     }

@@ -1,5 +1,5 @@
-// Voxel grids. Events are sorted into tiles of the grid before they are added: the sums of one tile stay in the
-// first-level cache, threads share no cell, and 64-bit sums exist for a few tiles at a time only. In order:
+// Voxel grids. Events are sorted into tiles of the grid before they are added: the sums of one tile (36 KiB)
+// stay in the nearest caches, threads share no cell, and 64-bit sums exist for a few tiles at a time only. In order:
 //   count_events    how many events vote in each tile (a stretch of rows and columns of one bin);
 //   place_events    each event as a record of 4 or 8 bytes, tile after tile (a counting sort, in any order of times);
 //   fill_tile       adds up the records of a tile and writes its voxels.
@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -50,7 +51,7 @@ struct Sum {
   int64_t all, late;
 };
 
-// Division by one number, in vectors where the processor has 64-bit ones. `reciprocal` is less than 1 / divisor by
+// Division of numbers that are not negative by one, in vectors where the processor has 64-bit ones. `reciprocal` is less than 1 / divisor by
 // 2^-50 of it, more than the three roundings (2^-53 each) can add: the estimate is never above the exact quotient. For
 // quotients below 2^48 it is less than 1 below it, so that its floor is the quotient or one less, which the rest tells.
 struct Divisor {
@@ -407,22 +408,24 @@ template <class Record>
 void run(const Voxelize& job, const Tensor& like, float* voxels, int64_t* ignored) {
   const char* op = "voxelize";
   std::vector<Chunk> chunks = chunks_of(job);
+  Chunk* chunk = chunks.data();
   const int64_t count = static_cast<int64_t>(chunks.size()), tiles = job.tiles();
   // Parts have counts of their own, worth it for several events a tile. They take the chunks in turns: in the order of
   // times, all of them have events in every group.
   const int64_t events = job.offsets[job.items] - job.offsets[0];
   const int64_t parts =
       std::max<int64_t>(1, std::min({static_cast<int64_t>(torch::stable::get_num_threads()), count, events / tiles}));
-  const Tensor counts = torch::stable::new_zeros(like, {parts, tiles}, ScalarType::Long);
+  Tensor counts = allocate(op, like, {parts, tiles}, ScalarType::Long);
+  torch::stable::zero_(counts);
   int64_t* places = mutable_data<int64_t>(counts);
   parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     FLOWFUSE_VARIANTS(for (int64_t part = first; part < last; ++part) {
       for (int64_t i = part; i < count; i += parts) {
-        chunks[i] = count_events<Record>(job, chunks[i], places + part * tiles);
+        chunk[i] = count_events<Record>(job, chunk[i], places + part * tiles);
       }
     })
   });
-  for (const Chunk& chunk : chunks) ignored[chunk.item] += chunk.end - chunk.begin - chunk.used;
+  for (const Chunk& done : chunks) ignored[done.item] += done.end - done.begin - done.used;
 
   const std::vector<Group> groups = make_groups(job, parts, sizeof(Record), places);
   int64_t most = 0;
@@ -437,8 +440,8 @@ void run(const Voxelize& job, const Tensor& like, float* voxels, int64_t* ignore
     parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
       FLOWFUSE_VARIANTS(for (int64_t part = first; part < last; ++part) {
         for (int64_t i = part; i < count; i += parts) {
-          if (chunks[i].last_tile < begin || chunks[i].first_tile >= end) continue;
-          place_events(job, chunks[i], begin, end, places + part * tiles, records);
+          if (chunk[i].last_tile < begin || chunk[i].first_tile >= end) continue;
+          place_events(job, chunk[i], begin, end, places + part * tiles, records);
         }
       })
     });

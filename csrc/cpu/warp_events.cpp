@@ -15,7 +15,6 @@ namespace {
 using torch::stable::parallel_for;
 
 // A lambda in a CPU variant (cpu/dispatch.h) must become part of it.
-#define FLOWFUSE_INLINE_LAMBDA __attribute__((always_inline))
 
 // Rows [first, last) of an item's image or trajectory. Every strip goes through all events of its item, in their
 // order: nothing is shared, and nothing depends on how many strips there are.

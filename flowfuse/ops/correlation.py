@@ -141,14 +141,17 @@ def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[T
     """f0 and the pyramid of f1, ready to be multiplied: made once, not at each look-up.
 
     The CUDA kernel reads f0 in the dtype of sums and f1 in any; the CPU's reads all of them in one:
-    bfloat16 where all are and the processor multiplies it, else that of sums.
+    bfloat16 where all are, the processor multiplies it and no gradient is asked for, else that of
+    sums.
     """
     pyramid = pool_levels(channels_last(f1, f1.dtype), levels)  # the faster way round
     f0, pyramid = autocast_features(f0, pyramid)
     dtype = reference.sum_dtype(f0.dtype)
     if f0.device.type != "cpu":
         return channels_last(f0, dtype), [channels_last(level, level.dtype) for level in pyramid]
-    if MULTIPLIES_BFLOAT16 and f0.dtype == pyramid[0].dtype == torch.bfloat16:
+    # Not where gradients are made: those of all look-ups would be added up in bfloat16.
+    learning = torch.is_grad_enabled() and (f0.requires_grad or f1.requires_grad)
+    if MULTIPLIES_BFLOAT16 and f0.dtype == pyramid[0].dtype == torch.bfloat16 and not learning:
         dtype = torch.bfloat16
     return channels_last(f0, dtype), [channels_last(level, dtype) for level in pyramid]
 
@@ -171,9 +174,9 @@ class Correlation:
             the volume where it is small (2 MiB on a CPU, 64 MiB on a GPU): a choice by device,
             shape and dtype alone, so that resumed and compiled runs choose the same.
 
-    With bfloat16 features, "on_demand" on a processor that multiplies bfloat16 (AVX-512 BF16) takes
-    all levels in it: each feature of the coarser ones is rounded by up to 2^-9 of its value. Every
-    other sum is of exact products.
+    With bfloat16 features that need no gradient, "on_demand" on a processor that multiplies
+    bfloat16 (AVX-512 BF16) takes all levels in it: each feature of the coarser ones is rounded by
+    up to 2^-8 of its value. Every other sum is of exact products.
 
     Raises:
         ValueError: a shape, dtype, the radius or the strategy is wrong.
