@@ -1,0 +1,289 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+#include <type_traits>
+
+#include "checks.h"
+#include "cpu/feature_lookup.h"
+
+namespace flowfuse {
+namespace {
+
+using torch::stable::parallel_for;
+
+constexpr int64_t kWorkspace = int64_t{16} << 20;  // bytes of tap gradients held at a time
+
+// The pixels of a group, taken out of their mask: the gradients of their taps at the four cells, which lie scattered
+// and are used for every pass over channels, and where their features lie.
+template <class T>
+struct Members {
+  int count;
+  T factors[kTilePixels][4];
+  int64_t features[kTilePixels];
+};
+
+template <class T>
+FLOWFUSE_INLINE void take_members(const Places& places, const T* grad_taps, int64_t at, int stride, uint64_t pixels,
+                                  Members<T>& members) {
+  int count = 0;
+  for (; pixels != 0; pixels &= pixels - 1) {
+    const int i = __builtin_ctzll(pixels);
+    const T *upper = grad_taps + (places.taps[i] + at), *lower = upper + stride;
+    members.factors[count][0] = upper[0];
+    members.factors[count][1] = upper[1];
+    members.factors[count][2] = lower[0];
+    members.factors[count][3] = lower[1];
+    members.features[count++] = places.features[i];
+  }
+  members.count = count;
+}
+
+// Calls pass(constant number of vectors, first channel) for stretches that make up the channels [first, last).
+template <int kBytes, class T, class Pass>
+FLOWFUSE_INLINE void in_passes(int64_t first, int64_t last, const Pass& pass) {
+  constexpr int kVectors = kBytes == 64 ? 4 : 2;  // of each cell: the registers are full
+  constexpr int kAll = kLanes<T, kBytes>;
+  for (; first + kVectors * kAll <= last; first += kVectors * kAll) {
+    pass(std::integral_constant<int, kVectors>{}, first);
+  }
+  for (; first < last; first += kAll) pass(std::integral_constant<int, 1>{}, first);
+}
+
+// Adds what the taps at four cells give to the gradients of f0 at the members.
+template <int kBytes, int kVectors, class T>
+FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members, T* grad) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  using V = Vector<T, kBytes>;
+  V cell[4][kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) load(cells[k] + v * kAll, cell[k][v]);
+  }
+  for (int m = 0; m < members.count; ++m) {
+    const T* factor = members.factors[m];
+    T* target = grad + members.features[m];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      V sum;
+      load(target + v * kAll, sum);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) sum += factor[k] * cell[k][v];
+      store(sum, target + v * kAll);
+    }
+  }
+}
+
+// Adds what the members give to the gradients of f1 at four cells.
+template <int kBytes, int kVectors, class T>
+FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, T* const* grads) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  using V = Vector<T, kBytes>;
+  V sum[4][kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) load(grads[k] + v * kAll, sum[k][v]);
+  }
+  for (int m = 0; m < members.count; ++m) {
+    const T* factor = members.factors[m];
+    const T* features = f0 + members.features[m];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      V feature;
+      load(features + v * kAll, feature);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) sum[k][v] += factor[k] * feature;
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(sum[k][v], grads[k] + v * kAll);
+  }
+}
+
+// Gradients that belong to the pixels of a tile: those of f0 and of the coordinates. The gradients of the taps are
+// kept [levels, kTilePixels, block] for f1's. workspace: blocks of a tile, and one more.
+template <int kBytes, class T>
+FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index, T* kept, T* workspace) {
+  T* taps = workspace;
+  T* values = taps + kTilePixels * job.block();
+  T gx[kTilePixels] = {}, gy[kTilePixels] = {};
+  Places places;
+  Members<T> members;
+  Tile<T> tile;
+  take_tile(job, index, tile);
+  T* grad_f0 = job.grad_f0 + tile.b * job.pixels() * job.channels;
+  for (int i = 0; i < kTilePixels; ++i) {
+    if (!tile.has(i)) continue;
+    T* grad = grad_f0 + tile.pixel(job, i) * job.channels;
+    for (int64_t c = 0; c < job.channels; ++c) grad[c] = T(0);
+  }
+  for (int level = 0; level < job.levels; ++level) {
+    take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
+    if (job.grad_coords != nullptr) make_taps<kBytes>(job, tile, level, taps);
+    T* grad_taps = kept + level * kTilePixels * job.block();
+    for (int i = 0; i < kTilePixels; ++i) {
+      if (!tile.has(i)) continue;
+      if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
+      tap_gradients(job, tile, level, i, job.scale, values, grad_taps + i * job.block());
+    }
+    take_places(job, tile, places);
+    visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
+      const T* cells[4];
+      take_cells(job, tile, level, y, x, cells);
+      take_members(places, grad_taps, y * job.stride() + x, job.stride(), pixels, members);
+      in_passes<kBytes, T>(0, job.channels, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
+        const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
+        add_to_f0<kBytes, decltype(vectors)::value>(at, members, grad_f0 + channel);
+      });
+    });
+  }
+  write_coordinate_gradients(job, tile, gx, gy);
+}
+
+// The gradient of f1's level in the channels [first, last): adds what tile `index` gives. `unused` [channels] receives
+// what falls outside the map.
+template <int kBytes, class T>
+FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, int level, int64_t first, int64_t last,
+                                const T* grad_taps, T* unused) {
+  const FeatureLevel<T, T>& map = job.maps[level];
+  Places places;
+  Members<T> members;
+  Tile<T> tile;
+  take_tile(job, index, tile);
+  take_windows(job, level, map.rows, map.columns, tile);
+  take_places(job, tile, places);
+  const T* f0 = job.f0 + tile.b * job.f0_stride;
+  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
+    T* grads[4];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t cell = cell_of_group(map, y, x, k);
+      grads[k] = cell < 0 ? unused : map.grad + (tile.b * map.rows * map.columns + cell) * job.channels;
+    }
+    take_members(places, grad_taps, y * job.stride() + x, job.stride(), pixels, members);
+    in_passes<kBytes, T>(first, last, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
+      T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
+      add_to_f1<kBytes, decltype(vectors)::value>(f0 + channel, members, at);
+    });
+  });
+}
+
+// The tasks of f1's gradient: each owns some channels of a level of an item, and goes through the tiles in their order.
+template <class T>
+struct GradientTasks {
+  int64_t item, items, chunk, chunks;
+
+  // Of the items that tiles [begin, end) belong to.
+  GradientTasks(const FeatureLookup<T, T>& job, int64_t begin, int64_t end) {
+    constexpr int64_t kLeast = 64;  // channels: four vectors of float32
+    item = begin / job.tiles_of_item();
+    items = (end - 1) / job.tiles_of_item() + 1 - item;
+    const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+    chunks = std::max<int64_t>(1, std::min(wanted / (items * job.levels), job.channels / kLeast));
+    chunk = rounded_up((job.channels + chunks - 1) / chunks, kLeast);
+    chunks = (job.channels + chunk - 1) / chunk;
+  }
+  int64_t count(const FeatureLookup<T, T>& job) const { return items * job.levels * chunks; }
+};
+
+template <int kBytes, class T>
+FLOWFUSE_INLINE void run_gradient_tasks(const FeatureLookup<T, T>& job, const GradientTasks<T>& tasks, int64_t first,
+                                        int64_t last, int64_t begin, int64_t end, const T* kept, T* unused) {
+  const int64_t tiles = job.tiles_of_item(), kept_of_level = kTilePixels * job.block();
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t item = tasks.item + task / (tasks.chunks * job.levels);
+    const int level = static_cast<int>(task / tasks.chunks % job.levels);
+    const int64_t channel = task % tasks.chunks * tasks.chunk;
+    const int64_t stop = channel + tasks.chunk < job.channels ? channel + tasks.chunk : job.channels;
+    const int64_t from = item * tiles > begin ? item * tiles : begin;
+    const int64_t to = (item + 1) * tiles < end ? (item + 1) * tiles : end;
+    for (int64_t index = from; index < to; ++index) {
+      const T* grad_taps = kept + ((index - begin) * job.levels + level) * kept_of_level;
+      tile_to_f1<kBytes>(job, index, level, channel, stop, grad_taps, unused + task * job.channels);
+    }
+  }
+}
+
+template <class T>
+void run_backward(const char* op, const FeatureLookup<T, T>& job, const Tensor& like) {
+  const int64_t kept_of_tile = int64_t{job.levels} * kTilePixels * job.block();
+  const int64_t group =
+      std::min(job.tiles(), std::max<int64_t>(1, kWorkspace / (kept_of_tile * int64_t{sizeof(T)})));
+  const Tensor memory = allocate(op, like, {group, kept_of_tile}, like.scalar_type());
+  const Workers workers(op, like, group, (kTilePixels + 1) * job.block());
+  T* kept = mutable_data<T>(memory);
+  for (int64_t begin = 0; begin < job.tiles(); begin += group) {
+    const int64_t end = std::min(begin + group, job.tiles());
+    workers.run(begin, end, [&](int64_t first, int64_t last, void* workspace) {
+      FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
+                            tile_backward<kVectorBytes>(job, index, kept + (index - begin) * kept_of_tile,
+                                                        static_cast<T*>(workspace)))
+    });
+    const GradientTasks<T> tasks(job, begin, end);
+    Tensor unused = allocate(op, like, {tasks.count(job), job.channels}, like.scalar_type());
+    torch::stable::zero_(unused);
+    T* outside = mutable_data<T>(unused);
+    parallel_for(0, tasks.count(job), 1, [&](int64_t first, int64_t last) {
+      FLOWFUSE_VARIANTS(run_gradient_tasks<kVectorBytes>(job, tasks, first, last, begin, end,
+                                                         static_cast<const T*>(kept), outside))
+    });
+  }
+}
+
+// Gradient in a map as its own dtype, without the channels that were added to it.
+Tensor finished(const char* op, const Tensor& grad, const Tensor& map) {
+  if (grad.size(1) == map.size(1)) return torch::stable::to(grad, map.scalar_type());
+  const Tensor narrower = empty_channels_last(op, map, grad.scalar_type());
+  copy_channels(grad, narrower);
+  return torch::stable::to(narrower, map.scalar_type());
+}
+
+template <class T>
+std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, const Tensor& f0,
+                                                         const std::vector<Tensor>& f1_levels, const Tensor& coords,
+                                                         int64_t radius, bool coords_needed) {
+  const char* op = "correlation_lookup_backward";
+  const ScalarType dtype = sum_dtype(f0.scalar_type());
+  PreparedLookup<T, T> prepared(op, f0, f1_levels, coords, radius, dtype);
+  FeatureLookup<T, T>& job = prepared.job;
+  job.grad = data<T>(grad);
+  const auto empty_gradient = [&](const Tensor& map) {
+    return allocate(op, map, {map.size(0), job.channels, map.size(2), map.size(3)}, dtype, MemoryFormat::ChannelsLast);
+  };
+  const Tensor grad_f0 = empty_gradient(f0);
+  job.grad_f0 = mutable_data<T>(grad_f0);
+  std::vector<Tensor> grads;
+  for (size_t level = 0; level < f1_levels.size(); ++level) {
+    grads.push_back(empty_gradient(f1_levels[level]));
+    torch::stable::zero_(grads.back());
+    job.maps[level].grad = mutable_data<T>(grads.back());
+  }
+  const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, job);
+  if (grad.numel() > 0) run_backward(op, job, grad);
+  for (size_t level = 0; level < grads.size(); ++level) grads[level] = finished(op, grads[level], f1_levels[level]);
+  return {finished(op, grad_f0, f0), grads, grad_coords};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
+    Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
+  check_correlation_lookup(f0, f1_levels, coords, radius);
+  const ScalarType dtype = sum_dtype(f0.scalar_type());
+  check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0",
+                 f0);
+  const Tensor exact = converted(coords, ScalarType::Double);
+  const Tensor g = torch::stable::contiguous(grad);
+  const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
+  const auto [grad_f0, grads, grad_coords] = run(g, f0, f1_levels, exact, radius, coords_needed);
+  return {grad_f0, grads, torch::stable::to(grad_coords, coords.scalar_type())};
+}
+
+}  // namespace
+}  // namespace flowfuse
+
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
+  m.impl("correlation_lookup_backward", TORCH_BOX(&flowfuse::correlation_lookup_backward));
+}
