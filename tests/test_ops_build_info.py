@@ -100,7 +100,8 @@ for strategy in ("volume", "on_demand"):
 frame = torch.rand(2, 1, 1, 12, 40, generator=generator)
 values.append(ops.common_gradient(frame[0], frame[1], frame[0]).square().sum().item())
 x, y = 40 * torch.rand(2, 999, generator=generator)
-t, p = torch.randint(0, 777, (999,), generator=generator), torch.rand(999, generator=generator) > 0.5
+t = torch.randint(0, 777, (999,), generator=generator)
+p = torch.rand(999, generator=generator) > 0.5
 window = torch.tensor([0, 999]), torch.tensor([0]), torch.tensor([777])
 grid = ops.voxelize(x, y, t, p, *window, 5, 40, 41)[0]
 values.append(zlib.crc32(grid.numpy().tobytes()))
