@@ -14,13 +14,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 
 import torch
 from cases import with_gradients
 from correlation_cases import Correlated
 from measuring import QUICK, Budget, commit, machine, measure_limits, time_interleaved, versions
-from operators import evaluate, limits_text, write
+from operators import OneLineParser, evaluate, limits_text, result_file, thread_count, write
 
 from flowfuse import ops
 from flowfuse.ops.correlation import volume_bytes
@@ -68,13 +67,13 @@ def rows(device: str, quick: bool) -> list[list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="crossover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's own number)")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
     parser.add_argument("--quick", action="store_true", help="two sizes, few repeats: a trial")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")

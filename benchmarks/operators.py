@@ -194,7 +194,8 @@ class Measurement:
             row["floor_ms"] = floor_ms
             row["ratio_to_floor"] = floor_ms / ours.median if ours else None
         row["met"] = self.met(target, row) if ours and target.text() else None
-        row["note"] = self.note(peer, ours)
+        notes = [self.note(peer, ours), self.unsteady(ours, theirs)]
+        row["note"] = "; ".join(note for note in notes if note) or None
         row["error"] = self.errors.get(name) or self.errors.get(peer)
         return row
 
@@ -212,6 +213,12 @@ class Measurement:
         if ours and self.work and self.work.events:
             return f"{1e3 * self.work.events / ours.median:.3g} events/s"
         return None
+
+    @staticmethod
+    def unsteady(*timings: Timing | None) -> str | None:
+        """A word where the middle half of the samples is wide: something else ran, most often."""
+        wide = any(timing and timing.spread > 0.25 * timing.median for timing in timings)
+        return "unsteady" if wide else None
 
     def met(self, target: Target, row: Row) -> bool:
         """Whether all that the target asks for and that could be measured is reached."""
@@ -302,7 +309,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Says in one line what is wrong with an argument."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"operators: {message}\n")
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def thread_count(text: str) -> int:
@@ -323,7 +330,7 @@ def result_file(text: str) -> Path:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")

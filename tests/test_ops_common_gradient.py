@@ -203,6 +203,7 @@ def hard_cases():
         "noise": (uniform(), uniform(), noise(2.0)),
         "tiny texture on a large change": (gray / 50, 0.9 + 1e-4 * uniform(), 300 + noise(0.01)),
         "steps": (gray, 0.02 + 0.9 * step + 1e-4 * uniform(), 100 * step + noise(0.01)),
+        "large offset": (uniform(), uniform(), 1e6 + noise(3.0).round()),
         "large counts": (uniform(), uniform(), noise(1000.0).round()),
         "hot pixels": (gray, gray + 1e-3 * uniform(), 1e4 * rare + noise(1.0).round()),
         "flat but for pixels": (gray, gray + 0.5 * rare, 1e3 * rare),

@@ -136,7 +136,8 @@ struct Signals {
   }
 };
 
-// Means of a = change and b = events over a window or a part of it; sums of products of deviations from them.
+// Means of a = change and b = events over a window, from the values at its centre; sums of products of deviations from
+// the means.
 template <class T>
 struct Moments {
   T mean_a, mean_b, square_a, square_b, product;
@@ -144,7 +145,8 @@ struct Moments {
 
 // The moments of the windows of one row are taken in two steps: of each column over the rows of the window, then
 // over its columns. With m the mean of a column, sum (a - mean)^2 = sum (a - m)^2 + rows sum (m - mean)^2, so that
-// deviations are always from a mean of their own: as accurate as two passes over the window, in 14 steps for 49.
+// deviations are always from a mean of their own, in 14 steps for 49. All means are kept as differences from the value in
+// the row of the window's centre: a rounded mean would err with the size of the values, and that to first order.
 template <class T>
 struct ColumnMoments {
   T *mean_a, *mean_b, *square_a, *square_b, *product;
@@ -168,17 +170,18 @@ struct ColumnMoments {
     ColumnMoments out = *this;
 #pragma GCC ivdep
     for (int64_t x = 0; x < lanes; ++x) {
+      const T centre_a = a[kReach][x], centre_b = b[kReach][x];
       T sum_a = 0, sum_b = 0;
 #pragma GCC unroll 7
-      for (int k = 0; k < kSide; ++k) {
-        sum_a += kWhole ? a[k][x] : share[k] * a[k][x];
-        sum_b += kWhole ? b[k][x] : share[k] * b[k][x];
+      for (int k = 0; k < kSide; ++k) {  // a row outside the image stands for the centre's: its share is 0
+        sum_a += a[k][x] - centre_a;
+        sum_b += b[k][x] - centre_b;
       }
       const T middle_a = sum_a / count, middle_b = sum_b / count;
       T aa = 0, bb = 0, ab = 0;
 #pragma GCC unroll 7
       for (int k = 0; k < kSide; ++k) {
-        const T da = a[k][x] - middle_a, db = b[k][x] - middle_b;
+        const T da = (a[k][x] - centre_a) - middle_a, db = (b[k][x] - centre_b) - middle_b;
         const T part_a = kWhole ? da : share[k] * da, part_b = kWhole ? db : share[k] * db;
         aa += part_a * da;
         bb += part_b * db;
@@ -192,19 +195,22 @@ struct ColumnMoments {
     }
   }
 
-  // Of the columns [begin, end) around x, each of so many rows.
-  FLOWFUSE_INLINE Moments<T> over(int64_t x, int64_t begin, int64_t end, T rows) const {
-    T sum_a = 0, sum_b = 0, aa = 0, bb = 0, ab = 0;
+  // Of the columns [begin, end) around x, each of so many rows. centre_a, centre_b: the row of the windows' centres.
+  FLOWFUSE_INLINE Moments<T> over(const T* centre_a, const T* centre_b, int64_t x, int64_t begin, int64_t end,
+                                  T rows) const {
+    T a[kSide], b[kSide], sum_a = 0, sum_b = 0, aa = 0, bb = 0, ab = 0;
 #pragma GCC unroll 7
     for (int64_t dx = begin; dx < end; ++dx) {
-      sum_a += mean_a[x + dx];
-      sum_b += mean_b[x + dx];
+      a[dx + kReach] = (centre_a[x + dx] - centre_a[x]) + mean_a[x + dx];
+      b[dx + kReach] = (centre_b[x + dx] - centre_b[x]) + mean_b[x + dx];
+      sum_a += a[dx + kReach];
+      sum_b += b[dx + kReach];
     }
     const T columns = static_cast<T>(end - begin);
     const T middle_a = sum_a / columns, middle_b = sum_b / columns;
 #pragma GCC unroll 7
     for (int64_t dx = begin; dx < end; ++dx) {
-      const T da = mean_a[x + dx] - middle_a, db = mean_b[x + dx] - middle_b;
+      const T da = a[dx + kReach] - middle_a, db = b[dx + kReach] - middle_b;
       aa += da * da;
       bb += db * db;
       ab += da * db;
@@ -232,13 +238,14 @@ struct ColumnMoments {
     }
     const T down = static_cast<T>(rows.end - rows.begin);
     const ColumnMoments columns = *this;
+    const T *a = signals.change.row(y), *b = signals.events.row(y);
 #pragma GCC ivdep
-    for (int64_t x = 0; x < lanes; ++x) work(x, down * kSide, columns.over(x, -kReach, kReach + 1, down));
+    for (int64_t x = 0; x < lanes; ++x) work(x, down * kSide, columns.over(a, b, x, -kReach, kReach + 1, down));
     for (int64_t x = 0; x < width; ++x) {  // again where a window is cut off
       if (x == kReach && width > 2 * kReach) x = width - kReach;
       const Span inside = around(x, width);
       work(x, down * static_cast<T>(inside.end - inside.begin),
-           columns.over(x, inside.begin - x, inside.end - x, down));
+           columns.over(a, b, x, inside.begin - x, inside.end - x, down));
     }
   }
 };
@@ -301,23 +308,29 @@ struct Gradients {
   T *frame0, *frame1, *events, *flow;    // results
 };
 
-// p, q and r of SimilarityGradient for the windows around the rows in work, and their means.
+// p, q and r of SimilarityGradient for the windows around the rows in work, the values at their centres and their means
+// from those.
 template <class T>
 struct WindowGradients {
-  Ring<T> mean_a, mean_b, p, q, r;
+  Ring<T> centre_a, centre_b, mean_a, mean_b, p, q, r;
 
   static FLOWFUSE_INLINE WindowGradients make(Scratch<T>& scratch) {
-    return {scratch.ring(), scratch.ring(), scratch.ring(), scratch.ring(), scratch.ring()};
+    return {scratch.ring(), scratch.ring(), scratch.ring(), scratch.ring(),
+            scratch.ring(), scratch.ring(), scratch.ring()};
   }
 
   // grad: of S, a row.
   FLOWFUSE_INLINE void take_row(const Signals<T>& signals, const ColumnMoments<T>& columns, const T* grad, int64_t y,
                                 int64_t height, int64_t width) const {
+    const T *a = signals.change.row(y), *b = signals.events.row(y);
+    T *to_centre_a = centre_a.row(y), *to_centre_b = centre_b.row(y);
     T *to_mean_a = mean_a.row(y), *to_mean_b = mean_b.row(y), *to_p = p.row(y), *to_q = q.row(y), *to_r = r.row(y);
     columns.for_windows(signals, y, height, width,
                         [=](int64_t x, T count, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
                           const SimilarityGradient<T> found = similarity_gradient(
                               grad[x], count, m.square_a / count, m.square_b / count, m.product / count);
+                          to_centre_a[x] = a[x];
+                          to_centre_b[x] = b[x];
                           to_mean_a[x] = m.mean_a;
                           to_mean_b[x] = m.mean_b;
                           to_p[x] = found.p;
@@ -344,10 +357,13 @@ struct ColumnGradients {
   FLOWFUSE_INLINE void take(const Signals<T>& signals, const WindowGradients<T>& windows, const T* zeros, int64_t y,
                             int64_t height, int64_t width) const {
     const T *a = signals.change.row(y), *b = signals.events.row(y);
-    const T *mean_a[kSide], *mean_b[kSide], *from_p[kSide], *from_q[kSide], *from_r[kSide];
+    const T *centre_a[kSide], *centre_b[kSide], *mean_a[kSide], *mean_b[kSide];
+    const T *from_p[kSide], *from_q[kSide], *from_r[kSide];
     for (int k = 0; k < kSide; ++k) {
       const int64_t row = y + k - kReach;
       const bool inside = row >= 0 && row < height;
+      centre_a[k] = windows.centre_a.row(inside ? row : y);
+      centre_b[k] = windows.centre_b.row(inside ? row : y);
       mean_a[k] = windows.mean_a.row(inside ? row : y);
       mean_b[k] = windows.mean_b.row(inside ? row : y);
       from_p[k] = inside ? windows.p.row(row) : zeros;
@@ -361,7 +377,7 @@ struct ColumnGradients {
       T sum_a = 0, sum_b = 0, sum_p = 0, sum_q = 0, sum_r = 0;
 #pragma GCC unroll 7
       for (int k = 0; k < kSide; ++k) {
-        const T da = a[x] - mean_a[k][x], db = b[x] - mean_b[k][x];
+        const T da = (a[x] - centre_a[k][x]) - mean_a[k][x], db = (b[x] - centre_b[k][x]) - mean_b[k][x];
         sum_a += from_p[k][x] * db - from_q[k][x] * da;
         sum_b += from_p[k][x] * da - from_r[k][x] * db;
         sum_p += from_p[k][x];
@@ -399,7 +415,7 @@ struct ColumnGradients {
   }
 };
 
-constexpr int64_t kBackwardRows = 10 * kRing + 16;
+constexpr int64_t kBackwardRows = 12 * kRing + 16;
 
 template <class T>
 FLOWFUSE_INLINE void backward_rows(const Images<T>& images, const Gradients<T>& out, Scratch<T> scratch, int64_t first,

@@ -167,7 +167,8 @@ class Correlation:
     """Holds the pyramid or the volume of a pair of feature maps between look-ups.
 
     Args:
-        f0, f1: [B, C, H, W] and [B, C, H1, W1], any float dtype. An expanded batch is not copied.
+        f0, f1: [B, C, H, W] and [B, C, H1, W1], any float dtype. An expanded batch is not copied,
+            nor are maps in channels_last: they must not be changed in place between look-ups.
         levels: pyramid levels, in [1, 16].
         radius: r in [0, 16].
         strategy: "volume" stores all products, "on_demand" makes them at each look-up, "auto" takes
