@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from flowfuse.ops import reference
 
 needs_extension = pytest.mark.skipif(
     not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+# Sizes that reach every block of the CPU kernels take long where CUDA code is emulated.
+of_cpu_blocks = pytest.mark.skipif(
+    "FLOWFUSE_TEST_EMULATOR" in os.environ, reason="of the blocks of the CPU kernels"
 )
 # log, pow and sums of 49 values in float32: a few units of 2^-24, on values up to log(1e-3) = -7.
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 5e-6, torch.bfloat16: 5e-6, torch.float64: 1e-13}
@@ -215,6 +220,7 @@ def hard_cases():
 HARD = {"tiny texture on a large change": 5e-3, "steps": 2e-3}
 
 
+@of_cpu_blocks
 @needs_extension
 @pytest.mark.parametrize("name", list(hard_cases()))
 def test_reference_hard_cases(name):
@@ -229,6 +235,7 @@ def test_reference_hard_cases(name):
         torch.testing.assert_close(a.double(), e, rtol=0, atol=bound)
 
 
+@of_cpu_blocks
 @needs_extension
 @pytest.mark.parametrize("linear", [False, True])
 def test_reference_log_curve(linear):
@@ -332,6 +339,7 @@ def test_same_bits_for_thread_counts():
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+@of_cpu_blocks
 @needs_extension
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("with_flow", [False, True])

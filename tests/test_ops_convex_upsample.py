@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -8,6 +10,10 @@ from flowfuse.ops import reference
 
 needs_extension = pytest.mark.skipif(
     not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+# Sizes that reach every block of the CPU kernels take long where CUDA code is emulated.
+of_cpu_blocks = pytest.mark.skipif(
+    "FLOWFUSE_TEST_EMULATOR" in os.environ, reason="of the blocks of the CPU kernels"
 )
 
 
@@ -113,6 +119,7 @@ def run_both_ways(operator, field, mask, grad, factor):
 
 
 # Kernels may handle 16 or 64 pixels of a row and 8 fine columns at once: less, as many, and more.
+@of_cpu_blocks
 @needs_extension
 @pytest.mark.parametrize("width", [15, 16, 64, 80, 131])
 @pytest.mark.parametrize(("channels", "factor"), [(1, 4), (2, 8), (3, 7), (4, 9), (2, 16)])

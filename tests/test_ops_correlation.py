@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from flowfuse.ops.correlation import MULTIPLIES_BFLOAT16
 
 needs_extension = pytest.mark.skipif(
     not ops.build_info()["extension"], reason="the compiled operators are not built"
+)
+# Sizes that reach every block of the CPU kernels take long where CUDA code is emulated.
+of_cpu_blocks = pytest.mark.skipif(
+    "FLOWFUSE_TEST_EMULATOR" in os.environ, reason="of the blocks of the CPU kernels"
 )
 STRATEGIES = ["volume", "on_demand"]
 # Relative to the largest value: sums of C <= 37 products and 4 weights in float32 round by about
@@ -155,6 +160,7 @@ def test_reference_odd_sizes(strategy, shape0, shape1, levels, radius):
         assert_close(a, e, 1e-5)  # sums over up to 34^2 taps and 51 pixels of rounded values
 
 
+@of_cpu_blocks
 @needs_extension
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("reach", [0.7, 6.0, 400.0])
@@ -208,6 +214,7 @@ def test_edge_infinite_features(strategy):
     )
 
 
+@of_cpu_blocks
 @needs_extension
 def test_reference_many_pixels():
     """More pixels than the gradients of taps are kept of at a time."""
@@ -556,7 +563,9 @@ def test_opcheck_backward(needed):
 
 @needs_extension
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("shape", [(2, 130, 9, 11), (1, 33, 41, 53)])
+@pytest.mark.parametrize(
+    "shape", [(2, 130, 9, 11), pytest.param((1, 33, 41, 53), marks=of_cpu_blocks)]
+)
 def test_same_bits_for_thread_counts(strategy, shape):
     def run():
         f0, f1 = features(shape).requires_grad_(), features(shape).requires_grad_()
