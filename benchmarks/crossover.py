@@ -37,8 +37,8 @@ def compare(shape: Correlated, direction: str, device: str, budget: Budget) -> t
     strategies = {name: shape.ours(name, lookups) for name in ("volume", "on_demand")}
     cotangents = []
     if direction == "both":
-        with torch.no_grad():
-            cotangents = [torch.randn_like(v) for v in strategies["on_demand"](*maps)]
+        results = evaluate(strategies["on_demand"], maps, [])
+        cotangents = [torch.randn_like(values) for values in results]
     calls = {
         name: lambda algorithm=algorithm: evaluate(algorithm, maps, cotangents)
         for name, algorithm in strategies.items()

@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [FOLDER]    results and logs; default benchmarks/results/gpu-<date>
 #   PYTHON=python3                the interpreter that has a CUDA build of torch
 #   STEPS="build tests ..."       only these; default all, in the order below, the most valuable first
-#   LIMIT=240                     seconds a step may take; all steps that begin take at most 13 times as much
+#   LIMIT=240                     seconds a step may take; all steps that begin take at most 14 times as much
 #
 # No step stops the others. summary.txt has a line for each; the exit code is 1 where one failed.
 set -uo pipefail

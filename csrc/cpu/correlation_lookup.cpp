@@ -53,10 +53,11 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
   const Tensor exact = converted(coords, ScalarType::Double);
   const ScalarType dtype = f0.scalar_type();
   if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, exact, radius, dtype);
-  [[maybe_unused]] const bool all_bfloat16 = dtype == ScalarType::BFloat16 &&
-                            std::all_of(f1_levels.begin(), f1_levels.end(),
-                                        [&](const Tensor& level) { return level.scalar_type() == dtype; });
 #if FLOWFUSE_BFLOAT16_PRODUCTS
+  const bool all_bfloat16 =
+      dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(), [&](const Tensor& level) {
+        return level.scalar_type() == dtype;
+      });
   if (all_bfloat16 && cpu_capability() == CpuCapability::kAvx512Bf16) {
     return forward<float, BFloat16>(f0, f1_levels, exact, radius, dtype);
   }

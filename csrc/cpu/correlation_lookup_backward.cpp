@@ -51,17 +51,23 @@ FLOWFUSE_INLINE void in_passes(int64_t first, int64_t last, const Pass& pass) {
   for (; first < last; first += kAll) pass(std::integral_constant<int, 1>{}, first);
 }
 
+// Some channels of the four cells of a group.
+template <class T, int kBytes, int kVectors>
+FLOWFUSE_INLINE void load_group(const T* const* from, Vector<T, kBytes> (&to)[4][kVectors]) {
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) load(from[k] + v * kLanes<T, kBytes>, to[k][v]);
+  }
+}
+
 // Adds what the taps at four cells give to the gradients of f0 at the members.
 template <int kBytes, int kVectors, class T>
 FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members, T* grad) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V cell[4][kVectors];
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) load(cells[k] + v * kAll, cell[k][v]);
-  }
+  load_group<T, kBytes>(cells, cell);
   for (int m = 0; m < members.count; ++m) {
     const T* factor = members.factors[m];
     T* target = grad + members.features[m];
@@ -82,11 +88,7 @@ FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, T* const*
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V sum[4][kVectors];
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) load(grads[k] + v * kAll, sum[k][v]);
-  }
+  load_group<T, kBytes>(grads, sum);
   for (int m = 0; m < members.count; ++m) {
     const T* factor = members.factors[m];
     const T* features = f0 + members.features[m];

@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -22,9 +23,9 @@ namespace flowfuse {
 
 using torch::headeronly::BFloat16;
 
-constexpr int kMostCells = 512;                    // rows or columns of a footprint
-constexpr int kMostEmpty = 4;                      // cells of a footprint for each tap in it
-constexpr int64_t kChannelBytes = 64;              // channels are padded to whole vectors of every variant
+constexpr int kMostCells = 512;        // rows or columns of a footprint
+constexpr int kMostEmpty = 4;          // cells of a footprint for each tap in it
+constexpr int64_t kChannelBytes = 64;  // channels are padded to whole vectors of every variant
 
 template <class T, class F>
 struct FeatureLevel {
