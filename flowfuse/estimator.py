@@ -205,8 +205,8 @@ class Estimator:
             output = self.model(inputs, iterations=iterations)
         # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
         return Result(
-            output.control_points[-1].float().clone(),
-            output.uncertainty[-1].float().clone(),
+            output.control_points.float().clone(),
+            output.uncertainty.float().clone(),
             output.boundary.float().clone(),
             t0=t0,
             t1=t1,

@@ -24,6 +24,7 @@ class LossConfig:
         flow: weight of the trajectories' likelihood.
         absolute: weight of their absolute error beside it: the likelihood alone pulls a pixel the
             less, the wider the network thinks its error is, and starts slowly.
+        coarse: weight of the absolute error of the coarse estimates.
         decay: an earlier iteration counts this much of the next one.
         boundary: weight of the boundary maps' cross-entropy.
         matching: weight of the matching cross-entropy, which makes the latent common.
@@ -33,6 +34,7 @@ class LossConfig:
 
     flow: float = 1.0
     absolute: float = 0.25
+    coarse: float = 0.1
     decay: float = 0.8
     boundary: float = 1.0
     matching: float = 1.0
@@ -57,23 +59,27 @@ def supervised_loss(
     """Sum the supervised losses of one batch.
 
     Args:
-        output: of the network, with all iterations.
+        output: of the network.
         batch: collated training samples (:func:`flowfuse.data.dataset.scene_sample`) with their
             ``present`` [B, 3].
         config: the weights.
 
     Returns:
-        The loss (scalar), and its parts: ``flow``, ``boundary_event``, ``boundary_motion``,
-        ``matching``, and ``epe`` (px, at t1, last iteration; no gradient).
+        The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
+        ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient).
     """
     with torch.autocast(batch["flow"].device.type, enabled=False):
-        parts = {"flow": sequence_loss(output, batch, config.decay, config.absolute)}
+        parts = {
+            "flow": likelihood_loss(output, batch, config.absolute),
+            "coarse": sequence_loss(output, batch, config.decay),
+        }
         parts["boundary_event"], parts["boundary_motion"] = boundary_loss(
             output.boundary, batch["boundary"], (config.positive_event, config.positive_motion)
         )
         parts["matching"] = matching_loss(output, batch)
         loss = (
             config.flow * parts["flow"]
+            + config.coarse * parts["coarse"]
             + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
             + config.matching * parts["matching"]
         )
@@ -84,7 +90,7 @@ def supervised_loss(
 @torch.no_grad()
 def end_point_error(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean EPE at t1 of the last iteration over the valid pixels, px."""
-    error = (output.control_points[-1][:, -1] - batch["flow"][:, -1]).norm(dim=1)
+    error = (output.control_points[:, -1] - batch["flow"][:, -1]).norm(dim=1)
     return masked_mean(error, batch["valid"][:, -1])
 
 
@@ -101,21 +107,31 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return total / weight.sum().clamp(min=1)
 
 
-def sequence_loss(
-    output: ModelOutput, batch: Mapping[str, Tensor], decay: float, absolute: float
-) -> Tensor:
-    """Likelihood and absolute error at all given times, later iterations counting more."""
-    truth, valid = batch["flow"], batch["valid"]
-    iterations = output.control_points.shape[0]
+def likelihood_loss(output: ModelOutput, batch: Mapping[str, Tensor], absolute: float) -> Tensor:
+    """Likelihood and absolute error of the refined trajectories at all given times."""
+    flow = bezier(output.control_points, batch["tau"])  # [B, T, 2, H, W]
+    # An invalid truth may be NaN: it must not enter the backward at all.
+    error = torch.where(batch["valid"].unsqueeze(2), flow - batch["flow"], 0)
+    nll = negative_log_likelihood(error, output.uncertainty.unsqueeze(1))
+    return masked_mean((nll + absolute * error.abs()).mean(dim=2), batch["valid"])
+
+
+def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float) -> Tensor:
+    """Error of the coarse trajectories at the cells' centres, later iterations counting more."""
+    truth, valid = at_cells(batch["flow"]), at_cells(batch["valid"])
+    height, width = truth.shape[-2:]
+    iterations = output.coarse_points.shape[0]
     loss = truth.new_zeros(())
-    for i in range(iterations):
-        flow = bezier(output.control_points[i], batch["tau"])  # [B, T, 2, H, W]
-        # An invalid truth may be NaN: it must not enter the backward at all.
-        error = torch.where(valid.unsqueeze(2), flow - truth, 0)
-        nll = negative_log_likelihood(error, output.uncertainty[i].unsqueeze(1))
-        cost = (nll + absolute * error.abs()).mean(dim=2)
-        loss = loss + decay ** (iterations - 1 - i) * masked_mean(cost, valid)
+    for i, points in enumerate(output.coarse_points[..., :height, :width]):
+        error = torch.where(valid.unsqueeze(2), bezier(points, batch["tau"]) - truth, 0)
+        loss = loss + decay ** (iterations - 1 - i) * masked_mean(error.abs().mean(dim=2), valid)
     return loss
+
+
+def at_cells(images: Tensor) -> Tensor:
+    """What full-resolution images have at the centres of the latent's cells: [..., h, w]."""
+    centre = slice(STRIDE // 2, None, STRIDE)
+    return images[..., centre, centre]
 
 
 def boundary_loss(
@@ -147,8 +163,7 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     slices = events.shape[1] - 1
     present, tau = batch["present"], batch["tau"]
     # The truth is given at random times: a cubic through them gives it at the slices' times.
-    centres = (..., slice(STRIDE // 2, None, STRIDE), slice(STRIDE // 2, None, STRIDE))
-    cells, hidden = batch["flow"][centres], batch["occluded"][centres]
+    cells, hidden = at_cells(batch["flow"]), at_cells(batch["occluded"])
     # E_0 shows only where something fires: elsewhere there is nothing to match.
     activity = F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
     # Not all of the three have a value for a last cell that the image fills only in part.

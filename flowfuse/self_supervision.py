@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowfuse.geometry import inside, pixel_grid, sample
 from flowfuse.losses import check_loss_weights, end_point_error, masked_mean
-from flowfuse.model.flowfuse import ModelOutput
+from flowfuse.model.flowfuse import STRIDE, ModelOutput
 from flowfuse.ops import common_gradient
 from flowfuse.trajectory import bezier
 
@@ -53,7 +53,7 @@ def self_supervised_loss(
     """Sum the losses of one batch that need no truth.
 
     Args:
-        output: of the network, with all iterations.
+        output: of the network.
         batch: the network's inputs, collated (see :class:`flowfuse.model.ModelInputs`); where
             it has the truth as well, ``flow`` and ``valid``, the error is reported, not trained on.
         config: the weights.
@@ -61,11 +61,10 @@ def self_supervised_loss(
     Returns:
         The loss (scalar), and its parts for the last iteration; ``epe`` where there is truth.
     """
-    iterations = output.control_points.shape[0]
+    estimates = dense_estimates(output)
     total = output.control_points.new_zeros(())
     with torch.autocast(total.device.type, enabled=False):
-        for i in range(iterations):
-            points = output.control_points[i]
+        for i, points in enumerate(estimates):
             parts = {
                 "photometric": photometric_loss(points, batch),
                 "gradient_constancy": gradient_constancy_loss(points, batch),
@@ -74,11 +73,21 @@ def self_supervised_loss(
             }
             weights = (config.photometric, config.gradient, config.sharpness, config.smoothness)
             loss = sum(w * part for w, part in zip(weights, parts.values(), strict=True))
-            total = total + config.decay ** (iterations - 1 - i) * loss
+            total = total + config.decay ** (len(estimates) - 1 - i) * loss
     parts = {name: part.detach() for name, part in parts.items()}
     if "flow" in batch:
         parts["epe"] = end_point_error(output, batch)
     return total, parts
+
+
+def dense_estimates(output: ModelOutput) -> list[Tensor]:
+    """All estimates at full resolution, [B, n, 2, H, W] each: the coarse ones, then the refined."""
+    height, width = output.control_points.shape[-2:]
+    dense = []
+    for points in output.coarse_points:
+        field = F.interpolate(points.flatten(1, 2), scale_factor=float(STRIDE), mode="bilinear")
+        dense.append(field[..., :height, :width].unflatten(1, points.shape[1:3]))
+    return [*dense, output.control_points]
 
 
 def photometric_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -169,9 +169,7 @@ class Trainer:
         torch.manual_seed((config.seed * 2**32 + step) % 2**63)
         moved = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            output = self.network(
-                model_inputs(moved), iterations=config.iterations, all_iterations=True
-            )
+            output = self.network(model_inputs(moved), iterations=config.iterations)
         if config.supervision == "truth":
             loss, parts = supervised_loss(output, moved, config.loss)
         else:

@@ -312,7 +312,7 @@ def training_loss(model, inputs, supervision="truth", bf16=False):
     batch = {name: tensor.to(inputs.slices.device) for name, tensor in batch.items()}
     batch |= {name: getattr(inputs, name) for name in names}
     with torch.autocast(inputs.slices.device.type, torch.bfloat16, enabled=bf16):
-        output = model(inputs, all_iterations=True)
+        output = model(inputs)
     if supervision == "truth":
         return supervised_loss(output, batch, LossConfig())[0]
     return self_supervised_loss(output, batch, SelfSupervisionConfig())[0]
@@ -374,7 +374,7 @@ def test_a_training_step_does_not_wait_for_the_device(supervision):
     }
 
     def step() -> None:
-        gradients(model, losses[supervision](model(inputs, all_iterations=True)))
+        gradients(model, losses[supervision](model(inputs)))
 
     step()  # cuDNN and cuBLAS set themselves up
     torch.cuda.synchronize()

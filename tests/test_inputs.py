@@ -82,14 +82,14 @@ def test_no_events_are_zeros():
     empty = Events.empty(3, 4)
     assert slice_events(empty, 0, 100, slices=2, bins=3, height=3, width=4).abs().max() == 0
     assert sum_events(empty, 0, 100, 10, 10, 3, 4).abs().max() == 0
-    assert normalize_slices(torch.zeros(1, 3, 2, 8, 8)).abs().max() == 0
+    assert normalize_slices(torch.zeros(1, 3, 2, 8, 8), torch.ones(1, 3)).abs().max() == 0
 
 
 def test_normalization_masks_hot_pixels_and_keeps_edges():
     slices = torch.zeros(1, 2, 1, 16, 16)
     slices[..., 4, :] = 2.0  # an edge
     slices[0, :, 0, 12, 12] = 300.0  # a hot pixel
-    normal = normalize_slices(slices)
+    normal = normalize_slices(slices, torch.ones(1, 2))
     assert normal[..., 12, 12].abs().max() == 0
     # the percentile of a constant edge is its value
     assert (normal[..., 4, :] == 1).all()
@@ -100,5 +100,13 @@ def test_normalization_has_one_scale_for_all_slices():
     slices = torch.zeros(1, 2, 1, 16, 16)
     slices[0, 0, 0, ::2] = 1.0
     slices[0, 1, 0, ::2] = -2.0
-    normal = normalize_slices(slices)
+    normal = normalize_slices(slices, torch.ones(1, 2))
     assert normal[0, 1].min() == -1 and normal[0, 0].max() == 0.5
+
+
+def test_an_absent_slice_becomes_zero_and_has_no_say_in_the_scale():
+    slices = torch.zeros(1, 2, 1, 16, 16)
+    slices[0, 0] = 50.0
+    slices[0, 1, 0, ::2] = 2.0
+    normal = normalize_slices(slices, torch.tensor([[0.0, 1.0]]))
+    assert normal[0, 0].abs().max() == 0 and normal[0, 1].max() == 1

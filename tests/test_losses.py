@@ -6,6 +6,7 @@ import torch
 from flowfuse.losses import (
     LossConfig,
     boundary_loss,
+    likelihood_loss,
     masked_mean,
     matching_loss,
     sequence_loss,
@@ -18,8 +19,9 @@ def make_output(batch=1, iterations=2, slices=2, height=32, width=40, channels=8
     torch.manual_seed(0)
     cells = (-(-height // 8), -(-width // 8))
     return ModelOutput(
-        control_points=torch.randn(iterations, batch, 2, 2, height, width).requires_grad_(),
-        uncertainty=torch.randn(iterations, batch, 2, height, width).requires_grad_(),
+        control_points=torch.randn(batch, 2, 2, height, width).requires_grad_(),
+        uncertainty=torch.randn(batch, 2, height, width).requires_grad_(),
+        coarse_points=torch.randn(iterations, batch, 2, 2, *cells).requires_grad_(),
         boundary=torch.randn(batch, 2, height, width).requires_grad_(),
         event_latent=torch.randn(batch, slices + 1, channels, *cells).requires_grad_(),
         frame_latent=torch.randn(batch, 2, channels, *cells).requires_grad_(),
@@ -48,31 +50,43 @@ def test_masked_mean_divides_by_what_is_valid():
     assert masked_mean(values, torch.zeros(3, dtype=torch.bool)) == 0
 
 
-def test_sequence_loss_by_hand():
-    output = make_output(iterations=2)._replace(
-        control_points=torch.zeros(2, 1, 2, 2, 32, 40),
-        uncertainty=torch.full((2, 1, 2, 32, 40), 100.0),  # all weight on the narrow Laplace
+def test_likelihood_loss_by_hand():
+    output = make_output()._replace(
+        control_points=torch.zeros(1, 2, 2, 32, 40),
+        uncertainty=torch.full((1, 2, 32, 40), 100.0),  # all weight on the narrow Laplace
     )
     batch = make_batch()
     batch["flow"][:, :, 0] = 3.0  # u is off by 3 at all times, v is right
-    # per iteration: log 2 + mean(3, 0); iterations count 0.8 and 1
-    assert sequence_loss(output, batch, 0.8, 0.25).item() == pytest.approx(
-        1.8 * (math.log(2) + 1.5 + 0.25 * 1.5), rel=1e-5
+    # log 2 + mean(3, 0), and a quarter of the absolute error
+    assert likelihood_loss(output, batch, 0.25).item() == pytest.approx(
+        math.log(2) + 1.5 + 0.25 * 1.5, rel=1e-5
     )
+
+
+def test_sequence_loss_by_hand():
+    output = make_output()._replace(coarse_points=torch.zeros(2, 1, 2, 2, 4, 5))
+    batch = make_batch()
+    batch["flow"][..., 4::8, 4::8] = 2.0  # at the centres of the cells alone
+    # both estimates are off by 2; they count 0.8 and 1
+    assert sequence_loss(output, batch, 0.8).item() == pytest.approx(1.8 * 2)
 
 
 def test_invalid_truth_has_no_say():
     output, batch = make_output(), make_batch()
-    reference = sequence_loss(output, batch, 0.8, 0.25)
-    batch["valid"][..., :20] = False
-    batch["flow"][..., :20] = float("nan")
-    loss = sequence_loss(output, batch, 0.8, 0.25)
-    assert torch.isfinite(loss) and loss != reference
-    loss.backward()
-    assert output.control_points.grad[..., :20].abs().max() == 0
-    assert torch.isfinite(output.control_points.grad).all()
+
+    def loss():
+        return likelihood_loss(output, batch, 0.25) + sequence_loss(output, batch, 0.8)
+
+    reference = loss()
+    batch["valid"][..., :16] = False
+    batch["flow"][..., :16] = float("nan")
+    assert torch.isfinite(loss()) and loss() != reference
+    loss().backward()
+    for points, known in ((output.control_points, 16), (output.coarse_points, 2)):
+        assert points.grad[..., :known].abs().max() == 0
+        assert torch.isfinite(points.grad).all()
     batch["valid"][:] = False
-    assert sequence_loss(output, batch, 0.8, 0.25) == 0
+    assert loss() == 0
 
 
 def test_boundary_loss_weighs_rare_pixels():
@@ -148,13 +162,14 @@ def test_weights_that_cannot_be_are_refused(value):
 
 def test_total_is_the_weighted_sum():
     output, batch = make_output(), make_batch()
-    config = LossConfig(flow=2.0, boundary=3.0, matching=0.5)
+    config = LossConfig(flow=2.0, coarse=5.0, boundary=3.0, matching=0.5)
     loss, parts = supervised_loss(output, batch, config)
     expected = (
         2 * parts["flow"]
+        + 5 * parts["coarse"]
         + 3 * (parts["boundary_event"] + parts["boundary_motion"])
         + 0.5 * parts["matching"]
     )
     torch.testing.assert_close(loss, expected)
-    error = output.control_points[-1][:, -1].norm(dim=1).mean()
+    error = output.control_points[:, -1].norm(dim=1).mean()
     torch.testing.assert_close(parts["epe"], error)

@@ -60,18 +60,19 @@ def make_model(config, seed=0, settle=True):
 
 def flow(model, inputs, **options):
     with torch.no_grad():
-        return model(inputs, **options).control_points[-1]
+        return model(inputs, **options).control_points
 
 
 def test_shapes():
     inputs = make_inputs(TINY, batch=2)
-    output = make_model(TINY)(inputs, all_iterations=True)
-    assert output.control_points.shape == (2, 2, 2, 2, 40, 48)
-    assert output.uncertainty.shape == (2, 2, 2, 40, 48)
+    output = make_model(TINY)(inputs)
+    assert output.control_points.shape == (2, 2, 2, 40, 48)
+    assert output.uncertainty.shape == (2, 2, 40, 48)
+    assert output.coarse_points.shape == (3, 2, 2, 2, 5, 6)
     assert output.boundary.shape == (2, 2, 40, 48)
     assert output.event_latent.shape == (2, 3, 16, 5, 6)
     assert output.frame_latent.shape == (2, 2, 16, 5, 6)
-    assert make_model(TINY)(inputs, iterations=3).control_points.shape[0] == 1
+    assert make_model(TINY)(inputs, iterations=3).coarse_points.shape[0] == 4
 
 
 @pytest.mark.parametrize(("name", "million", "giga"), [("small", 1.5, 12), ("base", 4.0, 45)])
@@ -107,7 +108,7 @@ def test_every_switch_builds_runs_and_trains(change):
     config = replace(TINY, **change)
     model = make_model(config)
     inputs = make_inputs(config)
-    output = model(inputs, all_iterations=True)
+    output = model(inputs)
     loss, _ = supervised_loss(output, make_batch(inputs), LossConfig())
     loss.backward()
     assert torch.isfinite(loss)
@@ -157,7 +158,7 @@ def test_guided_fusion_is_concatenation_at_step_0():
 def test_gradients_reach_every_parameter():
     model = make_model(TINY).train()
     inputs = make_inputs(TINY, batch=2)
-    loss, _ = supervised_loss(model(inputs, all_iterations=True), make_batch(inputs), LossConfig())
+    loss, _ = supervised_loss(model(inputs), make_batch(inputs), LossConfig())
     loss.backward()
     dead = [
         name
@@ -332,6 +333,6 @@ def test_compile_takes_the_model_whole():
     inputs = make_inputs(TINY)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        result = compiled(inputs).control_points[-1]
+        result = compiled(inputs).control_points
     # 1e-4: decompositions round differently
     torch.testing.assert_close(result, flow(model, inputs), atol=1e-4, rtol=1e-4)

@@ -80,15 +80,18 @@ def test_smoothness_is_free_across_motion_boundaries_only():
 
 
 def test_gradients_reach_the_trajectories_and_not_the_boundary(batch, truth):
-    points = (0.5 * truth).expand(2, -1, -1, -1, -1, -1).clone().requires_grad_()
+    points = (0.5 * truth).clone().requires_grad_()
+    coarse = points.detach()[None, ..., 4::8, 4::8].repeat(2, 1, 1, 1, 1, 1).requires_grad_()
     boundary = torch.zeros(1, 2, 96, 128, requires_grad=True)
     latent = torch.zeros(1, 1, 1, 1, 1)
-    output = ModelOutput(points, torch.zeros(2, 1, 2, 96, 128), boundary, latent, latent)
+    output = ModelOutput(points, points, coarse, boundary, latent, latent)
     loss, parts = self_supervised_loss(output, batch, SelfSupervisionConfig())
     assert set(parts) == {"photometric", "gradient_constancy", "sharpness", "smoothness", "epe"}
     loss.backward()
-    assert torch.isfinite(points.grad).all()
-    assert (points.grad.abs().amax(dim=(1, 2, 3, 4, 5)) > 0).all()
+    for gradient in (points.grad, coarse.grad):
+        assert torch.isfinite(gradient).all()
+    assert points.grad.abs().max() > 0
+    assert (coarse.grad.abs().amax(dim=(1, 2, 3, 4, 5)) > 0).all()
     assert boundary.grad is None
 
 
@@ -99,8 +102,9 @@ def test_descending_the_losses_finds_the_motion(batch, truth):
     boundary = torch.zeros(1, 2, 96, 128)
     latent = torch.zeros(1, 1, 1, 1, 1)
     for _ in range(40):
-        points = shift.expand(-1, -1, -1, 96, 128)[None]
-        output = ModelOutput(points, points, boundary, latent, latent)
+        points = shift.expand(-1, -1, -1, 96, 128)
+        coarse = shift.new_zeros(0, 1, 3, 2, 12, 16)
+        output = ModelOutput(points, points, coarse, boundary, latent, latent)
         loss, _ = self_supervised_loss(output, batch, SelfSupervisionConfig())
         optimizer.zero_grad()
         loss.backward()

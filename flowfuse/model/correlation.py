@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from flowfuse.geometry import pixel_grid
 from flowfuse.ops import Correlation
-from flowfuse.trajectory import bezier
+from flowfuse.trajectory import bernstein, bezier
 
 
 class PairCorrelations:
-    """All correlations of one input, looked up along trajectories.
-
-    Pairs, in order: <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>. Pair k < K is looked up where
-    the trajectory is at tau_k = k / K, the last two where it is at 1.
+    """Correlations of several pairs of one input, looked up along trajectories.
 
     Args:
-        events: [B, K + 1, C, h, w] latents of the event slices.
-        frames: [B, 2, C, h, w] latents of the frames.
+        sources, targets: [B, P, C, h, w] latents; pair p correlates source p at every pixel with
+            target p around the pixel's place at tau_p.
+        tau: [P], when the target of each pair is, in (0, 1].
         radius, levels: window of each look-up, see :func:`flowfuse.ops.correlation_lookup`.
         strategy: ``"auto"``, ``"volume"`` or ``"on_demand"``.
     """
 
     def __init__(
-        self, events: Tensor, frames: Tensor, *, radius: int, levels: int, strategy: str = "auto"
+        self,
+        sources: Tensor,
+        targets: Tensor,
+        tau: Tensor,
+        *,
+        radius: int,
+        levels: int,
+        strategy: str = "auto",
     ) -> None:
-        batch, slices, channels, height, width = events.shape
-        self.batch, self.slices = batch, slices - 1
-        # Views: the index [0, 0] would be a tensor copied to a GPU, which waits for it.
-        reference = torch.cat(
-            [
-                values[:, :1].expand(-1, count, -1, -1, -1)
-                for values, count in ((events, self.slices), (frames, 2))
-            ],
-            dim=1,
-        )
-        target = torch.cat((events[:, 1:], frames[:, 1:], events[:, -1:]), dim=1)
+        self.batch, self.pairs, _, height, width = sources.shape
         self.correlation = Correlation(
-            reference.reshape(-1, channels, height, width),
-            target.reshape(-1, channels, height, width),
+            sources.flatten(0, 1),
+            targets.flatten(0, 1),
             levels=levels,
             radius=radius,
             strategy=strategy,
         )
-        tau = (
-            torch.arange(1, self.slices + 1, device=events.device, dtype=torch.float32)
-            / self.slices
-        )
-        self.tau = torch.cat((tau, tau.new_ones(2))).expand(batch, -1)  # [B, K + 2]
-        self.grid = pixel_grid(height, width, device=events.device)
+        self.tau = tau.expand(self.batch, -1)  # [B, P]
+        self.grid = pixel_grid(height, width, device=sources.device)
 
     def __call__(self, control_points: Tensor) -> Tensor:
         """Look up along trajectories.
@@ -58,59 +51,87 @@ class PairCorrelations:
             control_points: [B, n, 2, h, w] float32 in px of the latent.
 
         Returns:
-            [B, K + 2, levels (2 radius + 1)^2, h, w] float32.
+            [B, P, levels (2 radius + 1)^2, h, w] float32.
         """
-        return self.at(bezier(control_points, self.tau))
+        coords = bezier(control_points, self.tau) + self.grid
+        return self.correlation(coords.flatten(0, 1)).unflatten(0, (self.batch, self.pairs))
 
-    def at(self, displacements: Tensor) -> Tensor:
-        """Look each pair up at its own displacement.
 
-        Args:
-            displacements: [B, K + 2, 2, h, w] float32 in px of the latent.
+class Matches(NamedTuple):
+    """What correlation windows say of the motion.
 
-        Returns:
-            [B, K + 2, levels (2 radius + 1)^2, h, w] float32.
-        """
-        coords = displacements + self.grid
-        return self.correlation(coords.flatten(0, 1)).unflatten(0, (self.batch, self.slices + 2))
+    Attributes:
+        residual: [B, P, 2, h, w] float32, expected displacement of each pair's best match from
+            where it was looked up, px of the latent.
+        certainty: [B, P, 1, h, w] float32, log of the largest softmax weight; 0 = no doubt.
+        change: [B, n, 2, h, w] float32, change of the control points that follows from all pairs.
+    """
+
+    residual: Tensor
+    certainty: Tensor
+    change: Tensor
 
 
 class WindowMatching(nn.Module):
-    """Straight motion from the correlations around no motion: what matches best, where, how surely.
+    """What matches best, where, how surely: from correlation windows to trajectories.
 
     In each pair's window, over all levels, the softmax of the correlations gives an expected
-    displacement. Divided by the pair's tau it is a velocity, and the velocities are averaged by how
-    far each pair's softmax is from flat: an absent sense is flat and has no say.
+    displacement. The trajectory that fits the displacements of all pairs best, each at its own
+    time, is the solution of a small least-squares problem per pixel:
+
+        sum_p w_p |sum_i b_i(tau_p) P_i - d_p|^2 + s sum_i |P_(i+1) - 2 P_i + P_(i-1)|^2 -> min
+
+    with Bernstein weights b. A pair counts (w_p) by how far its softmax is from flat: an absent
+    sense is flat and has no say. The learned stiffness s keeps the motion uniform where the pairs
+    do not say otherwise.
 
     Args:
         radius, levels: as of the look-ups.
+        degree: n, control points of a trajectory.
     """
 
-    def __init__(self, radius: int, levels: int) -> None:
+    def __init__(self, radius: int, levels: int, degree: int) -> None:
         super().__init__()
         steps = torch.arange(-radius, radius + 1, dtype=torch.float32)
         x, y = torch.meshgrid(steps, steps, indexing="ij")  # x slow, as the look-up's channels
         window = torch.stack((x.flatten(), y.flatten()))  # [2, (2 r + 1)^2]
         offsets = torch.cat([window * 2**level for level in range(levels)], dim=1)
+        # Second differences of P_0 = 0, P_1 .. P_n: zero for uniform motion.
+        bend = torch.eye(degree) * -2 + torch.eye(degree).roll(1, 0).tril(-1)
+        bend = (bend + torch.eye(degree).roll(-1, 0).triu(1))[:-1]
         self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("stiffness", bend.T @ bend, persistent=False)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.log_trust = nn.Parameter(torch.zeros(()))
+        self.log_stiffness = nn.Parameter(torch.tensor(-2.0))
 
-    def forward(self, correlations: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, correlations: Tensor, tau: Tensor) -> Matches:
         """Match.
 
         Args:
-            correlations: [B, P, levels (2 radius + 1)^2, h, w] at zero displacement.
+            correlations: [B, P, levels (2 radius + 1)^2, h, w].
             tau: [B, P], when each pair's motion has got to.
 
         Returns:
-            [B, 2, h, w] displacement at tau = 1, px of the latent.
+            :class:`Matches`.
         """
-        scores = correlations * self.log_sharpness.exp()
-        weights = scores.softmax(dim=2)
-        expected = torch.stack(
-            [(weights * axis.view(1, 1, -1, 1, 1)).sum(dim=2) for axis in self.offsets], dim=2
-        )  # [B, P, 2, h, w]
-        sure = weights.amax(dim=2, keepdim=True).log() * self.log_trust.exp()
-        velocity = expected / tau[:, :, None, None, None]
-        return (velocity * sure.softmax(dim=1)).sum(dim=1)
+        height, width = correlations.shape[-2:]
+        # bfloat16 has eight bits: an offset of 12 cells would be good to half a px of the image.
+        with torch.autocast(correlations.device.type, enabled=False):
+            scores = correlations.float().flatten(3) * self.log_sharpness.exp()
+            weights = scores.softmax(dim=2)
+            residual = (self.offsets @ weights).unflatten(3, (height, width))
+            certainty = weights.amax(dim=2, keepdim=True).log().unflatten(3, (height, width))
+            share = (certainty * self.log_trust.exp()).softmax(dim=1)
+            return Matches(residual, certainty, self._fit(residual, share, tau))
+
+    def _fit(self, residual: Tensor, share: Tensor, tau: Tensor) -> Tensor:
+        basis = bernstein(len(self.stiffness), tau)  # [B, P, n]
+        outer = (basis.unsqueeze(-1) * basis.unsqueeze(-2)).flatten(2)  # [B, P, n n]
+        share = share.flatten(2).transpose(1, 2)  # [B, h w, P]
+        normal = (share @ outer).unflatten(2, self.stiffness.shape)
+        normal = normal + self.log_stiffness.exp() * self.stiffness
+        weighted = residual.flatten(3).permute(0, 3, 1, 2) * share.unsqueeze(-1)  # [B, h w, P, 2]
+        moments = basis.transpose(1, 2).unsqueeze(1) @ weighted  # [B, h w, n, 2]
+        change = torch.linalg.solve_ex(normal, moments).result
+        return change.permute(0, 2, 3, 1).unflatten(3, residual.shape[-2:])

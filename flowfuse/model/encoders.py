@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LARGEST_CORRELATION = 12.0  # at the start: sharp enough for a softmax over a window
 
 
 class ResidualBlock(nn.Module):
@@ -61,11 +64,12 @@ class Trunk(nn.Module):
         self.norm = nn.GroupNorm(group_count(channels), channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
         self.project = nn.Conv2d(channels, channels, 1)
-        # Correlations of a few units from the start: a softmax over a window can then be sharp.
-        nn.init.orthogonal_(self.project.weight, gain=1.5)
+        self.log_length = nn.Parameter(torch.tensor(LARGEST_CORRELATION * channels**0.5).log() / 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.blocks(activate(self.norm(self.down(x)))))
+        x = self.project(self.blocks(activate(self.norm(self.down(x)))))
+        # Vectors of one length: correlations compare directions, contrast has no say.
+        return (F.normalize(x.float(), dim=1) * self.log_length.exp()).to(x.dtype)
 
 
 def activate(x: Tensor) -> Tensor:

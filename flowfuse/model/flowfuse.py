@@ -4,7 +4,7 @@ slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations --------------
 frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
 frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
                                                       |                           v
-trajectories <- recurrent update <- propagation <- gates <-------------------- tokens
+refinement <- recurrent update <- propagation <- gates <---------------------- tokens
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from flowfuse.model.correlation import PairCorrelations, WindowMatching
 from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates
 from flowfuse.model.inputs import ModelInputs, normalize_slices
-from flowfuse.model.update import ConvGRU, FirstEstimate, MotionEncoder, UpdateHead, UpsampleMask
-from flowfuse.ops import common_gradient, convex_upsample
+from flowfuse.model.refinement import Refinement
+from flowfuse.model.update import (
+    ConvGRU,
+    FirstEstimate,
+    MotionEncoder,
+    UpdateHead,
+    start_at_zero,
+)
+from flowfuse.ops import common_gradient
 from flowfuse.trajectory import bezier
 
-STRIDE = 8
+STRIDE = 8  # of the latent, px
+STEM_STRIDE = 4
 MINIMUM_SIZE = 16
 MAX_WINDOW = 16  # radius and levels of a correlation lookup that the operators take
 
@@ -69,7 +77,7 @@ class ModelConfig:
     boundary_channels: int = 24
     blocks: int = 1
     degree: int = 3
-    iterations: int = 3
+    iterations: int = 2
     radius: int = 3
     levels: int = 3
     dilations: tuple[int, ...] = (1, 2, 4, 8)
@@ -113,6 +121,14 @@ class ModelConfig:
 
 
 CONFIGS = {
+    "nano": ModelConfig(
+        name="nano",
+        stem_channels=16,
+        channels=32,
+        hidden=32,
+        token_channels=16,
+        boundary_channels=16,
+    ),
     "small": ModelConfig(),
     "base": ModelConfig(
         name="base",
@@ -123,7 +139,7 @@ CONFIGS = {
         token_channels=32,
         boundary_channels=32,
         blocks=2,
-        iterations=5,
+        iterations=4,
         radius=4,
         levels=4,
     ),
@@ -131,12 +147,14 @@ CONFIGS = {
 
 
 class ModelOutput(NamedTuple):
-    """What :class:`FlowFuse` gives; I = all iterations, or 1 (the last).
+    """What :class:`FlowFuse` gives.
 
     Attributes:
-        control_points: [I, B, n, 2, H, W] float32, px; the last point is the flow to t1.
-        uncertainty: [I, B, 2, H, W] float32: logit of the weight of the narrow Laplace (scale 1 px)
+        control_points: [B, n, 2, H, W] float32, px; the last point is the flow to t1.
+        uncertainty: [B, 2, H, W] float32: logit of the weight of the narrow Laplace (scale 1 px)
             and a raw value whose softplus is the log of the wide one's scale in px.
+        coarse_points: [I + 1, B, n, 2, h, w] float32, px, at 1/8: the first estimate, and what each
+            of the I iterations made of it.
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
         event_latent: [B, K + 1, C, h, w] latents of the event slices.
         frame_latent: [B, 2, C, h, w] latents of the frames.
@@ -144,6 +162,7 @@ class ModelOutput(NamedTuple):
 
     control_points: Tensor
     uncertainty: Tensor
+    coarse_points: Tensor
     boundary: Tensor
     event_latent: Tensor
     frame_latent: Tensor
@@ -161,12 +180,15 @@ class FlowFuse(nn.Module):
         self.config = config
         slices, channels, hidden = config.slices, config.channels, config.hidden
         pairs = slices + 2
+        guided = config.fusion == "guided"
         if config.events:
             self.event_stem = EventStem(config.bins, config.stem_channels)
         if config.frames:
             self.frame_stem = FrameStem(config.stem_channels)
         self.trunk = Trunk(config.stem_channels, channels, config.blocks)
-        self.matching = WindowMatching(config.radius, config.levels)
+        tau = torch.tensor([*(k / slices for k in range(1, slices + 1)), 1.0, 1.0])
+        self.register_buffer("tau", tau, persistent=False)
+        self.matching = WindowMatching(config.radius, config.levels, config.degree)
         self.first_estimate = FirstEstimate((slices + 3) * channels, channels, config.degree)
         if config.boundary:
             cues = 7 if config.common_gradient else 3
@@ -174,27 +196,34 @@ class FlowFuse(nn.Module):
                 cues + 3, config.stem_channels, config.boundary_channels
             )
         window = config.levels * (2 * config.radius + 1) ** 2
-        self.tokens = CorrelationTokens(window, slices, config.token_channels)
-        cue_channels = 2 + 1 + (slices + 1) + 2 + 3
+        self.tokens = CorrelationTokens(window, (slices, 1, 1), config.token_channels)
+        cue_channels = 1 + (slices + 1) + 2 + 3
         self.context = nn.Conv2d(3 * channels + cue_channels, 2 * hidden, 3, padding=1)
         self.context_norm = nn.GroupNorm(group_count(2 * hidden), 2 * hidden)
-        if config.fusion == "guided":
-            self.gates = TokenGates(cue_channels, pairs)
+        if guided:
+            self.gates = TokenGates(2 + cue_channels, pairs)
+            self.boundary_context = start_at_zero(nn.Conv2d(2, 2 * hidden, 3, padding=1))
             self.propagation = BoundaryPropagation(hidden, hidden, config.dilations)
         self.motion = MotionEncoder(pairs * config.token_channels, config.degree, hidden)
         self.update = ConvGRU(hidden, hidden, hidden)
         self.head = UpdateHead(hidden, config.degree)
-        self.mask = UpsampleMask(hidden, STRIDE)
+        self.refinement = Refinement(
+            config.stem_channels,
+            config.token_channels,
+            hidden,
+            guided=guided,
+            slices=slices,
+            degree=config.degree,
+            radius=config.radius,
+            stride=STEM_STRIDE,
+        )
 
-    def forward(
-        self, inputs: ModelInputs, iterations: int | None = None, all_iterations: bool = False
-    ) -> ModelOutput:
+    def forward(self, inputs: ModelInputs, iterations: int | None = None) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
         Args:
             inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
             iterations: recurrent updates; the configuration's number by default.
-            all_iterations: keep the estimates of all iterations (for the loss).
 
         Returns:
             :class:`ModelOutput`.
@@ -210,42 +239,45 @@ class FlowFuse(nn.Module):
         inputs = self._prepare(inputs)
 
         event_stem, frame_stem, events, frames = self._encode(inputs)
-        correlations = PairCorrelations(
-            events, frames, radius=config.radius, levels=config.levels, strategy=config.correlation
-        )
+        correlations = self._correlate(events, frames)
         points = self._first_points(events, frames, correlations)
-        boundary, cues = self._localize(inputs, event_stem, frame_stem, points.detach())
-        context = torch.cat(
-            (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype)), dim=1
-        )
-        state, context = self.context_norm(self.context(context)).chunk(2, dim=1)
-        state, context = torch.tanh(state), activate(context)
+        boundary, agreement = self._localize(inputs, event_stem, frame_stem, points.detach())
+        coarse_boundary = shrink(boundary, STRIDE)
+        cues = self._cues(inputs, agreement)
+        state, context = self._context(events, frames, cues, coarse_boundary)
         update_context = self.update.context(context)
         if config.fusion == "guided":
-            gates = self.gates(cues)
-            weights = self.propagation.weights(context, cues[:, :2])
+            gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
+            weights = self.propagation.weights(context, coarse_boundary)
 
-        kept = []
+        coarse = [points]
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            tokens = self.tokens(correlations(here.unflatten(1, (config.degree, 2))))
+            windows = correlations(here.unflatten(1, (config.degree, 2)))
+            matches = self.matching(windows, correlations.tau)
+            tokens = self.tokens(windows, matches)
             if config.fusion == "guided":
                 tokens = tokens * gates.to(tokens.dtype)
-            motion = self.motion(tokens.flatten(1, 2), here)
+            known = torch.cat((here, matches.change.flatten(1, 2)), dim=1)
+            motion = self.motion(tokens.flatten(1, 2), known)
             if config.fusion == "guided":
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
-            change, uncertainty = self.head(state)
-            points = (points if iteration == 0 else here) + change
-            if all_iterations or iteration == iterations - 1:
-                field = torch.cat((points * STRIDE, uncertainty), dim=1)
-                field = convex_upsample(field, self.mask(state), STRIDE)
-                kept.append(field[..., :height, :width])
-        fields = torch.stack(kept)  # [I, B, 2 n + 2, H, W]
+            points = (points if iteration == 0 else here) + self.head(state)
+            coarse.append(points)
+        refined = self.refinement(
+            points.detach(),
+            state,
+            event_stem,
+            frame_stem,
+            shrink(boundary, STEM_STRIDE),
+            config.correlation,
+        )
         return ModelOutput(
-            control_points=fields[:, :, :-2].unflatten(2, (config.degree, 2)),
-            uncertainty=fields[:, :, -2:],
+            control_points=refined.control_points[..., :height, :width],
+            uncertainty=refined.uncertainty[..., :height, :width],
+            coarse_points=STRIDE * torch.stack(coarse).unflatten(2, (config.degree, 2)),
             boundary=boundary[..., :height, :width],
             event_latent=events,
             frame_latent=frames,
@@ -281,12 +313,12 @@ class FlowFuse(nn.Module):
         present = torch.stack(
             [inputs.present[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
         )
-        has_frames, has_events, has_history = (present[:, i].view(-1, 1, 1, 1) for i in range(3))
-        history = torch.ones_like(inputs.slices[:, :, :1, :1, :1])
-        history[:, 0] = has_history
-        slices = inputs.slices * has_events.unsqueeze(1) * history
+        has_frames, has_events = (present[:, i].view(-1, 1, 1, 1) for i in range(2))
+        history = torch.ones_like(present[:, :1]).repeat(1, config.slices + 1)
+        history[:, 0] = present[:, 2]
+        slices = normalize_slices(inputs.slices, history * present[:, 1:2])
         return ModelInputs(
-            slices=pad_to_multiple(normalize_slices(slices), STRIDE, mode="constant"),
+            slices=pad_to_multiple(slices, STRIDE, mode="constant"),
             frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, STRIDE),
             frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, STRIDE),
             event_sum=pad_to_multiple(inputs.event_sum * has_events, STRIDE, mode="constant"),
@@ -295,83 +327,108 @@ class FlowFuse(nn.Module):
         )
 
     def _encode(self, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return both stems' features at t0 and the latents [B, K + 1 | 2, C, h, w]."""
+        """Return stems [B, K + 1 | 2, C_stem, H/4, W/4] and latents [B, K + 1 | 2, C, h, w].
+
+        An absent modality would still give the features of an empty image: they are made zero.
+        """
         batch, slices = inputs.slices.shape[:2]
+        has_frames, has_events = (inputs.present[:, i].view(-1, 1, 1, 1, 1) for i in range(2))
         stems = []
         if self.config.events:
-            stem = self.event_stem(inputs.slices.flatten(0, 1))
-            stems.append(stem.unflatten(0, (batch, slices)))
+            stem = self.event_stem(inputs.slices.flatten(0, 1)).unflatten(0, (batch, slices))
+            stems.append(stem * has_events.to(stem.dtype))
         if self.config.frames:
             stem = self.frame_stem(torch.cat((inputs.frame0, inputs.frame1)) - 0.5)
-            stems.append(stem.unflatten(0, (2, batch)).transpose(0, 1))
-        latent = self.trunk(torch.cat(stems, dim=1).flatten(0, 1)).unflatten(0, (batch, -1))
+            stem = stem.unflatten(0, (2, batch)).transpose(0, 1)
+            stems.append(stem * has_frames.to(stem.dtype))
+        stem = torch.cat(stems, dim=1)
+        latent = self.trunk(stem.flatten(0, 1)).unflatten(0, (batch, -1))
+        absent = torch.zeros_like(latent[:, :1]), torch.zeros_like(stem[:, :1])
         if not self.config.events:
-            events, event_stem = (
-                torch.zeros_like(latent[:, :1]).expand(-1, slices, -1, -1, -1),
-                None,
-            )
-            frames, frame_stem = latent, stems[0][:, 0]
-        elif not self.config.frames:
-            events, event_stem = latent, stems[0][:, 0]
-            frames, frame_stem = torch.zeros_like(latent[:, :2]), None
-        else:
-            events, frames = latent[:, :slices], latent[:, slices:]
-            event_stem, frame_stem = stems[0][:, 0], stems[1][:, 0]
-        # An absent modality would still give the latent of an empty image: make it zero.
-        has_frames, has_events = (
-            inputs.present[:, i].view(-1, 1, 1, 1, 1).to(latent.dtype) for i in range(2)
+            none, no_stem = (value.expand(-1, slices, -1, -1, -1) for value in absent)
+            return no_stem, stem, none, latent * has_frames.to(latent.dtype)
+        if not self.config.frames:
+            none, no_stem = (value.expand(-1, 2, -1, -1, -1) for value in absent)
+            return stem, no_stem, latent * has_events.to(latent.dtype), none
+        events, frames = latent.split((slices, 2), dim=1)
+        return (
+            *stem.split((slices, 2), dim=1),
+            events * has_events.to(latent.dtype),
+            frames * has_frames.to(latent.dtype),
         )
-        event_stem = torch.zeros_like(frame_stem) if event_stem is None else event_stem
-        frame_stem = torch.zeros_like(event_stem) if frame_stem is None else frame_stem
-        return event_stem, frame_stem, events * has_events, frames * has_frames
+
+    def _correlate(self, events: Tensor, frames: Tensor) -> PairCorrelations:
+        """Pair <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>."""
+        config = self.config
+        # Views: the index [0, 0] would be a tensor copied to a GPU, which waits for it.
+        sources = [
+            values[:, :1].expand(-1, count, -1, -1, -1)
+            for values, count in ((events, config.slices), (frames, 2))
+        ]
+        return PairCorrelations(
+            torch.cat(sources, dim=1),
+            torch.cat((events[:, 1:], frames[:, 1:], events[:, -1:]), dim=1),
+            self.tau,
+            radius=config.radius,
+            levels=config.levels,
+            strategy=config.correlation,
+        )
 
     def _first_points(
         self, events: Tensor, frames: Tensor, correlations: PairCorrelations
     ) -> Tensor:
-        """Return first control points [B, 2 n, h, w]: a straight match plus a regressed part."""
-        degree = self.config.degree
-        still = correlations.grid.new_zeros(*correlations.tau.shape, *correlations.grid.shape)
-        straight = self.matching(correlations.at(still), correlations.tau)
+        """Return first control points [B, 2 n, h, w]: matches around rest, and a regressed part."""
         regressed = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
-        return regressed + torch.cat([straight * (i / degree) for i in range(1, degree + 1)], dim=1)
+        still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
+        matches = self.matching(correlations(still), correlations.tau)
+        return regressed + matches.change.flatten(1, 2)
+
+    def _context(
+        self, events: Tensor, frames: Tensor, cues: Tensor, boundary: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first recurrent state and the features that stay, [B, hidden, h, w] each."""
+        features = (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype))
+        context = self.context(torch.cat(features, dim=1))
+        if self.config.fusion == "guided":
+            context = context + self.boundary_context(boundary)
+        state, context = self.context_norm(context).chunk(2, dim=1)
+        return torch.tanh(state), activate(context)
 
     def _localize(
         self, inputs: ModelInputs, event_stem: Tensor, frame_stem: Tensor, points: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return boundary logits [B, 2, H, W] and the cues of the fusion at 1/8 [B, cues, h, w]."""
+        """Return boundary logits [B, 2, H, W] and the agreement S [B, 1, H, W]."""
         config = self.config
         height, width = inputs.frame0.shape[-2:]
-        present = inputs.present[:, :, None, None].expand(-1, -1, height, width)
         agreement = torch.zeros_like(inputs.frame0)
-        boundary = torch.zeros_like(inputs.event_sum).expand(-1, 2, -1, -1)
-        coarse = torch.zeros_like(points[:, :2])
-        if config.boundary:
-            raw = (inputs.frame0, inputs.frame1, torch.asinh(inputs.event_sum))
-            if config.common_gradient:
-                # The gradient equation holds over short motion only: predict what slice E_1 saw.
-                first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
-                short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
-                gradients = common_gradient(
-                    inputs.frame0, inputs.frame1, inputs.event_sum, short
-                ).float()
-                agreement = gradients[:, 4:5]
-                raw = (torch.asinh(4 * gradients), inputs.slices[:, 1].sum(1, keepdim=True))
-            boundary = self.localizer(
-                torch.cat((*raw, present), dim=1), event_stem, frame_stem, points[:, -2:]
-            )
-            coarse = shrink(boundary, STRIDE)
+        if not config.boundary:
+            return torch.zeros_like(inputs.event_sum).expand(-1, 2, -1, -1), agreement
+        raw = (inputs.frame0, inputs.frame1, compress(inputs.event_sum))
+        if config.common_gradient:
+            # The gradient equation holds over short motion only: predict what slice E_1 saw.
+            first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
+            short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
+            gradients = common_gradient(inputs.frame0, inputs.frame1, inputs.event_sum, short)
+            gradients = gradients.float()
+            agreement = gradients[:, 4:5]
+            raw = (compress(4 * gradients), inputs.slices[:, 1].sum(1, keepdim=True))
+        present = inputs.present[:, :, None, None].expand(-1, -1, height, width)
+        boundary = self.localizer(
+            torch.cat((*raw, present), dim=1), event_stem[:, 0], frame_stem[:, 0], points[:, -2:]
+        )
+        return boundary, agreement
+
+    def _cues(self, inputs: ModelInputs, agreement: Tensor) -> Tensor:
+        """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
         density = F.avg_pool2d(inputs.slices.abs().sum(2), STRIDE)  # [B, K + 1, h, w]
         flat = torch.cat((inputs.exposure, inputs.present), dim=1)[:, :, None, None]
-        cues = torch.cat(
-            (
-                coarse,
-                F.avg_pool2d(agreement, STRIDE),
-                density,
-                flat.expand(-1, -1, *density.shape[-2:]),
-            ),
-            dim=1,
-        )
-        return boundary, cues
+        flat = flat.expand(-1, -1, *density.shape[-2:])
+        return torch.cat((F.avg_pool2d(agreement, STRIDE), density, flat), dim=1)
+
+
+def compress(x: Tensor) -> Tensor:
+    """x / sqrt(1 + |x|): linear near zero, a signed root far from it; cheaper than asinh."""
+    return x * torch.rsqrt(1 + x.abs())
 
 
 def luma(frame: Tensor) -> Tensor:

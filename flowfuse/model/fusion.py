@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.model.correlation import Matches
 from flowfuse.model.encoders import activate
+from flowfuse.model.update import start_at_zero
 
 DIRECTIONS = (
     (-1, -1),
@@ -26,21 +28,27 @@ DIRECTIONS = (
 
 
 class CorrelationTokens(nn.Module):
-    """Turn each pair's correlation window into a token; the event pairs share their weights."""
+    """Turn each pair's correlation window and best match into a token.
 
-    def __init__(self, window: int, slices: int, channels: int) -> None:
+    Args:
+        window: channels of a correlation window.
+        kinds: how many pairs share their weights: (K, 1, 1) = K event pairs, frames, cross.
+        channels: of a token.
+    """
+
+    def __init__(self, window: int, kinds: tuple[int, ...], channels: int) -> None:
         super().__init__()
-        self.slices = slices
-        self.event = nn.Conv2d(window, channels, 1)
-        self.frame = nn.Conv2d(window, channels, 1)
-        self.cross = nn.Conv2d(window, channels, 1)
+        self.kinds = kinds
+        self.read = nn.ModuleList(nn.Conv2d(window + 3, channels, 1) for _ in kinds)
 
-    def forward(self, correlations: Tensor) -> Tensor:
-        """[B, K + 2, window, h, w] -> tokens [B, K + 2, channels, h, w]."""
-        events = self.event(correlations[:, :-2].flatten(0, 1)).unflatten(0, (-1, self.slices))
-        frame = self.frame(correlations[:, -2])
-        cross = self.cross(correlations[:, -1])
-        return activate(torch.cat((events, frame.unsqueeze(1), cross.unsqueeze(1)), dim=1))
+    def forward(self, correlations: Tensor, matches: Matches) -> Tensor:
+        """[B, P, window, h, w] and what matches there -> tokens [B, P, channels, h, w]."""
+        values = torch.cat((correlations, matches.residual, matches.certainty), dim=2)
+        tokens = [
+            read(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            for read, part in zip(self.read, values.split(self.kinds, dim=1), strict=True)
+        ]
+        return activate(torch.cat(tokens, dim=1))
 
 
 class TokenGates(nn.Module):
@@ -53,9 +61,7 @@ class TokenGates(nn.Module):
     def __init__(self, cues: int, tokens: int, channels: int = 32) -> None:
         super().__init__()
         self.hidden = nn.Conv2d(cues, channels, 3, padding=1)
-        self.gate = nn.Conv2d(channels, tokens, 1)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
+        self.gate = start_at_zero(nn.Conv2d(channels, tokens, 1))
 
     def forward(self, cues: Tensor) -> Tensor:
         """[B, cues, h, w] -> [B, tokens, 1, h, w] in (0, 2)."""
@@ -84,9 +90,7 @@ class BoundaryPropagation(nn.Module):
         # Strengths are learned through exp: they keep their sign. One pair (B_e, B_m) a step.
         self.log_strength = nn.Parameter(torch.tensor([[0.0, 1.5]]).repeat(len(dilations), 1))
         self.value = nn.Conv2d(channels, channels // 2, 1)
-        self.output = nn.Conv2d(channels // 2, channels, 1)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = start_at_zero(nn.Conv2d(channels // 2, channels, 1))
 
     def weights(self, context: Tensor, boundary: Tensor) -> list[Tensor]:
         """Attention weights of every step.

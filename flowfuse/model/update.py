@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from flowfuse.model.encoders import ResidualBlock, activate, group_count
 
-START_LOG_SCALE = 2.5  # of the wide Laplace: about 13 px
-
 
 class FirstEstimate(nn.Module):
     """Regress trajectories from all latents at 1/16 and 1/32, where large motions are small.
@@ -45,12 +43,15 @@ class FirstEstimate(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Merge the tokens with the present estimate: [B, tokens C_t, h, w] -> [B, channels, h, w]."""
+    """Merge the tokens with the present estimate and the change that the matches propose.
+
+    [B, tokens C_t, h, w] and [B, 4 n, h, w] -> [B, channels, h, w].
+    """
 
     def __init__(self, token_channels: int, degree: int, channels: int) -> None:
         super().__init__()
         self.tokens = nn.Conv2d(token_channels, channels, 1)
-        self.points = nn.Conv2d(2 * degree, channels // 2, 3, padding=1)
+        self.points = nn.Conv2d(4 * degree, channels // 2, 3, padding=1)
         self.mix = nn.Conv2d(channels + channels // 2, channels, 3, padding=1)
         # Correlations have no natural scale; unnormalized they would saturate the recurrent state.
         self.norm = nn.GroupNorm(group_count(channels), channels)
@@ -81,26 +82,21 @@ class ConvGRU(nn.Module):
 
 
 class UpdateHead(nn.Module):
-    """Read the state: changes of control points and the two uncertainty channels."""
+    """Read changes of the control points, px of the latent: [B, hidden, h, w] -> [B, 2 n, h, w].
+
+    Args:
+        hidden: channels of the state.
+        degree: control points per trajectory.
+    """
 
     def __init__(self, hidden: int, degree: int) -> None:
         super().__init__()
-        self.degree = degree
         self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.out = nn.Conv2d(hidden, 2 * degree + 2, 3, padding=1)
+        self.out = nn.Conv2d(hidden, 2 * degree, 3, padding=1)
         start_near_zero(self.out)
-        # The errors of the first steps are many px: a scale that starts small would be driven up
-        # through the state, and saturate it.
-        nn.init.constant_(self.out.bias[2 * degree + 1 :], START_LOG_SCALE)
 
-    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Read [B, hidden, h, w].
-
-        Returns:
-            changes [B, 2 n, h, w] in px of the latent, and uncertainty [B, 2, h, w].
-        """
-        out = self.out(activate(self.mix(state))).float()
-        return out[:, : 2 * self.degree], out[:, 2 * self.degree :]
+    def forward(self, state: Tensor) -> Tensor:
+        return self.out(activate(self.mix(state))).float()
 
 
 def start_near_zero(layer: nn.Conv2d) -> None:
@@ -109,14 +105,20 @@ def start_near_zero(layer: nn.Conv2d) -> None:
     nn.init.zeros_(layer.bias)
 
 
+def start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start without any say: what the layer's output is added to is as it would be without it."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class UpsampleMask(nn.Module):
-    """Weights of the convex upsampling: [B, hidden, h, w] -> [B, 9 factor^2, h, w]."""
+    """Weights of the convex upsampling: [B, channels, h, w] -> [B, 9 factor^2, h, w] float32."""
 
-    def __init__(self, hidden: int, factor: int) -> None:
+    def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.out = nn.Conv2d(hidden, 9 * factor * factor, 1)
+        self.out = nn.Conv2d(channels, 9 * factor * factor, 1)
 
-    def forward(self, state: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         # A quarter keeps the softmax from saturating early, as RAFT found.
-        return 0.25 * self.out(activate(self.mix(state))).float()
+        return 0.25 * self.out(features).float()

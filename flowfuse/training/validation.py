@@ -80,7 +80,7 @@ class Validator:
                 if name != "fused" and not both:
                     continue
                 batch = default_collate([show(sample) for sample in samples])
-                flow = bezier(self._run(model, batch).control_points[-1], batch["tau"])
+                flow = bezier(self._run(model, batch).control_points, batch["tau"])
                 error = (flow - batch["flow"]).norm(dim=2)  # [B, T, H, W]
                 end = means["epe" if name == "fused" else f"epe_{name}"]
                 end.add(error[:, -1], batch["valid"][:, -1])
@@ -102,7 +102,7 @@ class Validator:
         for i, sample in enumerate(samples):
             row = _draw_scene(
                 sample,
-                output.control_points[-1, i, -1].numpy(),
+                output.control_points[i, -1].numpy(),
                 torch.sigmoid(output.boundary[i]).numpy(),
             )
             labels += row
