@@ -342,6 +342,7 @@ def test_textures_from_a_folder(tmp_path):
         ({"height": 8}, "height"),
         ({"frames": 1}, "frames"),
         ({"max_step": 0.0}, "max_step"),
+        ({"split": "val"}, "split must be one of train, test, got 'val'"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
@@ -432,6 +433,8 @@ def test_kept_samples_are_the_same_bits(tmp_path):
     assert same(kept[1], fresh)
     # Other settings do not see it.
     assert dataset(cache=tmp_path, bins=3)[1]["slices"].shape[1] == 3
+    assert not same(dataset(cache=tmp_path, split="test")[1], fresh)
+    assert same(dataset(cache=tmp_path, split="train")[1], fresh)
     files[0].write_bytes(files[0].read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"damaged.*delete"):
         kept[1]
@@ -449,6 +452,7 @@ def test_different_seeds_have_no_scene_in_common():
         ({"preset": {"fast": -1.0}}, "weights"),
         ({"count": -1}, "count"),
         ({"seed": -1}, "seed"),
+        ({"split": "val"}, "split must be one of train, test, got 'val'"),
     ],
 )
 def test_bad_datasets_are_named(change, message):

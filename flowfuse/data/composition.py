@@ -16,16 +16,17 @@ import torch
 from numpy.random import Generator
 
 from flowfuse.data.motion import (
+    BRAKING_CURVES,
+    CURVES,
     Camera,
-    Curve,
     LayerMotion,
     Motion,
+    SmoothCurve,
     WorldPlaneMotion,
-    braking_curve,
-    random_curve,
     transfer,
 )
 from flowfuse.data.planes import Plane
+from flowfuse.data.presets import Split
 from flowfuse.data.textures import make_shape, make_texture, rectangle_mask
 
 MARGIN = 3  # empty texels around a bounded texture: its soft edge ends before the border
@@ -45,6 +46,7 @@ class Layout:
             too little contrast (below ``faint``) for events.
         faint: peak-to-peak log contrast of the part without events.
         middle: tau at which objects pass their place in the image.
+        split: which families of textures and of motion to use.
         images: files for textures; empty = procedural ones only.
         device: where planes are rendered.
     """
@@ -58,6 +60,7 @@ class Layout:
     extremes: bool
     faint: float
     middle: float
+    split: Split
     images: tuple[Path, ...]
     device: torch.device | str
 
@@ -98,11 +101,14 @@ def _draw_displacement(rng: Generator, layout: Layout) -> float:
     return float(np.exp(rng.uniform(np.log(min(low, high / 2)), np.log(high))))
 
 
-def _curve(rng: Generator, layout: Layout, direction: np.ndarray) -> Curve:
+def _curve(rng: Generator, layout: Layout, direction: np.ndarray) -> SmoothCurve:
     if layout.braking:
         # Over long exposures the change between the means is 0.6 of the one between the instants.
-        return braking_curve(rng, direction, rng.uniform(0.6, 0.9))
-    return random_curve(rng, direction, rng.choice((0.05, 0.3, 0.6)))
+        families, strength = BRAKING_CURVES[layout.split], rng.uniform(0.6, 0.9)
+    else:
+        families, strength = CURVES[layout.split], rng.choice((0.05, 0.3, 0.6))
+    family = tuple(families.values())[rng.integers(len(families))]
+    return family(rng, direction, strength, 2 * layout.middle)
 
 
 def _layer_motion(
@@ -168,7 +174,7 @@ def _world(rng: Generator, layout: Layout, target: float, count: int) -> list[_S
     return [replace(s, motion=replace(s.motion, camera=camera)) for s in surfaces]
 
 
-def _camera_curve(rng: Generator, layout: Layout, focal: float, nearest: float) -> Curve:
+def _camera_curve(rng: Generator, layout: Layout, focal: float, nearest: float) -> SmoothCurve:
     """Six components drawn as px of apparent motion, then turned into radians and metres."""
     turning = rng.uniform(0.05, 1)
     pitch, roll = rng.normal(0, (0.6, 0.25))
@@ -320,7 +326,12 @@ def _cover(
     contrast = rng.uniform(0.0, 0.08) if plain else np.exp(rng.uniform(np.log(0.6), np.log(4.0)))
     brightness = surface.shade * np.exp(rng.uniform(np.log(0.06), np.log(0.6)))
     radiance = make_texture(
-        rng, *surface.size, contrast=contrast, brightness=brightness, images=layout.images
+        rng,
+        *surface.size,
+        contrast=contrast,
+        brightness=brightness,
+        images=layout.images,
+        split=layout.split,
     )
     if treat is not None:
         radiance = treat(radiance, surface.motion)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.presets import SceneConfig, find_preset
+from flowfuse.data.presets import SPLITS, SceneConfig, Split, find_preset
 from flowfuse.data.scenes import Scene, generate_scene
 from flowfuse.model.inputs import slice_events, sum_events
 
 # Counts whatever changes what a seed gives: samples kept by an older generator are not used.
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 
 # Polarity sums and flow are kept as int16 in steps of 1/64: exact to 1/128 of an event or pixel,
 # up to +-511.98.
@@ -91,6 +91,7 @@ class SceneDataset(Dataset):
             other settings, or by another version of the generator, live in other sub-folders.
         textures: a folder of images to take textures from, beside the procedural ones.
         max_step: see :func:`~flowfuse.data.scenes.generate_scene`.
+        split: see :func:`~flowfuse.data.scenes.generate_scene`.
         device: where scenes are rendered and watched. Items are on the CPU; those of a GPU differ
             in rounding, and live in a sub-folder of their own. A GPU cannot be used from forked
             worker processes.
@@ -109,6 +110,7 @@ class SceneDataset(Dataset):
         *,
         textures: Path | None = None,
         max_step: float = 1.0,
+        split: Split = "train",
         device: torch.device | str = "cpu",
     ) -> None:
         weights = {preset: 1.0} if isinstance(preset, str) else dict(preset)
@@ -120,9 +122,13 @@ class SceneDataset(Dataset):
         for name, value in (("count", count), ("seed", seed)):
             if value < 0:
                 raise ValueError(f"SceneDataset: {name} must not be negative, got {value}")
+        if split not in SPLITS:
+            raise ValueError(
+                f"SceneDataset: split must be one of {', '.join(SPLITS)}, got {split!r}"
+            )
         self.count, self.seed, self.height, self.width = count, seed, height, width
         self.slices, self.bins = slices, bins
-        self.textures, self.max_step = textures, max_step
+        self.textures, self.max_step, self.split = textures, max_step, split
         self.device = torch.device(device)
         self._presets = tuple(weights)
         self._shares = np.array(tuple(weights.values()), dtype=np.float64) / sum(weights.values())
@@ -155,6 +161,7 @@ class SceneDataset(Dataset):
             textures=self.textures,
             device=self.device,
             max_step=self.max_step,
+            split=self.split,
         )
 
     def _make(self, index: int) -> dict[str, Tensor]:
@@ -179,6 +186,7 @@ class SceneDataset(Dataset):
             "slices": [self.slices, self.bins],
             "textures": None if self.textures is None else str(Path(self.textures).resolve()),
             "max_step": self.max_step,
+            "split": self.split,
         }
         if self.device.type != "cpu":
             settings["device"] = self.device.type

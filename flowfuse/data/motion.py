@@ -7,11 +7,14 @@ homogeneous coordinate is positive in front of the camera.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
+
+from flowfuse.data.presets import Split
 
 
 class Motion(Protocol):
@@ -19,6 +22,16 @@ class Motion(Protocol):
 
     def homographies(self, tau: np.ndarray) -> np.ndarray:
         """Return [T, 3, 3] float64, texture to image, at the times ``tau`` [T]."""
+
+
+class SmoothCurve(Protocol):
+    """A smooth curve q in D dimensions, q(0) = 0."""
+
+    def __call__(self, tau: np.ndarray) -> np.ndarray:
+        """Return [T, D] at the times ``tau`` [T]."""
+
+    def scaled(self, factor: float | np.ndarray) -> SmoothCurve:
+        """Return the curve times a number or times one number per component."""
 
 
 @dataclass(frozen=True)
@@ -39,37 +52,113 @@ class Curve:
     phase: np.ndarray
 
     def __call__(self, tau: np.ndarray) -> np.ndarray:
-        """Return [T, D] at the times ``tau`` [T]."""
+        """See :class:`SmoothCurve`."""
         tau = np.asarray(tau, dtype=np.float64)
         waves = np.sin(np.outer(tau, self.frequency) + self.phase) - np.sin(self.phase)
         return np.outer(tau, self.rate) + waves @ self.amplitude
 
     def scaled(self, factor: float | np.ndarray) -> Curve:
-        """Return the curve times a number or times one number per component."""
+        """See :class:`SmoothCurve`."""
         return replace(self, rate=self.rate * factor, amplitude=self.amplitude * factor)
 
 
-def random_curve(rng: Generator, direction: np.ndarray, wobble: float) -> Curve:
-    """Draw a curve along ``direction`` whose velocity changes on the way.
+@dataclass(frozen=True)
+class RampCurve:
+    """A velocity that is linear between knots and constant before the first and after the last.
 
-    Args:
-        direction: [D] displacement in one interval without the wobble.
-        wobble: deviation of the velocity's oscillations relative to |direction|; 0 = none.
+    Attributes:
+        knots: [K] increasing times, K >= 2.
+        velocity: [K, D] at the knots, per interval.
     """
+
+    knots: np.ndarray
+    velocity: np.ndarray
+
+    def __call__(self, tau: np.ndarray) -> np.ndarray:
+        """See :class:`SmoothCurve`."""
+        places = self._integral(np.append(np.asarray(tau, dtype=np.float64), 0.0))
+        return places[:-1] - places[-1]
+
+    def scaled(self, factor: float | np.ndarray) -> RampCurve:
+        """See :class:`SmoothCurve`."""
+        return replace(self, velocity=self.velocity * factor)
+
+    def _integral(self, tau: np.ndarray) -> np.ndarray:
+        """The way from the first knot to ``tau``, [T, D]."""
+        steps = np.diff(self.knots)[:, None]
+        means = (self.velocity[1:] + self.velocity[:-1]) / 2
+        rest = np.zeros_like(self.velocity[:1])
+        reached = np.concatenate((rest, np.cumsum(means * steps, axis=0)))
+        slopes = np.concatenate((np.diff(self.velocity, axis=0) / steps, rest))
+        knot = np.maximum(np.searchsorted(self.knots, tau, side="right") - 1, 0)
+        since = (tau - self.knots[knot])[:, None]  # negative before the first knot: no slope there
+        bend = slopes[knot] * np.maximum(since, 0) ** 2 / 2
+        return reached[knot] + self.velocity[knot] * since + bend
+
+
+def waves(rng: Generator, direction: np.ndarray, strength: float, end: float) -> Curve:
+    """A curve along ``direction`` whose velocity oscillates with two frequencies."""
     frequency = rng.uniform(0.6, 4.0, 2)  # periods of 1.6 to 10 intervals
-    noise = rng.normal(0, wobble, (2, direction.size)) * np.linalg.norm(direction)
+    noise = rng.normal(0, strength, (2, direction.size)) * np.linalg.norm(direction)
     return Curve(direction, noise / frequency[:, None], frequency, rng.uniform(0, 2 * np.pi, 2))
 
 
-def braking_curve(rng: Generator, direction: np.ndarray, strength: float) -> Curve:
+def spline(rng: Generator, direction: np.ndarray, strength: float, end: float) -> RampCurve:
+    """A random quadratic spline along ``direction``: a new acceleration from knot to knot."""
+    spacing = rng.uniform(0.4, 0.9)
+    knots = np.arange(-1.0 - spacing * rng.random(), end + 1.0 + spacing, spacing)
+    noise = rng.normal(0, 1.5 * strength, (knots.size, direction.size))
+    return RampCurve(knots, direction + noise * np.linalg.norm(direction))
+
+
+def arc(rng: Generator, direction: np.ndarray, strength: float, end: float) -> Curve:
+    """A part of an ellipse that starts along ``direction``; components turn in pairs (x with y)."""
+    rate = (0.1 + strength) * rng.uniform(0.5, 2.0) * rng.choice((-1, 1))  # rad per interval
+    aside = rng.uniform(0.5, 1.5) * np.stack((-direction[1::2], direction[::2]), axis=1).ravel()
+    # Velocity direction cos(rate tau) + aside sin(rate tau): sin(x - pi/2) = -cos(x).
+    amplitude = np.stack((direction, aside)) / rate
+    frequency, phase = np.array((rate, rate)), np.array((0.0, -np.pi / 2))
+    return Curve(np.zeros_like(direction), amplitude, frequency, phase)
+
+
+def coasting(rng: Generator, direction: np.ndarray, strength: float, end: float) -> RampCurve:
+    """A curve that gains speed, then goes on straight at constant speed."""
+    begin, duration = rng.uniform(-0.5, max(end, 1.0) - 0.5), rng.uniform(0.3, 1.0)
+    aside = rng.normal(0, strength, direction.size) * np.linalg.norm(direction)
+    slow = (1 - min(0.2 + strength, 0.9)) * direction + aside
+    return RampCurve(np.array((begin, begin + duration)), np.stack((slow, direction)))
+
+
+def braking_wave(rng: Generator, direction: np.ndarray, strength: float, end: float) -> Curve:
     """A straight curve that is fast at one frame and slow at the next, alternately.
 
-    Args:
-        strength: the velocity is direction (1 + strength cos(pi tau)), the sign drawn at random, so
-            that it changes between two frames by 2 strength / (1 + strength) of the larger one.
+    The velocity is direction (1 + strength cos(pi tau)), the sign drawn at random, so that it
+    changes between two frames by 2 strength / (1 + strength) of the larger one.
     """
     phase = np.array((0.0,)) if rng.random() < 0.5 else np.array((np.pi,))
     return Curve(direction, strength / np.pi * direction[None], np.array((np.pi,)), phase)
+
+
+def braking_ramps(rng: Generator, direction: np.ndarray, strength: float, end: float) -> RampCurve:
+    """The same as :func:`braking_wave` by ramps: constant for half an interval at every frame."""
+    frame = np.arange(-1, int(np.ceil(end)) + 2)
+    sign = (-1.0) ** (frame + rng.integers(2))
+    knots = (frame[:, None] + np.array((-0.25, 0.25))).ravel()
+    return RampCurve(knots, (1 + strength * sign.repeat(2)[:, None]) * direction)
+
+
+# Each draws a curve from (rng, direction, strength, end): direction [D] is the displacement in one
+# interval without changes of velocity, strength their size relative to |direction|, and end the
+# last tau of interest.
+CurveFamily = Callable[[Generator, np.ndarray, float, float], SmoothCurve]
+CURVES: dict[Split, dict[str, CurveFamily]] = {
+    "train": {"waves": waves},
+    "test": {"spline": spline, "arc": arc, "coasting": coasting},
+}
+BRAKING_CURVES: dict[Split, dict[str, CurveFamily]] = {
+    "train": {"braking_wave": braking_wave},
+    "test": {"braking_ramps": braking_ramps},
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +171,7 @@ class LayerMotion:
         anchor: [2] the texel that turns and scales in place.
     """
 
-    curve: Curve
+    curve: SmoothCurve
     place: np.ndarray
     anchor: np.ndarray
 
@@ -108,7 +197,7 @@ class Camera:
         centre: [2] principal point, px.
     """
 
-    curve: Curve
+    curve: SmoothCurve
     focal: float
     centre: np.ndarray
 

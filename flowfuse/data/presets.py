@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
@@ -11,6 +12,10 @@ from flowfuse.data.camera import CameraConfig
 from flowfuse.data.simulator import SensorConfig
 
 Range = tuple[float, float]
+# What a scene is for. The two have no family of textures and no family of motion in common, so that
+# a test set tells more than how well the generator was learned by heart.
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)

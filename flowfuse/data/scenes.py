@@ -22,7 +22,9 @@ from flowfuse.data.composition import Layout, compose
 from flowfuse.data.planes import Plane, carry_points, is_covered, label_planes, render
 from flowfuse.data.presets import (
     PRESETS,
+    SPLITS,
     SceneConfig,
+    Split,
     draw_camera,
     draw_exposures,
     draw_gains,
@@ -160,6 +162,7 @@ def generate_scene(
     textures: Path | None = None,
     device: torch.device | str = "cpu",
     max_step: float = 1.0,
+    split: Split = "train",
 ) -> Scene:
     """Generate a scene.
 
@@ -171,12 +174,14 @@ def generate_scene(
         textures: a folder of images to take textures from, beside the procedural ones.
         device: where to render and simulate.
         max_step: largest motion between two instants that are rendered, px; 0.5 for test sets.
+        split: "test" draws textures and motion from families that "train" never uses. The images of
+            a texture folder are used as they are: a test set needs a folder of its own.
 
     Raises:
         ValueError, FileNotFoundError: an argument that makes no sense, named.
     """
     config = find_preset(preset)
-    _check_arguments(seed, height, width, frames, max_step)
+    _check_arguments(seed, height, width, frames, max_step, split)
     streams = np.random.SeedSequence(seed).spawn(4)
     composing, choosing, exposing = (np.random.Generator(np.random.PCG64(s)) for s in streams[:3])
     sensor = draw_sensor(choosing, config)
@@ -193,6 +198,7 @@ def generate_scene(
         extremes=config.extremes,
         faint=0.7 * min(sensor.threshold_on, sensor.threshold_off),
         middle=(frames - 1) / 2,
+        split=split,
         images=list_images(Path(textures)) if textures else (),
         device=device,
     )
@@ -209,13 +215,17 @@ def generate_scene(
     return Scene(height, width, events, clock.frame_times, pictures, exposures, planes, sensor)
 
 
-def _check_arguments(seed: int, height: int, width: int, frames: int, max_step: float) -> None:
+def _check_arguments(
+    seed: int, height: int, width: int, frames: int, max_step: float, split: str
+) -> None:
     least = {"seed": (seed, 0), "height": (height, 16), "width": (width, 16), "frames": (frames, 2)}
     for name, (value, bound) in least.items():
         if value < bound:
             raise ValueError(f"generate_scene: {name} must be at least {bound}, got {value}")
     if not max_step > 0:
         raise ValueError(f"generate_scene: max_step must be positive, got {max_step}")
+    if split not in SPLITS:
+        raise ValueError(f"generate_scene: split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def _limit_rate(

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+from flowfuse.data.presets import Split
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -25,6 +27,7 @@ def make_texture(
     contrast: float,
     brightness: float,
     images: tuple[Path, ...] = (),
+    split: Split = "train",
 ) -> np.ndarray:
     """Draw a random texture.
 
@@ -34,6 +37,7 @@ def make_texture(
         contrast: peak-to-peak contrast of the log radiance (1 = a ratio of 2.7).
         brightness: median radiance; 1 is diffuse white.
         images: when given, crops of these files are used in half of the cases.
+        split: whose families of patterns to use.
 
     Returns:
         [height, width] float32 linear radiance, positive.
@@ -41,13 +45,13 @@ def make_texture(
     if images and rng.random() < 0.5:
         pattern = _image_crop(rng, height, width, images)
     else:
-        kinds = tuple(PATTERNS)
-        kind = kinds[rng.choice(len(kinds), p=_WEIGHTS)]
+        kinds = tuple(FAMILIES[split])
+        kind = kinds[rng.choice(len(kinds), p=tuple(FAMILIES[split].values()))]
         pattern = PATTERNS[kind](rng, height, width)
         # Real surfaces are rarely clean. And bands or a gradient alone do not tell their motion.
         if kind in AMBIGUOUS or rng.random() < 0.5:
             share = rng.uniform(0.1, 0.5)
-            pattern = (1 - share) * pattern + share * natural_noise(rng, height, width)
+            pattern = (1 - share) * pattern + share * PATTERNS[GRIME[split]](rng, height, width)
     pattern = cv2.GaussianBlur(pattern.astype(np.float32), (0, 0), rng.uniform(0.7, 1.2))
     return (brightness * np.exp(contrast * (pattern - 0.5))).astype(np.float32)
 
@@ -153,6 +157,58 @@ def smooth_field(rng: Generator, height: int, width: int) -> np.ndarray:
     return 0.5 + 0.5 * np.sin(2 * np.pi * phase + rng.uniform(0, 6.28))
 
 
+def ridged_noise(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Veins as in marble: octaves of smooth noise, folded at its middle."""
+    field = np.zeros((height, width), dtype=np.float32)
+    size = rng.uniform(16, 56)
+    for octave in range(4):
+        cell = size / 2**octave
+        rows, columns = int(height / cell) + 3, int(width / cell) + 3
+        grid = rng.standard_normal((rows, columns), dtype=np.float32)
+        extent = (int(np.ceil(columns * cell)), int(np.ceil(rows * cell)))
+        smooth = cv2.resize(grid, extent, interpolation=cv2.INTER_CUBIC)
+        field -= 0.65**octave * np.abs(smooth[:height, :width])
+    return _normalise(field)
+
+
+def bricks(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Courses of bricks, every one of its own value, with joints, at any angle."""
+    course, length = rng.uniform(6, 20), rng.uniform(1.3, 3.5)
+    joint = rng.uniform(0.08, 0.2)  # of a course
+    y, x = _turned(rng, height, width, course)
+    row = np.floor(y).astype(np.int32)
+    x = x / length + rng.random(64, dtype=np.float32)[row % 64]
+    column = np.floor(x).astype(np.int32)
+    value = rng.random((64, 64), dtype=np.float32)[row % 64, column % 64]
+    solid = (y - row > joint) & ((x - column) * length > joint)
+    return np.where(solid, value, np.float32(rng.random()))
+
+
+def fibres(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Long bent threads thrown over each other: grass, hair, cloth."""
+    canvas = np.full((height, width), rng.random(), dtype=np.float32)
+    count = min(int(height * width / rng.uniform(100, 500)) + 8, 900)
+    heading = rng.uniform(0, 2 * np.pi, (count, 1)) + rng.normal(0, 0.3, (count, 12)).cumsum(1)
+    steps = rng.uniform(2, 6) * np.stack((np.cos(heading), np.sin(heading)), axis=-1)
+    threads = _places(rng, count, height, width)[:, None] + steps.cumsum(1)
+    thickness = int(rng.integers(1, 4))
+    for thread, value in zip(threads, rng.random(count), strict=True):
+        points = [_fixed_point(thread)]
+        cv2.polylines(canvas, points, False, float(value), thickness, cv2.LINE_8, 4)
+    return canvas
+
+
+def rings(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Bands around a centre, bent and of uneven width: cut wood."""
+    period = rng.uniform(6, 24)
+    y, x = _turned(rng, height, width, period)
+    radius = np.hypot(y, x * np.float32(rng.uniform(0.3, 1.0)))
+    angle = np.arctan2(y, x)
+    bend = rng.uniform(0.1, 0.8) * np.sin(rng.integers(2, 6) * angle + rng.uniform(0, 6.28))
+    uneven = rng.uniform(0, 0.8) * np.sin(radius * rng.uniform(0.3, 1.5))
+    return _bands(radius + bend + uneven, rng.uniform(1, 6))
+
+
 PATTERNS: dict[str, Callable[[Generator, int, int], np.ndarray]] = {
     "natural_noise": natural_noise,
     "dead_leaves": dead_leaves,
@@ -162,9 +218,32 @@ PATTERNS: dict[str, Callable[[Generator, int, int], np.ndarray]] = {
     "dots": dots,
     "strokes": strokes,
     "smooth_field": smooth_field,
+    "ridged_noise": ridged_noise,
+    "bricks": bricks,
+    "fibres": fibres,
+    "rings": rings,
 }
-AMBIGUOUS = ("stripes", "checkers", "smooth_field")
-_WEIGHTS = (0.25, 0.25, 0.12, 0.07, 0.07, 0.08, 0.08, 0.08)
+AMBIGUOUS = ("stripes", "checkers", "smooth_field", "rings")
+# The probability of each pattern. No pattern is in both splits.
+FAMILIES: dict[Split, dict[str, float]] = {
+    "train": {
+        "natural_noise": 0.3,
+        "dead_leaves": 0.3,
+        "stripes": 0.1,
+        "dots": 0.1,
+        "strokes": 0.1,
+        "smooth_field": 0.1,
+    },
+    "test": {
+        "ridged_noise": 0.25,
+        "fibres": 0.25,
+        "cells": 0.15,
+        "bricks": 0.15,
+        "checkers": 0.1,
+        "rings": 0.1,
+    },
+}
+GRIME: dict[Split, str] = {"train": "natural_noise", "test": "ridged_noise"}
 
 
 def make_shape(rng: Generator, size: float, *, kind: str | None = None) -> np.ndarray:
@@ -277,6 +356,15 @@ def _bands(phase: np.ndarray, sharpness: float) -> np.ndarray:
 def _lattice(height: int, width: int, size: float) -> tuple[np.ndarray, np.ndarray]:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return y / size, x / size
+
+
+def _turned(rng: Generator, height: int, width: int, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (y, x) in units of ``size``, about a random texel and at a random angle."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    y, x = (y - height * rng.random()) / size, (x - width * rng.random()) / size
+    angle = rng.uniform(0, 2 * np.pi)
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return c * y - s * x, s * y + c * x
 
 
 def _places(rng: Generator, count: int, height: int, width: int) -> np.ndarray:
