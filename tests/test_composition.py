@@ -4,7 +4,53 @@ import numpy as np
 import pytest
 
 from flowfuse.data import motion, textures
+from flowfuse.data.composition import Layout, Surface, arrange
+from flowfuse.data.motion import LayerMotion
 from flowfuse.data.scenes import generate_scene
+
+RENDERED = np.arange(-0.6, 1.6, 1 / 64)  # tau
+
+
+def surfaces(seed: int, **changes) -> list[Surface]:
+    settings = {
+        "height": 96,
+        "width": 128,
+        "displacement": (8.0, 60.0),
+        "objects": (2, 6),
+        "world_share": 0.0,
+        "braking": False,
+        "extremes": False,
+        "faint": 0.1,
+        "middle": 0.5,
+        "split": "train",
+        "images": (),
+        "device": "cpu",
+    }
+    return arrange(np.random.default_rng(seed), Layout(**(settings | changes)))
+
+
+def scale(surface: Surface) -> np.ndarray:
+    """Size of a surface at all times: a layer's scale, or one over the distance of a box."""
+    if isinstance(surface.motion, LayerMotion):
+        return np.exp(surface.motion.curve(RENDERED)[:, 3])
+    return 1 / (surface.motion.origin[2] - surface.motion.camera.curve(RENDERED)[:, 5])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("world_share", [0.0, 1.0])
+def test_growth_is_bounded(world_share, split):
+    largest = []
+    for seed in range(80):
+        for surface in surfaces(seed, world_share=world_share, split=split):
+            if surface.unbounded and not isinstance(surface.motion, LayerMotion):
+                continue  # ground and sky
+            sizes = scale(surface)
+            assert (sizes > 0).all() and sizes.max() <= 2 * sizes.min()
+            windows = np.lib.stride_tricks.sliding_window_view(sizes, 65)
+            largest.append((windows.max(axis=1) / windows.min(axis=1)).max())
+    assert max(largest) <= 1.5
+    # Growth is bounded, not removed.
+    assert max(largest) > 1.4
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -29,6 +29,12 @@ from flowfuse.data.planes import Plane
 from flowfuse.data.presets import Split
 from flowfuse.data.textures import make_shape, make_texture, rectangle_mask
 
+# Nothing grows or shrinks 1.5-fold within one interval, nor twofold in all the time rendered: what
+# gets much larger has no pixels to be matched with. A little less: it is looked up at STEPS times.
+GROWTH, GROWTH_IN_ALL = 1.48, 1.95
+STEPS = 16  # per interval
+NEAREST_BOX = 1.1  # depth, relative to that of the lowest row of the image
+BEYOND = 0.65  # intervals rendered before the first frame and after the last, at the most
 MARGIN = 3  # empty texels around a bounded texture: its soft edge ends before the border
 
 
@@ -66,7 +72,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Surface:
+class Surface:
     """A plane before it has its texture."""
 
     motion: Motion
@@ -79,6 +85,13 @@ class _Surface:
 
 def compose(rng: Generator, layout: Layout) -> list[Plane]:
     """Draw a scene: planes in painter's order, the first covers the image."""
+    surfaces = arrange(rng, layout)
+    treat = _extremes(rng, layout) if layout.extremes else None
+    return [_cover(rng, layout, surface, treat) for surface in surfaces]
+
+
+def arrange(rng: Generator, layout: Layout) -> list[Surface]:
+    """Draw where the planes of a scene are and how they move, in painter's order."""
     world = rng.random() < layout.world_share
     target = _draw_displacement(rng, layout)
     count = int(rng.integers(layout.objects[0], layout.objects[1] + 1))
@@ -90,8 +103,7 @@ def compose(rng: Generator, layout: Layout) -> list[Plane]:
         front = count
     for _ in range(front):
         surfaces.append(_object(rng, layout, target))
-    treat = _extremes(rng, layout) if layout.extremes else None
-    return [_cover(rng, layout, surface, treat) for surface in surfaces]
+    return surfaces
 
 
 def _draw_displacement(rng: Generator, layout: Layout) -> float:
@@ -131,17 +143,36 @@ def _layer_motion(
     curve = _curve(rng, layout, direction)
     path = np.linalg.norm(np.diff(curve(np.linspace(0, 1, 33))[:, :2], axis=0), axis=1).sum()
     curve = curve.scaled(target / path * np.array((1, 1, 1 / radius, 1 / radius)))
+    curve = curve.scaled(np.array((1, 1, 1, _growth_share(curve, layout))))
     if place is None:
         return LayerMotion(curve, image / 2, texture / 2)
     return LayerMotion(curve, place - curve(np.array((layout.middle,)))[0, :2], texture / 2)
 
 
-def _background(rng: Generator, layout: Layout, target: float) -> _Surface:
+def _growth_share(curve: SmoothCurve, layout: Layout) -> float:
+    """The share of the scaling of a layer, component 3, that keeps its growth in bounds."""
+    inside, in_all = _ranges(curve(_rendered(layout))[:, 3])
+    return min(1.0, np.log(GROWTH) / max(inside, 1e-9), np.log(GROWTH_IN_ALL) / max(in_all, 1e-9))
+
+
+def _rendered(layout: Layout) -> np.ndarray:
+    """Times from the begin to the end of what is rendered, :data:`STEPS` per interval."""
+    end = 2 * layout.middle + BEYOND
+    return np.arange(-np.ceil(BEYOND * STEPS), np.ceil(end * STEPS) + 1) / STEPS
+
+
+def _ranges(values: np.ndarray) -> tuple[float, float]:
+    """Largest minus least of the values at :func:`_rendered`: in any one interval, and in all."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, STEPS + 1)
+    return float(np.ptp(windows, axis=1).max()), float(np.ptp(values))
+
+
+def _background(rng: Generator, layout: Layout, target: float) -> Surface:
     size = (_endless_side(layout),) * 2
-    return _Surface(_layer_motion(rng, layout, target, size, None), size, unbounded=True)
+    return Surface(_layer_motion(rng, layout, target, size, None), size, unbounded=True)
 
 
-def _object(rng: Generator, layout: Layout, background: float) -> _Surface:
+def _object(rng: Generator, layout: Layout, background: float) -> Surface:
     """An object that moves by several px otherwise than what is behind it."""
     short = min(layout.height, layout.width)
     mask = make_shape(rng, short * np.exp(rng.uniform(np.log(0.15), np.log(0.75))))
@@ -149,7 +180,7 @@ def _object(rng: Generator, layout: Layout, background: float) -> _Surface:
     still = rng.random() < 0.15 and background > 2 * layout.displacement[0]
     target = 0.02 * background if still else _draw_displacement(rng, layout)
     place = rng.uniform(0.1, 0.9, 2) * (layout.width, layout.height)
-    return _Surface(_layer_motion(rng, layout, target, mask.shape, place), mask.shape, mask)
+    return Surface(_layer_motion(rng, layout, target, mask.shape, place), mask.shape, mask)
 
 
 def _endless_side(layout: Layout) -> int:
@@ -157,7 +188,7 @@ def _endless_side(layout: Layout) -> int:
     return 64 * int(np.ceil((max(layout.height, layout.width) + 2 * layout.displacement[1]) / 64))
 
 
-def _world(rng: Generator, layout: Layout, target: float, count: int) -> list[_Surface]:
+def _world(rng: Generator, layout: Layout, target: float, count: int) -> list[Surface]:
     """Far scenery, ground, boxes, seen by a camera that moves by about ``target`` px."""
     height, width = layout.height, layout.width
     focal = width * rng.uniform(0.7, 1.4)
@@ -167,7 +198,7 @@ def _world(rng: Generator, layout: Layout, target: float, count: int) -> list[_S
     camera = Camera(_camera_curve(rng, layout, focal, nearest), focal, centre)
     side = _endless_side(layout)
     surfaces = [_far_scenery(camera, side), _ground(rng, camera, eye, nearest, side)]
-    depths = nearest * np.exp(rng.uniform(np.log(1.1), np.log(10.0), count))
+    depths = nearest * np.exp(rng.uniform(np.log(NEAREST_BOX), np.log(10.0), count))
     for depth in np.sort(depths)[::-1]:
         surfaces += _box(rng, camera, (height, width), eye, float(depth))
     camera = _fit_camera(surfaces, layout, target, nearest)
@@ -186,16 +217,16 @@ def _camera_curve(rng: Generator, layout: Layout, focal: float, nearest: float) 
     return _curve(rng, layout, direction).scaled(unit)
 
 
-def _far_scenery(camera: Camera, side: int) -> _Surface:
+def _far_scenery(camera: Camera, side: int) -> Surface:
     texel = 1 / camera.focal
     origin = np.array((-side / 2, -side / 2, camera.focal)) * texel
     motion = WorldPlaneMotion(
         camera, origin, np.array((texel, 0, 0)), np.array((0, texel, 0)), at_infinity=True
     )
-    return _Surface(motion, (side, side), unbounded=True)
+    return Surface(motion, (side, side), unbounded=True)
 
 
-def _ground(rng: Generator, camera: Camera, eye: float, nearest: float, side: int) -> _Surface:
+def _ground(rng: Generator, camera: Camera, eye: float, nearest: float, side: int) -> Surface:
     texel = (
         nearest / camera.focal * rng.uniform(0.8, 1.3)
     )  # about one texel per px where it is nearest
@@ -204,12 +235,12 @@ def _ground(rng: Generator, camera: Camera, eye: float, nearest: float, side: in
     step_y = texel * np.array((-np.sin(turn), 0, np.cos(turn)))
     middle = np.array((0.0, eye, 1.8 * nearest))
     motion = WorldPlaneMotion(camera, middle - side / 2 * (step_x + step_y), step_x, step_y)
-    return _Surface(motion, (side, side), unbounded=True, recedes=True)
+    return Surface(motion, (side, side), unbounded=True, recedes=True)
 
 
 def _box(
     rng: Generator, camera: Camera, image: tuple[int, int], eye: float, depth: float
-) -> list[_Surface]:
+) -> list[Surface]:
     """The visible faces of an upright box: the farther side, the nearer side, top, front."""
     metre_per_px = depth / camera.focal
     left = (rng.uniform(-0.15, 0.9) * image[1] - camera.centre[0]) * metre_per_px
@@ -232,7 +263,7 @@ def _box(
 
 def _face(
     camera: Camera, corners: tuple[tuple[float, float, float], ...], shade: float
-) -> _Surface | None:
+) -> Surface | None:
     """A rectangle given by a corner and its two neighbours; None when seen edge-on.
 
     It gets as many texels as it has pixels at tau = 0: a texture that is no finer than the picture
@@ -247,20 +278,21 @@ def _face(
     step_x, step_y = (along_x - corner) / columns, (along_y - corner) / rows
     origin = corner - (MARGIN - 0.5) * (step_x + step_y)
     size = (rows + 2 * MARGIN, columns + 2 * MARGIN)
-    return _Surface(WorldPlaneMotion(camera, origin, step_x, step_y), size, shade=shade)
+    return Surface(WorldPlaneMotion(camera, origin, step_x, step_y), size, shade=shade)
 
 
-def _fit_camera(surfaces: list[_Surface], layout: Layout, target: float, nearest: float) -> Camera:
+def _fit_camera(surfaces: list[Surface], layout: Layout, target: float, nearest: float) -> Camera:
     """Scale the camera's path until four fifths of the image move by at most ``target``."""
     camera = surfaces[0].motion.camera
     for _ in range(3):
         factor = target / _apparent_motion(surfaces, camera, layout)
         camera = replace(camera, curve=camera.curve.scaled(factor))
     # Not into the boxes: in all the time rendered, at most a third of the way to the nearest.
-    span = np.linspace(-0.6, 2 * layout.middle + 0.6, 33)
-    reach = float(np.abs(camera.curve(span)[:, 3:]).max())
-    if reach > nearest / 3:
-        slower = np.array((1.0,) * 3 + (nearest / 3 / reach,) * 3)
+    path = camera.curve(_rendered(layout))[:, 3:]
+    reach = float(np.abs(path).max())
+    share = min(nearest / 3 / max(reach, 1e-9), _approach_share(path[:, 2], NEAREST_BOX * nearest))
+    if share < 1:
+        slower = np.array((1.0,) * 3 + (share,) * 3)
         camera = replace(camera, curve=camera.curve.scaled(slower))
         for _ in range(3):  # the motion that is missing now comes from turning
             more = np.clip(target / _apparent_motion(surfaces, camera, layout), 1 / 3, 3)
@@ -269,7 +301,23 @@ def _fit_camera(surfaces: list[_Surface], layout: Layout, target: float, nearest
     return camera
 
 
-def _apparent_motion(surfaces: list[_Surface], camera: Camera, layout: Layout) -> float:
+def _approach_share(forward: np.ndarray, depth: float) -> float:
+    """The share of a motion forward that keeps the growth of what is at ``depth`` in bounds.
+
+    Args:
+        forward: at the times :func:`_rendered`, in the units of ``depth``.
+    """
+    # With the share s, depths are depth - s forward; their ratio is at most g for each pair of
+    # times if depth - s least <= g (depth - s largest).
+    share = 1.0
+    windows = np.lib.stride_tricks.sliding_window_view(forward, STEPS + 1)
+    for growth, parts in ((GROWTH, windows), (GROWTH_IN_ALL, forward[None])):
+        excess = float((growth * parts.max(axis=1) - parts.min(axis=1)).max())
+        share = min(share, depth * (growth - 1) / max(excess, 1e-9))
+    return share
+
+
+def _apparent_motion(surfaces: list[Surface], camera: Camera, layout: Layout) -> float:
     """80th percentile over surfaces and image points of the path length in one interval, px."""
     x, y = np.meshgrid(np.linspace(0, layout.width - 1, 7), np.linspace(0, layout.height - 1, 7))
     points = np.stack((x.ravel(), y.ravel()), axis=1)
@@ -315,7 +363,7 @@ def _extremes(rng: Generator, layout: Layout) -> Callable[[np.ndarray, Motion], 
 def _cover(
     rng: Generator,
     layout: Layout,
-    surface: _Surface,
+    surface: Surface,
     treat: Callable[[np.ndarray, Motion], np.ndarray] | None,
 ) -> Plane:
     """Give a surface its texture."""
