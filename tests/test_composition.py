@@ -16,6 +16,7 @@ def surfaces(seed: int, **changes) -> list[Surface]:
         "height": 96,
         "width": 128,
         "displacement": (8.0, 60.0),
+        "displacement_cap": None,
         "objects": (2, 6),
         "world_share": 0.0,
         "braking": False,
@@ -51,6 +52,27 @@ def test_growth_is_bounded(world_share, split):
     assert max(largest) <= 1.5
     # Growth is bounded, not removed.
     assert max(largest) > 1.4
+
+
+def way(surface: Surface) -> float:
+    """Path length of a layer's anchor from frame 0 to frame 1, px."""
+    places = surface.motion.curve(np.linspace(0, 1, 65))[:, :2]
+    return np.linalg.norm(np.diff(places, axis=0), axis=1).sum()
+
+
+def test_displacements_are_capped_in_pixels():
+    def ways(cap: float | None) -> np.ndarray:
+        changes = {"displacement": (20.0, 120.0), "displacement_cap": cap, "objects": (1, 1)}
+        scenes = [surfaces(seed, height=24, width=32, **changes) for seed in range(60)]
+        return np.array([way(scene[0]) for scene in scenes])
+
+    # Without one: 0.3 of 32 px, 0.5 in some scenes; half of that is the least then.
+    by_width = ways(None)
+    assert 4.7 < by_width.min() and by_width.max() < 16.1
+    assert (by_width > 9.7).any() and np.mean(by_width < 9.7) > 0.7
+    in_pixels = ways(120.0)
+    assert 19.9 < in_pixels.min() < 30 and 90 < in_pixels.max() < 120.1
+    assert ways(40.0).max() < 40.1
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

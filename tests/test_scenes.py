@@ -254,6 +254,11 @@ def test_displacements_follow_the_preset():
     assert fast.max() < 90 and np.median(fast) > 8
 
 
+def test_bad_configurations_are_named():
+    with pytest.raises(ValueError, match="displacement_cap must be positive or None, got 0"):
+        replace(PRESETS["fast"], displacement_cap=0.0)
+
+
 def velocity_change(scene: Scene) -> float:
     """Relative change of the mean velocity of the background from exposure 0 to exposure 1."""
     motion = scene.planes[0].motion

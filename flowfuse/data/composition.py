@@ -45,6 +45,7 @@ class Layout:
     Attributes:
         height, width: image size, px.
         displacement: least and largest path length of motion in one frame interval, px.
+        displacement_cap: see :class:`~flowfuse.data.presets.SceneConfig`.
         objects: least and largest number of objects.
         world_share: probability of the `world` family.
         braking: velocities change by at least half from one frame to the next, everywhere.
@@ -60,6 +61,7 @@ class Layout:
     height: int
     width: int
     displacement: tuple[float, float]
+    displacement_cap: float | None
     objects: tuple[int, int]
     world_share: float
     braking: bool
@@ -107,9 +109,12 @@ def arrange(rng: Generator, layout: Layout) -> list[Surface]:
 
 
 def _draw_displacement(rng: Generator, layout: Layout) -> float:
-    """Path length per interval: log-uniform, mostly below 0.3 of the width."""
+    """Path length per interval, px: log-uniform, below the cap."""
     low, high = layout.displacement
-    high = min(high, layout.width * (0.3 if rng.random() < 0.85 else 0.5))
+    cap = layout.displacement_cap
+    if cap is None:
+        cap = layout.width * (0.3 if rng.random() < 0.85 else 0.5)
+    high = min(high, cap)
     return float(np.exp(rng.uniform(np.log(min(low, high / 2)), np.log(high))))
 
 

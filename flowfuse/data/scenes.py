@@ -192,6 +192,7 @@ def generate_scene(
         height=height,
         width=width,
         displacement=config.displacement,
+        displacement_cap=config.displacement_cap,
         objects=config.objects,
         world_share=config.world_share,
         braking=config.uneven and not uneven,
