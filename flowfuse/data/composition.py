@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from flowfuse.data.textures import make_shape, make_texture, rectangle_mask
 # gets much larger has no pixels to be matched with. A little less: it is looked up at STEPS times.
 GROWTH, GROWTH_IN_ALL = 1.48, 1.95
 STEPS = 16  # per interval
+DRIVING_BOXES = 0.3  # share of the boxes that move by themselves where the camera is a car
+CAR = np.array((0.1, 1.0, 0.1, 0.1, 0.1, 1.0))  # how freely a car takes up each component
 NEAREST_BOX = 1.1  # depth, relative to that of the lowest row of the image
 BEYOND = 0.65  # intervals rendered before the first frame and after the last, at the most
 MARGIN = 3  # empty texels around a bounded texture: its soft edge ends before the border
@@ -48,6 +51,7 @@ class Layout:
         displacement_cap: see :class:`~flowfuse.data.presets.SceneConfig`.
         objects: least and largest number of objects.
         world_share: probability of the `world` family.
+        driving: see :class:`~flowfuse.data.presets.SceneConfig`.
         braking: velocities change by at least half from one frame to the next, everywhere.
         extremes: a part of the surfaces is far too bright or dark for the frames, another part has
             too little contrast (below ``faint``) for events.
@@ -64,6 +68,7 @@ class Layout:
     displacement_cap: float | None
     objects: tuple[int, int]
     world_share: float
+    driving: bool
     braking: bool
     extremes: bool
     faint: float
@@ -99,7 +104,7 @@ def arrange(rng: Generator, layout: Layout) -> list[Surface]:
     count = int(rng.integers(layout.objects[0], layout.objects[1] + 1))
     if world:
         surfaces = _world(rng, layout, target, max(count, 2))
-        front = int(rng.integers(0, 3))
+        front = 0 if layout.driving else int(rng.integers(0, 3))
     else:
         surfaces = [_background(rng, layout, target)]
         front = count
@@ -118,12 +123,17 @@ def _draw_displacement(rng: Generator, layout: Layout) -> float:
     return float(np.exp(rng.uniform(np.log(min(low, high / 2)), np.log(high))))
 
 
-def _curve(rng: Generator, layout: Layout, direction: np.ndarray) -> SmoothCurve:
+def _curve(
+    rng: Generator,
+    layout: Layout,
+    direction: np.ndarray,
+    strengths: tuple[float, ...] = (0.05, 0.3, 0.6),
+) -> SmoothCurve:
     if layout.braking:
         # Over long exposures the change between the means is 0.6 of the one between the instants.
         families, strength = BRAKING_CURVES[layout.split], rng.uniform(0.6, 0.9)
     else:
-        families, strength = CURVES[layout.split], rng.choice((0.05, 0.3, 0.6))
+        families, strength = CURVES[layout.split], rng.choice(strengths)
     family = tuple(families.values())[rng.integers(len(families))]
     return family(rng, direction, strength, 2 * layout.middle)
 
@@ -202,24 +212,51 @@ def _world(rng: Generator, layout: Layout, target: float, count: int) -> list[Su
     nearest = focal * eye / (height - centre[1])  # depth of the lowest row of the image, m
     camera = Camera(_camera_curve(rng, layout, focal, nearest), focal, centre)
     side = _endless_side(layout)
-    surfaces = [_far_scenery(camera, side), _ground(rng, camera, eye, nearest, side)]
+    still = [_far_scenery(camera, side), _ground(rng, camera, eye, nearest, side)]
     depths = nearest * np.exp(rng.uniform(np.log(NEAREST_BOX), np.log(10.0), count))
-    for depth in np.sort(depths)[::-1]:
-        surfaces += _box(rng, camera, (height, width), eye, float(depth))
-    camera = _fit_camera(surfaces, layout, target, nearest)
-    return [replace(s, motion=replace(s.motion, camera=camera)) for s in surfaces]
+    depths = np.sort(depths)[::-1].tolist()
+    boxes = [_box(rng, camera, (height, width), eye, depth) for depth in depths]
+    camera = _fit_camera([*still, *chain(*boxes)], layout, target, nearest)
+    surfaces = [replace(s, motion=replace(s.motion, camera=camera)) for s in still]
+    for depth, faces in zip(depths, boxes, strict=True):
+        drives = layout.driving and rng.random() < DRIVING_BOXES
+        drive = _drive(rng, layout, camera, depth) if drives else None
+        surfaces += [
+            replace(s, motion=replace(s.motion, camera=camera, drive=drive)) for s in faces
+        ]
+    return surfaces
 
 
 def _camera_curve(rng: Generator, layout: Layout, focal: float, nearest: float) -> SmoothCurve:
     """Six components drawn as px of apparent motion, then turned into radians and metres."""
+    radian, metre = 1 / focal, 2 * nearest / focal  # what moves the picture by about one px
+    unit = np.array((radian, radian, 2 * radian, metre, metre, 2 * metre))
+    if layout.driving:
+        turning = 0.7 * rng.random() ** 2
+        yaw = turning * rng.choice((-1, 1))
+        direction = np.array((0, yaw, 0, 0, 0, 1 - turning))
+        # Wheels and springs let little through of changes in the other components.
+        return _curve(rng, layout, direction, (0.05, 0.15, 0.3)).scaled(CAR * unit)
     turning = rng.uniform(0.05, 1)
     pitch, roll = rng.normal(0, (0.6, 0.25))
     yaw = (0.3 + rng.exponential(0.7)) * rng.choice((-1, 1))
     moving = (1 - turning) * rng.normal(0, (1.0, 0.25, 1.0))
     direction = np.concatenate((turning * np.array((pitch, yaw, roll)), moving))
-    radian, metre = 1 / focal, 2 * nearest / focal  # what moves the picture by about one px
-    unit = np.array((radian, radian, 2 * radian, metre, metre, 2 * metre))
     return _curve(rng, layout, direction).scaled(unit)
+
+
+def _drive(rng: Generator, layout: Layout, camera: Camera, depth: float) -> SmoothCurve | None:
+    """The way of a box at ``depth`` over the ground; None where it would grow out of bounds."""
+    heading = rng.uniform(0, 2 * np.pi)
+    metres = _draw_displacement(rng, layout) * depth / camera.focal
+    direction = metres * np.array((np.cos(heading), 2 * np.sin(heading)))
+    curve = _curve(rng, layout, direction, (0.05, 0.15))
+    times = _rendered(layout)
+    approach, away = camera.curve(times)[:, 5], curve(times)[:, 1]
+    for share in (1.0, 0.5, 0.25):
+        if _approach_share(approach - share * away, depth) == 1:
+            return curve.scaled(share)
+    return None
 
 
 def _far_scenery(camera: Camera, side: int) -> Surface:

@@ -216,12 +216,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class WorldPlaneMotion:
-    """A plane that stands still in the world, seen by a moving camera.
+    """A plane in the world that does not turn, seen by a moving camera.
 
     Attributes:
         origin: [3] world position of texel (0, 0), or its direction for a plane at infinity.
         step_x, step_y: [3] world vectors of one texel to the right and down.
         at_infinity: only the camera's rotation moves it (the sky).
+        drive: components x and z of the plane's own way over the ground; None: it stands still.
     """
 
     camera: Camera
@@ -229,11 +230,14 @@ class WorldPlaneMotion:
     step_x: np.ndarray
     step_y: np.ndarray
     at_infinity: bool = False
+    drive: SmoothCurve | None = None
 
     def homographies(self, tau: np.ndarray) -> np.ndarray:
         """See :class:`Motion`."""
         rotation, position = self.camera.extrinsics(tau)
         offset = self.origin - (0 if self.at_infinity else 1) * position  # [T, 3]
+        if self.drive is not None:
+            offset[:, ::2] += self.drive(tau)
         axes = np.broadcast_to(np.stack((self.step_x, self.step_y), axis=1), (len(tau), 3, 2))
         return self.camera.intrinsics @ rotation @ np.concatenate((axes, offset[..., None]), axis=2)
 

@@ -30,6 +30,8 @@ class SceneConfig:
         exposure: exposure time as a fraction of the interval.
         objects: number of objects.
         world_share: probability of a 3-D world seen by a moving camera, else layers.
+        driving: a 3-D world is seen from a car: forward with yaw, almost nothing else; some of the
+            boxes drive as well, and no objects hang in front.
         contrast: event threshold, log-uniform with the weight in the middle.
         cutoff_hz: photoreceptor bandwidth at the reference intensity, log-uniform.
         shot_noise_hz, leak_hz, refractory_us: see :class:`~flowfuse.data.simulator.SensorConfig`.
@@ -52,6 +54,7 @@ class SceneConfig:
     exposure: Range = (0.03, 0.3)
     objects: tuple[int, int] = (2, 6)
     world_share: float = 0.4
+    driving: bool = False
     contrast: Range = (0.05, 0.8)
     cutoff_hz: Range = (150.0, 3000.0)
     shot_noise_hz: Range = (0.02, 0.5)
@@ -87,6 +90,14 @@ PRESETS: dict[str, SceneConfig] = {
     "fast": SceneConfig((8.0, 60.0), exposure=(0.03, 0.6)),
     # Images of 192 x 256 px and more: a path of 120 px leaves a smaller one.
     "extreme": SceneConfig((20.0, 120.0), displacement_cap=120.0, exposure=(0.03, 0.5)),
+    "driving": SceneConfig(
+        (1.0, 45.0),
+        interval_ms=(50.0, 100.0),
+        exposure=(0.05, 0.4),
+        objects=(3, 8),
+        world_share=1.0,
+        driving=True,
+    ),
     "blur": SceneConfig((8.0, 50.0), exposure=(0.5, 0.95), uneven=True),
     "dark": SceneConfig(
         (2.0, 40.0),

@@ -195,6 +195,7 @@ def generate_scene(
         displacement_cap=config.displacement_cap,
         objects=config.objects,
         world_share=config.world_share,
+        driving=config.driving,
         braking=config.uneven and not uneven,
         extremes=config.extremes,
         faint=0.7 * min(sensor.threshold_on, sensor.threshold_off),
