@@ -208,7 +208,10 @@ def test_instants_bound_the_motion():
             assert motion.max() <= 1.1 * step
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+IMPERFECT = replace(PRESETS["slow"], misaligned_share=1.0, readout_share=1.0)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, IMPERFECT])
 def test_same_seed_same_bytes(preset):
     def content(seed: int, threads: int) -> bytes:
         before = torch.get_num_threads()
@@ -255,6 +258,8 @@ def test_displacements_follow_the_preset():
 
 
 def test_bad_configurations_are_named():
+    with pytest.raises(ValueError, match=r"readout_share must be within \[0, 1\], got 30"):
+        replace(PRESETS["fast"], readout_share=30)
     with pytest.raises(ValueError, match="displacement_cap must be positive or None, got 0"):
         replace(PRESETS["fast"], displacement_cap=0.0)
 

@@ -242,6 +242,24 @@ class WorldPlaneMotion:
         return self.camera.intrinsics @ rotation @ np.concatenate((axes, offset[..., None]), axis=2)
 
 
+@dataclass(frozen=True)
+class ShiftedMotion:
+    """A motion in an image whose origin lies elsewhere: everything is ``shift`` further.
+
+    Attributes:
+        shift: [2] px.
+    """
+
+    motion: Motion
+    shift: np.ndarray
+
+    def homographies(self, tau: np.ndarray) -> np.ndarray:
+        """See :class:`Motion`."""
+        translation = np.eye(3)
+        translation[:2, 2] = self.shift
+        return translation @ self.motion.homographies(tau)
+
+
 def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
     """Rotation matrices of rotation vectors (Rodrigues' formula).
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from flowfuse.data.camera import CameraConfig
+from flowfuse.data.readout import ReadoutConfig
 from flowfuse.data.simulator import SensorConfig
 
 Range = tuple[float, float]
@@ -40,6 +41,14 @@ class SceneConfig:
         exposure_percentile, exposure_level: the frame camera's gain puts this percentile of frame 0
             at this level of its full scale.
         flicker_share: probability of lamps that flicker at 100 or 120 Hz.
+        misaligned_share, test_misaligned_share: probability that the event camera's view differs
+            from the frame camera's, in scenes for training and for tests.
+        view_shift, view_delay_ms: where it does, it is shifted by so many px in any direction and
+            late or early by so much; mostly by less than half of the range.
+        view_blur: the standard deviation of the event camera's point-spread then, px.
+        readout_share: probability that events are read out with the imperfections below.
+        jitter_us: see :class:`~flowfuse.data.readout.ReadoutConfig`, uniform.
+        rate_cap_hz, batch_us: the same, log-uniform.
         uneven: between two frames the velocity changes by at least half of the larger one, or
             exposures differ at least twofold.
         extremes: a part of the image is clipped in the frames, another part has no events but those
@@ -66,6 +75,15 @@ class SceneConfig:
     exposure_percentile: Range = (88.0, 99.5)
     exposure_level: Range = (0.3, 0.95)
     flicker_share: float = 0.03
+    misaligned_share: float = 0.2
+    test_misaligned_share: float = 0.0
+    view_shift: Range = (0.0, 3.0)
+    view_delay_ms: Range = (0.0, 3.0)
+    view_blur: Range = (0.0, 0.8)
+    readout_share: float = 0.3
+    jitter_us: Range = (0.0, 100.0)
+    rate_cap_hz: Range = (50.0, 500.0)
+    batch_us: Range = (10.0, 500.0)
     uneven: bool = False
     extremes: bool = False
     event_budget: float = 12.0
@@ -74,6 +92,8 @@ class SceneConfig:
         for name, value in vars(self).items():
             if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
                 raise ValueError(f"SceneConfig: {name} must be (least, largest) >= 0, got {value}")
+            if name.endswith("_share") and not 0 <= value <= 1:
+                raise ValueError(f"SceneConfig: {name} must be within [0, 1], got {value}")
         if self.displacement_cap is not None and not self.displacement_cap > 0:
             raise ValueError(
                 "SceneConfig: displacement_cap must be positive or None,"
@@ -152,6 +172,16 @@ def draw_sensor(rng: Generator, config: SceneConfig) -> SensorConfig:
         hot_pixel_hz=float(rng.uniform(50, 500)),
         refractory_us=float(rng.uniform(*config.refractory_us)),
     )
+
+
+def draw_readout(rng: Generator, config: SceneConfig) -> ReadoutConfig:
+    """Draw how the events of one scene are read out; most readouts are perfect."""
+    drawn = ReadoutConfig(
+        jitter_us=round(rng.uniform(*config.jitter_us)),
+        rate_cap_hz=_log_uniform(rng, config.rate_cap_hz),
+        batch_us=max(round(_log_uniform(rng, config.batch_us)), 1),
+    )
+    return drawn if rng.random() < config.readout_share else ReadoutConfig()
 
 
 def draw_exposures(

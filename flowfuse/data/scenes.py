@@ -7,7 +7,7 @@ topmost plane l at time t is at H_l(t') H_l(t)^-1 x at time t'.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.data.camera import expose
-from flowfuse.data.capture import Clock, capture, draw_flicker, plan_instants
+from flowfuse.data.capture import (
+    Clock,
+    EventView,
+    capture,
+    draw_flicker,
+    draw_view,
+    plan_instants,
+)
 from flowfuse.data.composition import Layout, compose
 from flowfuse.data.planes import Plane, carry_points, is_covered, label_planes, render
 from flowfuse.data.presets import (
@@ -28,9 +35,11 @@ from flowfuse.data.presets import (
     draw_camera,
     draw_exposures,
     draw_gains,
+    draw_readout,
     draw_sensor,
     find_preset,
 )
+from flowfuse.data.readout import ReadoutConfig, read_out
 from flowfuse.data.simulator import EventSensor, SensorConfig
 from flowfuse.data.textures import list_images
 from flowfuse.events import Events
@@ -51,6 +60,8 @@ class Scene:
         exposures: [F] int64, durations in us.
         planes: painter's order.
         sensor: the event sensor that watched.
+        view: what it saw otherwise than the frame camera; the truth is the frame camera's.
+        readout: how its events were read out.
     """
 
     height: int
@@ -61,6 +72,8 @@ class Scene:
     exposures: np.ndarray
     planes: list[Plane]
     sensor: SensorConfig
+    view: EventView = field(default_factory=EventView)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
 
     @property
     def t0(self) -> int:
@@ -182,8 +195,10 @@ def generate_scene(
     """
     config = find_preset(preset)
     _check_arguments(seed, height, width, frames, max_step, split)
-    streams = np.random.SeedSequence(seed).spawn(4)
-    composing, choosing, exposing = (np.random.Generator(np.random.PCG64(s)) for s in streams[:3])
+    streams = np.random.SeedSequence(seed).spawn(5)
+    composing, choosing, exposing, linking = (
+        np.random.Generator(np.random.PCG64(streams[i])) for i in (0, 1, 2, 4)
+    )
     sensor = draw_sensor(choosing, config)
     interval = round(1000 * choosing.uniform(*config.interval_ms))
     uneven = config.uneven and choosing.random() < 0.5
@@ -205,16 +220,29 @@ def generate_scene(
         device=device,
     )
     planes = compose(composing, layout)
-    clock = Clock((interval + 1) // 2, interval, exposures)
+    view, readout = draw_view(linking, config, split), draw_readout(linking, config)
+    clock = Clock((interval + 1) // 2, interval, exposures, view.delay_us)
     sensor = _limit_rate(sensor, config.event_budget, planes, clock, height, width)
     flicker = draw_flicker(choosing, config.flicker_share)
     instants = plan_instants(planes, height, width, clock, max_step, flicker)
     watcher = EventSensor(height, width, sensor, streams[3], device)
-    events, signals = capture(planes, instants, clock, flicker, watcher)
+    events, signals = capture(planes, instants, clock, flicker, watcher, view)
+    events = read_out(events, readout, linking, start=clock.start, end=clock.end)
     gains = draw_gains(exposing, config, signals, exposures)
     camera = draw_camera(exposing, config)
     pictures = expose(signals * gains[:, None, None].astype(np.float32), camera, exposing)
-    return Scene(height, width, events, clock.frame_times, pictures, exposures, planes, sensor)
+    return Scene(
+        height=height,
+        width=width,
+        events=events,
+        frame_times=clock.frame_times,
+        frames=pictures,
+        exposures=exposures,
+        planes=planes,
+        sensor=sensor,
+        view=view,
+        readout=readout,
+    )
 
 
 def _check_arguments(
