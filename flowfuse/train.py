@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from flowfuse.checkpoint import resolve_checkpoint
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.data.dataset import SceneDataset
 from flowfuse.data.transforms import Sample, crop_centre, with_present
@@ -105,7 +106,7 @@ class Trainer:
         self.samples = StepSamples(
             make_scenes(config, config.seed, config.overfit or config.scenes),
             config.seed,
-            config.crop,
+            config.plan(),
             None if config.overfit else config.augment,
         )
         self.validator = Validator(
@@ -124,7 +125,6 @@ class Trainer:
             self.samples,
             first_step=state.step + 1,
             last_step=config.steps,
-            batch=config.batch,
             workers=config.workers,
             pin=self.device.type == "cuda",
         )
@@ -276,8 +276,7 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
             "add --resume to go on with it, or choose another -o"
         )
     device = select_device(config.device)
-    scene_device(config)  # said before anything is written
-    run.create()
+    scene_device(config)
     state = TrainingState(
         config.model,
         device,
@@ -286,6 +285,11 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
         decay=config.ema,
         channels_last=config.channels_last,
     )
+    # Whatever is refused so far is refused before anything is written.
+    if config.init is not None and not saved:
+        state.start_from(resolve_checkpoint(config.init))
+        _tell(f"starting from the weights of {config.init}")
+    run.create()
     if saved:
         path, settings = run.restore_newest(state)
         if state.step > config.steps:

@@ -57,7 +57,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(RECIPE)
+    path.write_text(f"{RECIPE}cache: {path.parent / 'scenes'}\n")
     return path
 
 
@@ -81,8 +81,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in rows]
 
 
-def assert_same_run(run: Path, other: Path) -> None:
-    found, expected = read_all(run), read_all(other)
+def assert_same_run(run: Path, other: Path, step: int = 16) -> None:
+    found, expected = read_all(run, step), read_all(other, step)
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     for table in ("log.csv", "validation.csv"):
@@ -262,6 +262,60 @@ def test_time_is_up(recipe, tmp_path, capsys):
     assert "stopped after step 1, checkpoint saved" in capsys.readouterr().err
 
 
+STAGES = ["--steps", "6", "--final-share", "0.5", "--final-crop", "40", "48"]
+STAGES += ["--final-batch", "1", "--checkpoint-every", "1", "--validation-scenes", "1"]
+
+
+@pytest.fixture(scope="module")
+def staged(recipe, one_thread) -> Path:
+    run = recipe.parent / "staged"
+    assert train.main(["--config", str(recipe), "-o", str(run), *STAGES]) == 0
+    return run
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_interrupted_about_the_final_stage_has_the_same_bits(
+    recipe, staged, tmp_path, monkeypatch, step
+):
+    """The early stage ends with step 3."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        assert train.main(["--config", str(recipe), "-o", str(tmp_path), *STAGES]) == 130
+    seen = []
+    take_step = train.Trainer.take_step
+
+    def watched(self, batch):
+        seen.append(tuple(batch["frame0"].shape))
+        return take_step(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "take_step", watched)
+    assert train.main(["-o", str(tmp_path), "--resume"]) == 0
+    assert seen == [*[(2, 1, 24, 32)] * (3 - step), *[(1, 1, 40, 48)] * min(3, 6 - step)]
+    assert_same_run(tmp_path, staged, step=6)
+
+
+def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
+    recipe, finished, tmp_path, monkeypatch, capsys
+):
+    def start(**changes):
+        words = ["--config", str(recipe), "-o", str(tmp_path / "run"), "--init", str(finished)]
+        return train.prepare(*settings.read_command_line([*words, *changes.get("words", [])]))
+
+    expected = load_checkpoint(finished / "model.safetensors")[0].state_dict()
+    run, begun = start(words=["--seed", "5", "--model.iterations", "1"])
+    for model in (begun.model, begun.average):
+        assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
+    assert begun.step == 0 and not begun.optimizer.state
+    assert f"starting from the weights of {finished}" in capsys.readouterr().err
+
+    with torch.no_grad():
+        next(begun.model.parameters()).zero_()
+    run.save(begun, {}, keep=1)
+    _, resumed = start(words=["--resume", "--model.iterations", "1"])
+    assert not next(resumed.model.parameters()).any()
+    assert "starting from the weights" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -292,6 +346,23 @@ def test_time_is_up(recipe, tmp_path, capsys):
         (["-o", "{new}", "--steps", "many"], "steps"),
         (["-o", "{new}", "--steps", "0"], "flowfuse-train: error: steps must be at least 1, got 0"),
         (["-o", "{new}", "--crop", "200", "100"], "must not be larger than scene_size"),
+        (
+            ["-o", "{new}", "--final-crop", "128", "200"],
+            "final_crop (128, 200) must not be larger than scene_size (160, 192)",
+        ),
+        (["-o", "{new}", "--final-crop", "8", "99"], "final_crop must be at least 16 x 16 px, got"),
+        (["-o", "{new}", "--final-share", "1"], "final_share must be in [0, 1), got 1.0"),
+        (["-o", "{new}", "--final-share", "0.1"], "0.1 needs final_crop, final_batch or both"),
+        (["-o", "{new}", "--final-batch", "0"], "final_batch must be at least 1, got 0"),
+        (
+            ["-o", "{new}", "--overfit", "1", "--final-share", "0.1", "--final-batch", "2"],
+            "overfit trains in one stage: final_share must be 0, got 0.1",
+        ),
+        (["-o", "{new}", "--init", "absent"], "checkpoint absent: no such file"),
+        (
+            ["-o", "{new}", "--init", "{run}/model.safetensors"],
+            "model.safetensors has model.bins = 2, this training 3: its weights cannot begin it",
+        ),
         (["-o", "{new}", "--data", "scenes:fats"], "unknown preset 'fats'"),
         (["-o", "{new}", "--data", "dsec"], "data must be generated scenes"),
         (["-o", "{new}", "--data", "scenes:fast=-1"], "weight of fast must be positive"),
@@ -429,12 +500,13 @@ class Numbers(torch.utils.data.Dataset):
         }  # fmt: skip
 
 
+ONE_STAGE = samples.StepPlan(99, (8, 12), 2, (8, 12), 2)
+
+
 def test_batches_depend_on_seed_and_step_alone():
     def run(first, last, workers, seed=3):
-        source = samples.StepSamples(Numbers(), seed, (8, 12), AugmentConfig())
-        feed = samples.batches(
-            source, first_step=first, last_step=last, batch=2, workers=workers, pin=False
-        )
+        source = samples.StepSamples(Numbers(), seed, ONE_STAGE, AugmentConfig())
+        feed = samples.batches(source, first_step=first, last_step=last, workers=workers, pin=False)
         return list(feed)
 
     whole, tail, other = run(1, 5, 0), run(4, 5, 2), run(1, 5, 0, seed=4)
@@ -442,11 +514,24 @@ def test_batches_depend_on_seed_and_step_alone():
     for a, b in zip(whole[3:], tail, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(whole[0]["frame0"], other[0]["frame0"])
-    source = samples.StepSamples(Numbers(), 3, (8, 12), None)
+    source = samples.StepSamples(Numbers(), 3, ONE_STAGE, None)
     assert all(
         sorted(source.scene_of(n) for n in range(epoch * 5, epoch * 5 + 5)) == list(range(5))
         for epoch in range(4)
     )
+
+
+def test_the_final_stage_numbers_on_with_its_own_crop_and_batch():
+    plan = samples.StepPlan(2, (8, 12), 3, (16, 16), 2)
+    assert [list(plan.numbers_of(step)) for step in (1, 2, 3, 4)] == [
+        [0, 1, 2], [3, 4, 5], [6, 7], [8, 9],
+    ]  # fmt: skip
+    assert plan.crop_of(5) == (8, 12) and plan.crop_of(6) == (16, 16)
+    config, _ = settings.read_command_line(
+        ["-o", "x", "--steps", "10", "--final-share", "0.25", "--final-crop", "144", "160"]
+    )
+    # 0.25 of 10 steps: Python rounds a half to the even number, 2.
+    assert config.plan() == samples.StepPlan(8, (128, 160), 4, (144, 160), 4)
 
 
 def test_parse_data():

@@ -27,7 +27,7 @@ from flowfuse.losses import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.self_supervision import SelfSupervisionConfig
-from flowfuse.training.samples import TEST_SEED, VALIDATION_SEED, parse_data
+from flowfuse.training.samples import TEST_SEED, VALIDATION_SEED, StepPlan, parse_data
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -49,9 +49,14 @@ class TrainConfig:
         scene_size: height and width of the scenes, px.
         crop: height and width of what the network sees, px.
         cache: directory that keeps generated scenes from run to run.
+        init: checkpoint whose weights the training starts from: a shipped name, a file, or the
+            directory of a run; a resumed run goes on from its own.
         seed: fixes the first weights, the scenes, their order and every variation.
         steps: length of the training; the learning rate falls to zero over it.
         batch: samples per step.
+        final_share: share of the steps, at the end, that take final_crop and final_batch.
+        final_crop: height and width of what the network sees in these steps, px; crop by default.
+        final_batch: samples per step in these steps; batch by default.
         iterations: recurrent updates in training; the model's own number by default.
         learning_rate: highest learning rate (AdamW; linear warm-up, then half a cosine).
         warmup: share of the steps in which the learning rate rises.
@@ -83,9 +88,13 @@ class TrainConfig:
     scene_size: tuple[int, int] = (160, 192)
     crop: tuple[int, int] = (128, 160)
     cache: str | None = None
+    init: str | None = None
     seed: int = 0
     steps: int = 20000
     batch: int = 4
+    final_share: float = 0.0
+    final_crop: tuple[int, int] | None = None
+    final_batch: int | None = None
     iterations: int | None = None
     learning_rate: float = 4e-4
     warmup: float = 0.05
@@ -114,20 +123,23 @@ class TrainConfig:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("warmup", "ema"):
+        for name in ("warmup", "ema", "final_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.seed > MAX_SEED:
             raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.seed in (VALIDATION_SEED, TEST_SEED):
             raise ValueError(f"seed {self.seed} is kept for the held-out scenes")
-        if min(self.crop) < MINIMUM_SIZE:
+        for name in ("crop", "final_crop"):
+            self._check_crop(name)
+        if self.final_share > 0 and self.overfit:
             raise ValueError(
-                f"crop must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {self.crop}"
+                f"overfit trains in one stage: final_share must be 0, got {self.final_share}"
             )
-        if any(c > s for c, s in zip(self.crop, self.scene_size, strict=True)):
+        if self.final_share > 0 and self.final_crop is None and self.final_batch is None:
             raise ValueError(
-                f"crop {self.crop} must not be larger than scene_size {self.scene_size}"
+                f"final_share {self.final_share} needs final_crop, final_batch or both: "
+                "what is to change in the last steps"
             )
         if self.workers > 0 and self.scene_device not in ("cpu", "auto"):
             raise ValueError(
@@ -136,12 +148,34 @@ class TrainConfig:
             )
         parse_data(self.data)
 
+    def plan(self) -> StepPlan:
+        """Say which samples make which step."""
+        return StepPlan(
+            early_steps=self.steps - round(self.final_share * self.steps),
+            crop=self.crop,
+            batch=self.batch,
+            final_crop=self.final_crop or self.crop,
+            final_batch=self.final_batch or self.batch,
+        )
+
+    def _check_crop(self, name: str) -> None:
+        crop = getattr(self, name)
+        if crop is None:
+            return
+        if min(crop) < MINIMUM_SIZE:
+            raise ValueError(
+                f"{name} must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {crop}"
+            )
+        if any(c > s for c, s in zip(crop, self.scene_size, strict=True)):
+            raise ValueError(f"{name} {crop} must not be larger than scene_size {self.scene_size}")
+
 
 _LOWEST = {
     "scenes": 1,
     "seed": 0,
     "steps": 1,
     "batch": 1,
+    "final_batch": 1,
     "iterations": 1,
     "weight_decay": 0,
     "workers": 0,
@@ -257,8 +291,8 @@ def _build_parser() -> jsonargparse.ArgumentParser:
                 whole.help = f"architecture to start from: {', '.join(CONFIGS)} (default: small)"
         elif hint is bool:
             parser.add_argument(flag, action=jsonargparse.ActionYesNo(no_prefix="no-"), **about)
-        elif typing.get_origin(hint) is tuple:
-            about["default"] = list(setting.default)
+        elif tuple in map(typing.get_origin, (hint, *typing.get_args(hint))):
+            about["default"] = setting.default and list(setting.default)
             parser.add_argument(flag, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), **about)
         else:
             parser.add_argument(flag, type=hint, **about)

@@ -135,6 +135,27 @@ class TrainingState:
             "settings": settings,
         }
 
+    def start_from(self, path: Path) -> None:
+        """Take the weights of a checkpoint, and nothing else, to begin a training with them.
+
+        Raises:
+            CheckpointError: unreadable, or of another architecture; the difference is named.
+        """
+        config, _ = read_header(path)
+        # What the weights know nothing of may differ.
+        free = ("name", "iterations", "correlation")
+        for key, (there, here) in changed_keys(
+            config_to_dict(config), config_to_dict(self.model.config)
+        ).items():
+            if key not in free:
+                raise CheckpointError(
+                    f"init: {path} has model.{key} = {there}, this training {here}: its weights "
+                    "cannot begin it"
+                )
+        weights = read_tensors(path, "model.")
+        for model in (self.model, self.average):
+            load_weights(model, weights, where=str(path))
+
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.
 
