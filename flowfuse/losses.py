@@ -1,4 +1,10 @@
-"""Supervised losses on generated scenes."""
+"""Supervised losses on generated scenes.
+
+Where several processes train (flowfuse.distributed), a batch is what all of them see together. Each
+mean is over that batch, and each process gets its share of it: what its own pixels add, divided by
+the number of all. The sum of the shares is the loss, and that of their gradients the gradient,
+which an average over processes would not be where their numbers of valid pixels differ.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowfuse import distributed
 from flowfuse.geometry import inside, pixel_grid, sample
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 from flowfuse.trajectory import bezier, fit_bezier
@@ -66,7 +73,8 @@ def supervised_loss(
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
-        ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient).
+        ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient). Of several
+        processes, each gets its share of every number.
     """
     with torch.autocast(batch["flow"].device.type, enabled=False):
         parts = {
@@ -97,6 +105,8 @@ def end_point_error(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the valid elements; zero (with zero gradient) where there are none.
 
+    Of several processes, each gets its share of the mean over the elements of all.
+
     Args:
         values: any shape.
         mask: bool or float weights, same shape.
@@ -104,7 +114,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     weight = mask.to(values.dtype)
     # where, not a product: an invalid element may be NaN, and 0 * NaN is NaN.
     total = torch.where(weight > 0, values * weight, torch.zeros_like(values)).sum()
-    return total / weight.sum().clamp(min=1)
+    return total / distributed.total(weight.sum()).clamp(min=1)
+
+
+def overall_mean(values: Tensor) -> Tensor:
+    """Mean over all elements, of which every process has as many.
+
+    Of several processes, each gets its share of the mean over the elements of all.
+    """
+    return values.mean() / distributed.this().count
 
 
 def likelihood_loss(output: ModelOutput, batch: Mapping[str, Tensor], absolute: float) -> Tensor:
@@ -144,8 +162,13 @@ def boundary_loss(
         positive_weight: of a boundary pixel, for B_e and B_m.
     """
     event, motion = (
-        F.binary_cross_entropy_with_logits(
-            logits[:, i], truth[:, i], pos_weight=logits.new_full((), positive_weight[i])
+        overall_mean(
+            F.binary_cross_entropy_with_logits(
+                logits[:, i],
+                truth[:, i],
+                pos_weight=logits.new_full((), positive_weight[i]),
+                reduction="none",
+            )
         )
         for i in range(2)
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.geometry import inside, pixel_grid, sample
-from flowfuse.losses import check_loss_weights, end_point_error, masked_mean
+from flowfuse.losses import check_loss_weights, end_point_error, masked_mean, overall_mean
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 from flowfuse.ops import common_gradient
 from flowfuse.trajectory import bezier
@@ -59,7 +59,8 @@ def self_supervised_loss(
         config: the weights.
 
     Returns:
-        The loss (scalar), and its parts for the last iteration; ``epe`` where there is truth.
+        The loss (scalar), and its parts for the last iteration; ``epe`` where there is truth. Of
+        several processes, each gets its share of every number (see flowfuse.losses).
     """
     estimates = dense_estimates(output)
     total = output.control_points.new_zeros(())
@@ -162,7 +163,7 @@ def smoothness_loss(points: Tensor, batch: Mapping[str, Tensor], boundary: Tenso
         crossed = torch.maximum(stop.narrow(axis, 1, size), stop.narrow(axis, 0, size))
         weight = torch.exp(-EDGE_STRENGTH * edge) * (1 - crossed)
         step = points.narrow(axis, 1, size) - points.narrow(axis, 0, size)
-        loss = loss + (_robust(step) * weight.unsqueeze(1)).mean()
+        loss = loss + overall_mean(_robust(step) * weight.unsqueeze(1))
     return loss
 
 

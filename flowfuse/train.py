@@ -3,29 +3,30 @@
     flowfuse-train --model small --data scenes:fast --steps 20000 -o runs/small
     flowfuse-train --config recipe.yaml --learning-rate 2e-4 -o runs/mine
     flowfuse-train -o runs/mine --resume
+    torchrun --nproc-per-node 4 -m flowfuse.train --config small -o runs/small
 
 A run directory holds config.yaml (the resolved configuration), checkpoints/, model.safetensors
 (the averaged weights, for flowfuse-infer), log.csv, validation.csv, pictures/ and tensorboard/.
 Resuming is exact: on the CPU, with the same number of threads, the weights have the same bits as
-those of an uninterrupted training.
+those of an uninterrupted training. Processes that torchrun starts share every batch: each draws and
+measures its part of the samples, the first one writes and prints.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from flowfuse import distributed
 from flowfuse.checkpoint import resolve_checkpoint
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.data.dataset import SceneDataset
@@ -48,6 +49,7 @@ from flowfuse.training.state import (
     count_parameters,
     learning_rate_at,
 )
+from flowfuse.training.stopping import StopRequest
 from flowfuse.training.validation import Validator
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -55,36 +57,6 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 class NotFiniteError(RuntimeError):
     """The loss or the gradient is NaN or infinite."""
-
-
-class StopRequest:
-    """Turns the first Ctrl-C (or SIGTERM) into a flag; the second one interrupts at once.
-
-    Attributes:
-        requested: whether to stop at the next good moment.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
 
 
 class Trainer:
@@ -112,13 +84,23 @@ class Trainer:
         self.validator = Validator(
             self._validation_samples(), batch=config.batch, device=self.device, bf16=config.bf16
         )
-        self.log = TrainingLog(run.path, state.step, config.tensorboard)
+        self.is_first = distributed.this().is_first
+        self.log = TrainingLog(run.path, state.step, config.tensorboard) if self.is_first else None
+
+    def close(self) -> None:
+        """Close the log's files."""
+        if self.log is not None:
+            self.log.close()
 
     def train(self, stop: Callable[[], bool]) -> None:
         """Train until the last step, or until `stop` says so after a step; then save.
 
+        Args:
+            stop: asked after every step; all processes stop when it says so to one of them.
+
         Raises:
             NotFiniteError: the loss or gradient is NaN or infinite; the batch is saved.
+            ProcessLostError: another process has ended, or does not answer.
         """
         config, state = self.config, self.state
         feed = batches(
@@ -133,6 +115,7 @@ class Trainer:
             initial=state.step,
             unit="step",
             dynamic_ncols=True,
+            disable=not self.is_first,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a file needs no animation
         ) as bar:
             while state.step < config.steps:
@@ -141,11 +124,13 @@ class Trainer:
                 values["seconds_per_step"] = time.monotonic() - start
                 state.seconds += values["seconds_per_step"]
                 bar.update()
-                self._record(values, bar)
-                stopping = stop()
+                if self.is_first:
+                    self._record(values, bar)
+                stopping = distributed.anywhere(stop())
                 last = state.step == config.steps
                 best = (last or state.step % config.validate_every == 0) and self._validate()
-                if last or best or stopping or state.step % config.checkpoint_every == 0:
+                due = last or best or stopping or state.step % config.checkpoint_every == 0
+                if due and self.is_first:
                     self.run.save(state, self.settings, config.keep)
                 if stopping:
                     return
@@ -154,11 +139,11 @@ class Trainer:
         """Train on one batch.
 
         Args:
-            batch: collated samples, on the CPU.
+            batch: collated samples, on the CPU; of several processes, the share of this one.
 
         Returns:
             loss, its parts (with `epe`, px, at t1), `gradient` (norm before clipping), `epe_zero`
-            (EPE of zero flow) and `learning_rate`.
+            (EPE of zero flow) and `learning_rate`; all of the whole batch.
 
         Raises:
             NotFiniteError: the loss or gradient is NaN or infinite; nothing is changed.
@@ -176,13 +161,15 @@ class Trainer:
             loss, parts = self_supervised_loss(output, moved, config.self_loss)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.sum_gradients(state.model.parameters())
         gradient = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
         # One transfer for all numbers: each one costs a synchronization on a GPU.
-        names = ["loss", *parts, "gradient"]
-        numbers = torch.stack([loss.detach(), *parts.values(), gradient]).tolist()
-        values = dict(zip(names, numbers, strict=True))
+        epe_zero = masked_mean(moved["flow"][:, -1].norm(dim=1), moved["valid"][:, -1])
+        shares = distributed.total(torch.stack([loss.detach(), *parts.values(), epe_zero]))
+        numbers = torch.cat((shares[:-1], gradient[None], shares[-1:])).tolist()
+        values = dict(zip(["loss", *parts, "gradient", "epe_zero"], numbers, strict=True))
         if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient"])):
-            self.run.save_bad_batch(batch, step, self.settings)
+            self._save_bad_batch(batch, step)
             raise NotFiniteError(
                 f"step {step}: the loss is {values['loss']:g} and the gradient's norm "
                 f"{values['gradient']:g}; the batch is in {self.run.nan_batch}; "
@@ -190,8 +177,6 @@ class Trainer:
             )
         rate = learning_rate_at(step, config.steps, config.learning_rate, config.warmup)
         state.apply_gradients(rate)
-        motion = batch["flow"][:, -1].norm(dim=1)
-        values["epe_zero"] = masked_mean(motion, batch["valid"][:, -1]).item()
         values["learning_rate"] = rate
         return values
 
@@ -216,22 +201,33 @@ class Trainer:
         """Measure and draw the averaged model; tell whether it is the best so far."""
         state = self.state
         values = self.validator.measure(state.average)
-        self.log.log_validation(state.step, values)
-        self.run.pictures.mkdir(exist_ok=True)
-        self.validator.draw(state.average, self.run.pictures / f"step_{state.step:08d}.png")
-        numbers = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-        tqdm.write(f"step {state.step}: held-out scenes: {numbers}", file=sys.stderr)
+        if self.is_first:
+            self.log.log_validation(state.step, values)
+            self.run.pictures.mkdir(exist_ok=True)
+            self.validator.draw(state.average, self.run.pictures / f"step_{state.step:08d}.png")
+            numbers = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+            tqdm.write(f"step {state.step}: held-out scenes: {numbers}", file=sys.stderr)
         best = not state.best or values["epe"] < state.best["epe"]
         if best:
             state.best = {"step": state.step, "epe": values["epe"]}
         return best
 
     def _validation_samples(self) -> list[dict[str, Tensor]]:
+        """Of several processes, each has its own."""
+        processes = distributed.this()
+        count = self.config.overfit or self.config.validation_scenes
+        pool = range(count)[processes.rank :: processes.count]
         if self.config.overfit:
-            pool = range(self.config.overfit)
             return [crop_centre(self.samples.scenes[i], self.config.crop) for i in pool]
-        scenes = make_scenes(self.config, VALIDATION_SEED, self.config.validation_scenes)
-        return [with_present(scenes[i]) for i in range(self.config.validation_scenes)]
+        scenes = make_scenes(self.config, VALIDATION_SEED, count)
+        return [with_present(scenes[i]) for i in pool]
+
+    def _save_bad_batch(self, batch: dict[str, Tensor], step: int) -> None:
+        """Save the whole batch, of which each process has its share."""
+        shares = distributed.gathered(batch)
+        if self.is_first:
+            whole = {name: torch.cat([share[name] for share in shares]) for name in batch}
+            self.run.save_bad_batch(whole, step, self.settings)
 
     def _last_checkpoint(self) -> str:
         saved = self.run.checkpoints()
@@ -241,7 +237,7 @@ class Trainer:
 def scene_device(config: TrainConfig) -> torch.device:
     """Where scenes are rendered; worker processes, which are forked, cannot use a GPU."""
     forked = config.workers > 0 and config.scene_device == "auto"
-    return select_device("cpu" if forked else config.scene_device)
+    return own_device("cpu" if forked else config.scene_device)
 
 
 def make_scenes(config: TrainConfig, seed: int, count: int) -> Dataset | list[Sample]:
@@ -261,22 +257,54 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> Dataset | list[Sa
     return [scenes[i] for i in range(count)] if config.overfit else scenes
 
 
-def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, TrainingState]:
+def own_device(name: str) -> torch.device:
+    """Check that this process can use a device; of several, each takes the GPU of its number.
+
+    Raises:
+        ValueError: there is no such device, or one GPU is named for several processes.
+    """
+    device, processes = select_device(name), distributed.launched()
+    if processes.count == 1 or device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise ValueError(
+            f"device '{name}' is one GPU, and {processes.count} processes take one each: "
+            "use device 'cuda'"
+        )
+    return select_device(f"cuda:{processes.local_rank}")
+
+
+def check_shares(config: TrainConfig) -> None:
+    """Check that every batch divides evenly among the processes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    count = distributed.launched().count
+    for name in ("batch", "final_batch"):
+        if (getattr(config, name) or 0) % count:
+            raise ValueError(
+                f"{name} is that of all processes together and must be a multiple of their "
+                f"number, {count}, got {getattr(config, name)}"
+            )
+
+
+def prepare(
+    config: TrainConfig, options: RunOptions, device: torch.device
+) -> tuple[RunDirectory, TrainingState]:
     """Open the run's directory, new or resumed, and make the state to go on from.
 
     Raises:
         ValueError: the directory already has a training; or it is of another model, or longer.
         OSError: the directory cannot be written.
     """
-    run = RunDirectory(options.output)
-    saved = run.checkpoints()
+    run, first = RunDirectory(options.output), distributed.this().is_first
+    saved = distributed.from_first(run.checkpoints())
     if saved and not options.resume:
         raise ValueError(
             f"{options.output} already holds a training, up to {saved[-1].name}: "
             "add --resume to go on with it, or choose another -o"
         )
-    device = select_device(config.device)
-    scene_device(config)
     state = TrainingState(
         config.model,
         device,
@@ -289,9 +317,13 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
     if config.init is not None and not saved:
         state.start_from(resolve_checkpoint(config.init))
         _tell(f"starting from the weights of {config.init}")
-    run.create()
+    if first:
+        run.create()
     if saved:
-        path, settings = run.restore_newest(state)
+        # The first process chooses, and sets aside what it cannot read; the others follow.
+        path, settings = distributed.from_first(run.restore_newest(state) if first else None)
+        if not first:
+            state.restore(path)
         if state.step > config.steps:
             raise ValueError(
                 f"steps must not be less than what the run has done, {state.step}, "
@@ -302,10 +334,13 @@ def prepare(config: TrainConfig, options: RunOptions) -> tuple[RunDirectory, Tra
             _tell(f"changed since then: {key} = {new} (was {old})")
     elif options.resume:
         _tell(f"{options.output} has no checkpoint yet: starting from the beginning")
-    write_yaml(run.config, config)
+    if first:
+        write_yaml(run.config, config)
+    count = distributed.this().count
     _tell(
         f"{config.model.name}: {count_parameters(state.model) / 1e6:.2f} M parameters on {device}, "
-        f"from step {state.step} to {config.steps}"
+        + (f"{count} processes, " if count > 1 else "")
+        + f"from step {state.step} to {config.steps}"
     )
     return run, state
 
@@ -322,35 +357,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     started = time.monotonic()
     try:
+        processes = distributed.launched()
+    except ValueError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    try:
         config, options = read_command_line(argv)
-        run, state = prepare(config, options)
-    except (ValueError, OSError) as error:
+        check_shares(config)
+        device = own_device(config.device)
+        scene_device(config)
+    except (ValueError, OSError) as error:  # the same in every process
         _tell(f"error: {_one_line(error)}")
         return 2
-    # All batches have one size, so the search pays; it makes runs on a GPU differ in rounding.
+    # All batches of a stage have one size, so the search pays; runs on a GPU differ in rounding.
     torch.backends.cudnn.benchmark = True
-    minutes = options.stop_after_minutes
+    minutes, state = options.stop_after_minutes, None
+    deadline = None if minutes is None else started + 60.0 * minutes
     try:
-        with StopRequest() as request:
-            trainer = Trainer(config, run, state)
-
-            def stop() -> bool:
-                late = minutes is not None and time.monotonic() - started > 60.0 * minutes
-                return request.requested or late
-
-            try:
+        with (
+            distributed.joined(processes, device),
+            StopRequest(deadline, insist=processes.count == 1) as stop,
+        ):
+            run, state = prepare(config, options, device)
+            with closing(Trainer(config, run, state)) as trainer:
                 trainer.train(stop)
-            finally:
-                trainer.log.close()
-    except (NotFiniteError, ValueError, OSError, torch.OutOfMemoryError) as error:
-        _tell(f"error: {_one_line(error)}")
+    except NotFiniteError as error:  # every process has seen it
+        _tell(f"error: {error}")
         return 1
+    except distributed.ProcessLostError as error:
+        _tell_of_failure(f"{error}; when its own message is seen to, --resume goes on")
+        return 1
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        _tell_of_failure(_one_line(error))
+        return 2 if state is None else 1
     except KeyboardInterrupt:
-        _tell(f"stopped in step {state.step + 1}; --resume goes on from the last checkpoint")
+        where = "" if state is None else f" in step {state.step + 1}"
+        _tell(f"stopped{where}; --resume goes on from the last checkpoint")
         return INTERRUPTED
     if state.step < config.steps:
         _tell(f"stopped after step {state.step}, checkpoint saved; --resume goes on from there")
-        return INTERRUPTED if request.requested else 0
+        return INTERRUPTED if stop.requested else 0
     _tell(f"done: step {state.step}; the model is {run.model}")
     return 0
 
@@ -369,7 +415,16 @@ def _one_line(error: BaseException) -> str:
 
 
 def _tell(message: str) -> None:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    """Say something once, whatever the number of processes."""
+    if distributed.launched().is_first:
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _tell_of_failure(message: str) -> None:
+    """Say what ends this process, perhaps no other."""
+    processes = distributed.launched()
+    where = "" if processes.count == 1 else f" (process {processes.rank + 1} of {processes.count})"
+    print(f"{PROGRAM}: error{where}: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -295,14 +295,15 @@ def test_interrupted_about_the_final_stage_has_the_same_bits(
 
 
 def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
-    recipe, finished, tmp_path, monkeypatch, capsys
+    recipe, finished, tmp_path, capsys
 ):
-    def start(**changes):
-        words = ["--config", str(recipe), "-o", str(tmp_path / "run"), "--init", str(finished)]
-        return train.prepare(*settings.read_command_line([*words, *changes.get("words", [])]))
+    def start(*words):
+        given = ["--config", str(recipe), "-o", str(tmp_path / "run"), "--init", str(finished)]
+        config, options = settings.read_command_line([*given, "--model.iterations", "1", *words])
+        return train.prepare(config, options, torch.device("cpu"))
 
     expected = load_checkpoint(finished / "model.safetensors")[0].state_dict()
-    run, begun = start(words=["--seed", "5", "--model.iterations", "1"])
+    run, begun = start("--seed", "5")
     for model in (begun.model, begun.average):
         assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
     assert begun.step == 0 and not begun.optimizer.state
@@ -311,7 +312,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
     with torch.no_grad():
         next(begun.model.parameters()).zero_()
     run.save(begun, {}, keep=1)
-    _, resumed = start(words=["--resume", "--model.iterations", "1"])
+    _, resumed = start("--resume")
     assert not next(resumed.model.parameters()).any()
     assert "starting from the weights" not in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from flowfuse import distributed
 from flowfuse.data.presets import PRESETS
 from flowfuse.data.transforms import AugmentConfig, Sample, augment, crop_centre
 from flowfuse.model import ModelInputs
@@ -136,16 +137,18 @@ def batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the batches of steps first_step .. last_step (counted from 1), in order.
 
+    Of several processes, each gets its share of every batch.
+
     Args:
         samples: where sample n comes from.
         first_step, last_step: both included.
         workers: processes that prepare samples; 0 prepares them here. The batches are the same.
         pin: page-locked memory, for a GPU.
     """
-    steps = range(first_step, last_step + 1)
+    steps, share = range(first_step, last_step + 1), distributed.this().share
     loader = DataLoader(
         samples,
-        batch_sampler=[samples.plan.numbers_of(step) for step in steps],
+        batch_sampler=[share(samples.plan.numbers_of(step)) for step in steps],
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_parent,

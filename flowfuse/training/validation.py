@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from flowfuse import distributed
 from flowfuse.data.transforms import Sample, drop_events, drop_frames
 from flowfuse.events import Events
 from flowfuse.model import FlowFuse, ModelOutput
@@ -36,10 +37,10 @@ MODES: dict[str, Callable[[Sample], Sample]] = {
 
 
 class Validator:
-    """A fixed set of scenes to measure models on.
+    """A fixed set of scenes to measure models on; of several processes, each measures its own.
 
     Args:
-        samples: the scenes with "present", all of one size.
+        samples: the scenes of this process with "present", all of one size.
         batch: scenes per forward pass.
         device: where to compute.
         bf16: compute in bfloat16 where autocast does.
@@ -58,7 +59,7 @@ class Validator:
             zero.add(truth.norm(dim=1), valid)
             flow = torch.from_numpy(dense_inverse_search(*gray_frames(sample)))
             dis.add((truth - flow).norm(dim=1), valid)
-        self._references = {"epe_zero": zero.value, "epe_dis": dis.value}
+        self._references = {"epe_zero": zero.value(device), "epe_dis": dis.value(device)}
 
     def measure(self, model: FlowFuse) -> dict[str, float]:
         """Measure a model, with both modalities and with each alone.
@@ -72,8 +73,8 @@ class Validator:
             model has both), and, for comparison, `epe_zero` and `epe_dis` (OpenCV's DIS).
         """
         both = model.config.frames and model.config.events
-        means = {"epe": _Mean(), "tepe": _Mean()}
-        means |= {f"epe_{name}": _Mean() for name in MODES if both and name != "fused"}
+        names = ["epe", "tepe", *(f"epe_{name}" for name in MODES if both and name != "fused")]
+        means = {name: _Mean() for name in names}
         for start in range(0, len(self._samples), self._batch):
             samples = self._samples[start : start + self._batch]
             for name, show in MODES.items():
@@ -86,7 +87,7 @@ class Validator:
                 end.add(error[:, -1], batch["valid"][:, -1])
                 if name == "fused":
                     means["tepe"].add(error[:, :-1], batch["valid"][:, :-1])
-        return {name: mean.value for name, mean in means.items()} | self._references
+        return {name: mean.value(self._device) for name, mean in means.items()} | self._references
 
     def draw(self, model: FlowFuse, path: Path, scenes: int = 4) -> None:
         """Write a picture of the first scenes, one per row.
@@ -128,9 +129,11 @@ class _Mean:
         self.total += float(values[valid].double().sum())
         self.count += int(valid.sum())
 
-    @property
-    def value(self) -> float:
-        return self.total / self.count if self.count else float("nan")
+    def value(self, device: torch.device) -> float:
+        """Return the mean over what all processes added, exchanged by way of a device."""
+        sums = torch.tensor([self.total, self.count], dtype=torch.float64, device=device)
+        total, count = distributed.total(sums).tolist()
+        return total / count if count else float("nan")
 
 
 def gray_frames(sample: Sample) -> list[np.ndarray]:

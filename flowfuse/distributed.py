@@ -1,0 +1,200 @@
+"""Processes that train one model together, as torchrun starts them.
+
+Between `joined` and its end, the functions below work on all processes, and every process must call
+them in the same order. Elsewhere, one process is all there is, whatever group the caller may have
+made for itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# How long a process waits for the others, which may generate scenes meanwhile.
+TIMEOUT = timedelta(minutes=10)
+
+
+class ProcessLostError(RuntimeError):
+    """Another process has ended, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among all.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: number of processes, on all machines.
+        local_rank: number of this process on its machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def share(self, numbers: range) -> range:
+        """Return this process's part of numbers that divide evenly; the parts follow by rank."""
+        size = len(numbers) // self.count
+        return numbers[self.rank * size : (self.rank + 1) * size]
+
+
+ALONE = Processes()
+_processes = ALONE
+_device = torch.device("cpu")
+
+
+def launched() -> Processes:
+    """Return what torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; without them, one process.
+
+    Raises:
+        ValueError: one of them is missing or no number.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return ALONE
+    values = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        value = os.environ.get(name, "")
+        if not value.isdecimal():
+            raise ValueError(
+                f"{name} must be a number beside WORLD_SIZE={os.environ['WORLD_SIZE']}, "
+                f"got {value!r}: start with torchrun, or unset WORLD_SIZE"
+            )
+        values.append(int(value))
+    return Processes(*values)
+
+
+def this() -> Processes:
+    """Return the place of this process among those that have joined."""
+    return _processes
+
+
+@contextmanager
+def joined(processes: Processes, device: torch.device) -> Iterator[None]:
+    """Work as one of several processes; with one process alone, nothing is different.
+
+    Args:
+        processes: as `launched` gives it.
+        device: where this process computes: it decides between gloo and NCCL.
+
+    Raises:
+        ProcessLostError: not all processes have come.
+    """
+    global _processes, _device
+    if processes.count == 1:
+        yield
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    _guard(
+        lambda: dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+    )
+    _processes, _device, failed = processes, device, True
+    try:
+        yield
+        failed = False
+    finally:
+        _processes, _device = ALONE, torch.device("cpu")
+        # After an error the others may be gone, and NCCL would wait for them.
+        if not (failed and on_gpu):
+            dist.destroy_process_group()
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum a tensor over all processes, each of which gets the same bits; no gradient.
+
+    Args:
+        values: of the same shape everywhere, on the device that was joined with. Not changed.
+
+    Raises:
+        ProcessLostError: another process has ended, or does not answer.
+    """
+    values = values.detach()
+    if _processes.count == 1:
+        return values
+    values = values.clone()
+    _guard(lambda: dist.all_reduce(values))
+    return values
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the sum of all processes' gradients in place of each one's own.
+
+    Args:
+        parameters: the same everywhere; those that have no gradient have none in any process.
+
+    Raises:
+        ProcessLostError: as `total`.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if _processes.count == 1 or not gradients:
+        return
+    sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(
+        gradients, sums.split([gradient.numel() for gradient in gradients]), strict=True
+    ):
+        gradient.copy_(part.view(gradient.shape))
+
+
+def anywhere(flag: bool) -> bool:
+    """Tell whether a flag is set in any process.
+
+    Raises:
+        ProcessLostError: as `total`.
+    """
+    return bool(total(torch.tensor(float(flag), device=_device)) > 0)
+
+
+def from_first(value: Any) -> Any:
+    """Return what the first process gives; what the others give is not looked at.
+
+    Raises:
+        ProcessLostError: as `total`.
+    """
+    if _processes.count == 1:
+        return value
+    box = [value]
+    _guard(lambda: dist.broadcast_object_list(box, src=0))
+    return box[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return what every process gives, by rank.
+
+    Raises:
+        ProcessLostError: as `total`.
+    """
+    if _processes.count == 1:
+        return [value]
+    values = [None] * _processes.count
+    _guard(lambda: dist.all_gather_object(values, value))
+    return values
+
+
+def _guard(collective: Callable[[], Any]) -> None:
+    """Run something that needs all processes; gloo and NCCL say by a RuntimeError that one left."""
+    try:
+        collective()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessLostError(
+            "another process of this training has ended, or has not answered for "
+            f"{TIMEOUT.total_seconds() / 60:g} minutes ({reason})"
+        ) from error
