@@ -19,7 +19,7 @@ from dataclasses import asdict
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from cases import Algorithm, Case, Setting, Target, Work
@@ -281,11 +281,11 @@ def limits_text(limits: Mapping[str, float | None]) -> str:
     return text
 
 
-def as_markdown(report: Mapping) -> str:
-    """A report, as run() makes it or as its JSON holds it, as text with one table."""
+def heading(report: Mapping) -> list[str]:
+    """The machine, what is installed on it and what it does at best, as lines of text."""
     facts, used = report["machine"], report["versions"]
     where = facts.get("gpu") or facts["processor"]
-    lines = [
+    return [
         f"{where}, {facts['cores']} cores, {facts['threads']} threads, "
         f"instruction set of the CPU kernels: {report['instruction_set'] or 'none (references)'}. "
         f"torch {used['torch']}, numpy {used['numpy']}, Python {used['python']}. "
@@ -294,14 +294,25 @@ def as_markdown(report: Mapping) -> str:
         "",
         f"Limits measured in the same run: {limits_text(report['limits'])}.",
         "",
+    ]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    texts = [columns, *([cell.replace("|", "/") for cell in row] for row in rows)]
+    first, *rest = ("| " + " | ".join(row) + " |" for row in texts)
+    return [first, "|---" * len(columns) + "|", *rest]
+
+
+def as_markdown(report: Mapping) -> str:
+    """A report, as run() makes it or as its JSON holds it, as text with one table."""
+    lines = [
+        *heading(report),
         "Times are medians ± the distance between the quartiles; x peer above 1 is faster than the "
         "peer; of floor is the floor's time over ours.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---" * len(COLUMNS) + "|",
+        *table(COLUMNS, [cells(row) for row in report["rows"]]),
     ]
-    for row in report["rows"]:
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells(row)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -376,6 +387,22 @@ def add_noise_note(row: Row, before: Sequence[Row]) -> None:
             row["note"] = f"{row['note']}; {speed}" if row["note"] else speed
 
 
+def new_report(device: str, quick: bool, limits: Limits) -> dict[str, Any]:
+    """A report without rows: what was measured, and where."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "device": device,
+        "quick": quick,
+        "machine": machine(device),
+        "versions": versions(),
+        "instruction_set": ops.build_info()["cpu_capability"],
+        "build_info": {key: value for key, value in ops.build_info().items() if key != "path"},
+        "limits": asdict(limits),
+        "rows": [],
+    }
+
+
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
@@ -393,18 +420,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     setting = Setting(
         options.device, options.quick, limits, instructions, not options.no_compiled_peers
     )
-    report = {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "device": options.device,
-        "quick": options.quick,
-        "machine": machine(options.device),
-        "versions": versions(),
-        "instruction_set": instructions,
-        "build_info": {key: value for key, value in ops.build_info().items() if key != "path"},
-        "limits": asdict(limits),
-        "rows": [],
-    }
+    report = new_report(options.device, options.quick, limits)
     for row in measure(setting, chosen_cases(setting, options.only)):
         report["rows"].append(row)  # written each time: a run cut short keeps what it has
         write(options.json, json.dumps(report, indent=1) + "\n")
