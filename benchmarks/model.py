@@ -1,0 +1,320 @@
+"""Measure whole estimates of flowfuse against E-RAFT, in one run.
+
+    python benchmarks/model.py --threads 2 --json today.json --markdown today.md
+    python benchmarks/model.py --quick --only "small"
+    python benchmarks/model.py --profile
+
+An "estimate" is all that a user waits for: from frames and raw events to the flow in numpy. A
+"network" is the model alone, on tensors that are ready. E-RAFT (benchmarks/eraft.py) makes its
+estimate of the same events; networks take turns (E-RAFT, ours, E-RAFT, ours ...). Every network is
+timed at its own number of iterations; to compare at equal numbers, E-RAFT runs at ours and ours at
+E-RAFT's as well. Extra memory is the peak during a call beyond weights and inputs, results
+included. GMAC are multiply-adds of the network: those that torch counts (convolutions, matrix
+products) and those of flowfuse's operators. Weights do not change what is computed, so they may be
+random. On a GPU the networks also run compiled and in a CUDA graph.
+
+--profile measures no rows but where the time of our estimates goes, stage by stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+
+import torch
+from measuring import (
+    FULL,
+    QUICK,
+    Timing,
+    extra_memory,
+    measure_limits,
+    synchronize,
+    time_interleaved,
+)
+from model_cases import TARGETS, Group, all_groups, check_estimate, make_call, make_networks
+from networks import OURS, PEER, Network
+from operators import (
+    Measurement,
+    OneLineParser,
+    heading,
+    limits_text,
+    new_report,
+    number,
+    reason,
+    result_file,
+    table,
+    thread_count,
+    write,
+)
+from sequences import moving_sequence
+from stages import OTHER, stage_times
+from torch import Tensor
+
+Row = dict[str, object]
+PROFILE_ROUNDS, QUICK_ROUNDS = 7, 2
+
+
+class GroupMeasurement:
+    """Times the networks of a group in turns and makes its rows."""
+
+    def __init__(self, group: Group, device: str, quick: bool) -> None:
+        self.group, self.device, self.quick = group, device, quick
+        self.timings: dict[str, Timing] = {}
+        self.memory: dict[str, int | None] = {}
+        self.multiplications: dict[str, int] = {}
+        self.errors: dict[str, str] = {}
+        self.networks: dict[str, Network] = {}
+
+    def run(self) -> list[Row]:
+        try:
+            if self.group.mode == "compiled":
+                torch._dynamo.reset()  # or earlier groups count towards a recompilation limit
+            found = make_networks(self.group, self.device)
+            self.networks = {network.name: network for network in found}
+            calls = {}
+            for network in found:
+                calls |= self.prepare(network)
+            self.timings = time_interleaved(calls, self.device, QUICK if self.quick else FULL)
+        except Exception as error:  # any failure is this group's, never the run's
+            self.errors = {name: reason(error) for name in self.group.names} | self.errors
+        return [self.row(name) for name in self.group.names]
+
+    def prepare(self, network: Network) -> dict[str, Callable[[], list[Tensor]]]:
+        """Check and warm up a network; its calls, or none and an error."""
+        name, group = network.name, self.group
+        try:
+            if group.scope == "estimate":
+                check_estimate(network, group)
+            self.multiplications[name] = network.multiplications()
+            calls = {
+                key(name, iterations): make_call(network, group, iterations)
+                for iterations in self.iteration_counts(network)
+            }
+            for call in calls.values():
+                call()
+            synchronize(self.device)
+            # A graph owns its memory, which a replay does not ask for again.
+            own = calls[key(name, network.iterations)]
+            self.memory[name] = None if group.mode == "graph" else extra_memory(own, self.device)
+            return calls
+        except Exception as error:
+            self.errors[name] = reason(error)
+            return {}
+
+    def iteration_counts(self, network: Network) -> list[int]:
+        """The network's own number and, where that costs no compilation, those of its opponents."""
+        if self.group.mode != "eager" or not self.group.with_peer:
+            return [network.iterations]
+        if network.name == PEER:
+            others = [other.iterations for other in self.networks.values()]
+        else:
+            others = [self.networks[PEER].iterations]
+        return list(dict.fromkeys((network.iterations, *others)))
+
+    def row(self, name: str) -> Row:
+        network, peer = self.networks.get(name), self.networks.get(PEER)
+        time = self.time(network, network)
+        theirs = self.time(peer, peer) if name != PEER else None
+        extra = self.memory.get(name) if time else None
+        peer_extra = self.memory.get(PEER) if theirs else None
+        target = TARGETS.get(name) if (self.group.height, self.group.width) == (480, 640) else None
+        row: Row = {
+            "network": name,
+            "weights": network and network.weights,
+            "size": self.group.size,
+            "scope": self.group.scope,
+            "dtype": self.group.dtype,
+            "mode": self.group.mode,
+            "events": moving_sequence(self.group.height, self.group.width).count,
+            "iterations": network and network.iterations,
+            "parameters": network and network.parameters,
+            "multiplications": self.multiplications.get(name),
+            "time_ms": time and time.median,
+            "spread": time and time.spread,
+            "extra_bytes": extra,
+            "peer": PEER if peer and name != PEER else None,
+            "peer_iterations": peer.iterations if peer and name != PEER else None,
+            "peer_time_ms": theirs and theirs.median,
+            "peer_spread": theirs and theirs.spread,
+            "peer_extra_bytes": peer_extra,
+            "ratio_to_peer": ratio(theirs, time),
+            "ratio_at_own_iterations": None,
+            "ratio_at_peer_iterations": None,
+            "memory_ratio": peer_extra / extra if peer_extra and extra else None,
+            "target": target and target.text(),
+            "met": None,
+        }
+        if theirs:
+            row["ratio_at_own_iterations"] = ratio(self.time(peer, network), time)
+            row["ratio_at_peer_iterations"] = ratio(theirs, self.time(network, peer))
+        if target and network and row["multiplications"] is not None:
+            row["met"] = (
+                row["multiplications"] <= target.multiplications
+                and network.parameters <= target.parameters
+            )
+        row["note"] = Measurement.unsteady(time, theirs)
+        row["error"] = self.errors.get(name) or (self.errors.get(PEER) if peer else None)
+        return row
+
+    def time(self, network: Network | None, count: Network | None) -> Timing | None:
+        """Of a network at as many iterations as another one makes."""
+        if network is None or count is None or network.name in self.errors:
+            return None
+        return self.timings.get(key(network.name, count.iterations))
+
+
+def key(name: str, iterations: int) -> str:
+    return f"{name}, {iterations} iterations"
+
+
+def ratio(theirs: Timing | None, ours: Timing | None) -> float | None:
+    return theirs.median / ours.median if theirs and ours else None
+
+
+COLUMNS = (
+    "network", "weights", "size", "scope", "dtype", "mode", "iterations", "ms", "x E-RAFT",
+    "x at our iterations", "x at its iterations", "extra MiB", "1/x of its memory", "parameters, M",
+    "GMAC", "target", "note",
+)  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """The texts of one row of the table."""
+    verdict = {None: "", True: ": met", False: ": missed"}[row["met"]]
+    failure = f"failed: {row['error']}" if row["error"] else ""
+    labels = ("network", "weights", "size", "scope", "dtype", "mode", "iterations")
+    time = "" if row["time_ms"] is None else f"{row['time_ms']:.4g} ± {row['spread']:.2g}"
+    return [
+        *(str(row[label] or "") for label in labels),
+        time,
+        number(row["ratio_to_peer"], ".2f"),
+        number(row["ratio_at_own_iterations"], ".2f"),
+        number(row["ratio_at_peer_iterations"], ".2f"),
+        number(row["extra_bytes"], ".1f", 2**-20),
+        number(row["memory_ratio"], ".1f"),
+        number(row["parameters"], ".3f", 1e-6),
+        number(row["multiplications"], ".2f", 1e-9),
+        f"{row['target'] or ''}{verdict}",
+        failure or row["note"] or "",
+    ]
+
+
+def stage_cells(row: Row, columns: Sequence[str]) -> list[str]:
+    """The texts of one row of the table of stages."""
+    total = sum(row["stages_ms"].values())
+    times = [row["stages_ms"].get(name) for name in columns]
+    labels = [str(row[label]) for label in ("network", "size", "dtype", "iterations")]
+    shares = ["" if time is None else f"{time:.4g} ({time / total:.0%})" for time in times]
+    return [*labels, f"{total:.4g}", *shares]
+
+
+def stage_table(rows: Sequence[Row]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row["stages_ms"] if name != OTHER)
+    columns = [*names, OTHER]
+    header = ("network", "size", "dtype", "iterations", "ms", *columns)
+    return table(header, [stage_cells(row, columns) for row in rows])
+
+
+def as_markdown(report: Mapping) -> str:
+    """A report, as run() makes it or as its JSON holds it, as text with one table."""
+    if report["stages"]:
+        lines = [
+            "Milliseconds (and shares) of the stages of an estimate, medians; their sum is `ms`.",
+            "",
+            *stage_table(report["stages"]),
+        ]
+    else:
+        lines = [
+            "Times are medians ± the distance between the quartiles. x above 1 is faster than "
+            "E-RAFT at its own number of iterations, at ours, or with ours at E-RAFT's; 1/x of its "
+            "memory above 1 is less.",
+            "",
+            *table(COLUMNS, [cells(row) for row in report["rows"]]),
+        ]
+    return "\n".join([*heading(report), *lines]) + "\n"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a trial")
+    parser.add_argument(
+        "--only", default="", metavar="SUBSTRING",
+        help="rows whose network, size, scope, dtype and mode (as printed) contain this",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-compiled", action="store_true",
+        help="on a GPU: leave out torch.compile, which takes long",
+    )  # fmt: skip
+    parser.add_argument("--profile", action="store_true", help="the stages of our estimates")
+    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
+    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
+    return parser
+
+
+def measured_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator[Row]:
+    """The rows of the comparison, printed as they come."""
+    print(*table(COLUMNS, []), sep="\n", flush=True)
+    for group in groups:
+        for row in GroupMeasurement(group, device, quick).run():
+            print(table(cells(row), [])[0], flush=True)
+            yield row
+
+
+def profiled_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator[Row]:
+    """The rows of the table of stages, printed at the end."""
+    rows = []
+    for group in groups:
+        if (group.scope, group.mode) != ("estimate", "eager"):
+            continue
+        for network in make_networks(replace(group, with_peer=False), device):
+            row = {
+                "network": network.name,
+                "size": group.size,
+                "dtype": group.dtype,
+                "iterations": network.iterations,
+                "stages_ms": stage_times(network, QUICK_ROUNDS if quick else PROFILE_ROUNDS),
+            }
+            rows.append(row)
+            yield row
+    print(*stage_table(rows), sep="\n", flush=True)
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device, quick = options.device, options.quick
+    groups = all_groups(device, quick, not options.no_compiled, options.only)
+    if options.profile:
+        groups = [g for g in groups if set(g.names) & set(OURS) and g.scope == "estimate"]
+    if not groups:
+        parser.error(f"--only {options.only}: no row has this in its name")
+    limits = measure_limits(device, quick)
+    print(limits_text(asdict(limits)), flush=True)
+    report = new_report(device, quick, limits) | {"stages": []}
+    rows, measure = ("stages", profiled_rows) if options.profile else ("rows", measured_rows)
+    for row in measure(groups, device, quick):
+        report[rows].append(row)  # written each time: a run cut short keeps what it has
+        write(options.json, json.dumps(report, indent=1) + "\n")
+        write(options.markdown, as_markdown(report))
+    failed = [row for row in report["rows"] if row["error"]]
+    for row in failed:
+        print(f"model: {row['network']}, {row['size']}: {row['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    return run(parser.parse_args(argv), parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
