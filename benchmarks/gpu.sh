@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [FOLDER]    results and logs; default benchmarks/results/gpu-<date>
 #   PYTHON=python3                the interpreter that has a CUDA build of torch
 #   STEPS="build tests ..."       only these; default all, in the order below, the most valuable first
-#   LIMIT=240                     seconds a step may take; all steps that begin take at most 14 times as much
+#   LIMIT=240                     seconds a step may take; all steps that begin take at most 17 times as much
 #
 # No step stops the others. summary.txt has a line for each; the exit code is 1 where one failed.
 set -uo pipefail
@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
 LIMIT=${LIMIT:-240}
-ALL="machine imports build selftest tests quick infer train operators crossover memcheck racecheck initcheck synccheck"
+ALL="machine imports build selftest tests quick infer train operators crossover model stages memcheck racecheck initcheck synccheck compiled"
 STEPS=${STEPS:-$ALL}
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
@@ -76,6 +76,18 @@ crossover() {
     "$PYTHON" benchmarks/crossover.py --device cuda --markdown "$FOLDER/crossover.md"
 }
 
+# Whole estimates against E-RAFT: eager and in a CUDA graph, then stage by stage, at last compiled.
+model() {
+    "$PYTHON" benchmarks/model.py --device cuda --no-compiled --json "$FOLDER/model.json" --markdown "$FOLDER/model.md"
+}
+stages() {
+    "$PYTHON" benchmarks/model.py --device cuda --profile --json "$FOLDER/stages.json" --markdown "$FOLDER/stages.md"
+}
+compiled() {
+    "$PYTHON" benchmarks/model.py --device cuda --only compiled --json "$FOLDER/compiled.json" \
+        --markdown "$FOLDER/compiled.md"
+}
+
 infer() {
     "$PYTHON" -m flowfuse.infer flowfuse/sample -o "$SCRATCH/sample" --device cuda &&
         "$PYTHON" -m flowfuse.infer flowfuse/sample -o "$SCRATCH/sample-bf16" --device cuda --precision bf16
@@ -96,7 +108,7 @@ racecheck() { sanitizer racecheck; }
 initcheck() { sanitizer initcheck; }
 synccheck() { sanitizer synccheck; }
 
-export -f machine imports build selftest tests quick operators crossover infer train sanitizer memcheck racecheck initcheck synccheck
+export -f machine imports build selftest tests quick operators crossover model stages compiled infer train sanitizer memcheck racecheck initcheck synccheck
 export PYTHON FOLDER SCRATCH
 
 for step in $STEPS; do
