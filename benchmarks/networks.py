@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse import ops
-from flowfuse.checkpoint import available
+from flowfuse.checkpoint import CheckpointError
 from flowfuse.estimator import Estimator, load
 from flowfuse.model import CONFIGS, FlowFuse
 
@@ -63,10 +64,12 @@ def precision(device: str, dtype: torch.dtype) -> torch.autocast:
 
 
 def make_ours(name: str, sequence: Sequence, device: str, dtype: torch.dtype) -> Network:
-    """A configuration of flowfuse: the shipped weights, or random ones where there are none."""
-    if name in available():
+    """A configuration of flowfuse: the shipped weights, or random ones where none fit."""
+    try:
         weights, estimator = "shipped", load(name, device, dtype)
-    else:
+    except (FileNotFoundError, CheckpointError) as error:
+        # The network may have changed since the weights were trained; the row says "random".
+        print(f"model: random weights for {name}: {error}", file=sys.stderr)
         torch.manual_seed(0)
         weights = "random"
         estimator = Estimator(FlowFuse(CONFIGS[name]), device=device, dtype=dtype)

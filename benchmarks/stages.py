@@ -20,31 +20,42 @@ from networks import Network
 from torch import nn
 
 STAGES = (
-    "voxelize", "normalize", "encode", "correlate", "first estimate", "localize", "fuse", "update",
-    "upsample",
+    "voxelize", "normalize", "encode", "correlate", "match", "first estimate", "localize", "fuse",
+    "update", "refine", "upsample",
 )  # fmt: skip
 OTHER = "other"
-# A part of the network that is not named here is a stage of its own.
+# Parts of the network; what is not named here belongs to the part around it, or is its own stage.
 MODULES = {
     "event_stem": "encode", "frame_stem": "encode", "trunk": "encode",
-    "matching": "first estimate", "first_estimate": "first estimate",
+    "matching": "match", "refinement.matching": "match",
+    "first_estimate": "first estimate",
     "localizer": "localize",
     "tokens": "fuse", "gates": "fuse", "propagation": "fuse", "motion": "fuse",
-    "context": "update", "context_norm": "update", "update": "update", "head": "update",
-    "mask": "upsample",
+    "context": "update", "context_norm": "update", "boundary_context": "update",
+    "update": "update", "head": "update",
+    "refinement": "refine",
+    "refinement.start_mask": "upsample", "refinement.mask": "upsample",
 }  # fmt: skip
 FUNCTIONS = {
     "flowfuse.estimator.slice_events": "voxelize",
     "flowfuse.estimator.sum_events": "voxelize",
     "flowfuse.model.flowfuse.normalize_slices": "normalize",
     "flowfuse.model.flowfuse.FlowFuse._encode": "encode",
+    "flowfuse.model.flowfuse.FlowFuse._correlate": "correlate",
     "flowfuse.model.flowfuse.FlowFuse._localize": "localize",
-    "flowfuse.model.flowfuse.convex_upsample": "upsample",
     "flowfuse.model.correlation.PairCorrelations.__init__": "correlate",
     "flowfuse.model.correlation.PairCorrelations.__call__": "correlate",
-    "flowfuse.model.correlation.PairCorrelations.at": "correlate",
     "flowfuse.model.fusion.BoundaryPropagation.weights": "fuse",
+    "flowfuse.model.refinement.convex_upsample": "upsample",
 }
+
+
+def stage_of(module: str) -> str:
+    """The stage of a module by its dotted name."""
+    part = module
+    while part and part not in MODULES:
+        part = part.rpartition(".")[0]
+    return MODULES[part] if part else module.partition(".")[0].replace("_", " ")
 
 
 class Stopwatch:
@@ -101,8 +112,7 @@ def watched(model: nn.Module, watch: Stopwatch) -> Iterator[None]:
         for name, module in model.named_modules():
             if not name:
                 continue
-            part = name.partition(".")[0]
-            stage = MODULES.get(part, part.replace("_", " "))
+            stage = stage_of(name)
             before = module.register_forward_pre_hook(
                 lambda module, inputs, stage=stage: watch.enter(stage)
             )

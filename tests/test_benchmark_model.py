@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse import Events, ops
+from flowfuse.model import CONFIGS
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 KEYS = {
@@ -53,7 +54,7 @@ def test_quick_run_writes_rows_and_table(
     assert set(row) == KEYS
     assert row["error"] is None and row["time_ms"] > 0 and row["extra_bytes"] > 0
     assert row["events"] == round(1e6 * 128 * 160 / (640 * 480))
-    assert (row["iterations"], row["peer_iterations"]) == (3, 12)
+    assert (row["iterations"], row["peer_iterations"]) == (CONFIGS["small"].iterations, 12)
     assert row["ratio_to_peer"] == pytest.approx(row["peer_time_ms"] / row["time_ms"])
     assert row["memory_ratio"] == pytest.approx(row["peer_extra_bytes"] / row["extra_bytes"])
     assert row["ratio_at_own_iterations"] > 0 and row["ratio_at_peer_iterations"] > 0
@@ -292,6 +293,14 @@ def test_operations_of_our_operators(script: ModuleType) -> None:
     assert count(lambda: ops.common_gradient(frame, frame, frame)) == 2 * 16 * 24 * 46
 
 
+def test_stages_of_modules(script: ModuleType) -> None:
+    stage_of = load("stages").stage_of
+    assert stage_of("trunk.blocks.0") == "encode"
+    assert stage_of("refinement.block.conv1") == "refine"
+    assert stage_of("refinement.mask.out") == "upsample"
+    assert stage_of("new_part.conv") == "new part"
+
+
 def test_stopwatch_counts_a_second_for_the_innermost_stage(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,13 +321,13 @@ def test_watching_leaves_nothing_behind(script: ModuleType) -> None:
     from flowfuse.model.correlation import PairCorrelations
 
     stages = load("stages")
-    model, originals = nn.Sequential(nn.ReLU()), (estimator.slice_events, PairCorrelations.at)
+    model, originals = nn.Sequential(nn.ReLU()), (estimator.slice_events, PairCorrelations.__call__)
     watch = stages.Stopwatch("cpu")
     with pytest.raises(RuntimeError, match="stop"), stages.watched(model, watch):
         assert estimator.slice_events is not originals[0]
         model(torch.zeros(1))
         raise RuntimeError("stop")
-    assert (estimator.slice_events, PairCorrelations.at) == originals
+    assert (estimator.slice_events, PairCorrelations.__call__) == originals
     assert watch.seconds["0"] > 0  # a part without a name of its own stage
     before = dict(watch.seconds)
     model(torch.zeros(1))
