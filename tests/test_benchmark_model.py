@@ -21,7 +21,7 @@ KEYS = {
     "network", "weights", "size", "scope", "dtype", "mode", "events", "iterations", "parameters",
     "multiplications", "time_ms", "spread", "extra_bytes", "peer", "peer_iterations",
     "peer_time_ms", "peer_spread", "peer_extra_bytes", "ratio_to_peer", "ratio_at_own_iterations",
-    "ratio_at_peer_iterations", "memory_ratio", "target", "met", "note", "error",
+    "ratio_at_peer_iterations", "memory_ratio", "target", "missed", "note", "error",
 }  # fmt: skip
 RAFT_LARGE_PARAMETERS = 5_257_536  # torchvision's count, with 3 input channels
 
@@ -178,9 +178,11 @@ def test_ratios_and_targets_of_a_row(script: ModuleType) -> None:
     assert row["ratio_at_own_iterations"] == 3  # 30 / 10
     assert row["ratio_at_peer_iterations"] == 3  # 60 / 20
     assert row["memory_ratio"] == 4 and row["parameters"] == 4
-    assert row["target"] == "<= 12 GMAC, <= 1.5 M parameters" and row["met"] is True
+    assert row["target"] == "6x, 1/2 of its memory, <= 12 GMAC, <= 1.5 M parameters"
+    assert row["missed"] == [] and script.cells(row)[-2].endswith(": met")
     measurement.multiplications["small"] += 1
-    assert measurement.row("small")["met"] is False
+    measurement.memory["small"] = 401
+    assert measurement.row("small")["missed"] == ["memory_ratio", "multiplications"]
     peer = measurement.row("E-RAFT")
     assert peer["time_ms"] == 60 and peer["peer"] is None and peer["ratio_to_peer"] is None
     assert "6.00" in script.cells(row) and "12.00" in script.cells(row)

@@ -244,8 +244,9 @@ def test_events_alone_are_validated_as_they_are_trained():
 
         def __call__(self, inputs):
             seen.append(inputs)
-            fields = torch.zeros(1, 1, 2, 2, 16, 16)
-            return ModelOutput(fields, fields[:, :, 0], fields[0, :, 0], fields, fields)
+            points = torch.zeros(1, 2, 2, 16, 16)
+            maps = points[:, 0]
+            return ModelOutput(points, maps, points[None, ..., 4::8, 4::8], maps, maps, maps)
 
     cpu = torch.device("cpu")
     found = Validator([sample], batch=1, device=cpu, bf16=False).measure(Model())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,15 +93,15 @@ class WindowMatching(nn.Module):
 
     def __init__(self, radius: int, levels: int, degree: int) -> None:
         super().__init__()
-        steps = torch.arange(-radius, radius + 1, dtype=torch.float32)
-        x, y = torch.meshgrid(steps, steps, indexing="ij")  # x slow, as the look-up's channels
-        window = torch.stack((x.flatten(), y.flatten()))  # [2, (2 r + 1)^2]
-        offsets = torch.cat([window * 2**level for level in range(levels)], dim=1)
+        # In numpy: on the meta device, where checkpoints are checked, torch's own would import
+        # hundreds of modules.
+        steps = np.arange(-radius, radius + 1, dtype=np.float32)
+        window = np.stack(np.meshgrid(steps, steps, indexing="ij")).reshape(2, -1)  # x slow
+        offsets = np.concatenate([window * 2**level for level in range(levels)], axis=1)
         # Second differences of P_0 = 0, P_1 .. P_n: zero for uniform motion.
-        bend = torch.eye(degree) * -2 + torch.eye(degree).roll(1, 0).tril(-1)
-        bend = (bend + torch.eye(degree).roll(-1, 0).triu(1))[:-1]
-        self.register_buffer("offsets", offsets, persistent=False)
-        self.register_buffer("stiffness", bend.T @ bend, persistent=False)
+        bend = np.diff(np.eye(degree + 1, dtype=np.float32), 2, axis=0)[:, 1:]
+        self.register_buffer("offsets", torch.from_numpy(offsets), persistent=False)
+        self.register_buffer("stiffness", torch.from_numpy(bend.T @ bend), persistent=False)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.log_trust = nn.Parameter(torch.zeros(()))
         self.log_stiffness = nn.Parameter(torch.tensor(-2.0))

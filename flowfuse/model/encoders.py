@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +66,8 @@ class Trunk(nn.Module):
         self.norm = nn.GroupNorm(group_count(channels), channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
         self.project = nn.Conv2d(channels, channels, 1)
-        self.log_length = nn.Parameter(torch.tensor(LARGEST_CORRELATION * channels**0.5).log() / 2)
+        length = math.sqrt(LARGEST_CORRELATION * math.sqrt(channels))
+        self.log_length = nn.Parameter(torch.tensor(math.log(length)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.project(self.blocks(activate(self.norm(self.down(x)))))
