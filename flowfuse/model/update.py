@@ -101,7 +101,7 @@ class UpdateHead(nn.Module):
 
 def start_near_zero(layer: nn.Conv2d) -> None:
     """Start from nearly no motion: a random first estimate would look up random places."""
-    nn.init.normal_(layer.weight, std=1e-3)
+    nn.init.uniform_(layer.weight, -1e-3, 1e-3)
     nn.init.zeros_(layer.bias)
 
 
