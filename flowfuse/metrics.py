@@ -16,9 +16,10 @@ from flowfuse.events import Events
 from flowfuse.geometry import inside, pixel_grid, warp
 
 BOUNDARY_BAND = 5.0  # px about B_m
+CERTAIN = 0.8  # share of the pixels that epe_certain keeps
 
-# name -> (sum over the pixels that count, number of these pixels)
-_Sums = dict[str, tuple[float, int]]
+# measure -> (sum over the pixels that count, their number or the sum that it is divided by)
+Sums = dict[str, tuple[float, float]]
 
 
 def flow_metrics(
@@ -50,8 +51,48 @@ def flow_metrics(
     Raises:
         ValueError: if shapes disagree.
     """
-    sums, count = _flow_sums(flow, truth, valid, boundary, outlier_fraction)
-    return {**{name: _mean(*pair) for name, pair in sums.items()}, "valid_pixels": float(count)}
+    sums = flow_sums(flow, truth, valid, boundary, outlier_fraction=outlier_fraction)
+    return _with_count(sums)
+
+
+def flow_sums(
+    flow: np.ndarray,
+    truth: np.ndarray,
+    valid: np.ndarray | None = None,
+    boundary: np.ndarray | None = None,
+    *,
+    outlier_fraction: float = 0.0,
+) -> Sums:
+    """The sums that :func:`flow_metrics` divides: measure -> (sum over its pixels, their number).
+
+    Arguments as there. The divisor of ``epe`` is the number of valid pixels.
+    """
+    flow, truth, valid = _check_fields(flow, truth, valid)
+    near = np.zeros(valid.shape, bool) if boundary is None else np.asarray(boundary)
+    if near.shape != valid.shape:
+        raise ValueError(f"boundary must have shape {list(valid.shape)}, got {list(near.shape)}")
+    near = boundary_band(near)[valid]
+    known = boundary is not None
+    flow, truth = flow[:, valid], truth[:, valid]  # [2, N]
+    error, length = _length(flow - truth, axis=0), _length(truth, axis=0)
+    one = np.ones((1, flow.shape[1]))
+    first, second = np.concatenate((flow, one)), np.concatenate((truth, one))
+    # atan2 of |cross| and dot is exact for small angles, where arccos is not.
+    angle = np.arctan2(_length(np.cross(first.T, second.T), axis=1), (first * second).sum(axis=0))
+    large = error > outlier_fraction * length
+    everywhere = np.ones(len(error), bool)
+    measures = {
+        "epe": (error, everywhere),
+        **{f"{n}pe": (100.0 * ((error > n) & large), everywhere) for n in (1, 2, 3)},
+        "f1_all": (100.0 * ((error > 3) & (error > 0.05 * length)), everywhere),
+        "ae": (np.degrees(angle), everywhere),
+        "epe_below_10": (error, length < 10),
+        "epe_10_to_40": (error, (length >= 10) & (length <= 40)),
+        "epe_above_40": (error, length > 40),
+        "epe_boundary": (error, near & known),
+        "epe_interior": (error, ~near & known),
+    }
+    return {name: _sum_of(*pair) for name, pair in measures.items()}
 
 
 class FlowMetrics:
@@ -65,8 +106,8 @@ class FlowMetrics:
         self.outlier_fraction = outlier_fraction
         self.frames = 0
         self.valid_pixels = 0
-        self._pixel_sums: _Sums = {}
-        self._frame_sums: _Sums = {}
+        self._pixel_sums: Sums = {}
+        self._frame_sums: Sums = {}
 
     def add(
         self,
@@ -76,16 +117,16 @@ class FlowMetrics:
         boundary: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Add a frame; arguments and result as in :func:`flow_metrics`."""
-        sums, count = _flow_sums(flow, truth, valid, boundary, self.outlier_fraction)
+        sums = flow_sums(flow, truth, valid, boundary, outlier_fraction=self.outlier_fraction)
         self.frames += 1
-        self.valid_pixels += count
+        self.valid_pixels += int(sums["epe"][1])
         for name, (total, pixels) in sums.items():
             _add(self._pixel_sums, name, total, pixels)
             if pixels:  # a frame where nothing counts has no average
                 _add(self._frame_sums, name, total / pixels, 1)
             else:
                 _add(self._frame_sums, name, 0.0, 0)
-        return {**{name: _mean(*pair) for name, pair in sums.items()}, "valid_pixels": float(count)}
+        return _with_count(sums)
 
     def summary(self) -> dict[str, dict[str, float] | int]:
         """Both averages of every measure.
@@ -127,6 +168,25 @@ def trajectory_metrics(
         d = x(tau) - tau x(1) is the deviation from the straight line, d* the true one, over pixels
         and times with |d*| > 1 px (0 = perfect, 1 = as a straight line).
     """
+    sums = trajectory_sums(estimates, truths, tau, end, true_end, valid)
+    return {name: _mean(*pair) for name, pair in sums.items()}
+
+
+def trajectory_sums(
+    estimates: np.ndarray,
+    truths: np.ndarray,
+    tau: Sequence[float] | np.ndarray,
+    end: np.ndarray,
+    true_end: np.ndarray,
+    valid: np.ndarray | None = None,
+) -> Sums:
+    """The sums that :func:`trajectory_metrics` divides, for averages over many pairs.
+
+    Returns:
+        measure -> (sum, divisor). A set's value is the sum of sums over the sum of divisors: then
+        ``deviation_error`` weighs a pair by how much deviates there, and a pair in which a few
+        pixels do cannot outweigh the others.
+    """
     estimates, truths = _field("estimates", estimates, 4), _field("truths", truths, 4)
     end, true_end = _field("end", end, 3), _field("true_end", true_end, 3)
     tau = np.asarray(tau, np.float64)
@@ -144,18 +204,18 @@ def trajectory_metrics(
     valid = np.broadcast_to(valid, shape)
     along = tau[:, None, None, None]
 
-    def error(field: np.ndarray) -> float:
-        return _masked_mean(_length(field - truths, axis=1), valid)
+    def error(field: np.ndarray) -> tuple[float, int]:
+        return _sum_of(_length(field - truths, axis=1), valid)
 
     true_deviation = truths - along * true_end
     off_line = valid & (_length(true_deviation, axis=1) > 1)
-    wrong = _masked_mean(_length(estimates - along * end - true_deviation, axis=1), off_line)
-    size = _masked_mean(_length(true_deviation, axis=1), off_line)
+    wrong, _ = _sum_of(_length(estimates - along * end - true_deviation, axis=1), off_line)
+    size, _ = _sum_of(_length(true_deviation, axis=1), off_line)
     return {
         "tepe": error(estimates),
         "tepe_line_own_end": error(along * end),
         "tepe_line_true_end": error(along * true_end),
-        "deviation_error": wrong / size,  # NaN / NaN where nothing deviates
+        "deviation_error": (wrong, size),
     }
 
 
@@ -181,6 +241,8 @@ def uncertainty_metrics(
 
     Returns:
         ``ause`` and ``ause_magnitude``; 0 when there is no error at all, NaN without valid pixels.
+        ``epe_certain``: EPE of the 80 % most certain pixels over the EPE of all; 1 when there is
+        no error at all, NaN without valid pixels.
     """
     flow, truth, valid = _check_fields(flow, truth, valid)
     uncertainty = np.asarray(uncertainty)
@@ -197,14 +259,17 @@ def uncertainty_metrics(
         return np.cumsum(kept)[count - 1] / count / errors.mean()
 
     if not len(errors):
-        return {"ause": math.nan, "ause_magnitude": math.nan}
+        return dict.fromkeys(("ause", "ause_magnitude", "epe_certain"), math.nan)
     if errors.mean() == 0:
-        return {"ause": 0.0, "ause_magnitude": 0.0}
+        return {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0}
     best = remaining(errors)
+    order = np.argsort(uncertainty[valid], kind="stable")
+    certain = errors[order[: math.ceil(CERTAIN * len(errors))]]
     magnitude = _length(flow, axis=0)[valid]
     return {
         "ause": float(np.mean(remaining(uncertainty[valid]) - best)),
         "ause_magnitude": float(np.mean(remaining(magnitude) - best)),
+        "epe_certain": float(certain.mean() / errors.mean()),
     }
 
 
@@ -280,42 +345,6 @@ def boundary_band(boundary: np.ndarray, radius: float = BOUNDARY_BAND) -> np.nda
     return cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= radius
 
 
-def _flow_sums(
-    flow: np.ndarray,
-    truth: np.ndarray,
-    valid: np.ndarray | None,
-    boundary: np.ndarray | None,
-    outlier_fraction: float,
-) -> tuple[_Sums, int]:
-    """Sum and number of pixels of every measure, and the number of valid pixels."""
-    flow, truth, valid = _check_fields(flow, truth, valid)
-    near = np.zeros(valid.shape, bool) if boundary is None else np.asarray(boundary)
-    if near.shape != valid.shape:
-        raise ValueError(f"boundary must have shape {list(valid.shape)}, got {list(near.shape)}")
-    near = boundary_band(near)[valid]
-    known = boundary is not None
-    flow, truth = flow[:, valid], truth[:, valid]  # [2, N]
-    error, length = _length(flow - truth, axis=0), _length(truth, axis=0)
-    one = np.ones((1, flow.shape[1]))
-    first, second = np.concatenate((flow, one)), np.concatenate((truth, one))
-    # atan2 of |cross| and dot is exact for small angles, where arccos is not.
-    angle = np.arctan2(_length(np.cross(first.T, second.T), axis=1), (first * second).sum(axis=0))
-    large = error > outlier_fraction * length
-    everywhere = np.ones(len(error), bool)
-    measures = {
-        "epe": (error, everywhere),
-        **{f"{n}pe": (100.0 * ((error > n) & large), everywhere) for n in (1, 2, 3)},
-        "f1_all": (100.0 * ((error > 3) & (error > 0.05 * length)), everywhere),
-        "ae": (np.degrees(angle), everywhere),
-        "epe_below_10": (error, length < 10),
-        "epe_10_to_40": (error, (length >= 10) & (length <= 40)),
-        "epe_above_40": (error, length > 40),
-        "epe_boundary": (error, near & known),
-        "epe_interior": (error, ~near & known),
-    }
-    return {name: _sum_of(*pair) for name, pair in measures.items()}, len(error)
-
-
 def _sum_of(values: np.ndarray, mask: np.ndarray) -> tuple[float, int]:
     return float(values[mask].sum()), int(mask.sum())
 
@@ -345,15 +374,20 @@ def _length(vectors: np.ndarray, axis: int) -> np.ndarray:
     return np.linalg.norm(vectors, axis=axis)
 
 
-def _mean(total: float, count: int) -> float:
+def _mean(total: float, count: float) -> float:
     return total / count if count else math.nan
+
+
+def _with_count(sums: Sums) -> dict[str, float]:
+    means = {name: _mean(*pair) for name, pair in sums.items()}
+    return {**means, "valid_pixels": float(sums["epe"][1])}
 
 
 def _masked_mean(values: np.ndarray, mask: np.ndarray) -> float:
     return _mean(*_sum_of(values, mask))
 
 
-def _add(sums: _Sums, name: str, total: float, count: int) -> None:
+def _add(sums: Sums, name: str, total: float, count: int) -> None:
     former_total, former_count = sums.get(name, (0.0, 0))
     sums[name] = (former_total + total, former_count + count)
 

@@ -15,6 +15,7 @@ from flowfuse.metrics import (
     flow_metrics,
     photometric_error,
     trajectory_metrics,
+    trajectory_sums,
     uncertainty_metrics,
 )
 
@@ -110,6 +111,10 @@ def test_trajectories():
     assert found["tepe_line_own_end"] == (2.5 + 0.5) / 2
     straight = tau[:, None, None, None] * end
     assert trajectory_metrics(straight, truths, tau, end, true_end)["deviation_error"] == 1
+    # Two pairs together: 48 pixels that deviate by 3 px each, all of it missed in one of them.
+    missed = trajectory_sums(straight, truths, tau, end, true_end)["deviation_error"]
+    found = trajectory_sums(estimates, truths, tau, end, true_end)["deviation_error"]
+    assert (missed[0] + found[0]) / (missed[1] + found[1]) == pytest.approx(0.5)
     # Where nothing deviates by 1 px, the deviation error is undefined.
     found = trajectory_metrics(estimates[1:], truths[1:], tau[1:], end, true_end)
     assert math.isnan(found["deviation_error"]) and found["tepe"] == 0.5
@@ -127,13 +132,19 @@ def test_uncertainty_ranking():
     found = uncertainty_metrics(flow, truth, np.exp(error))
     assert found["ause"] == 0 < found["ause_magnitude"]
     assert uncertainty_metrics(flow, truth, -error)["ause"] > found["ause_magnitude"]
-    assert uncertainty_metrics(truth, truth, error) == {"ause": 0.0, "ause_magnitude": 0.0}
-    assert math.isnan(uncertainty_metrics(flow, truth, error, np.zeros((20, 20)))["ause"])
+    perfect = {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0}
+    assert uncertainty_metrics(truth, truth, error) == perfect
+    nothing = uncertainty_metrics(flow, truth, error, np.zeros((20, 20)))
+    assert set(nothing) == set(perfect) and all(map(math.isnan, nothing.values()))
     # Four errors 1, 1, 1, 5 and two portions: all, then the better half (1, 1). Ranked wrongly the
     # half is (1, 5) with mean 3; relative to the mean of all, 2, the curves differ by 0 and 1.
     four = np.array([[[1.0, 1, 1, 5]], [[0, 0, 0, 0]]])
     found = uncertainty_metrics(four, np.zeros((2, 1, 4)), np.array([[3, 4, 2, 1]]), steps=2)
     assert found["ause"] == 0.5
+    # Of five errors 1, 1, 1, 1, 6 (mean 2) the four most certain leave out one 1: mean 9 / 4.
+    five = np.array([[[1.0, 1, 1, 1, 6]], [[0, 0, 0, 0, 0]]])
+    found = uncertainty_metrics(five, np.zeros((2, 1, 5)), np.array([[9, 1, 1, 1, 1]]))
+    assert found["epe_certain"] == 1.125
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])

@@ -155,7 +155,7 @@ def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[
     error = np.linalg.norm(flow - truth, axis=0)
     mean = error[valid].mean() if valid.any() else float("nan")
     return {
-        "events": draw_events(frame, _polarity_events(sample)),
+        "events": draw_events(frame, polarity_events(sample)),
         f"true flow, up to {magnitude:.1f} px": colour_flow(truth, valid, magnitude),
         "flow": colour_flow(flow, None, magnitude),
         "B_e cyan, B_m orange red": draw_boundary(frame, boundary),
@@ -163,7 +163,7 @@ def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[
     }
 
 
-def _polarity_events(sample: Sample) -> Events:
+def polarity_events(sample: Sample) -> Events:
     """One event per pixel where polarities do not cancel: a sample keeps sums, not events."""
     total = sample["slices"][1:].sum((0, 1)).numpy()
     y, x = np.nonzero(total)
