@@ -1,207 +1,276 @@
-"""Measure a checkpoint on held-out generated scenes, and on a real recording.
+"""Measure checkpoints on generated test sets, on real images with true flow, and on recordings.
 
-    python benchmarks/accuracy.py --sets fast --scenes 64
-    python benchmarks/accuracy.py --recording slider_depth -o benchmarks/results/today
+    python benchmarks/accuracy.py --cache scenes --prepare --workers 8
+    python benchmarks/accuracy.py --cache scenes -o benchmarks/results/today
+    python benchmarks/accuracy.py --checkpoint small --checkpoint plain=runs/x/model.safetensors
+    python benchmarks/accuracy.py --sets --images ../data/alley_1 --recording ../data/slider_depth
 
-Rows: the model with both senses, the same checkpoint with one of them, OpenCV's DIS (medium) on the
-frames, and zero flow. The scenes' seed belongs to this script alone: no training uses it.
+Rows: every checkpoint with both senses and with each of them alone; OpenCV's DIS (medium) and
+Farneback on the frames; zero flow. Ratios are to the first row and to DIS. The scenes are always
+the same: their seed, and the families of textures and motions that they are drawn from, belong to
+this script, and no training uses them. Sweeps pool all generated sets. -o OUT writes OUT.json,
+OUT.md and pictures in OUT/: the sweeps, and of every set the case that is best, median and worst in
+the first row's EPE over that of zero flow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import math
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
+from accuracy_images import ImageSet
+from accuracy_pictures import draw_case, draw_sweep, pick
+from accuracy_report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
+from accuracy_rows import (
+    DIS,
+    ZERO,
+    Network,
+    estimate_all,
+    sums_without_truth,
+    true_sums,
+)
+from accuracy_sets import SETS, SceneSet, prepare, recording_cases
+from accuracy_statistics import Tally, summarize, sweeps
+from measuring import commit, machine, versions
+from operators import OneLineParser, thread_count, write
 from tqdm import tqdm
 
-import flowfuse
-from flowfuse.atomic import atomic_path
-from flowfuse.data.dataset import SceneDataset
 from flowfuse.data.presets import PRESETS
-from flowfuse.data.recording import open_recording
-from flowfuse.data.transforms import Sample, with_present
-from flowfuse.estimator import Estimator
-from flowfuse.metrics import (
-    FlowMetrics,
-    event_sharpness,
-    photometric_error,
-    trajectory_metrics,
-)
-from flowfuse.training.samples import TEST_SEED, model_inputs
-from flowfuse.training.validation import MODES, dense_inverse_search, gray_frames
-from flowfuse.trajectory import bezier
+from flowfuse.model.flowfuse import CONFIGS
 
-COLUMNS = ("epe", "epe_below_10", "epe_10_to_40", "epe_above_40", "epe_boundary", "3pe", "tepe")
+CaseSet = SceneSet | ImageSet
 
 
-def estimate(estimator: Estimator, sample: Sample) -> np.ndarray:
-    """Displacements of a generated sample at its times with truth: [T, 2, H, W] px."""
-    batch = {name: tensor[None] for name, tensor in sample.items()}
-    with torch.inference_mode():
-        points = estimator.model(model_inputs(batch)).control_points[-1]
-        return bezier(points, batch["tau"])[0].numpy()
+def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
+    """Run all rows on all cases of a set, one case in memory at a time."""
+    tally = Tally()
+    for index in tqdm(range(len(cases)), desc=cases.name):
+        case = cases[index]
+        estimates = estimate_all(networks, case)
+        tally.add(case.facts, {row: true_sums(found, case) for row, found in estimates.items()})
+    return tally
 
 
-def measure_scenes(
-    estimator: Estimator, preset: str, count: int, size: tuple[int, int], cache: Path | None
-) -> dict:
-    """Measure all rows on ``count`` scenes of a preset.
-
-    Flow metrics are averaged over all valid pixels of the set; what is measured over time
-    (``tepe``, ``deviation_error``) over the scenes, of each scene's average.
-    """
-    config = estimator.model.config
-    scenes = SceneDataset(
-        preset, TEST_SEED, count, *size, config.slices, config.bins, cache, max_step=0.5
-    )
-    rows = {name: FlowMetrics() for name in (*MODES, "DIS", "zero")}
-    over_time = {name: [] for name in MODES}
-    for index in tqdm(range(count), desc=preset):
-        sample = with_present(scenes[index])
-        truth, valid = sample["flow"].numpy(), sample["valid"].numpy()
-        motion_boundary = sample["boundary"][1].numpy()
-        dis = dense_inverse_search(*gray_frames(sample))
-        flows = {"DIS": dis, "zero": np.zeros_like(truth[-1])}
-        for name, show in MODES.items():
-            displacements = estimate(estimator, show(sample))
-            flows[name] = displacements[-1]
-            over_time[name].append(
-                trajectory_metrics(
-                    displacements[:-1], truth[:-1], sample["tau"][:-1].numpy(),
-                    displacements[-1], truth[-1], valid[:-1] & valid[-1],
-                )
-            )  # fmt: skip
-        for name, flow in flows.items():
-            rows[name].add(flow, truth[-1], valid[-1], motion_boundary)
-    table = {name: row.summary()["per_pixel"] for name, row in rows.items()}
-    for name, values in over_time.items():
-        for key in ("tepe", "deviation_error"):
-            table[name][key] = float(np.nanmean([value[key] for value in values]))
-    return {"preset": preset, "scenes": count, "size": list(size), "rows": table}
-
-
-def measure_recording(estimator: Estimator, path: Path) -> dict:
+def measure_recording(networks: Sequence[Network], path: Path) -> dict:
     """Measure photometric error and event sharpness on a recording without truth."""
-    recording = open_recording(path)
-    times = recording.frame_times
-    if len(times) < 2:
-        raise ValueError(f"{path}: two frames or more are needed, found {len(times)}")
-    pairs = []
-    for i in range(len(times) - 1):
-        t0, t1 = int(times[i]), int(times[i + 1])
-        events = recording.events(t0 - (t1 - t0), t1)
-        window = events.slice_time(t0, t1)
-        frame0, frame1 = recording.frame(i), recording.frame(i + 1)
-        result = estimator(frame0, frame1, events, t0=t0, t1=t1)
-        zero = np.zeros_like(result.flow)
-        gray = [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (frame0, frame1)]
-        u = result.flow[0]
-        pairs.append(
-            {
-                "pair": i,
-                "photometric": photometric_error(frame0, frame1, result.flow),
-                "photometric_zero": photometric_error(frame0, frame1, zero),
-                "photometric_dis": photometric_error(frame0, frame1, dense_inverse_search(*gray)),
-                "sharpness": event_sharpness(window, result.flow, t0, t1),
-                "one_sign": float(max((u > 0).mean(), (u < 0).mean())),
-                "mean_u": float(u.mean()),
-                "mean_abs_v": float(np.abs(result.flow[1]).mean()),
-            }
+    tally = Tally()
+    for case in tqdm(recording_cases(path), desc=path.name):
+        estimates = estimate_all(networks, case)
+        tally.add(
+            case.facts, {row: sums_without_truth(found, case) for row, found in estimates.items()}
         )
-    # Without events in a window there is no sharpness.
-    mean = {key: float(np.nanmean([p[key] for p in pairs])) for key in pairs[0] if key != "pair"}
-    mean["photometric_ratio"] = mean["photometric"] / mean["photometric_zero"]
-    return {"recording": path.name, "pairs": pairs, "mean": mean}
+    references = {networks[0].row: networks[0].row, ZERO: ZERO}
+    return {
+        "name": path.name,
+        "what": f"Frame pairs without true flow: {len(tally)}; means over them.",
+        "rows": summarize(tally, references, COMPARED_WITHOUT_TRUTH.values()),
+    }
 
 
-def as_markdown(report: dict) -> str:
-    """Format the report as tables."""
-    lines = [f"Checkpoint `{report['checkpoint']}`, {report['machine']}, {report['date']}."]
-    for result in report["sets"]:
-        height, width = result["size"]
-        lines += [
-            "",
-            f"**{result['preset']}**: {result['scenes']} held-out scenes, {width} x {height} px; "
-            "EPE in px",
-            "",
-            "| | " + " | ".join(COLUMNS) + " | EPE over zero's |",
-            "|---" * (len(COLUMNS) + 2) + "|",
-        ]
-        zero = result["rows"]["zero"]["epe"]
-        for mode, row in result["rows"].items():
-            name = f"{mode} only" if mode in ("frames", "events") else mode
-            cells = [f"{row[c]:.2f}" if c in row else "" for c in COLUMNS]
-            lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['epe'] / zero:.2f} |")
-    for result in report["recordings"]:
-        mean = result["mean"]
-        lines += [
-            "",
-            f"**{result['recording']}**: {len(result['pairs'])} pairs; photometric error "
-            f"{mean['photometric']:.4f} ({mean['photometric_ratio']:.2f} of zero flow's, "
-            f"DIS {mean['photometric_dis'] / mean['photometric_zero']:.2f}), "
-            f"event sharpness (FWL) {mean['sharpness']:.2f}, "
-            f"u of one sign at {100 * mean['one_sign']:.1f} % of the pixels, "
-            f"mean u {mean['mean_u']:.2f} px",
-        ]
-    return "\n".join(lines) + "\n"
+def draw_picks(
+    networks: Sequence[Network], cases: CaseSet, tally: Tally, output: Path | None
+) -> dict[str, str]:
+    """Draw the best, median and worst case: name -> path relative to the report's folder.
+
+    The rows run on these cases again: keeping the flow of all cases would take gigabytes.
+    """
+    if output is None:
+        return {}
+    epe, zero = (tally.sums(row, "epe")[:, 0] for row in (networks[0].row, ZERO))
+    found = {}
+    for name, index in pick(epe, zero).items():
+        path = output / f"{cases.name}-{name}.png"
+        case = cases[index]
+        draw_case(path, case, estimate_all(networks, case))
+        found[f"{name} ({case.facts.name})"] = f"{output.name}/{path.name}"
+    return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
-    try:
-        run(build_parser().parse_args(argv))
-    except (ValueError, OSError) as error:
-        print(f"accuracy: {error}", file=sys.stderr)
-        return 1
-    return 0
+def draw_sweeps(found: Mapping[str, dict], networks: Sequence[Network], output: Path) -> None:
+    """Plot every sweep: all rows of a single checkpoint, or the main row of each of several."""
+    own = list(networks[0].modes) if len(networks) == 1 else [network.row for network in networks]
+    for name, sweep in found.items():
+        if not any(sweep["scenes"]):
+            continue
+        draw_sweep(
+            output / f"epe-by-{name}.png", sweep, f"EPE by {name}, all sets", [*own, DIS, ZERO]
+        )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--checkpoint", default="small", help="shipped name or path")
-    parser.add_argument(
-        "--sets", nargs="*", default=["fast"], choices=list(PRESETS), help="presets"
-    )
-    parser.add_argument("--scenes", type=int, default=64, help="scenes of each set")
-    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
-    parser.add_argument(
-        "--recording", type=Path, nargs="*", default=[], help="recordings without truth"
-    )
-    parser.add_argument("--cache", type=Path, help="folder that keeps the scenes")
-    parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
-    return parser
+def without_nan(value: object) -> object:
+    """The same with None for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(report: dict, markdown: str, output: Path | None) -> None:
+    """Write OUTPUT.json and OUTPUT.md."""
+    if output is not None:
+        text = json.dumps(without_nan(report), indent=1, allow_nan=False)
+        write(output.with_name(f"{output.name}.json"), text + "\n")
+        write(output.with_name(f"{output.name}.md"), markdown)
+
+
+def describe_run(networks: Sequence[Network]) -> dict:
+    """What was measured, when, where and how, as it stands in a report."""
+    first = networks[0].estimator
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(first.device.type),
+        "versions": versions(),
+        "precision": str(first.dtype).removeprefix("torch."),
+        "checkpoints": {network.label: str(network.path) for network in networks},
+    }
+
+
+def load_networks(options: argparse.Namespace) -> list[Network]:
+    """The checkpoints asked for.
+
+    Raises:
+        ValueError, FileNotFoundError: one is missing or damaged, or two have one label.
+    """
+    networks = [
+        Network.parse(text, device=options.device, bf16=options.bf16)
+        for text in options.checkpoint or ["small"]
+    ]
+    labels = [network.label for network in networks]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"--checkpoint: two are called {label}; name them: LABEL=PATH")
+    return networks
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write what was asked for."""
-    estimator = flowfuse.load(options.checkpoint)
-    report = {
-        "checkpoint": options.checkpoint,
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "sets": [
-            measure_scenes(estimator, preset, options.scenes, tuple(options.size), options.cache)
-            for preset in options.sets
-        ],
-        "recordings": [measure_recording(estimator, path) for path in options.recording],
+    networks = load_networks(options)
+    slicings = {network.slicing for network in networks}
+    if options.prepare:
+        slicings |= {(config.slices, config.bins) for config in CONFIGS.values()}
+    sets: list[CaseSet] = [
+        SceneSet(preset, options.scenes, tuple(options.size), slicings, options.cache)
+        for preset in options.sets
+    ]
+    if options.prepare:
+        prepare(sets, options.workers)
+        return
+    sets += [ImageSet(folder) for folder in options.images]
+    for network in networks:
+        _ = network.estimator  # what is wrong with a file is told before anything is measured
+    report = describe_run(networks) | {
+        "sets": [],
+        "recordings": [],
+        "sweeps": {},
     }
+    if options.output is not None:
+        options.output.mkdir(exist_ok=True)
+    references = {networks[0].row: networks[0].row, DIS: DIS}
+    generated = []
+    for cases in sets:
+        tally = measure_set(networks, cases)
+        if isinstance(cases, SceneSet):
+            generated.append(tally)
+        report["sets"].append(
+            {
+                "name": cases.name,
+                "what": cases.what,
+                "cases": [facts.name for facts in tally.facts],
+                "rows": summarize(tally, references, COMPARED.values()),
+                "pictures": draw_picks(networks, cases, tally, options.output),
+            }
+        )
+        # Each time: a run cut short keeps what it has.
+        write_report(report, as_markdown(report), options.output)
+    report["recordings"] = [measure_recording(networks, path) for path in options.recording]
+    if generated:
+        report["sweeps"] = sweeps(Tally.pooled(generated))
     text = as_markdown(report)
+    write_report(report, text, options.output)
     print(text)
-    if options.output:
-        for suffix, content in ((".json", json.dumps(report, indent=1)), (".md", text)):
-            with atomic_path(Path(f"{options.output}{suffix}")) as partial:
-                partial.write_text(content)
+    if options.output is not None and report["sweeps"]:
+        if find_spec("matplotlib") is None:
+            print(
+                "accuracy: no plots of the sweeps, as matplotlib is not installed "
+                '(pip install "flowfuse[bench]"); their tables are in the report',
+                file=sys.stderr,
+            )
+        else:
+            draw_sweeps(report["sweeps"], networks, options.output)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = OneLineParser(
+        prog="accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", action="append", metavar="[LABEL=]CHECKPOINT",
+        help="shipped name or path; repeat for several (default: small)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, nargs="*", default=[], metavar="DIR",
+        help="folders of real images with true flow; events are simulated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recording", type=Path, nargs="*", default=[], help="recordings without truth"
+    )
+    parser.add_argument(
+        "--prepare", action="store_true", help="only generate the scenes into --cache"
+    )
+    parser.add_argument(
+        "--workers", type=thread_count, default=1, help="processes of --prepare (1)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=output_name, metavar="OUT", help="write OUT.json, OUT.md and OUT/"
+    )
+    add_set_arguments(parser, SETS)
+    return parser
+
+
+def add_set_arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
+    """Add what every measurement on generated scenes can be told."""
+    parser.add_argument(
+        "--sets", nargs="*", default=list(sets), choices=list(PRESETS), metavar="SET",
+        help=f"presets of generated scenes ({' '.join(sets)})",
+    )  # fmt: skip
+    parser.add_argument("--scenes", type=thread_count, default=64, help="of each set (64)")
+    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
+    parser.add_argument("--cache", type=Path, help="folder that keeps the scenes between runs")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
+    parser.add_argument("--bf16", action="store_true", help="run the networks in bfloat16")
+
+
+def output_name(text: str) -> Path:
+    """A name beside which results can be written, known before anything is measured."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not an existing directory")
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} exists and is no directory for pictures")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.prepare and options.cache is None:
+        parser.error("--prepare keeps scenes in --cache, which is not given")
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""Pictures of the accuracy benchmark: cases with all rows side by side, and plots of the sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from accuracy_rows import BASELINES, ZERO
+from accuracy_sets import Case, Estimate
+
+from flowfuse.visualize import (
+    as_rgb,
+    colour_flow,
+    contact_sheet,
+    draw_boundary,
+    draw_events,
+    draw_heat,
+    largest_magnitude,
+    legend,
+    write_image,
+)
+
+COLUMNS = 5
+
+
+def pick(epe: Sequence[float], zero: Sequence[float]) -> dict[str, int]:
+    """Choose the cases to draw.
+
+    They are ordered by the EPE of a row over that of zero flow in the same case: by the EPE alone,
+    the worst case would be the one that moves most.
+
+    Returns:
+        "best", "median" (the lower of two) and "worst" -> index, as far as there are so many cases
+        with a known ratio.
+    """
+    ratio = np.asarray(epe, np.float64) / np.maximum(np.asarray(zero, np.float64), 1e-9)
+    order = [int(i) for i in np.argsort(ratio, kind="stable") if np.isfinite(ratio[i])]
+    if not order:
+        return {}
+    places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
+    if len(order) < 3:
+        places.pop("median")
+    if len(order) < 2:
+        places.pop("worst")
+    return {name: order[place] for name, place in places.items()}
+
+
+def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None:
+    """Write a sheet: what was seen and the truth; then each row with its errors.
+
+    All flow has the colours of the true magnitudes, and all errors and uncertainties one scale, up
+    to a quarter of the largest true magnitude (but 1 px at least).
+    """
+    truth, valid = case.truth[-1], case.valid[-1]
+    magnitude = largest_magnitude(truth, valid)
+    scale = max(magnitude / 4, 1.0)
+    frame0, frame1 = case.frames
+    tiles = [
+        ("frame 0", frame0),
+        ("frame 1", frame1),
+        ("events", draw_events(frame0, case.events.slice_time(*_window(case)))),
+        (f"true flow, up to {magnitude:.1f} px", colour_flow(truth, valid, magnitude)),
+        ("colours", _centred(legend(magnitude), valid.shape))
+        if case.boundary is None
+        else ("true B_e cyan, B_m orange red", draw_boundary(frame0, case.boundary)),
+    ]
+    blank = ("", np.full((*valid.shape, 3), 255, np.uint8))
+    for row, estimate in estimates.items():
+        if row == ZERO:
+            continue
+        flow = estimate.displacements[-1]
+        error = np.hypot(*(flow - truth))
+        line = [
+            (row, colour_flow(flow, None, magnitude)),
+            (
+                f"error, mean {error[valid].mean():.2f} px, yellow {scale:.1f}",
+                draw_heat(error, valid, scale),
+            ),
+        ]
+        if estimate.uncertainty is not None:
+            line.append(("uncertainty", draw_heat(estimate.uncertainty, None, scale)))
+        if estimate.boundary is not None:
+            line.append(("boundaries", draw_boundary(frame0, estimate.boundary)))
+        # Rows without maps of their own are short: two of them share a line.
+        tiles += line if len(line) == 2 else line + [blank] * (COLUMNS - len(line))
+    tiles += [blank] * (-len(tiles) % COLUMNS)
+    labels, images = zip(*tiles, strict=True)
+    write_image(path, contact_sheet(images, labels, columns=COLUMNS))
+
+
+def _window(case: Case) -> tuple[int, int]:
+    """The time of the events between the frames; a generated scene keeps no others to draw."""
+    return getattr(case, "t0", 0), getattr(case, "t1", 1)
+
+
+def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture in the middle of a white one; cut where it is larger."""
+    canvas = np.full((*size, 3), 255, np.uint8)
+    height, width = (min(a, b) for a, b in zip(size, image.shape, strict=False))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[top : top + height, left : left + width] = as_rgb(image)[:height, :width]
+    return canvas
+
+
+def draw_sweep(path: Path, sweep: Mapping, title: str, rows: Sequence[str]) -> None:
+    """Plot a sweep of ``accuracy_statistics.sweeps`` as PNG, 95 % intervals as bars.
+
+    Args:
+        path: the file to write.
+        sweep: one of the sweeps.
+        title: what is seen.
+        rows: which to draw.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    place = np.arange(
+        len(sweep["bins"])
+    )  # equally wide bins: a linear or a logarithmic scale alike
+    for number, row in enumerate(rows):
+        value, low, high = (
+            np.array([cell[key] for cell in sweep["rows"][row]], np.float64)
+            for key in ("value", "low", "high")
+        )
+        bars = np.nan_to_num(np.clip(np.stack((value - low, high - value)), 0, None))
+        shift = 0.06 * (number - (len(rows) - 1) / 2)
+        style = {"linestyle": "--" if row in BASELINES else "-"}
+        style |= {"color": "0.6", "linestyle": ":"} if row == ZERO else {}
+        axes.errorbar(
+            place + shift, value, bars, label=row, marker="o", markersize=3, capsize=2, **style
+        )
+    axes.set_xticks(
+        place,
+        [f"{a}\n{n} scenes" for a, n in zip(sweep["bins"], sweep["scenes"], strict=True)],
+        fontsize="x-small",
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel(sweep["unit"])
+    axes.set_ylabel("EPE, px")
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig(path)

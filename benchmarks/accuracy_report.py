@@ -1,0 +1,139 @@
+"""The accuracy benchmark's report as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+# Tables of a set: title -> (column, measure). EPE and ratios have intervals beside.
+FLOW = {
+    "EPE px": "epe", "1PE %": "1pe", "2PE %": "2pe", "3PE %": "3pe", "F1-all %": "f1_all",
+    "AE deg": "ae", "< 10 px": "epe_below_10", "10-40 px": "epe_10_to_40",
+    "> 40 px": "epe_above_40", "boundary": "epe_boundary", "interior": "epe_interior",
+}  # fmt: skip
+PATH = {
+    "TEPE px": "tepe", "line to own end": "tepe_line_own_end",
+    "line to true end": "tepe_line_true_end", "deviation error": "deviation_error",
+    "AUSE": "ause", "AUSE by magnitude": "ause_magnitude",
+    "EPE of the 80 % most certain / EPE": "epe_certain",
+}  # fmt: skip
+WITHOUT_TRUTH = {
+    "photometric": "photometric", "event sharpness (FWL)": "sharpness", "mean u px": "mean_u",
+    "mean abs v px": "mean_abs_v", "u of one sign %": "one_sign",
+}  # fmt: skip
+COMPARED = {"EPE": "epe", "boundary EPE": "epe_boundary", "interior EPE": "epe_interior"}
+COMPARED_WITHOUT_TRUTH = {"photometric": "photometric"}
+EXPLAINED = """\
+Values are pooled over all valid pixels of a set; brackets hold 95 % bootstrap intervals over \
+scenes, those of ratios paired. `boundary`: EPE within 5 px of motion discontinuities, `interior`: \
+elsewhere. TEPE: EPE over times between the frames; beside it, that of straight lines to the row's \
+own and to the true end. Deviation error: 0 = the true path, 1 = a straight line; sums over the \
+set, where the true path deviates by more than 1 px. AUSE: mean over scenes, 0 = the uncertainty \
+ranks as the errors do. DIS, Farneback and zero know no path: theirs is straight."""
+
+
+def as_markdown(report: Mapping) -> str:
+    """Format a report, as accuracy.py makes it or as its JSON holds it."""
+    lines = [what_ran(report), "", EXPLAINED]
+    for result in report["sets"]:
+        lines += ["", f"## {result['name']}", "", result["what"], ""]
+        lines += table(result["rows"], FLOW, with_interval={"epe"})
+        lines += ["", *ratio_table(result["rows"], COMPARED)]
+        if any(_known(row["measures"], PATH) for row in result["rows"].values()):
+            lines += ["", *table(result["rows"], PATH, with_interval={"tepe"})]
+        if result["pictures"]:
+            drawn = ", ".join(f"[{name}]({path})" for name, path in result["pictures"].items())
+            lines += ["", f"Pictures, by EPE over that of zero flow: {drawn}."]
+    for result in report["recordings"]:
+        lines += ["", f"## {result['name']}", "", result["what"], ""]
+        lines += table(result["rows"], WITHOUT_TRUTH, with_interval=set(), digits=4)
+        lines += ["", *ratio_table(result["rows"], COMPARED_WITHOUT_TRUTH)]
+    for name, sweep in report["sweeps"].items():
+        lines += ["", f"## EPE by {name}", "", *sweep_table(sweep)]
+    return "\n".join(lines) + "\n"
+
+
+def what_ran(report: Mapping) -> str:
+    """The facts of a run in one line."""
+    facts = report["machine"]
+    checkpoints = ", ".join(f"`{label}` ({path})" for label, path in report["checkpoints"].items())
+    return (
+        f"{checkpoints}; {facts.get('gpu') or facts['processor']}, torch "
+        f"{report['versions']['torch']}, {report['precision']}, commit "
+        f"{report['commit'] or 'unknown'}, {report['date']}."
+    )
+
+
+def table(
+    rows: Mapping[str, Mapping],
+    columns: Mapping[str, str],
+    *,
+    with_interval: set[str],
+    digits: int = 2,
+) -> list[str]:
+    """A table of measures; those that no row has are left out."""
+    used = {
+        title: measure
+        for title, measure in columns.items()
+        if any(_known(row["measures"], {title: measure}) for row in rows.values())
+    }
+    lines = head(["", *used])
+    for name, row in rows.items():
+        cells = [
+            cell(row["measures"].get(measure), digits, limits=measure in with_interval)
+            for measure in used.values()
+        ]
+        lines.append(line([name, *cells]))
+    return lines
+
+
+def ratio_table(rows: Mapping[str, Mapping], compared: Mapping[str, str]) -> list[str]:
+    """Measures of every row over those of the references; what no row has is left out."""
+    columns = {
+        f"{title} / {reference}": (reference, measure)
+        for title, measure in compared.items()
+        for reference, ratios in next(iter(rows.values()))["ratios"].items()
+        if cell(ratios.get(measure), 3, limits=False)
+    }
+    lines = head(["", *columns])
+    for name, row in rows.items():
+        cells = [
+            cell(row["ratios"][reference].get(measure), 3, limits=True)
+            for reference, measure in columns.values()
+        ]
+        lines.append(line([name, *cells]))
+    return lines
+
+
+def sweep_table(sweep: Mapping) -> list[str]:
+    """A sweep with its bins as columns."""
+    lines = head([sweep["unit"], *sweep["bins"]])
+    lines.append(line(["scenes", *map(str, sweep["scenes"])]))
+    for name, cells in sweep["rows"].items():
+        lines.append(line([name, *(cell(value, 2, limits=True) for value in cells)]))
+    return lines
+
+
+def cell(value: Mapping[str, float] | None, digits: int, *, limits: bool) -> str:
+    """An interval as "1.23 [1.10, 1.40]", or empty where it is undefined (NaN, or JSON's null)."""
+    if value is None or not _defined(value["value"]):
+        return ""
+    text = f"{value['value']:.{digits}f}"
+    if not limits or not _defined(value["low"]) or value["low"] == value["high"]:
+        return text
+    return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def _defined(value: float | None) -> bool:
+    return value is not None and value == value
+
+
+def _known(measures: Mapping[str, Mapping], columns: Mapping[str, str]) -> bool:
+    return any(cell(measures.get(name), 2, limits=False) for name in columns.values())
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    return [line(titles), "|---" * len(titles) + "|"]
+
+
+def line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "/") for text in cells) + " |"

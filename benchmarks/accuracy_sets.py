@@ -1,0 +1,249 @@
+"""What accuracy is measured on: generated test sets, and recordings without truth.
+
+A case is one frame pair with its events, on which a network can be run, and with its truth where
+there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from accuracy_statistics import Facts
+from tqdm import tqdm
+
+from flowfuse.data.camera import srgb_to_linear
+from flowfuse.data.dataset import SceneDataset
+from flowfuse.data.recording import open_recording
+from flowfuse.data.scenes import Scene
+from flowfuse.data.transforms import Sample, with_present
+from flowfuse.estimator import Estimator
+from flowfuse.events import Events
+from flowfuse.training.samples import TEST_SEED, model_inputs
+from flowfuse.training.validation import MODES, gray_frames, polarity_events
+from flowfuse.trajectory import bezier
+from flowfuse.uncertainty import expected_error
+
+SETS = ("slow", "fast", "blur", "dark", "mixed", "driving")
+MAX_STEP = 0.5  # px between two instants that are rendered
+Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a method finds for a pair.
+
+    Attributes:
+        displacements: [T, 2, H, W] px, at the case's times; the last is the flow to t1.
+        uncertainty: [H, W] px, or None where the method gives none.
+        boundary: [2, H, W] probabilities of B_e and B_m, or None.
+    """
+
+    displacements: np.ndarray
+    uncertainty: np.ndarray | None = None
+    boundary: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Case(ABC):
+    """A frame pair.
+
+    Attributes:
+        facts: its name, exposure and light.
+        frames: two images uint8, [H, W] or [H, W, 3].
+        events: to draw: of a generated scene, one where polarities do not cancel.
+        tau: [T] times; the last one is 1.
+        truth: [T, 2, H, W] px displacement at these times, or None.
+        valid: [T, H, W] bool, or None without truth.
+        boundary: [2, H, W] true B_e and B_m, or None.
+    """
+
+    facts: Facts
+    frames: tuple[np.ndarray, np.ndarray]
+    events: Events
+    tau: np.ndarray
+    truth: np.ndarray | None
+    valid: np.ndarray | None
+    boundary: np.ndarray | None
+
+    @property
+    def gray(self) -> list[np.ndarray]:
+        """Both frames as uint8 [H, W]."""
+        return [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in self.frames]
+
+    @abstractmethod
+    def estimate(self, estimator: Estimator, mode: str) -> Estimate:
+        """Run a network with what a mode of ``flowfuse.training.validation.MODES`` shows it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCase(Case):
+    """A pair of a generated scene, which keeps the scene as samples and not as events.
+
+    Attributes:
+        samples: for every slicing.
+    """
+
+    samples: Mapping[Slicing, Sample]
+
+    def estimate(self, estimator: Estimator, mode: str) -> Estimate:
+        config = estimator.model.config
+        sample = MODES[mode](self.samples[config.slices, config.bins])
+        batch = {name: tensor[None].to(estimator.device) for name, tensor in sample.items()}
+        mixed = estimator.dtype != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(estimator.device.type, torch.bfloat16, enabled=mixed),
+        ):
+            output = estimator.model(model_inputs(batch))
+        with torch.inference_mode():
+            points = output.control_points[-1].float()
+            return Estimate(
+                bezier(points, batch["tau"])[0].cpu().numpy(),
+                expected_error(output.uncertainty[-1].float())[0].cpu().numpy(),
+                torch.sigmoid(output.boundary.float())[0].cpu().numpy(),
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class PairCase(Case):
+    """A pair with its event stream, given to a network as a user would; exposures are unknown.
+
+    Attributes:
+        t0, t1: times of the frames, us.
+    """
+
+    t0: int
+    t1: int
+
+    def estimate(self, estimator: Estimator, mode: str) -> Estimate:
+        result = estimator(
+            *(self.frames if mode != "events" else (None, None)),
+            self.events if mode != "frames" else None,
+            t0=self.t0,
+            t1=self.t1,
+        )
+        return Estimate(result.at(self.tau), result.uncertainty, result.boundary)
+
+
+class SceneSet:
+    """A fixed set of generated scenes, the same ones for every slicing.
+
+    Args:
+        preset: of the scenes.
+        count: how many.
+        size: height and width, px.
+        slicings: in which samples are wanted.
+        cache: folder that keeps the samples between runs, or None.
+    """
+
+    def __init__(
+        self,
+        preset: str,
+        count: int,
+        size: tuple[int, int],
+        slicings: Collection[Slicing],
+        cache: Path | None,
+    ) -> None:
+        self.name, self.count = preset, count
+        self.what = f"Generated test scenes of {size[1]} x {size[0]} px: {count}."
+        self._datasets: dict[Slicing, _SharedScenes] = {}
+        for slicing in sorted(set(slicings)):
+            dataset = _SharedScenes(
+                preset, TEST_SEED, count, *size, *slicing, cache, max_step=MAX_STEP, split="test"
+            )
+            dataset.source = next(iter(self._datasets.values()), None)
+            self._datasets[slicing] = dataset
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> SceneCase:
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        samples = {key: with_present(dataset[index]) for key, dataset in self._datasets.items()}
+        sample = next(iter(samples.values()))  # what they differ in is how events are binned
+        frames = tuple(gray_frames(sample))
+        light = float(np.mean([srgb_to_linear(frame).mean() for frame in frames]))
+        return SceneCase(
+            facts=Facts(f"{self.name} {index}", float(sample["exposure"].mean()), light),
+            frames=frames,
+            events=polarity_events(sample),
+            tau=sample["tau"].numpy(),
+            truth=sample["flow"].numpy(),
+            valid=sample["valid"].numpy(),
+            boundary=sample["boundary"].numpy(),
+            samples=samples,
+        )
+
+
+class _SharedScenes(SceneDataset):
+    """Scenes that are generated once, though they are kept as samples of several slicings.
+
+    Attributes:
+        source: the data set that has the scenes, or None: this one.
+    """
+
+    source: _SharedScenes | None = None
+    _latest: tuple[int, Scene] | None = None
+
+    def scene(self, index: int) -> Scene:
+        if self.source is not None:
+            return self.source.scene(index)
+        if self._latest is None or self._latest[0] != index:
+            self._latest = (index, super().scene(index))
+        return self._latest[1]
+
+
+def prepare(sets: Sequence[SceneSet], workers: int) -> None:
+    """Generate all scenes into the cache of the sets, in ``workers`` processes of one thread."""
+    jobs = [(scenes, index) for scenes in sets for index in range(len(scenes))]
+    if workers == 1:
+        for job in tqdm(jobs, desc="scenes"):
+            _generate(job)
+        return
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for _ in tqdm(pool.map(_generate, jobs), desc="scenes", total=len(jobs)):
+            pass
+
+
+def _generate(job: tuple[SceneSet, int]) -> None:
+    scenes, index = job
+    scenes[index]
+
+
+def recording_cases(path: Path) -> Iterator[PairCase]:
+    """The frame pairs of a recording, without truth; one is held at a time.
+
+    Raises:
+        ValueError, FileNotFoundError: no recording with events and at least two frames.
+    """
+    recording = open_recording(path)
+    times = [int(time) for time in recording.frame_times]
+    if len(times) < 2:
+        raise ValueError(f"{path}: two frames or more are needed, found {len(times)}")
+    if not recording.has_events:
+        raise ValueError(f"{path}: the recording has no events")
+    for i, (t0, t1) in enumerate(itertools.pairwise(times)):
+        yield PairCase(
+            facts=Facts(f"{path.name} {i}", math.nan, math.nan),
+            frames=(recording.frame(i), recording.frame(i + 1)),
+            events=recording.events(t0 - (t1 - t0), t1),
+            tau=np.ones(1, np.float32),
+            truth=None,
+            valid=None,
+            boundary=None,
+            t0=t0,
+            t1=t1,
+        )

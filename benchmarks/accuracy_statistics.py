@@ -1,0 +1,259 @@
+"""Averages over a set of scenes, with bootstrap intervals; sweeps over what scenes differ in.
+
+Every measure is a ratio of sums: numerator and divisor are kept per scene, and a set's value is the
+sum of numerators over the sum of divisors. A flow measure is thus an average over all pixels of the
+set, and the deviation error weighs a scene by how much of it deviates. Intervals hold 95 % of what
+comes out when the scenes are drawn anew, with replacement; all rows are drawn alike, so that ratios
+of rows are compared scene by scene.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from flowfuse.metrics import Sums
+
+RESAMPLES = 2000
+SEED = 20_011  # of all bootstraps: the same results give the same intervals
+DISPLACEMENTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)  # px, limits of bins
+EXPOSURES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the interval between frames
+LIGHTS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of full scale, linear
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the limits of its 95 % interval; NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a scene that results are looked at by.
+
+    Attributes:
+        name: what the scene is called.
+        exposure: mean exposure of the two frames over the interval between them; NaN if unknown.
+        light: mean level of the two frames in linear light, 1 = full scale.
+    """
+
+    name: str
+    exposure: float
+    light: float
+
+
+class Tally:
+    """Sums of every row (a method) in every scene of a set."""
+
+    def __init__(self) -> None:
+        self.facts: list[Facts] = []
+        self._scenes: list[Mapping[str, Sums]] = []
+
+    def add(self, facts: Facts, rows: Mapping[str, Sums]) -> None:
+        """Add a scene: row -> measure -> (numerator, divisor)."""
+        self.facts.append(facts)
+        self._scenes.append(rows)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows, in the order in which they came."""
+        return list(dict.fromkeys(row for scene in self._scenes for row in scene))
+
+    @property
+    def measures(self) -> list[str]:
+        """All measures that any row has."""
+        return list(
+            dict.fromkeys(
+                name for scene in self._scenes for sums in scene.values() for name in sums
+            )
+        )
+
+    def sums(self, row: str, measure: str) -> np.ndarray:
+        """[N, 2]: numerator and divisor in each scene; zeros where a scene lacks the measure."""
+        found = [scene.get(row, {}).get(measure, (0.0, 0.0)) for scene in self._scenes]
+        return np.array(found, np.float64).reshape(-1, 2)
+
+    def scenes_with(self, row: str, measure: str) -> int:
+        """In how many scenes there is something that the measure counts."""
+        return int((self.sums(row, measure)[:, 1] > 0).sum())
+
+    def select(self, chosen: Iterable[bool]) -> Tally:
+        """The tally of some of the scenes."""
+        part = Tally()
+        for keep, facts, scene in zip(chosen, self.facts, self._scenes, strict=True):
+            if keep:
+                part.add(facts, scene)
+        return part
+
+    @staticmethod
+    def pooled(tallies: Iterable[Tally]) -> Tally:
+        """The scenes of several sets as one."""
+        whole = Tally()
+        for tally in tallies:
+            for facts, scene in zip(tally.facts, tally._scenes, strict=True):
+                whole.add(facts, scene)
+        return whole
+
+
+def drawn_counts(count: int, *, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """How often each of ``count`` scenes is drawn: [1 + resamples, count]; once each, at first."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.concatenate((np.ones((1, count), drawn.dtype), drawn))
+
+
+def ratios_of_sums(weights: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """The measure under each weighting of the scenes, NaN where the divisor is 0.
+
+    Args:
+        weights: [R, N].
+        sums: [N, 2].
+
+    Returns:
+        [R].
+    """
+    return quotient(*(weights @ sums).T)
+
+
+def quotient(numerators: np.ndarray, divisors: np.ndarray) -> np.ndarray:
+    """Elementwise quotient, NaN where the divisor is 0 or not known."""
+    known = np.nan_to_num(divisors) != 0
+    return np.where(known, numerators / np.where(known, divisors, 1), np.nan)
+
+
+def interval(values: np.ndarray, scenes: int) -> Interval:
+    """A value with its interval.
+
+    Args:
+        values: [1 + R], the value itself, then its resamples; undefined ones (NaN) are left out.
+        scenes: how many scenes it rests on; of fewer than two nothing is known about their spread.
+    """
+    value, drawn = values[0], values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value) or scenes < 2:
+        return Interval(float(value), math.nan, math.nan)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Interval(float(value), float(low), float(high))
+
+
+def summarize(tally: Tally, references: Mapping[str, str], compared: Sequence[str]) -> dict:
+    """Values with intervals of all rows of a set.
+
+    Args:
+        tally: the set, one scene or more.
+        references: what ratios are taken to: name -> row.
+        compared: the measures of which ratios are taken.
+
+    Returns:
+        row -> {"measures": {measure: interval}, "ratios": {reference: {measure: interval}},
+        "scene_epe": [N] EPE of every scene (NaN without truth)}; intervals as {"value", "low",
+        "high"}.
+    """
+    weights = drawn_counts(len(tally))
+    values = {
+        row: {name: ratios_of_sums(weights, tally.sums(row, name)) for name in tally.measures}
+        for row in tally.rows
+    }
+
+    def between(drawn: np.ndarray, row: str, name: str) -> dict[str, float]:
+        return asdict(interval(drawn, tally.scenes_with(row, name)))
+
+    return {
+        row: {
+            "measures": {name: between(drawn, row, name) for name, drawn in found.items()},
+            "ratios": {
+                reference: {
+                    name: between(quotient(found[name], values[other][name]), row, name)
+                    for name in compared
+                    if name in found
+                }
+                for reference, other in references.items()
+            },
+            "scene_epe": quotient(*tally.sums(row, "epe").T).tolist(),
+        }
+        for row, found in values.items()
+    }
+
+
+def displacement_sums(error: np.ndarray, length: np.ndarray) -> Sums:
+    """The endpoint error by bins of true displacement.
+
+    Args:
+        error: [N] px, of the valid pixels.
+        length: [N] px, their true displacement.
+    """
+    edges = np.asarray(DISPLACEMENTS)
+    place = np.searchsorted(edges, length, side="right") - 1
+    totals = np.bincount(place, error, len(edges) - 1)
+    counts = np.bincount(place, minlength=len(edges) - 1)
+    return {
+        displacement_measure(i): (float(totals[i]), int(counts[i])) for i in range(len(edges) - 1)
+    }
+
+
+def displacement_measure(index: int) -> str:
+    """What the measure of a bin of displacement is called."""
+    return f"epe_displacement_{index}"
+
+
+def sweeps(tally: Tally) -> dict[str, dict]:
+    """EPE by true displacement, by exposure and by light.
+
+    Displacement is that of every pixel; exposure and light are those of the scene. As scenes differ
+    in more than one thing, zero flow and DIS in the same bins are what a row is to be read against.
+
+    Returns:
+        "displacement", "exposure", "light" -> {"unit", "edges" [n + 1], "bins" [n] (their names),
+        "scenes" [n] (how many have pixels in the bin), "rows": {row: [n] intervals}}.
+    """
+
+    def by_scene(values: Sequence[float], edges: Sequence[float]) -> list[tuple[Tally, str]]:
+        # The last bin includes its upper limit: an exposure may last the whole interval.
+        place = np.minimum(np.searchsorted(edges, values, side="right"), len(edges) - 1)
+        known = np.isfinite(values)
+        return [(tally.select(known & (place == i)), "epe") for i in range(1, len(edges))]
+
+    bins = {
+        "displacement": [(tally, displacement_measure(i)) for i in range(len(DISPLACEMENTS) - 1)],
+        "exposure": by_scene([facts.exposure for facts in tally.facts], EXPOSURES),
+        "light": by_scene([facts.light for facts in tally.facts], LIGHTS),
+    }
+    edges = {"displacement": DISPLACEMENTS, "exposure": EXPOSURES, "light": LIGHTS}
+    units = {
+        "displacement": "true displacement, px",
+        "exposure": "exposure / frame interval",
+        "light": "mean level of the frames, linear",
+    }
+    return {
+        name: {
+            "unit": units[name],
+            "edges": list(edges[name]),
+            "bins": [_bin_name(*limits) for limits in itertools.pairwise(edges[name])],
+            "scenes": [part.scenes_with(tally.rows[0], measure) for part, measure in parts],
+            "rows": {
+                row: [asdict(_value_in(part, row, measure)) for part, measure in parts]
+                for row in tally.rows
+            },
+        }
+        for name, parts in bins.items()
+    }
+
+
+def _bin_name(low: float, high: float) -> str:
+    return f"> {low:.3g}" if math.isinf(high) else f"{low:.2g} to {high:.2g}"
+
+
+def _value_in(part: Tally, row: str, measure: str) -> Interval:
+    if not len(part):
+        return Interval(math.nan, math.nan, math.nan)
+    values = ratios_of_sums(drawn_counts(len(part)), part.sums(row, measure))
+    return interval(values, part.scenes_with(row, measure))
