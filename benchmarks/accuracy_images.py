@@ -33,7 +33,7 @@ from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
 
 INTERVAL = 40_000  # us between two images: 25 frames per second
-HISTORY = 0.5  # of an interval before frame 0: one slice, for any network
+HISTORY = 0.5  # of an interval before frame 0: a slice, for networks of two slices or more
 STEP = 0.5  # px
 SEED = 7  # of the sensor's noise
 # Gray levels (1 = white, gamma-encoded) by which an image differs from the next one, warped back by

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from accuracy_rows import BASELINES, ZERO
 from accuracy_sets import Case, Estimate
+from accuracy_statistics import quotient
 
 from flowfuse.visualize import (
     as_rgb,
@@ -34,7 +35,7 @@ def pick(epe: Sequence[float], zero: Sequence[float]) -> dict[str, int]:
         "best", "median" (the lower of two) and "worst" -> index, as far as there are so many cases
         with a known ratio.
     """
-    ratio = np.asarray(epe, np.float64) / np.maximum(np.asarray(zero, np.float64), 1e-9)
+    ratio = quotient(np.asarray(epe, np.float64), np.asarray(zero, np.float64))
     order = [int(i) for i in np.argsort(ratio, kind="stable") if np.isfinite(ratio[i])]
     if not order:
         return {}

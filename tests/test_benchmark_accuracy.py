@@ -401,7 +401,7 @@ def test_pictures_are_chosen_by_the_error_over_that_of_zero_flow() -> None:
     assert pick([1, 5, 3, 2], [10, 10, 2, 10]) == {"best": 0, "median": 3, "worst": 2}
     assert pick([1, 2], [1, 1]) == {"best": 0, "worst": 1}
     assert pick([1], [1]) == {"best": 0}
-    assert pick([math.nan], [1]) == {}
+    assert pick([math.nan, 0], [1, 0]) == {}  # unknown, and nothing that moves
 
 
 def test_without_nan() -> None:
