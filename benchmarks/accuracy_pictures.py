@@ -50,8 +50,8 @@ def pick(epe: Sequence[float], zero: Sequence[float]) -> dict[str, int]:
 def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None:
     """Write a sheet: what was seen and the truth; then each row with its errors.
 
-    All flow has the colours of the true magnitudes, and all errors and uncertainties one scale, up
-    to a quarter of the largest true magnitude (but 1 px at least).
+    All flow has the colours of the true magnitudes, and all errors one scale, up to a quarter of
+    the largest true magnitude (but 1 px at least).
     """
     truth, valid = case.truth[-1], case.valid[-1]
     magnitude = largest_magnitude(truth, valid)
@@ -60,7 +60,7 @@ def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None
     tiles = [
         ("frame 0", frame0),
         ("frame 1", frame1),
-        ("events", draw_events(frame0, case.events.slice_time(*_window(case)))),
+        ("events", draw_events(frame0, case.events_between)),
         (f"true flow, up to {magnitude:.1f} px", colour_flow(truth, valid, magnitude)),
         ("colours", _centred(legend(magnitude), valid.shape))
         if case.boundary is None
@@ -80,7 +80,10 @@ def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None
             ),
         ]
         if estimate.uncertainty is not None:
-            line.append(("uncertainty", draw_heat(estimate.uncertainty, None, scale)))
+            # Its own range: only its order is measured, and it never falls below 1 px.
+            low, high = np.percentile(estimate.uncertainty, (1, 99))
+            heat = draw_heat(np.maximum(estimate.uncertainty - low, 0), None, max(high - low, 1e-3))
+            line.append((f"uncertainty, {low:.1f} to {high:.1f} px", heat))
         if estimate.boundary is not None:
             line.append(("boundaries", draw_boundary(frame0, estimate.boundary)))
         # Rows without maps of their own are short: two of them share a line.
@@ -88,11 +91,6 @@ def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None
     tiles += [blank] * (-len(tiles) % COLUMNS)
     labels, images = zip(*tiles, strict=True)
     write_image(path, contact_sheet(images, labels, columns=COLUMNS))
-
-
-def _window(case: Case) -> tuple[int, int]:
-    """The time of the events between the frames; a generated scene keeps no others to draw."""
-    return getattr(case, "t0", 0), getattr(case, "t1", 1)
 
 
 def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -60,7 +60,7 @@ class Case(ABC):
     Attributes:
         facts: its name, exposure and light.
         frames: two images uint8, [H, W] or [H, W, 3].
-        events: to draw: of a generated scene, one where polarities do not cancel.
+        events: the stream; of a generated scene one event where polarities do not cancel, to draw.
         tau: [T] times; the last one is 1.
         truth: [T, 2, H, W] px displacement at these times, or None.
         valid: [T, H, W] bool, or None without truth.
@@ -79,6 +79,11 @@ class Case(ABC):
     def gray(self) -> list[np.ndarray]:
         """Both frames as uint8 [H, W]."""
         return [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in self.frames]
+
+    @property
+    def events_between(self) -> Events:
+        """The events between the two frames."""
+        return self.events
 
     @abstractmethod
     def estimate(self, estimator: Estimator, mode: str) -> Estimate:
@@ -124,6 +129,10 @@ class PairCase(Case):
 
     t0: int
     t1: int
+
+    @property
+    def events_between(self) -> Events:
+        return self.events.slice_time(self.t0, self.t1)
 
     def estimate(self, estimator: Estimator, mode: str) -> Estimate:
         result = estimator(
