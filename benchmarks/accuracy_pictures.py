@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from accuracy_rows import BASELINES, ZERO
 from accuracy_sets import Case, Estimate
@@ -23,6 +25,7 @@ from flowfuse.visualize import (
 )
 
 COLUMNS = 5
+TILE = 480  # px, the width of a picture in a sheet at most
 
 
 def pick(epe: Sequence[float], zero: Sequence[float]) -> dict[str, int]:
@@ -90,7 +93,14 @@ def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None
         tiles += line if len(line) == 2 else line + [blank] * (COLUMNS - len(line))
     tiles += [blank] * (-len(tiles) % COLUMNS)
     labels, images = zip(*tiles, strict=True)
-    write_image(path, contact_sheet(images, labels, columns=COLUMNS))
+    write_image(path, contact_sheet([_shrink(image) for image in images], labels, columns=COLUMNS))
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """A large picture reduced by a whole factor to TILE px at most: a sheet holds dozens."""
+    factor = math.ceil(image.shape[1] / TILE)
+    height, width = (size // factor for size in image.shape[:2])
+    return cv2.resize(as_rgb(image), (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -404,6 +404,13 @@ def test_pictures_are_chosen_by_the_error_over_that_of_zero_flow() -> None:
     assert pick([math.nan, 0], [1, 0]) == {}  # unknown, and nothing that moves
 
 
+def test_large_pictures_are_reduced(tmp_path: Path) -> None:
+    estimate = load("accuracy_sets").Estimate(np.zeros((1, 2, 40, 1000)))
+    case = pair_case(np.ones((1, 2, 40, 1000)), np.ones((40, 1000), bool))
+    load("accuracy_pictures").draw_case(tmp_path / "x.png", case, {"DIS": estimate})
+    assert cv2.imread(str(tmp_path / "x.png")).shape[1] == 5 * (333 + 8) + 8
+
+
 def test_without_nan() -> None:
     without_nan = load("accuracy").without_nan
     assert without_nan({"a": [1.5, math.nan, (math.inf, "x")], "b": 2}) == {
