@@ -111,10 +111,10 @@ class SceneCase(Case):
         ):
             output = estimator.model(model_inputs(batch))
         with torch.inference_mode():
-            points = output.control_points[-1].float()
+            points = output.control_points.float()
             return Estimate(
                 bezier(points, batch["tau"])[0].cpu().numpy(),
-                expected_error(output.uncertainty[-1].float())[0].cpu().numpy(),
+                expected_error(output.uncertainty.float())[0].cpu().numpy(),
                 torch.sigmoid(output.boundary.float())[0].cpu().numpy(),
             )
 
