@@ -344,7 +344,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--stepz", "3"], "did you mean --steps"),
         (["-o", "{new}", "--model.fusio", "x"], "did you mean --model.fusion"),
         (["-o", "{new}", "--model.fusion", "sum"], "model.fusion"),
-        (["-o", "{new}", "--model", "smal"], "unknown model 'smal'; known: small, base"),
+        (["-o", "{new}", "--model", "smal"], "unknown model 'smal'; known: nano, small, base"),
         (["-o", "{new}", "--steps", "many"], "steps"),
         (["-o", "{new}", "--steps", "0"], "flowfuse-train: error: steps must be at least 1, got 0"),
         (["-o", "{new}", "--crop", "200", "100"], "must not be larger than scene_size"),
