@@ -1,0 +1,121 @@
+"""Train variants of a small network alike, with several seeds, and compare them.
+
+    python benchmarks/ablation.py --cache pool --test-cache scenes --runs runs/ablation -o ablation
+    python benchmarks/ablation.py --variants guided concatenation --seeds 0 1 2 --steps 6000 ...
+
+All variants have the recipe `nano`, the same number of steps and, for each seed, the same samples
+in the same order; concatenation has wider tokens, which make up for the parameters of the guidance.
+Trainings that are finished are not repeated, and one that was interrupted is taken up: run the same
+command again. Then benchmarks/compare.py sets the first variant against each of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import compare
+from accuracy_sets import SETS
+from operators import OneLineParser
+
+from flowfuse import train
+from flowfuse.training.state import RunDirectory
+
+# A network that has one sense is not trained on samples without it.
+ONE_SENSE = ("--augment.drop_frames", "0", "--augment.drop_events", "0")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "guided": (),
+    "concatenation": ("--model.fusion", "concatenation", "--model.token_channels", "29"),
+    "frames": ("--model.events", "false", *ONE_SENSE),
+    "events": ("--model.frames", "false", *ONE_SENSE),
+    "no_common_gradient": ("--model.common_gradient", "false"),
+    "no_boundary": ("--model.boundary", "false"),
+}
+
+
+def train_variant(variant: str, seed: int, options: argparse.Namespace) -> Path:
+    """Train a variant, as far as it is not trained yet.
+
+    Returns:
+        The run's model.
+
+    Raises:
+        RuntimeError: the training failed or was stopped; it has said why.
+    """
+    output = options.runs / f"{variant}_{seed}"
+    arguments = ["--config", "nano", *VARIANTS[variant], "--seed", str(seed), "-o", str(output)]
+    arguments += ["--no-tensorboard", "--workers", str(options.workers)]
+    if options.cache is not None:
+        arguments += ["--cache", str(options.cache)]
+    if options.steps is not None:
+        arguments += ["--steps", str(options.steps)]
+    if RunDirectory(output).checkpoints():
+        arguments.append("--resume")
+    print(f"ablation: {variant}, seed {seed}", file=sys.stderr, flush=True)
+    if code := train.main(arguments):
+        raise RuntimeError(
+            f"the training of {variant} with seed {seed} ended with exit code {code}"
+        )
+    return RunDirectory(output).model
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train all variants, seed after seed, then compare them."""
+    models: dict[str, list[str]] = {variant: [] for variant in options.variants}
+    for seed in options.seeds:
+        for variant in options.variants:
+            models[variant].append(str(train_variant(variant, seed, options)))
+    first, *others = options.variants
+    for other in others:
+        arguments = ["--group", first, *models[first], "--group", other, *models[other]]
+        arguments += ["--sets", *options.sets, "--scenes", str(options.scenes)]
+        if options.test_cache is not None:
+            arguments += ["--cache", str(options.test_cache)]
+        if options.output is not None:
+            arguments += ["-o", f"{options.output}-{first}-{other}"]
+        if code := compare.main(arguments):
+            return code
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = OneLineParser(
+        prog="ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:4],
+        help="what to train; the first is compared with the others (default: the first four)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="0 1 2")
+    parser.add_argument("--steps", type=int, help="of each training; the recipe's by default")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the training scenes")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, default=["fast", "blur", "dark", "mixed"],
+        help="test sets of the comparison",
+    )  # fmt: skip
+    parser.add_argument("--scenes", type=int, default=64, help="scenes of each set")
+    parser.add_argument("--test-cache", type=Path, help="folder that keeps the test scenes")
+    parser.add_argument("-o", "--output", metavar="OUT", help="write OUT-FIRST-OTHER.json and .md")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or the exit code of what failed."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if len(set(options.variants)) < max(len(options.variants), 2):
+        parser.error("--variants: name at least two, each once")
+    try:
+        return run(options)
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"ablation: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
