@@ -40,7 +40,8 @@ def read_flow(path: str | os.PathLike, encoding: str = "kitti") -> tuple[np.ndar
     Args:
         path: the suffix tells the format:
             ``.flo`` Middlebury (a component above 1e9 or not finite marks an invalid pixel);
-            ``.png`` 16 bit, three channels, see ``encoding``;
+            ``.png`` 16 bit, three channels, see ``encoding``; the third marks valid pixels
+            (``"kitti"``: above 0, ``"dsec"``: 1);
             ``.npy`` an array [2, H, W] (not finite = invalid);
             ``.npz`` ``flow`` [2, H, W] and, optionally, ``valid`` [H, W].
         encoding: of ``.png``, which does not tell it itself: ``"kitti"`` (1/64 px, range
@@ -64,7 +65,7 @@ def read_flow(path: str | os.PathLike, encoding: str = "kitti") -> tuple[np.ndar
     if suffix == ".flo":
         flow, valid = _decode_flo(path, data)
     elif suffix == ".png":
-        flow, valid = _decode_png(path, data, PNG_SCALES[encoding])
+        flow, valid = _decode_png(path, data, encoding)
     else:
         flow, valid = _decode_numpy(path, data)
     return np.where(valid, flow, np.float32(0)), valid
@@ -176,7 +177,7 @@ def _encode_flo(flow: np.ndarray, valid: np.ndarray) -> bytes:
     return header + marked.transpose(1, 2, 0).astype("<f4").tobytes()
 
 
-def _decode_png(path: Path, data: bytes, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _decode_png(path: Path, data: bytes, encoding: str) -> tuple[np.ndarray, np.ndarray]:
     # A PNG ends with an empty IEND chunk; decoders may return a partly filled image without it.
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"{path}: not a PNG file")
@@ -192,8 +193,13 @@ def _decode_png(path: Path, data: bytes, scale: float) -> tuple[np.ndarray, np.n
             f"{path}: a flow PNG has 3 channels of 16 bits, "
             f"got {channels} of {8 * image.dtype.itemsize} bits"
         )
+    if encoding == "dsec" and image[:, :, 0].max() > 1:
+        raise ValueError(
+            f"{path}: the third channel of DSEC's flow is 0 or 1 (valid), "
+            f"got {image[:, :, 0].max()}; were the channels written in the order of OpenCV?"
+        )
     blue_green_red = image.astype(np.float32).transpose(2, 0, 1)  # OpenCV's order, [3, H, W]
-    flow = (blue_green_red[2:0:-1] - 2.0**15) / np.float32(scale)
+    flow = (blue_green_red[2:0:-1] - 2.0**15) / np.float32(PNG_SCALES[encoding])
     return flow, image[:, :, 0] > 0
 
 
@@ -203,18 +209,20 @@ def _encode_png(path: Path, flow: np.ndarray, valid: np.ndarray, encoding: str) 
     # float64: 2^15 + 128 u passes the 24 bits of float32 at fine fractions.
     code = np.rint(finite.astype(np.float64) * scale + 2.0**15)
     clipped = np.clip(code, 0, 65535)
-    count = int(((code != clipped).any(axis=0) & valid).sum())
+    # In DSEC's encoding invalid flow is written too: predictions are marked invalid everywhere.
+    written = valid if encoding == "kitti" else np.ones_like(valid)
+    count = int(((code != clipped).any(axis=0) & written).sum())
     if count:
         warnings.warn(
-            f"{path}: {count} of {int(valid.sum())} flow vectors exceed the range of the "
+            f"{path}: {count} of {int(written.sum())} flow vectors exceed the range of the "
             f"{encoding} encoding, [{-(2**15) / scale:g}, {2**15 / scale:g}) px, and were clipped",
             stacklevel=3,
         )
     if encoding == "kitti":
         clipped = np.where(valid, clipped, 0)
     image = np.stack((valid, clipped[1], clipped[0]), axis=-1).astype(np.uint16)  # B, G, R
-    written, buffer = cv2.imencode(".png", image)
-    if not written:
+    done, buffer = cv2.imencode(".png", image)
+    if not done:
         raise OSError(f"{path}: OpenCV could not encode the PNG")
     return buffer.tobytes()
 

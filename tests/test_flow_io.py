@@ -162,3 +162,22 @@ def test_real_middlebury_file(shared_data):
     # Middlebury gives 388 x 584 px for this sequence, with a small part unknown and motion < 5 px.
     assert flow.shape == (2, 388, 584) and 0.9 < valid.mean() < 1
     assert np.abs(flow[:, valid]).max() < 5
+
+
+def test_dsec_predictions_are_marked_invalid_and_clipped_with_a_warning(tmp_path):
+    """R = rint(128 u + 2^15), B = 0: the range is [-256, 256) px, and nothing wraps."""
+    path = tmp_path / "000820.png"
+    flow = np.zeros((2, 2, 3), np.float32)
+    flow[:, 0, 0] = (300.0, -256.5)
+    flow[:, 1, 2] = (1.5, -0.5 / 128)
+    with pytest.warns(UserWarning, match=r"1 of 6 flow vectors exceed .*\[-256, 256\) px"):
+        write_flow(path, flow, np.zeros((2, 3), bool), encoding="dsec")
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert image.dtype == np.uint16 and (image[..., 0] == 0).all()
+    assert image[0, 0].tolist() == [0, 0, 65535]
+    assert image[1, 2].tolist() == [0, 32768, 32960]  # -1/2 rounds to the even 0
+    image[..., 0] = 2
+    cv2.imwrite(str(path), image)
+    with pytest.raises(ValueError, match=r"000820.png: the third channel .* is 0 or 1 .*got 2"):
+        read_flow(path, encoding="dsec")
+    assert read_flow(path, encoding="kitti")[1].all()
