@@ -30,7 +30,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ class Hdf5Events(_ColumnFile):
     def _columns(self) -> Iterator[_Columns]:
         plugin = _register_codecs()
         try:
-            with h5py.File(self.path, "r") as file:
+            with self._opened() as file:
                 yield self._find_columns(file)
         except (OSError, RuntimeError, KeyError) as error:  # what h5py raises on damaged files
             advice = (
@@ -257,8 +257,10 @@ class Hdf5Events(_ColumnFile):
             )
             raise ValueError(f"{self.path}: cannot be read as HDF5, {advice} ({error})") from error
 
-    @staticmethod
-    def _find_columns(file: h5py.File) -> _Columns:
+    def _opened(self) -> AbstractContextManager[h5py.File]:
+        return h5py.File(self.path, "r")
+
+    def _find_columns(self, file: h5py.File) -> _Columns:
         group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
         found = {name: group.get(name) for name in "xytp"}
         columns = {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
