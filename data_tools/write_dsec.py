@@ -1,0 +1,97 @@
+"""Generate a scene and write it as a sequence of DSEC, with true flow.
+
+    python data_tools/write_dsec.py ROOT zurich_city_01_a --preset mixed --seed 3 --frames 9
+
+ROOT then holds the sequence, which flowfuse-infer ROOT/zurich_city_01_a reads: compressed events at
+raw pixels with their rectification map, images of the frame camera with time stamps and exposures,
+calibration, and flow maps from every second frame to the second next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowfuse.data.dsec_writer import FLOW_STEP, LAYOUTS, write_sequence
+from flowfuse.data.scenes import PRESETS, generate_scene
+from flowfuse.estimator import select_device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    width, height = arguments.size
+    try:
+        scene = generate_scene(
+            arguments.seed,
+            arguments.preset,
+            height,
+            width,
+            frames=arguments.frames,
+            device=select_device(arguments.device),
+            max_step=arguments.max_step,
+        )
+        truths = {
+            first: scene.truth(float(first + FLOW_STEP), start=float(first))
+            for first in range(0, arguments.frames - FLOW_STEP, FLOW_STEP)
+        }
+        path = write_sequence(
+            arguments.root,
+            arguments.name,
+            scene.events,
+            scene.frames,
+            scene.frame_times,
+            exposures=scene.exposures,
+            flow={
+                first: (flow.numpy(), valid.numpy()) for first, (flow, valid, _) in truths.items()
+            },
+            image_size=arguments.image_size[::-1],
+            layout=arguments.layout,
+        )
+    except (ValueError, OSError) as error:
+        print(f"write_dsec: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{path}: {len(scene.frames)} frames, {len(scene.events)} events, {len(truths)} flow maps"
+    )
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("root", type=Path, help="directory of the data set; it may hold sequences")
+    parser.add_argument("name", help="of the sequence, which must not be there yet")
+    parser.add_argument("--layout", default="merged", choices=LAYOUTS, help="where files lie")
+    parser.add_argument(
+        "--preset", default="fast", choices=tuple(PRESETS), help="kind of motion and light"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything in the scene")
+    parser.add_argument("--frames", type=int, default=7, help="number of frames, at least 3")
+    parser.add_argument(
+        "--size", type=parse_size, default="640x480", metavar="WxH", help="of the event camera, px"
+    )
+    parser.add_argument(
+        "--image-size", type=parse_size, default="1440x1080", metavar="WxH", help="of images, px"
+    )
+    parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
+    return parser
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse ``640x480`` as (width, height)."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}") from None
+    return width, height
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,446 @@
+"""DSEC: driving sequences of an event camera and a frame camera side by side, with true flow.
+
+Everything is given in the rectified view of the left event camera, where the flow lives: events
+have float coordinates there, frames are warped into it. All times are absolute microseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowfuse.data.dsec_files import (
+    DsecFiles,
+    find_sequence,
+    list_sequences,
+    read_exposure_times,
+    read_flow_times,
+    read_image_times,
+    read_rectify_map,
+    read_view_change,
+)
+from flowfuse.data.event_files import Hdf5Events
+from flowfuse.data.frame_files import list_images, read_image
+from flowfuse.events import Events
+from flowfuse.flow_io import read_flow
+from flowfuse.geometry import inside, pixel_grid
+from flowfuse.model.inputs import event_window, slice_events, sum_events
+
+# The training sequences that have true flow.
+FLOW_SEQUENCES = (
+    "thun_00_a",
+    "zurich_city_01_a",
+    "zurich_city_02_a",
+    "zurich_city_02_c",
+    "zurich_city_02_d",
+    "zurich_city_02_e",
+    "zurich_city_03_a",
+    "zurich_city_05_a",
+    "zurich_city_05_b",
+    "zurich_city_06_a",
+    "zurich_city_07_a",
+    "zurich_city_08_a",
+    "zurich_city_09_a",
+    "zurich_city_10_a",
+    "zurich_city_10_b",
+    "zurich_city_11_a",
+    "zurich_city_11_b",
+    "zurich_city_11_c",
+)
+# Held out of trainings by this project; DSEC itself has no validation set.
+VALIDATION_SEQUENCES = (
+    "zurich_city_01_a",
+    "zurich_city_02_a",
+    "zurich_city_05_b",
+    "zurich_city_09_a",
+    "zurich_city_11_a",
+)
+FLOW_STEP = 2  # frames between the ends of a flow map: 100 ms of a camera at 20 Hz
+_CHUNK_CACHE = 1 << 24  # bytes per data set: the default of HDF5 is below the chunks of long files
+# A window may reach this far beyond the first and last event before it counts as not recorded, us.
+_QUIET = 1000
+
+
+class DsecEvents(Hdf5Events):
+    """The raw events of one camera, an events.h5, read window by window.
+
+    The file stays open between windows. A process that is forked, or that gets a pickled copy,
+    opens it for itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle: tuple[int, h5py.File] | None = None
+        super().__init__(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = os.getpid(), h5py.File(self.path, "r", rdcc_nbytes=_CHUNK_CACHE)
+        yield self._handle[1]
+
+    def _find_columns(self, file: h5py.File):
+        columns = super()._find_columns(file)
+        for name in ("t_offset", "ms_to_idx"):
+            if name not in file:
+                raise ValueError(f"the data set {name!r} expected, found {sorted(file)}")
+        for name in "xyt":
+            kind = getattr(columns, name).dtype
+            if kind.kind not in "iu":
+                raise ValueError(f"events/{name} must be integers, got {kind}")
+        return columns
+
+
+class DsecSequence:
+    """One sequence, in the rectified view of the left event camera.
+
+    It can be used where a :class:`~flowfuse.data.recording.Recording` is.
+
+    Args:
+        files: where it lies; see :func:`open_sequence`.
+
+    Attributes:
+        name: of the sequence.
+        path: ROOT/SEQ, which need not exist in every layout.
+        height, width: px, of the event camera.
+        frame_times: [F] int64, microseconds, mid-exposure.
+        exposures: [F, 2] int64, start and end of the left camera's exposures; None if unknown.
+        warped: whether frames come from rectified images, through the homography of infinite
+            depth; False when they lie in ``images/left/ev_inf``.
+        has_events, has_frames: True.
+        truth_times: (), as there is no truth between the ends of a flow map.
+
+    Raises:
+        FileNotFoundError: listing the files that are missing.
+        ValueError: naming the file, what was found and what was expected.
+    """
+
+    has_events = has_frames = True
+    truth_times: tuple[float, ...] = ()
+
+    def __init__(self, files: DsecFiles) -> None:
+        missing = missing_files(files)
+        if missing:
+            raise FileNotFoundError("; ".join(missing))
+        self.files, self.name, self.path = files, files.name, files.root / files.name
+        self._events = DsecEvents(files.find("events"))
+        self._rectify_map = read_rectify_map(files.find("rectify_map"))
+        self.height, self.width = self._rectify_map.shape[:2]
+        self.frame_times = read_image_times(files.find("image_times"))
+        exposures = files.find("exposures")
+        self.exposures = (
+            None if exposures is None else read_exposure_times(exposures, len(self.frame_times))
+        )
+        directory = files.find("event_view_images")
+        self.warped = directory is None
+        self._images: Path = files.find("images") if directory is None else directory
+        if self.warped:
+            self._calibration = files.find("calibration")
+            self._view_change, self._image_size = read_view_change(self._calibration)
+
+    def __repr__(self) -> str:
+        return f"DsecSequence({self.path}, {len(self.frame_times)} frames)"
+
+    @property
+    def event_range(self) -> tuple[int, int] | None:
+        """The times of the first and the last event, microseconds; None without any event."""
+        return self._events.time_range
+
+    @property
+    def time_range(self) -> tuple[int, int]:
+        """The times of the first and the last thing recorded, event or frame, microseconds."""
+        ends = [int(self.frame_times[0]), int(self.frame_times[-1]), *(self.event_range or ())]
+        return min(ends), max(ends)
+
+    @property
+    def source_files(self) -> list[Path]:
+        """The files, beside the images, that estimates depend on."""
+        items = ("events", "rectify_map", "image_times", "exposures", "calibration")
+        return [path for path in map(self.files.find, items) if path is not None]
+
+    @property
+    def frame_files(self) -> list[Path]:
+        """The images."""
+        return list_images(self._images)
+
+    @cached_property
+    def frame_pairs(self) -> list[tuple[int, int]]:
+        """Frames between which flow is wanted: those of the true flow where there is some, else
+        every second frame and the second next, 100 ms later."""
+        if self._flow_maps:
+            return [(first, last) for first, (last, _) in self._flow_maps.items()]
+        return [(i, i + FLOW_STEP) for i in range(0, len(self.frame_times) - FLOW_STEP, FLOW_STEP)]
+
+    def raw_events(self, t0: int, t1: int) -> Events:
+        """Read the events of [t0, t1), microseconds, at the pixels of the sensor."""
+        return self._events.window(int(t0), int(t1), self.height, self.width)
+
+    def events(self, t0: int, t1: int) -> Events:
+        """Read the events of [t0, t1), microseconds, at their rectified, float32 positions.
+
+        Those with no share in any pixel of the rectified view are left out.
+        """
+        raw = self.raw_events(t0, t1)
+        places = self._rectify_map[raw.y, raw.x]  # [N, 2]
+        kept = ((places > -1) & (places < (self.width, self.height))).all(axis=1)
+        x, y = places[kept].T
+        return Events(x, y, raw.t[kept], raw.p[kept], height=self.height, width=self.width)
+
+    def frame(self, index: int) -> np.ndarray:
+        """Read frame ``index`` in the rectified event view: uint8 [H, W, 3] RGB (or [H, W])."""
+        path = self._image_path(index)
+        image = read_image(path)
+        if self.warped:
+            if self._image_size is not None and image.shape[:2] != self._image_size:
+                expected = f"{self._image_size[1]} x {self._image_size[0]} px"
+                raise ValueError(
+                    f"{path} is {image.shape[1]} x {image.shape[0]} px, but {self._calibration} is "
+                    f"of images of {expected}"
+                )
+            return change_view(image, self._view_change, self.height, self.width)
+        if image.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"{path} is {image.shape[1]} x {image.shape[0]} px, but the event view is "
+                f"{self.width} x {self.height} px"
+            )
+        return image
+
+    def truth(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Read the true flow that starts at frame ``index``.
+
+        Returns:
+            flow [2, H, W] float32, px, and valid [H, W] bool; None where there is no map.
+        """
+        if index not in self._flow_maps:
+            return None
+        path = self._flow_maps[index][1]
+        flow, valid = read_flow(path, encoding="dsec")
+        if valid.shape != (self.height, self.width):
+            raise ValueError(
+                f"{path} is {valid.shape[1]} x {valid.shape[0]} px, but the event view is "
+                f"{self.width} x {self.height} px"
+            )
+        return flow, valid
+
+    def truth_at(self, index: int, tau: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """:meth:`truth` for tau = 1; there is none in between."""
+        return self.truth(index) if tau == 1 else None
+
+    def frame_at(self, time: int, source: object) -> int:
+        """The frame with exactly this time stamp, microseconds; ``source`` names who asks."""
+        index = int(np.searchsorted(self.frame_times, time))
+        if index == len(self.frame_times) or self.frame_times[index] != time:
+            times = self.files.find("image_times")
+            raise ValueError(f"{source}: {time} us is not the time stamp of a frame in {times}")
+        return index
+
+    def covers(self, t0: int, t1: int) -> bool:
+        """Whether events of all of [t0, t1), microseconds, were recorded."""
+        if self.event_range is None:
+            return False
+        first, last = self.event_range
+        return first <= t0 + _QUIET and t1 - _QUIET <= last
+
+    def _image_path(self, index: int) -> Path:
+        if not 0 <= index < len(self.frame_times):
+            raise IndexError(f"frame {index} of a sequence with {len(self.frame_times)} frames")
+        return self._images / f"{index:06d}.png"
+
+    @cached_property
+    def _flow_maps(self) -> dict[int, tuple[int, Path]]:
+        """First frame -> last frame and file, in the order of time.
+
+        A file is named by its first frame. That this is the frame at the map's time stamp, and
+        which frame is its last, is read from the time stamps.
+        """
+        directory, times = self.files.find("flow"), self.files.find("flow_times")
+        if directory is None:
+            return {}
+        if times is None:
+            raise FileNotFoundError(self.files.missing("flow_times"))
+        names = {path.name for path in directory.glob("*.png")}
+        found = {}
+        for start, end in read_flow_times(times).tolist():
+            first, last = self.frame_at(start, times), self.frame_at(end, times)
+            name = f"{first:06d}.png"
+            if name not in names:
+                raise ValueError(
+                    f"{times}: flow from {start} us starts at frame {first}, but {directory} has "
+                    f"no {name}"
+                )
+            found[first] = last, directory / name
+        if len(found) != len(names):
+            strange = min(names - {path.name for _, path in found.values()})
+            raise ValueError(
+                f"{directory}: {len(names)} flow maps for {len(found)} lines of {times}; "
+                f"no line belongs to {strange}"
+            )
+        return found
+
+
+def missing_files(files: DsecFiles, *, frames: bool = True) -> list[str]:
+    """Say which files are missing that estimates need, one line each."""
+    items = ["events", "rectify_map", "image_times"]
+    if frames and files.find("event_view_images") is None:
+        items += ["images", "calibration"]
+    return [files.missing(item) for item in items if files.find(item) is None]
+
+
+def open_sequence(path: str | os.PathLike) -> DsecSequence:
+    """Open ROOT/SEQ, in any layout (see :mod:`flowfuse.data.dsec_files`).
+
+    Raises:
+        FileNotFoundError: there is no such sequence, or files of it are missing.
+        ValueError: a file is damaged; the message names it.
+    """
+    files = find_sequence(path)
+    if files is None:
+        inside_root = list_sequences(path) if Path(path).is_dir() else []
+        hint = f"; it holds the sequences {', '.join(inside_root)}" if inside_root else ""
+        raise FileNotFoundError(f"{path}: not a sequence of DSEC, no events found{hint}")
+    return DsecSequence(files)
+
+
+def change_view(image: np.ndarray, view_change: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Warp an image into another view.
+
+    Args:
+        image: uint8 [h, w] or [h, w, 3].
+        view_change: [3, 3], pixels (x, y, 1) of the image to pixels of the view.
+        height, width: of the view, px. What the image does not show continues its border.
+
+    Returns:
+        uint8 [H, W] or [H, W, 3].
+    """
+    # One pixel of the view is this many of the image; more than one would alias.
+    centre = np.array([[[width / 2, height / 2]], [[width / 2 + 1, height / 2]]])
+    ends = cv2.perspectiveTransform(centre, np.linalg.inv(view_change))[:, 0]
+    spread = (float(np.linalg.norm(ends[1] - ends[0])) - 1) / 2
+    if spread > 0.1:
+        image = cv2.GaussianBlur(image, (0, 0), spread)
+    return cv2.warpPerspective(
+        image, view_change, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def flow_sample(
+    sequence: DsecSequence, first: int, last: int, *, slices: int, bins: int
+) -> dict[str, Tensor]:
+    """Make a training sample of the true flow between two frames.
+
+    Args:
+        sequence: it has the flow map that starts at ``first``.
+        first, last: frames.
+        slices, bins: see :func:`flowfuse.model.inputs.slice_events`.
+
+    Returns:
+        What :func:`flowfuse.data.dataset.scene_sample` returns, with one time, tau = 1. ``valid``
+        is where there is truth; the flow is 0 elsewhere. ``occluded`` covers, beside what leaves
+        the image, all pixels without truth, where nothing can be matched. ``boundary`` is NaN:
+        unknown.
+    """
+    t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
+    exposures = [None, None]
+    if sequence.exposures is not None:
+        exposures = [int(end - start) for start, end in sequence.exposures[[first, last]]]
+    size = {"height": sequence.height, "width": sequence.width}
+    events = sequence.events(*event_window(t0, t1, slices, *exposures))
+    flow, valid = (torch.from_numpy(values)[None] for values in sequence.truth(first))
+    seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
+    frames = [_gray(sequence.frame(i)) for i in (first, last)]
+    return {
+        "slices": slice_events(events, t0, t1, slices=slices, bins=bins, **size),
+        "frame0": frames[0],
+        "frame1": frames[1],
+        "event_sum": sum_events(events, t0, t1, *exposures, **size),
+        "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
+        "tau": torch.ones(1),
+        "flow": flow,
+        "valid": valid,
+        "occluded": ~(valid & seen),
+        "boundary": torch.full((2, *valid.shape[1:]), torch.nan),
+    }
+
+
+def _gray(frame: np.ndarray) -> Tensor:
+    """[1, H, W] float32 in [0, 1]."""
+    gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return torch.from_numpy(gray)[None].float() / 255
+
+
+class DsecDataset(Dataset):
+    """Training samples (:func:`flow_sample`) of the sequences with true flow below a root.
+
+    Args:
+        root: of the data set, in any layout.
+        split: "validation": those of VALIDATION_SEQUENCES; "train": all others; "all".
+        slices, bins: see :func:`flow_sample`.
+
+    Attributes:
+        sequences: the sequences.
+        items: (sequence, first frame, last frame) of each sample.
+
+    Raises:
+        FileNotFoundError: there is no such sequence with flow, or a file of one is missing.
+        ValueError: naming what is wrong.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: Literal["train", "validation", "all"],
+        slices: int,
+        bins: int,
+    ) -> None:
+        if split not in ("train", "validation", "all"):
+            raise ValueError(f"DsecDataset: split must be train, validation or all, got {split!r}")
+        self.slices, self.bins = slices, bins
+        found = [DsecFiles(Path(root), name) for name in list_sequences(root)]
+        files = [f for f in found if f.find("flow") is not None]
+        if split != "all":
+            held_out = split == "validation"
+            files = [f for f in files if (f.name in VALIDATION_SEQUENCES) == held_out]
+        if not files:
+            names = ", ".join(f.name for f in found) or "none"
+            raise FileNotFoundError(
+                f"{root}: no sequence with true flow for {split!r}; sequences there: {names}"
+            )
+        self.sequences = [DsecSequence(f) for f in files]
+        self.items: list[tuple[int, int, int]] = []
+        for number, sequence in enumerate(self.sequences):
+            pairs = [pair for pair in sequence.frame_pairs if self._has_events(sequence, *pair)]
+            if len(pairs) < len(sequence.frame_pairs):
+                warnings.warn(
+                    f"{sequence.path}: {len(sequence.frame_pairs) - len(pairs)} of "
+                    f"{len(sequence.frame_pairs)} flow maps are left out: they reach beyond the "
+                    f"events, which go from {sequence.event_range} us",
+                    stacklevel=2,
+                )
+            self.items += [(number, *pair) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"DsecDataset: index {index} of {len(self)} items")
+        number, first, last = self.items[index]
+        return flow_sample(self.sequences[number], first, last, slices=self.slices, bins=self.bins)
+
+    def _has_events(self, sequence: DsecSequence, first: int, last: int) -> bool:
+        t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
+        return sequence.covers(*event_window(t0, t1, self.slices, None, None))

@@ -1,0 +1,483 @@
+"""Sequences of DSEC, opened: events, frames, flow, samples, and what is said of broken files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from flowfuse.data.dsec import (
+    FLOW_SEQUENCES,
+    VALIDATION_SEQUENCES,
+    DsecDataset,
+    DsecEvents,
+    change_view,
+    flow_sample,
+    open_sequence,
+)
+from flowfuse.data.dsec_writer import default_rig, write_raw_events, write_sequence
+from flowfuse.data.transforms import AugmentConfig, augment
+from flowfuse.events import Events
+from flowfuse.losses import matching_loss, sequence_loss
+from flowfuse.model import FlowFuse, ModelConfig, ModelInputs
+from flowfuse.model.inputs import slice_events, sum_events
+
+HEIGHT, WIDTH, FRAMES = 24, 32, 7
+STEP, FIRST = 50_000, 60_000  # us between frames, and of the first one
+OFFSET = 54_000_000_000
+SHIFT = (3.0, -1.5)  # true flow, px in two frames
+
+
+def make_events(count: int = 4000, seed: int = 0) -> Events:
+    rng = np.random.default_rng(seed)
+    end = FIRST + FRAMES * STEP
+    times = np.sort(rng.integers(0, end, count))
+    times[1000:1400] = times[1000]  # many events at one time
+    return Events(
+        rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count), np.sort(times),
+        rng.integers(0, 2, count), height=HEIGHT, width=WIDTH,
+    )  # fmt: skip
+
+
+def write(root: Path, name: str = "thun_00_a", **more) -> Path:
+    rng = np.random.default_rng(1)
+    pattern = cv2.GaussianBlur(rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8), (0, 0), 2)
+    frames = [np.roll(pattern, (-i, 2 * i), (0, 1)) for i in range(FRAMES)]
+    flow = np.broadcast_to(np.array(SHIFT, np.float32)[:, None, None], (2, HEIGHT, WIDTH))
+    valid = np.ones((HEIGHT, WIDTH), bool)
+    valid[:5] = False
+    given = {"flow": {i: (flow, valid) for i in (0, 2, 4)}, "exposures": np.full(FRAMES, 8000)}
+    return write_sequence(
+        root, name, make_events(), frames, FIRST + STEP * np.arange(FRAMES),
+        **{"image_size": (54, 72), "t_offset": OFFSET, **given, **more},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("dsec"))
+
+
+@pytest.fixture
+def path(stored, tmp_path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(stored, tmp_path / stored.name))
+
+
+def columns(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path / "events" / "left" / "events.h5") as file:
+        return {name: file[f"events/{name}"][()] for name in "xytp"}
+
+
+def change(path: Path, name: str, values: object) -> None:
+    """Replace a data set, in a new file: another sequence may have the former one open."""
+    stored = path / "events" / "left" / "events.h5"
+    changed = Path(shutil.copy(stored, path / "changed.h5"))
+    with h5py.File(changed, "r+") as file:
+        del file[name]
+        if values is not None:
+            file[name] = values
+    changed.replace(stored)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0, 5), (60_000, 160_000), (60_123, 60_124), (-50_000, 3_000), (400_000, 900_000), (7, 7)],
+)
+def test_windows_hold_the_events_of_their_times(stored, start, end):
+    raw = columns(stored)
+    wanted = (raw["t"] >= start) & (raw["t"] < end)
+    sequence = open_sequence(stored)
+    window = sequence.raw_events(OFFSET + start, OFFSET + end)
+    np.testing.assert_array_equal(window.t, raw["t"][wanted].astype(np.int64) + OFFSET)
+    for name in "xyp":
+        np.testing.assert_array_equal(getattr(window, name), raw[name][wanted])
+    rectified = sequence.events(OFFSET + start, OFFSET + end)
+    with h5py.File(stored / "events" / "left" / "rectify_map.h5") as file:
+        places = file["rectify_map"][()][raw["y"][wanted], raw["x"][wanted]]
+    inside = ((places > -1) & (places < (WIDTH, HEIGHT))).all(axis=1)
+    np.testing.assert_array_equal(rectified.x, places[inside, 0])
+    np.testing.assert_array_equal(rectified.y, places[inside, 1])
+    assert rectified.x.dtype == np.float32 and len(rectified) == inside.sum()
+
+
+def test_times_beyond_the_index_are_bounded_by_the_file(path):
+    everything = columns(path)
+    with h5py.File(path / "events" / "left" / "events.h5") as file:
+        table = file["ms_to_idx"][()]
+    change(path, "ms_to_idx", table[:100])  # 100 ms of 410
+    sequence = open_sequence(path)
+    for start, end in ((90_000, 120_000), (250_000, 300_000), (300_000, 10**9)):
+        wanted = (everything["t"] >= start) & (everything["t"] < end)
+        assert len(sequence.raw_events(OFFSET + start, OFFSET + end)) == wanted.sum()
+
+
+def test_opening_and_windows_read_little(tmp_path, monkeypatch):
+    count = 200_000
+    rng = np.random.default_rng(0)
+    file = tmp_path / "events.h5"
+    write_raw_events(
+        file,
+        Events(
+            rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count),
+            np.sort(rng.integers(0, 10**6, count)), rng.integers(0, 2, count),
+        ),
+        OFFSET,
+    )  # fmt: skip
+    read, original = [], h5py.Dataset.__getitem__
+
+    def get(self, key, *rest):
+        value = original(self, key, *rest)
+        read.append(np.size(value))
+        return value
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", get)
+    events = DsecEvents(file)
+    assert sum(read) < 10
+    read.clear()
+    window = events.window(OFFSET + 500_300, OFFSET + 502_300, HEIGHT, WIDTH)
+    assert 300 < len(window) < 500 and sum(read) < 4 * len(window) + 60
+
+
+def test_rectified_events_are_splatted_bilinearly():
+    """One event at (1.25, 2), one at the pixel (3, 0); and what hangs over the border."""
+    limits = {"height": 4, "width": 5}
+    events = Events([1.25, 3.0, 4.5], [2.0, 0.0, 3.0], [10, 11, 12], [1, 0, 1], **limits)
+    slices = slice_events(events, 0, 20, slices=2, bins=1, **limits)
+    expected = torch.zeros(3, 1, 4, 5)
+    expected[2, 0, 2, 1], expected[2, 0, 2, 2] = 0.75, 0.25
+    expected[2, 0, 0, 3] = -1
+    expected[2, 0, 3, 4] = 0.5  # the other half lies outside
+    torch.testing.assert_close(slices, expected)
+    torch.testing.assert_close(sum_events(events, 0, 20, None, None, **limits), expected[2])
+    # Integer positions are pixels, in either type.
+    whole = Events([1, 3], [2, 0], [10, 11], [1, 0], **limits)
+    floating = Events([1.0, 3.0], [2.0, 0.0], [10, 11], [1, 0], **limits)
+    assert whole.x.dtype != floating.x.dtype
+    torch.testing.assert_close(
+        *(slice_events(e, 0, 20, slices=2, bins=3, **limits) for e in (whole, floating)),
+        rtol=0, atol=0,
+    )  # fmt: skip
+
+
+def count_in_child(sequence, window, connection) -> None:
+    process, _ = sequence._events._handle
+    events = len(sequence.raw_events(*window))
+    connection.send((process, sequence._events._handle[0], os.getpid(), events))
+
+
+def test_every_process_has_a_handle_of_its_own(stored):
+    sequence, window = open_sequence(stored), (OFFSET + 50_000, OFFSET + 90_000)
+    count = len(sequence.raw_events(*window))
+    assert sequence._events._handle[0] == os.getpid()
+    copy = pickle.loads(pickle.dumps(sequence))
+    assert copy._events._handle is None and len(copy.raw_events(*window)) == count
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    child = fork.Process(target=count_in_child, args=(sequence, window, theirs))
+    child.start()
+    inherited, used, own, found = ours.recv()
+    child.join()
+    assert inherited == os.getpid() and used == own != inherited and found == count
+    assert len(sequence.raw_events(*window)) == count  # ours is not closed by that
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("t_offset", None, "'t_offset' expected"),
+        ("ms_to_idx", None, "'ms_to_idx' expected"),
+        ("events/p", None, r"missing \['p'\]"),
+        ("events/x", np.zeros(4000, np.float32), "events/x must be integers, got float32"),
+        ("events/y", np.zeros((4000, 2), np.uint16), r"y must be numbers of shape \[N\]"),
+        ("events/y", np.zeros(3999, np.uint16), "x, y, t and p must have the same length"),
+        ("ms_to_idx", np.zeros(9), r"ms_to_idx must be integers of shape \[M\]"),
+        ("t_offset", np.zeros(3, int), r"t_offset must be integers of shape \[\]"),
+        ("events/t", np.arange(4000)[::-1].astype(np.uint32), "t must be sorted"),
+    ],
+)
+def test_faults_of_the_event_file_are_named_on_opening(path, name, values, message):
+    change(path, name, values)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_sequence(path)
+    assert str(path / "events" / "left" / "events.h5") in str(caught.value)
+
+
+def test_faults_inside_the_event_file_are_named_by_the_window(path):
+    raw = columns(path)
+    with h5py.File(path / "events" / "left" / "events.h5") as file:
+        table = file["ms_to_idx"][()].astype(np.int64)
+    window = (OFFSET + 150_000, OFFSET + 160_000)
+
+    def fault(name: str, values: np.ndarray, message: str) -> None:
+        change(path, name, values)
+        with pytest.raises(ValueError, match=message) as caught:
+            open_sequence(path).events(*window)
+        assert "events.h5" in str(caught.value)
+
+    for lie in (table + 300, np.maximum(table - 300, 0)):
+        fault("ms_to_idx", np.minimum(lie, len(raw["t"])), "ms_to_idx does not belong to it")
+    fault("ms_to_idx", table + len(raw["t"]), "ms_to_idx is wrong at 150 ms")
+    fault("ms_to_idx", table[::-1].copy(), "ms_to_idx is wrong at 150 ms")
+    change(path, "ms_to_idx", table)
+    swapped = raw["t"].copy()
+    middle = int(table[155])
+    swapped[[middle, middle + 20]] = swapped[[middle + 20, middle]]
+    fault("events/t", swapped, "t must be sorted|t is not sorted")
+    change(path, "events/t", raw["t"])
+    outside = raw["x"].copy()
+    outside[middle] = WIDTH
+    fault("events/x", outside, rf"x\[\d+\] = {WIDTH} lies outside the sensor")
+
+
+def test_truncated_files_are_named(path):
+    events = path / "events" / "left" / "events.h5"
+    events.write_bytes(events.read_bytes()[:-4000])
+    with pytest.raises(ValueError, match=r"events.h5: cannot be read as HDF5, is it truncated"):
+        open_sequence(path)
+
+
+def test_a_missing_codec_is_named(path, monkeypatch):
+    monkeypatch.setattr("flowfuse.data.event_files._register_codecs", lambda: False)
+
+    def refuse(self):
+        raise OSError("can't dlopen the filter")
+
+    monkeypatch.setattr(DsecEvents, "_opened", refuse)
+    with pytest.raises(ValueError, match=r"codec of hdf5plugin, which is not installed"):
+        open_sequence(path)
+
+
+def test_missing_files_are_listed_together(path):
+    (path / "events" / "left" / "rectify_map.h5").unlink()
+    (path / "images" / "timestamps.txt").unlink()
+    (path / "calibration" / "cam_to_cam.yaml").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        open_sequence(path)
+    for item in ("rectify map", "image times", "calibration"):
+        assert f"thun_00_a: {item} not found as" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no events found; it holds the sequences thun_00"):
+        open_sequence(path.parent)
+    with pytest.raises(FileNotFoundError, match="no events found"):
+        open_sequence(path.parent / "thun_07_a")
+
+
+def test_faults_of_images_are_named(path):
+    sequence = open_sequence(path)
+    assert sequence.warped and sequence.frame(0).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(IndexError, match="frame 7 of a sequence with 7 frames"):
+        sequence.frame(FRAMES)
+    images = path / "images" / "left" / "rectified"
+    (images / "000003.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"000003.png: no such image"):
+        sequence.frame(3)
+    cv2.imwrite(str(images / "000002.png"), np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"000002.png is 30 x 20 px, .*images of 72 x 54 px"):
+        sequence.frame(2)
+    (images / "000001.png").write_bytes((images / "000001.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"000001.png: truncated image"):
+        sequence.frame(1)
+    # Images that are in the event view already are taken as they are.
+    ready = path / "images" / "left" / "ev_inf"
+    ready.mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    cv2.imwrite(str(ready / "000000.png"), picture[:, :, ::-1])
+    cv2.imwrite(str(ready / "000001.png"), picture[1:])
+    sequence = open_sequence(path)
+    assert not sequence.warped
+    np.testing.assert_array_equal(sequence.frame(0), picture)
+    with pytest.raises(ValueError, match=r"000001.png is 32 x 23 px, but the event view is 32 x"):
+        sequence.frame(1)
+
+
+def test_change_view_puts_every_pixel_where_the_homography_says():
+    image = np.zeros((40, 60), np.uint8)
+    image[20:, 30:] = 200
+    move = np.array([[1.0, 0, -10], [0, 1, -5], [0, 0, 1]])
+    moved = change_view(image, move, 30, 40)
+    np.testing.assert_array_equal(moved, image[5:35, 10:50])
+    np.testing.assert_array_equal(change_view(image, np.eye(3), 40, 60), image)
+    # Stripes finer than the view can show must not alias into coarse ones.
+    stripes = np.zeros((60, 90), np.uint8)
+    stripes[:, ::3] = 240
+    shrink = np.diag((0.4, 0.4, 1.0))
+    half, aliased = (
+        change_view(stripes, shrink, 24, 36),
+        cv2.warpPerspective(stripes, shrink, (36, 24)),
+    )
+    assert half.std() < 0.5 * aliased.std() and abs(half.mean() - 80) < 5
+
+
+def test_flow_is_found_by_its_time_stamps(path):
+    sequence = open_sequence(path)
+    assert sequence.frame_pairs == [(0, 2), (2, 4), (4, 6)]
+    flow, valid = sequence.truth(2)
+    np.testing.assert_array_equal(flow[:, valid].T, np.broadcast_to(SHIFT, (valid.sum(), 2)))
+    assert not valid[:5].any() and valid[5:].all() and (flow[:, :5] == 0).all()
+    assert sequence.truth(1) is None and sequence.truth_at(2, 0.5) is None
+    assert sequence.truth_at(2, 1.0) is not None
+    forward = path / "flow" / "forward"
+    # A file that is named by another index than its time stamp's frame.
+    (forward / "000002.png").rename(forward / "000003.png")
+    with pytest.raises(ValueError, match=r"starts at frame 2, but .*forward has no 000002.png"):
+        _ = open_sequence(path).frame_pairs
+    shutil.copy(forward / "000003.png", forward / "000002.png")
+    with pytest.raises(ValueError, match=r"4 flow maps for 3 lines of .*belongs to 000003.png"):
+        _ = open_sequence(path).frame_pairs
+    (forward / "000003.png").unlink()
+    times = path / "flow" / "forward_timestamps.txt"
+    times.write_text(times.read_text().replace(str(OFFSET + FIRST), str(OFFSET + FIRST + 1)))
+    with pytest.raises(ValueError, match=rf"{OFFSET + FIRST + 1} us is not the time stamp of a fr"):
+        _ = open_sequence(path).frame_pairs
+    times.unlink()
+    with pytest.raises(FileNotFoundError, match="thun_00_a: flow times not found as"):
+        _ = open_sequence(path).frame_pairs
+
+
+def test_faults_of_flow_maps_are_named(path):
+    sequence = open_sequence(path)
+    file = path / "flow" / "forward" / "000000.png"
+    image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    for wrong, message in (
+        (image[..., ::-1], "third channel of DSEC's flow is 0 or 1"),
+        ((image >> 8).astype(np.uint8), "3 channels of 16 bits, got 3 of 8 bits"),
+        (image[..., 0], "got 1 of 16 bits"),
+        (image[:-1], "is 32 x 23 px, but the event view is 32 x 24 px"),
+    ):
+        cv2.imwrite(str(file), wrong)
+        with pytest.raises(ValueError, match=message) as caught:
+            sequence.truth(0)
+        assert str(file) in str(caught.value)
+
+
+def test_a_flow_of_zero_is_valid(path):
+    file = path / "flow" / "forward" / "000000.png"
+    image = np.full((HEIGHT, WIDTH, 3), 2**15, np.uint16)
+    image[..., 0] = 1
+    image[0, 0] = 0  # B = 0: unknown
+    cv2.imwrite(str(file), image)
+    flow, valid = open_sequence(path).truth(0)
+    assert valid.sum() == HEIGHT * WIDTH - 1 and not valid[0, 0] and (flow == 0).all()
+
+
+def test_split_is_by_sequence():
+    assert len(set(FLOW_SEQUENCES)) == 18
+    assert set(VALIDATION_SEQUENCES) < set(FLOW_SEQUENCES)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    write(root, "thun_00_a")
+    write(root, "zurich_city_09_a", layout="bulk", exposures=None)
+    write(root, "thun_01_a", flow=None, layout="per_file")  # no truth: a test sequence
+    return root
+
+
+def test_data_sets_by_split(root):
+    def names(split: str) -> list[str]:
+        return [s.name for s in DsecDataset(root, split, 2, 2).sequences]
+
+    assert names("train") == ["thun_00_a"] and names("validation") == ["zurich_city_09_a"]
+    assert names("all") == ["thun_00_a", "zurich_city_09_a"]
+    data = DsecDataset(root, "all", 2, 2)
+    assert len(data) == 6 and data.items[4] == (1, 2, 4)
+    with pytest.raises(IndexError, match="index 6 of 6 items"):
+        data[6]
+    with pytest.raises(ValueError, match="split must be train, validation or all, got 'test'"):
+        DsecDataset(root, "test", 2, 2)
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        DsecDataset(root / "nowhere", "train", 2, 2)
+    with pytest.raises(FileNotFoundError, match="with true flow for 'train'; sequences there: zur"):
+        DsecDataset(root / "train_events", "train", 2, 2)
+
+
+def test_samples_hold_what_the_sequence_gives(root):
+    sequence = open_sequence(root / "thun_00_a")
+    sample = flow_sample(sequence, 2, 4, slices=2, bins=3)
+    t0, t1 = (int(sequence.frame_times[i]) for i in (2, 4))
+    size = {"height": HEIGHT, "width": WIDTH}
+    events = sequence.events(t0 - 60_000, t1 + 60_000)
+    torch.testing.assert_close(
+        sample["slices"], slice_events(events, t0, t1, slices=2, bins=3, **size), rtol=0, atol=0
+    )
+    assert sample["slices"][0].abs().sum() > 0  # history before t0
+    torch.testing.assert_close(
+        sample["event_sum"], sum_events(events, t0, t1, 8000, 8000, **size), rtol=0, atol=0
+    )
+    torch.testing.assert_close(sample["exposure"], torch.tensor([0.08, 0.08]))
+    gray = cv2.cvtColor(sequence.frame(4), cv2.COLOR_RGB2GRAY)
+    torch.testing.assert_close(sample["frame1"], torch.from_numpy(gray)[None] / 255)
+    assert sample["tau"].tolist() == [1.0] and sample["flow"].shape == (1, 2, HEIGHT, WIDTH)
+    assert not sample["valid"][0, :5].any() and sample["valid"][0, 5:].all()
+    # Flow (3, -1.5): row 5 stays inside, the last three columns leave.
+    hidden = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
+    hidden[5:, : WIDTH - 3] = False
+    assert torch.equal(sample["occluded"][0], hidden)
+    assert sample["boundary"].isnan().all() and sample["boundary"].shape == (2, HEIGHT, WIDTH)
+    unknown = DsecDataset(root, "validation", 2, 3)[0]
+    assert unknown["exposure"].tolist() == [0.0, 0.0]
+
+
+def test_workers_give_the_same_samples(root):
+    data = DsecDataset(root, "all", 2, 2)
+    data.sequences[0].raw_events(OFFSET, OFFSET + 9)  # an open handle is inherited
+    loaded = list(DataLoader(data, batch_size=None, num_workers=2))
+    assert len(loaded) == 6
+    for expected, sample in zip([data[i] for i in range(6)], loaded, strict=True):
+        for name, value in expected.items():
+            torch.testing.assert_close(sample[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_losses_of_the_flow_work_on_samples(root):
+    data = DsecDataset(root, "train", 2, 3)
+    rng = np.random.default_rng(0)
+    config = AugmentConfig(drop_frames=0, drop_events=0, drop_history=0)
+    samples = [augment(data[i], rng, config, (16, 24)) for i in range(2)]
+    batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+    torch.manual_seed(0)
+    model = FlowFuse(ModelConfig(
+        name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
+        boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
+    ))  # fmt: skip
+    output = model(ModelInputs(*(batch[name] for name in ModelInputs._fields)), all_iterations=True)
+    loss = sequence_loss(output, batch, 0.8, 0.25) + matching_loss(output, batch)
+    loss.backward()
+    assert torch.isfinite(loss) and loss > 0
+    gradients = [p.grad for p in model.head.parameters()]
+    assert all(torch.isfinite(g).all() for g in gradients) and any(g.any() for g in gradients)
+
+
+def test_flow_beyond_the_events_is_left_out(path):
+    raw = columns(path)
+    kept = (raw["t"] > 45_000) & (raw["t"] < 300_000)
+    file = path / "events" / "left" / "events.h5"
+    file.unlink()
+    write_raw_events(file, Events(*(raw[name][kept] for name in "xytp")), OFFSET)
+    # Maps start at 60, 160 and 260 ms; a slice of history is 50 ms.
+    with pytest.warns(UserWarning, match="2 of 3 flow maps are left out: they reach beyond"):
+        data = DsecDataset(path.parent, "train", 2, 2)
+    assert data.items == [(0, 2, 4)]
+    sequence = data.sequences[0]
+    assert sequence.covers(OFFSET + 50_000, OFFSET + 290_000)
+    assert not sequence.covers(OFFSET + 50_000, OFFSET + 310_000)
+    assert sequence.time_range[0] < OFFSET + 60_000
+    assert sequence.time_range[1] == OFFSET + FIRST + 6 * STEP
+
+
+def test_a_rig_of_another_kind(tmp_path):
+    """Frames are found through whatever calibration the file holds."""
+    rig = default_rig((HEIGHT, WIDTH), (40, 60))
+    sequence = open_sequence(write(tmp_path, rig=rig, image_size=(1, 1)))
+    assert sequence.frame(0).shape == (HEIGHT, WIDTH, 3)
+    assert "thun_00_a, 7 frames" in repr(sequence)
+    assert len(sequence.source_files) == 5 and len(sequence.frame_files) == FRAMES
