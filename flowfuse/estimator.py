@@ -132,6 +132,7 @@ class Estimator:
         exposure1: int | None = None,
         iterations: int | None = None,
         history: bool | None = None,
+        initial: Array | None = None,
     ) -> Result:
         """Estimate the motion of every pixel from t0 to t1.
 
@@ -149,6 +150,9 @@ class Estimator:
             iterations: recurrent updates: fewer are faster; the network's default is None.
             history: whether ``events`` cover the time before t0; None: they do when the first one
                 is earlier than t0.
+            initial: [2, H, W], px, flow from t0 to t1 to start from instead of the network's own
+                first estimate; not finite where it has nothing to say. Networks are trained
+                without, so it need not help.
 
         Returns:
             :class:`Result`: numpy arrays; torch tensors on the estimator's device when the frames
@@ -178,6 +182,7 @@ class Estimator:
         events = as_events(events)
         height, width = _size(frames, events)
         window = self._window(events, t0, t1, exposures, height, width)
+        start = _initial(initial, height, width)
         has_events = len(window.slice_time(t0, t1)) > 0
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
@@ -202,7 +207,11 @@ class Estimator:
             torch.inference_mode(),
             torch.autocast(self.device.type, low_precision, enabled=mixed),
         ):
-            output = self.model(inputs, iterations=iterations)
+            output = self.model(
+                inputs,
+                iterations=iterations,
+                initial=None if start is None else start.to(self.device),
+            )
         # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
         return Result(
             output.control_points.float().clone(),
@@ -262,6 +271,18 @@ def _exposure(name: str, value: Any) -> int | None:
     if duration < 0:
         raise ValueError(f"estimator: {name} must not be negative, got {duration} us")
     return duration
+
+
+def _initial(flow: Any, height: int, width: int) -> Tensor | None:
+    """Flow to start from as [1, 2, H, W] float32."""
+    if flow is None:
+        return None
+    flow = torch.as_tensor(flow, dtype=torch.float32)
+    if tuple(flow.shape) != (2, height, width):
+        raise ValueError(
+            f"estimator: initial must have shape [2, {height}, {width}], got {list(flow.shape)}"
+        )
+    return flow.unsqueeze(0)
 
 
 def _is_torch(frame0: Any, frame1: Any, events: Any) -> bool:

@@ -218,12 +218,17 @@ class FlowFuse(nn.Module):
             stride=STEM_STRIDE,
         )
 
-    def forward(self, inputs: ModelInputs, iterations: int | None = None) -> ModelOutput:
+    def forward(
+        self, inputs: ModelInputs, iterations: int | None = None, initial: Tensor | None = None
+    ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
         Args:
             inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
             iterations: recurrent updates; the configuration's number by default.
+            initial: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
+                estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
+                the estimate.
 
         Returns:
             :class:`ModelOutput`.
@@ -241,6 +246,8 @@ class FlowFuse(nn.Module):
         event_stem, frame_stem, events, frames = self._encode(inputs)
         correlations = self._correlate(events, frames)
         points = self._first_points(events, frames, correlations)
+        if initial is not None:
+            points = self._replace_first(points, initial)
         boundary, agreement = self._localize(inputs, event_stem, frame_stem, points.detach())
         coarse_boundary = shrink(boundary, STRIDE)
         cues = self._cues(inputs, agreement)
@@ -393,6 +400,18 @@ class FlowFuse(nn.Module):
             context = context + self.boundary_context(boundary)
         state, context = self.context_norm(context).chunk(2, dim=1)
         return torch.tanh(state), activate(context)
+
+    def _replace_first(self, points: Tensor, initial: Tensor) -> Tensor:
+        """Put a given flow [B, 2, H, W] px, as a straight motion, in place of first points."""
+        height, width = (STRIDE * side for side in points.shape[-2:])
+        pad = (0, width - initial.shape[-1], 0, height - initial.shape[-2])
+        given = F.pad(initial, pad, value=float("nan"))
+        finite = torch.isfinite(given).all(dim=1, keepdim=True)
+        share = F.avg_pool2d(finite.to(given.dtype), STRIDE)
+        mean = F.avg_pool2d(torch.where(finite, given, 0.0), STRIDE) / share.clamp(min=1e-6)
+        degree = self.config.degree
+        straight = torch.cat([mean * (i / degree / STRIDE) for i in range(1, degree + 1)], dim=1)
+        return torch.where(share > 0, straight.to(points.dtype), points)
 
     def _localize(
         self, inputs: ModelInputs, event_stem: Tensor, frame_stem: Tensor, points: Tensor
