@@ -92,18 +92,27 @@ def write_flow(
         ValueError: naming the argument at fault.
         OSError: if the file cannot be written.
     """
+    data = encode_flow(path, flow, valid, encoding)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def encode_flow(
+    path: str | os.PathLike,
+    flow: np.ndarray,
+    valid: np.ndarray | None = None,
+    encoding: str = "kitti",
+) -> bytes:
+    """Make the bytes that :func:`write_flow` writes; arguments and errors as there."""
     path = Path(path)
     suffix = _check_suffix(path)
     flow, valid = _check_flow(flow, valid)
     if suffix == ".flo":
-        data = _encode_flo(flow, valid)
-    elif suffix == ".png":
+        return _encode_flo(flow, valid)
+    if suffix == ".png":
         _check_encoding(encoding)
-        data = _encode_png(path, flow, valid, encoding)
-    else:
-        data = _encode_numpy(suffix, flow, valid)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+        return _encode_png(path, flow, valid, encoding)
+    return _encode_numpy(suffix, flow, valid)
 
 
 def tau_directory(parent: Path, tau: float) -> Path:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.estimator import Estimator, load
+from flowfuse.inference.dsec_submission import submit
 from flowfuse.inference.outputs import OutputDirectory, run_settings
 from flowfuse.inference.pictures import colour_range
 from flowfuse.inference.report import RunReport
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _plain_warnings():
             run(config)
     except KeyboardInterrupt:
-        print(f"{COMMAND}: interrupted; the same command goes on from here", file=sys.stderr)
+        then = "nothing is written" if config.submission else "the same command goes on from here"
+        print(f"{COMMAND}: interrupted; {then}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # all files are written when the summary is printed
         return CLOSED_PIPE
@@ -77,6 +79,9 @@ def run(config: InferenceConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
+    if config.submission is not None:
+        print(submit(config, estimator), flush=True)
+        return
     recording = open_recording(
         config.input, events=config.events, frames=config.frames, times=config.frame_times
     )
@@ -87,7 +92,8 @@ def run(config: InferenceConfig) -> None:
         windows = plan_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
-    sources = [p for p in (config.input, config.events, config.frames, config.frame_times) if p]
+    given = [p for p in (config.events, config.frames, config.frame_times) if p]
+    sources = [*recording.source_files, *given]
     outputs.prepare(
         run_settings(config, sources, recording, estimator.info["path"]),
         sources,
@@ -141,7 +147,7 @@ def _estimate_all(
         report.magnitude = max(report.magnitude, colour_range(flow))
         if window.frames:
             flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            report.metrics.add(recording, window.index, flow, flow_at, reader.frames(window))
+            report.metrics.add(recording, window, flow, flow_at, reader.frames(window))
             bar.set_postfix_str(report.metrics.latest)
     outputs.write_windows(present)
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:

@@ -1,4 +1,4 @@
-"""Sequences of DSEC, opened: events, frames, flow, samples, and what is said of broken files."""
+"""Sequences of DSEC, opened: events, frames, flow, and what is said of broken files."""
 
 from __future__ import annotations
 
@@ -13,53 +13,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from dsec_cases import FIRST, FRAMES, HEIGHT, OFFSET, SHIFT, WIDTH, write
 
-from flowfuse.data.dsec import (
-    FLOW_SEQUENCES,
-    VALIDATION_SEQUENCES,
-    DsecDataset,
-    DsecEvents,
-    change_view,
-    flow_sample,
-    open_sequence,
-)
-from flowfuse.data.dsec_writer import default_rig, write_raw_events, write_sequence
-from flowfuse.data.transforms import AugmentConfig, augment
+from flowfuse.data.dsec import DsecEvents, change_view, open_sequence
+from flowfuse.data.dsec_writer import default_rig, write_raw_events
+from flowfuse.data.recording import open_recording
 from flowfuse.events import Events
-from flowfuse.losses import matching_loss, sequence_loss
-from flowfuse.model import FlowFuse, ModelConfig, ModelInputs
 from flowfuse.model.inputs import slice_events, sum_events
-
-HEIGHT, WIDTH, FRAMES = 24, 32, 7
-STEP, FIRST = 50_000, 60_000  # us between frames, and of the first one
-OFFSET = 54_000_000_000
-SHIFT = (3.0, -1.5)  # true flow, px in two frames
-
-
-def make_events(count: int = 4000, seed: int = 0) -> Events:
-    rng = np.random.default_rng(seed)
-    end = FIRST + FRAMES * STEP
-    times = np.sort(rng.integers(0, end, count))
-    times[1000:1400] = times[1000]  # many events at one time
-    return Events(
-        rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count), np.sort(times),
-        rng.integers(0, 2, count), height=HEIGHT, width=WIDTH,
-    )  # fmt: skip
-
-
-def write(root: Path, name: str = "thun_00_a", **more) -> Path:
-    rng = np.random.default_rng(1)
-    pattern = cv2.GaussianBlur(rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8), (0, 0), 2)
-    frames = [np.roll(pattern, (-i, 2 * i), (0, 1)) for i in range(FRAMES)]
-    flow = np.broadcast_to(np.array(SHIFT, np.float32)[:, None, None], (2, HEIGHT, WIDTH))
-    valid = np.ones((HEIGHT, WIDTH), bool)
-    valid[:5] = False
-    given = {"flow": {i: (flow, valid) for i in (0, 2, 4)}, "exposures": np.full(FRAMES, 8000)}
-    return write_sequence(
-        root, name, make_events(), frames, FIRST + STEP * np.arange(FRAMES),
-        **{"image_size": (54, 72), "t_offset": OFFSET, **given, **more},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +207,7 @@ def test_truncated_files_are_named(path):
 
 
 def test_a_missing_codec_is_named(path, monkeypatch):
-    monkeypatch.setattr("flowfuse.data.event_files._register_codecs", lambda: False)
+    monkeypatch.setattr("flowfuse.data.event_files.register_codecs", lambda: False)
 
     def refuse(self):
         raise OSError("can't dlopen the filter")
@@ -335,8 +295,12 @@ def test_flow_is_found_by_its_time_stamps(path):
         _ = open_sequence(path).frame_pairs
     (forward / "000003.png").unlink()
     times = path / "flow" / "forward_timestamps.txt"
-    times.write_text(times.read_text().replace(str(OFFSET + FIRST), str(OFFSET + FIRST + 1)))
-    with pytest.raises(ValueError, match=rf"{OFFSET + FIRST + 1} us is not the time stamp of a fr"):
+    written = times.read_text()
+    times.write_text(written.replace(str(OFFSET + FIRST), str(OFFSET + FIRST + 3)))
+    assert open_sequence(path).frame_pairs == [(0, 2), (2, 4), (4, 6)]  # rounded otherwise
+    late = OFFSET + FIRST + 25_000
+    times.write_text(written.replace(str(OFFSET + FIRST), str(late)))
+    with pytest.raises(ValueError, match=rf"{late} us is not the time stamp of a fr.*nearest is"):
         _ = open_sequence(path).frame_pairs
     times.unlink()
     with pytest.raises(FileNotFoundError, match="thun_00_a: flow times not found as"):
@@ -369,111 +333,6 @@ def test_a_flow_of_zero_is_valid(path):
     assert valid.sum() == HEIGHT * WIDTH - 1 and not valid[0, 0] and (flow == 0).all()
 
 
-def test_split_is_by_sequence():
-    assert len(set(FLOW_SEQUENCES)) == 18
-    assert set(VALIDATION_SEQUENCES) < set(FLOW_SEQUENCES)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("root")
-    write(root, "thun_00_a")
-    write(root, "zurich_city_09_a", layout="bulk", exposures=None)
-    write(root, "thun_01_a", flow=None, layout="per_file")  # no truth: a test sequence
-    return root
-
-
-def test_data_sets_by_split(root):
-    def names(split: str) -> list[str]:
-        return [s.name for s in DsecDataset(root, split, 2, 2).sequences]
-
-    assert names("train") == ["thun_00_a"] and names("validation") == ["zurich_city_09_a"]
-    assert names("all") == ["thun_00_a", "zurich_city_09_a"]
-    data = DsecDataset(root, "all", 2, 2)
-    assert len(data) == 6 and data.items[4] == (1, 2, 4)
-    with pytest.raises(IndexError, match="index 6 of 6 items"):
-        data[6]
-    with pytest.raises(ValueError, match="split must be train, validation or all, got 'test'"):
-        DsecDataset(root, "test", 2, 2)
-    with pytest.raises(FileNotFoundError, match="no such directory"):
-        DsecDataset(root / "nowhere", "train", 2, 2)
-    with pytest.raises(FileNotFoundError, match="with true flow for 'train'; sequences there: zur"):
-        DsecDataset(root / "train_events", "train", 2, 2)
-
-
-def test_samples_hold_what_the_sequence_gives(root):
-    sequence = open_sequence(root / "thun_00_a")
-    sample = flow_sample(sequence, 2, 4, slices=2, bins=3)
-    t0, t1 = (int(sequence.frame_times[i]) for i in (2, 4))
-    size = {"height": HEIGHT, "width": WIDTH}
-    events = sequence.events(t0 - 60_000, t1 + 60_000)
-    torch.testing.assert_close(
-        sample["slices"], slice_events(events, t0, t1, slices=2, bins=3, **size), rtol=0, atol=0
-    )
-    assert sample["slices"][0].abs().sum() > 0  # history before t0
-    torch.testing.assert_close(
-        sample["event_sum"], sum_events(events, t0, t1, 8000, 8000, **size), rtol=0, atol=0
-    )
-    torch.testing.assert_close(sample["exposure"], torch.tensor([0.08, 0.08]))
-    gray = cv2.cvtColor(sequence.frame(4), cv2.COLOR_RGB2GRAY)
-    torch.testing.assert_close(sample["frame1"], torch.from_numpy(gray)[None] / 255)
-    assert sample["tau"].tolist() == [1.0] and sample["flow"].shape == (1, 2, HEIGHT, WIDTH)
-    assert not sample["valid"][0, :5].any() and sample["valid"][0, 5:].all()
-    # Flow (3, -1.5): row 5 stays inside, the last three columns leave.
-    hidden = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
-    hidden[5:, : WIDTH - 3] = False
-    assert torch.equal(sample["occluded"][0], hidden)
-    assert sample["boundary"].isnan().all() and sample["boundary"].shape == (2, HEIGHT, WIDTH)
-    unknown = DsecDataset(root, "validation", 2, 3)[0]
-    assert unknown["exposure"].tolist() == [0.0, 0.0]
-
-
-def test_workers_give_the_same_samples(root):
-    data = DsecDataset(root, "all", 2, 2)
-    data.sequences[0].raw_events(OFFSET, OFFSET + 9)  # an open handle is inherited
-    loaded = list(DataLoader(data, batch_size=None, num_workers=2))
-    assert len(loaded) == 6
-    for expected, sample in zip([data[i] for i in range(6)], loaded, strict=True):
-        for name, value in expected.items():
-            torch.testing.assert_close(sample[name], value, rtol=0, atol=0, equal_nan=True)
-
-
-def test_losses_of_the_flow_work_on_samples(root):
-    data = DsecDataset(root, "train", 2, 3)
-    rng = np.random.default_rng(0)
-    config = AugmentConfig(drop_frames=0, drop_events=0, drop_history=0)
-    samples = [augment(data[i], rng, config, (16, 24)) for i in range(2)]
-    batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
-    torch.manual_seed(0)
-    model = FlowFuse(ModelConfig(
-        name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
-        boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
-    ))  # fmt: skip
-    output = model(ModelInputs(*(batch[name] for name in ModelInputs._fields)), all_iterations=True)
-    loss = sequence_loss(output, batch, 0.8, 0.25) + matching_loss(output, batch)
-    loss.backward()
-    assert torch.isfinite(loss) and loss > 0
-    gradients = [p.grad for p in model.head.parameters()]
-    assert all(torch.isfinite(g).all() for g in gradients) and any(g.any() for g in gradients)
-
-
-def test_flow_beyond_the_events_is_left_out(path):
-    raw = columns(path)
-    kept = (raw["t"] > 45_000) & (raw["t"] < 300_000)
-    file = path / "events" / "left" / "events.h5"
-    file.unlink()
-    write_raw_events(file, Events(*(raw[name][kept] for name in "xytp")), OFFSET)
-    # Maps start at 60, 160 and 260 ms; a slice of history is 50 ms.
-    with pytest.warns(UserWarning, match="2 of 3 flow maps are left out: they reach beyond"):
-        data = DsecDataset(path.parent, "train", 2, 2)
-    assert data.items == [(0, 2, 4)]
-    sequence = data.sequences[0]
-    assert sequence.covers(OFFSET + 50_000, OFFSET + 290_000)
-    assert not sequence.covers(OFFSET + 50_000, OFFSET + 310_000)
-    assert sequence.time_range[0] < OFFSET + 60_000
-    assert sequence.time_range[1] == OFFSET + FIRST + 6 * STEP
-
-
 def test_a_rig_of_another_kind(tmp_path):
     """Frames are found through whatever calibration the file holds."""
     rig = default_rig((HEIGHT, WIDTH), (40, 60))
@@ -481,3 +340,13 @@ def test_a_rig_of_another_kind(tmp_path):
     assert sequence.frame(0).shape == (HEIGHT, WIDTH, 3)
     assert "thun_00_a, 7 frames" in repr(sequence)
     assert len(sequence.source_files) == 5 and len(sequence.frame_files) == FRAMES
+
+
+def test_a_sequence_is_a_recording_of_its_own_kind(stored):
+    sequence = open_recording(stored)
+    assert sequence.name == "thun_00_a" and sequence.path == stored
+    # Events that are named are those of a plain recording, as they were stored.
+    with pytest.warns(UserWarning, match="the sensor size is not stated"):
+        plain = open_recording(events=stored / "events" / "left" / "events.h5")
+    raw = plain.events(OFFSET, OFFSET + 10**6)
+    assert len(raw) == len(columns(stored)["t"]) and raw.x.dtype == np.uint16

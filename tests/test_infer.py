@@ -543,6 +543,7 @@ class Clock:
 
     path, has_events, has_frames = None, True, True
     frame_times = np.array([100, 200, 300, 900])
+    frame_pairs = ((0, 1), (1, 2), (2, 3))
     event_range = (50, 1049)
 
 

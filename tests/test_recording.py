@@ -296,7 +296,7 @@ def test_other_faults_of_event_files(tmp_path, events, monkeypatch):
         save_h5(tmp_path / "extra.h5", **GOOD, **extra)
         with pytest.raises(ValueError, match=rf"extra.h5: {message}"):
             open_event_file(tmp_path / "extra.h5")
-    monkeypatch.setattr("flowfuse.data.event_files._register_codecs", lambda: False)
+    monkeypatch.setattr("flowfuse.data.event_files.register_codecs", lambda: False)
     path.write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match="hdf5plugin, which is not installed"):
         Hdf5Events(path)

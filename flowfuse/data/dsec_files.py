@@ -21,6 +21,8 @@ import h5py
 import numpy as np
 import yaml
 
+from flowfuse.data.event_files import register_codecs
+
 # What ``DsecFiles.find`` finds: part of the name in the bulk layout, names in the merged and bulk
 # layouts, names in the per-file layout (after "SEQ_").
 PLACES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -207,6 +209,7 @@ def read_rectify_map(path: Path) -> np.ndarray:
         [H, W, 2] float32: [y, x] -> (x_rect, y_rect). It leads from raw to rectified, so it is no
         map for cv2.remap.
     """
+    register_codecs()
     try:
         with h5py.File(path, "r") as file:
             found = sorted(file)

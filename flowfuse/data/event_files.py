@@ -245,7 +245,7 @@ class Hdf5Events(_ColumnFile):
 
     @contextmanager
     def _columns(self) -> Iterator[_Columns]:
-        plugin = _register_codecs()
+        plugin = register_codecs()
         try:
             with self._opened() as file:
                 yield self._find_columns(file)
@@ -343,7 +343,7 @@ def write_events(path: str | os.PathLike, events: Events) -> None:
             )
 
 
-def _register_codecs() -> bool:
+def register_codecs() -> bool:
     """Make the codecs that DSEC uses known to HDF5; False when hdf5plugin is not installed."""
     try:
         import hdf5plugin  # noqa: F401 -- registers its codecs when imported

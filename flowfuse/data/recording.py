@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowfuse.data.dsec import DsecSequence, find_sequence
 from flowfuse.data.event_files import EVENT_SUFFIXES, EventFile, open_event_file
 from flowfuse.data.frame_files import (
     VIDEO_SUFFIXES,
@@ -75,6 +76,16 @@ class Recording:
         if not ranges:
             raise ValueError(f"{self.path}: the recording has neither an event nor a frame")
         return min(first for first, _ in ranges), max(last for _, last in ranges)
+
+    @property
+    def frame_pairs(self) -> list[tuple[int, int]]:
+        """The frames between which flow is wanted: successive ones."""
+        return [(i, i + 1) for i in range(len(self.frame_times) - 1)]
+
+    @property
+    def source_files(self) -> list[Path]:
+        """The files, or the directory, beside the frames, that estimates depend on."""
+        return [] if self.path is None else [self.path]
 
     @property
     def event_range(self) -> tuple[int, int] | None:
@@ -200,8 +211,8 @@ def open_recording(
     events: str | os.PathLike | None = None,
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
-) -> Recording:
-    """Open a plain recording.
+) -> Recording | DsecSequence:
+    """Open a plain recording, or a sequence of DSEC.
 
     A directory holds, where all but one of events and frames may be missing::
 
@@ -216,7 +227,8 @@ def open_recording(
         flow_at/0.25/000000.flo            true displacement from frame 0 to tau = 0.25
 
     Args:
-        path: such a directory, an event file or a video; or None.
+        path: such a directory, an event file or a video; ROOT/SEQ of DSEC in any layout (see
+            :mod:`flowfuse.data.dsec_files`); or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
         times: a file of frame times in seconds, likewise.
@@ -229,6 +241,10 @@ def open_recording(
         ValueError: naming the file, what was found and what was expected.
     """
     directory = None if path is None else Path(path)
+    if directory is not None and events is None and frames is None:
+        sequence = find_sequence(directory)
+        if sequence is not None:
+            return DsecSequence(sequence)
     if directory is not None and not directory.exists():
         raise FileNotFoundError(f"{directory}: no such recording")
     if directory is not None and directory.is_file():

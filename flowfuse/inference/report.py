@@ -20,7 +20,7 @@ from flowfuse.estimator import Estimator
 from flowfuse.inference.outputs import OutputDirectory
 from flowfuse.inference.pictures import LEAST_MAGNITUDE
 from flowfuse.inference.settings import InferenceConfig
-from flowfuse.inference.windows import GAP_RATIO
+from flowfuse.inference.windows import GAP_RATIO, Window
 from flowfuse.metrics import FlowMetrics, photometric_error, trajectory_metrics
 
 
@@ -43,7 +43,7 @@ class RunMetrics:
     def add(
         self,
         recording: Recording,
-        index: int,
+        window: Window,
         flow: np.ndarray,
         flow_at: dict[float, np.ndarray],
         frames: tuple[np.ndarray, np.ndarray],
@@ -52,8 +52,8 @@ class RunMetrics:
 
         Args:
             recording: asked for its truth.
-            index: of the pair's first frame.
-            flow: [2, H, W] px, to the next frame.
+            window: of the pair.
+            flow: [2, H, W] px, to its second frame.
             flow_at: tau -> [2, H, W] px.
             frames: both frames, uint8; a gray and a colour one are compared in gray.
         """
@@ -63,15 +63,15 @@ class RunMetrics:
             )
         still = np.zeros_like(flow)
         pair: dict[str, Any] = {
-            "index": index,
-            "t0_us": int(recording.frame_times[index]),
-            "t1_us": int(recording.frame_times[index + 1]),
+            "index": window.index,
+            "t0_us": window.t0,
+            "t1_us": window.t1,
             "photometric_error": photometric_error(*frames, flow),
             "photometric_error_zero_flow": photometric_error(*frames, still),
         }
         truths = {}
         for tau, estimate in {**flow_at, 1.0: flow}.items():
-            truth = recording.truth_at(index, tau)
+            truth = recording.truth_at(window.index, tau)
             if truth is None:
                 continue
             truths[tau] = truth
@@ -154,6 +154,13 @@ class RunMetrics:
                 f"({found['3pe']:.1f} % off by more than 3 px; {counted(pairs, 'pair')}, "
                 "averaged per pixel)"
             )
+        if "flow" in average:
+            for name in ("per pixel", "per frame"):
+                found = average["flow"][name.replace(" ", "_")]
+                lines.append(
+                    f"  {name}: EPE {found['epe']:.3f} px, 1PE {found['1pe']:.2f} %, "
+                    f"2PE {found['2pe']:.2f} %, 3PE {found['3pe']:.2f} %, AE {found['ae']:.3f} deg"
+                )
         lines.append(
             f"photometric error after warping: {average['photometric_error']:.4f}, "
             f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"

@@ -28,7 +28,16 @@ the images; or an event file (for --every, or with --frames); or a video. OUT ge
 
 for all pairs or windows of this and of earlier calls (the video: of the last call that made new
 ones). The same command again takes up an interrupted run.
+
+INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts: pairs are then 100 ms apart,
+those of its true flow where it has some. With --submission, INPUT is the ROOT that holds the test
+sequences, and one zip is written instead of OUT.
 """
+# What says how a recording is read and what is written of it: no matter of a submission.
+_OF_RECORDINGS = (
+    "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
+    "format", "png_encoding", "max_pictures", "no_video",
+)  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
 _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
@@ -55,7 +64,10 @@ class InferenceConfig:
         png_encoding: "kitti" or "dsec".
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
-        overwrite: discard the results of a run with other settings.
+        overwrite: discard the results of a run with other settings, or a former submission.
+        submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
+        schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
+        warm_start: a prediction starts from the one before.
     """
 
     input: Path | None
@@ -78,6 +90,9 @@ class InferenceConfig:
     max_pictures: int = 8
     video: bool = True
     overwrite: bool = False
+    submission: Path | None = None
+    schedules: Path | None = None
+    warm_start: bool = False
 
 
 def build_parser() -> ArgumentParser:
@@ -96,7 +111,7 @@ def build_parser() -> ArgumentParser:
         type=str,
         help="recording directory, event file or video",
     )
-    add("-o", "--output", metavar="OUT", type=str, required=True, help="directory of the results")
+    add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, where not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
     add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
@@ -162,6 +177,23 @@ def build_parser() -> ArgumentParser:
         "faster on a GPU, slightly less exact; float32 convolutions on a GPU are in TF32",
     )
     add("--overwrite", action="store_true", help="discard what an earlier run left in OUT")
+    add(
+        "--submission",
+        metavar="ZIP",
+        type=str,
+        help="write the predictions that the benchmark of DSEC asks for; INPUT is the data set",
+    )
+    add(
+        "--schedules",
+        metavar="DIR",
+        type=str,
+        help="with --submission: SEQ.csv of its test sequences, where they are not in INPUT",
+    )
+    add(
+        "--warm-start",
+        action="store_true",
+        help="with --submission: predict all windows between those asked for, each from the last",
+    )
     return parser
 
 
@@ -170,6 +202,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     given: Namespace = parser.parse_args(list(arguments))
     if given.input is None and given.events is None and given.frames is None:
         parser.error("give a recording INPUT, --events or --frames")
+    _check_submission(parser, given)
     for name in ("iterations", "threads"):
         if given[name] is not None and given[name] < 1:
             parser.error(f"--{name} must be at least 1, got {given[name]}")
@@ -196,7 +229,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
 
     return InferenceConfig(
         input=path(given.input),
-        output=Path(given.output),
+        output=path(given.output or given.submission),
         events=path(given.events),
         frames=path(given.frames),
         frame_times=path(given.frame_times),
@@ -215,7 +248,28 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         max_pictures=given.max_pictures,
         video=not given.no_video,
         overwrite=given.overwrite,
+        submission=path(given.submission),
+        schedules=path(given.schedules),
+        warm_start=given.warm_start,
     )
+
+
+def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
+    if given.submission is None:
+        if given.output is None:
+            parser.error("name the directory of the results: -o OUT")
+        for name in ("schedules", "warm_start"):
+            if given[name]:
+                parser.error(f"--{name.replace('_', '-')} belongs to --submission")
+        return
+    if given.input is None:
+        parser.error("--submission needs INPUT, the root of DSEC")
+    if not given.submission.endswith(".zip"):
+        parser.error(f"--submission must name a .zip, got {given.submission!r}")
+    for name in _OF_RECORDINGS:
+        if given[name] != parser.get_default(name):
+            option = name.replace("_", "-")
+            parser.error(f"--submission writes one zip of fixed content: leave out --{option}")
 
 
 def parse_duration(text: str) -> int:

@@ -46,7 +46,7 @@ def plan_pairs(
     start: int | None = None,
     end: int | None = None,
 ) -> list[Window]:
-    """List the windows between successive frames.
+    """List the windows between frames: successive ones, or as the data set wants them.
 
     Args:
         recording: with at least two frames.
@@ -57,19 +57,20 @@ def plan_pairs(
         ValueError: when there is none.
     """
     times = [int(t) for t in recording.frame_times]
-    if len(times) < 2:
+    wanted = recording.frame_pairs
+    if not wanted:
         raise ValueError(
             f"the recording has {len(times)} frame(s), and a pair needs two; "
             "use --every 10ms for flow from the events alone"
         )
     windows = [
-        Window(i, times[i], times[i + 1], (i, i + 1))
-        for i in range(len(times) - 1)[slice(*(pairs or (None, None)))]
-        if (start is None or start <= times[i]) and (end is None or times[i + 1] <= end)
+        Window(i, times[i], times[j], (i, j))
+        for i, j in wanted[slice(*(pairs or (None, None)))]
+        if (start is None or start <= times[i]) and (end is None or times[j] <= end)
     ]
     if not windows:
         raise ValueError(
-            f"no frame pair in the range asked for: the recording has {len(times) - 1} pairs, "
+            f"no frame pair in the range asked for: the recording has {len(wanted)} pairs, "
             f"from {times[0] * 1e-6:.6f} to {times[-1] * 1e-6:.6f} s"
         )
     return windows
@@ -124,8 +125,8 @@ def find_earlier(
         return [
             Window(i, start, start + every, None) for i, start in zip(earlier, starts, strict=True)
         ]
-    times = [int(t) for t in recording.frame_times]
-    return [Window(i, times[i], times[i + 1], (i, i + 1)) for i in earlier if i + 1 < len(times)]
+    times, pairs = [int(t) for t in recording.frame_times], dict(recording.frame_pairs)
+    return [Window(i, times[i], times[pairs[i]], (i, pairs[i])) for i in earlier if i in pairs]
 
 
 def check_events(recording: Recording) -> None:
@@ -172,8 +173,12 @@ def estimate_window(
     reader: FrameReader,
     window: Window,
     iterations: int | None,
+    initial: np.ndarray | None = None,
 ) -> tuple[Result | None, float]:
     """Read what one window needs and estimate its flow.
+
+    Args:
+        initial: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
 
     Returns:
         The result, None where there is neither a frame pair nor an event; seconds spent in the
@@ -195,6 +200,7 @@ def estimate_window(
         exposure0=exposures[0],
         exposure1=exposures[1],
         iterations=iterations,
+        initial=initial,
     )
     if estimator.device.type == "cuda":
         torch.cuda.synchronize(estimator.device)

@@ -1,0 +1,158 @@
+"""Training samples of the sequences of DSEC with true flow."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowfuse.data.dsec import DsecSequence
+from flowfuse.data.dsec_files import DsecFiles, list_sequences
+from flowfuse.geometry import inside, pixel_grid
+from flowfuse.model.inputs import event_window, slice_events, sum_events
+
+# The training sequences that have true flow.
+FLOW_SEQUENCES = (
+    "thun_00_a",
+    "zurich_city_01_a",
+    "zurich_city_02_a",
+    "zurich_city_02_c",
+    "zurich_city_02_d",
+    "zurich_city_02_e",
+    "zurich_city_03_a",
+    "zurich_city_05_a",
+    "zurich_city_05_b",
+    "zurich_city_06_a",
+    "zurich_city_07_a",
+    "zurich_city_08_a",
+    "zurich_city_09_a",
+    "zurich_city_10_a",
+    "zurich_city_10_b",
+    "zurich_city_11_a",
+    "zurich_city_11_b",
+    "zurich_city_11_c",
+)
+# Held out of trainings by this project; DSEC itself has no validation set.
+VALIDATION_SEQUENCES = (
+    "zurich_city_01_a",
+    "zurich_city_02_a",
+    "zurich_city_05_b",
+    "zurich_city_09_a",
+    "zurich_city_11_a",
+)
+
+
+def flow_sample(
+    sequence: DsecSequence, first: int, last: int, *, slices: int, bins: int
+) -> dict[str, Tensor]:
+    """Make a training sample of the true flow between two frames.
+
+    Args:
+        sequence: it has the flow map that starts at ``first``.
+        first, last: frames.
+        slices, bins: see :func:`flowfuse.model.inputs.slice_events`.
+
+    Returns:
+        What :func:`flowfuse.data.dataset.scene_sample` returns, with one time, tau = 1. ``valid``
+        is where there is truth; the flow is 0 elsewhere. ``occluded`` covers, beside what leaves
+        the image, all pixels without truth, where nothing can be matched. ``boundary`` is NaN:
+        unknown.
+    """
+    t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
+    exposures = [None, None]
+    if sequence.exposures is not None:
+        exposures = [int(end - start) for start, end in sequence.exposures[[first, last]]]
+    size = {"height": sequence.height, "width": sequence.width}
+    events = sequence.events(*event_window(t0, t1, slices, *exposures))
+    flow, valid = (torch.from_numpy(values)[None] for values in sequence.truth(first))
+    seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
+    frames = [_gray(sequence.frame(i)) for i in (first, last)]
+    return {
+        "slices": slice_events(events, t0, t1, slices=slices, bins=bins, **size),
+        "frame0": frames[0],
+        "frame1": frames[1],
+        "event_sum": sum_events(events, t0, t1, *exposures, **size),
+        "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
+        "tau": torch.ones(1),
+        "flow": flow,
+        "valid": valid,
+        "occluded": ~(valid & seen),
+        "boundary": torch.full((2, *valid.shape[1:]), torch.nan),
+    }
+
+
+def _gray(frame: np.ndarray) -> Tensor:
+    """[1, H, W] float32 in [0, 1]."""
+    gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return torch.from_numpy(gray)[None].float() / 255
+
+
+class DsecDataset(Dataset):
+    """Training samples (:func:`flow_sample`) of the sequences with true flow below a root.
+
+    Args:
+        root: of the data set, in any layout.
+        split: "validation": those of VALIDATION_SEQUENCES; "train": all others; "all".
+        slices, bins: see :func:`flow_sample`.
+
+    Attributes:
+        sequences: the sequences.
+        items: (sequence, first frame, last frame) of each sample.
+
+    Raises:
+        FileNotFoundError: there is no such sequence with flow, or a file of one is missing.
+        ValueError: naming what is wrong.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: Literal["train", "validation", "all"],
+        slices: int,
+        bins: int,
+    ) -> None:
+        if split not in ("train", "validation", "all"):
+            raise ValueError(f"DsecDataset: split must be train, validation or all, got {split!r}")
+        self.slices, self.bins = slices, bins
+        found = [DsecFiles(Path(root), name) for name in list_sequences(root)]
+        files = [f for f in found if f.find("flow") is not None]
+        if split != "all":
+            held_out = split == "validation"
+            files = [f for f in files if (f.name in VALIDATION_SEQUENCES) == held_out]
+        if not files:
+            names = ", ".join(f.name for f in found) or "none"
+            raise FileNotFoundError(
+                f"{root}: no sequence with true flow for {split!r}; sequences there: {names}"
+            )
+        self.sequences = [DsecSequence(f) for f in files]
+        self.items: list[tuple[int, int, int]] = []
+        for number, sequence in enumerate(self.sequences):
+            pairs = [pair for pair in sequence.frame_pairs if self._has_events(sequence, *pair)]
+            if len(pairs) < len(sequence.frame_pairs):
+                warnings.warn(
+                    f"{sequence.path}: {len(sequence.frame_pairs) - len(pairs)} of "
+                    f"{len(sequence.frame_pairs)} flow maps are left out: they reach beyond the "
+                    f"events, which go from {sequence.event_range} us",
+                    stacklevel=2,
+                )
+            self.items += [(number, *pair) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"DsecDataset: index {index} of {len(self)} items")
+        number, first, last = self.items[index]
+        return flow_sample(self.sequences[number], first, last, slices=self.slices, bins=self.bins)
+
+    def _has_events(self, sequence: DsecSequence, first: int, last: int) -> bool:
+        t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
+        return sequence.covers(*event_window(t0, t1, self.slices, None, None))
