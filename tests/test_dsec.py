@@ -345,6 +345,10 @@ def test_a_rig_of_another_kind(tmp_path):
 def test_a_sequence_is_a_recording_of_its_own_kind(stored):
     sequence = open_recording(stored)
     assert sequence.name == "thun_00_a" and sequence.path == stored
+    with pytest.raises(
+        ValueError, match=r"sequences of DSEC; name one, such as .*thun_00_a \(thun"
+    ):
+        open_recording(stored.parent)
     # Events that are named are those of a plain recording, as they were stored.
     with pytest.warns(UserWarning, match="the sensor size is not stated"):
         plain = open_recording(events=stored / "events" / "left" / "events.h5")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.dsec import DsecSequence, find_sequence
+from flowfuse.data.dsec import DsecSequence
+from flowfuse.data.dsec_files import find_sequence, list_sequences
 from flowfuse.data.event_files import EVENT_SUFFIXES, EventFile, open_event_file
 from flowfuse.data.frame_files import (
     VIDEO_SUFFIXES,
@@ -258,6 +259,12 @@ def open_recording(
             frames, found_times = _find_frames(directory)
             times = found_times if times is None else times
     if events is None and frames is None:
+        sequences = [] if directory is None else list_sequences(directory)
+        if sequences:
+            raise ValueError(
+                f"{directory}: holds sequences of DSEC; name one, such as "
+                f"{directory / sequences[0]} ({', '.join(sequences)})"
+            )
         raise ValueError(
             f"{directory}: neither events ({', '.join('events' + s for s in EVENT_SUFFIXES)}) nor "
             "frames (images.txt, images/, a video) found; name them with events= and frames="
