@@ -158,20 +158,21 @@ def boundary_loss(
     """Binary cross-entropy of B_e and of B_m, each with its own truth.
 
     Args:
-        logits, truth: [B, 2, H, W].
+        logits: [B, 2, H, W].
+        truth: [B, 2, H, W], 0 or 1; NaN where it is unknown, as in recordings.
         positive_weight: of a boundary pixel, for B_e and B_m.
     """
-    event, motion = (
-        overall_mean(
-            F.binary_cross_entropy_with_logits(
-                logits[:, i],
-                truth[:, i],
-                pos_weight=logits.new_full((), positive_weight[i]),
-                reduction="none",
-            )
+    known = torch.isfinite(truth)
+    costs = [
+        F.binary_cross_entropy_with_logits(
+            logits[:, i],
+            torch.where(known[:, i], truth[:, i], 0),
+            pos_weight=logits.new_full((), positive_weight[i]),
+            reduction="none",
         )
         for i in range(2)
-    )
+    ]
+    event, motion = (masked_mean(cost, known[:, i]) for i, cost in enumerate(costs))
     return event, motion
 
 

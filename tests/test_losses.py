@@ -98,6 +98,18 @@ def test_boundary_loss_weighs_rare_pixels():
     assert motion.item() == pytest.approx(math.log(2) * (5 + 3) / 4)
 
 
+def test_unknown_boundaries_have_no_say():
+    logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    truth = torch.zeros(1, 2, 2, 2)
+    truth[0, 0] = float("nan")
+    truth[0, 1, 0] = float("nan")
+    event, motion = boundary_loss(logits, truth, (2.0, 5.0))
+    assert event == 0 and motion.item() == pytest.approx(math.log(2))
+    (event + motion).backward()
+    assert not logits.grad[0, 0].any() and not logits.grad[0, 1, 0].any()
+    assert logits.grad[0, 1, 1].all()
+
+
 def test_matching_is_lowest_at_the_true_displacement():
     torch.manual_seed(0)
     scene = 6 * torch.nn.functional.normalize(torch.randn(1, 16, 4, 5), dim=1)
