@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import bisect
 import os
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -40,6 +39,7 @@ import numpy as np
 
 from flowfuse.atomic import atomic_path
 from flowfuse.data.event_text import TextIndex
+from flowfuse.data.npz_members import map_member
 from flowfuse.events import Events
 
 EVENT_SUFFIXES = (".h5", ".hdf5", ".npz", ".txt", ".csv")
@@ -68,11 +68,18 @@ class EventFile(ABC):
         """(height, width) of the smallest sensor that has all the events; reads all of x and y."""
 
     @abstractmethod
+    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
+        """The events in [t0, t1), microseconds, checked against the sensor size."""
+
+
+class IndexedEventFile(EventFile):
+    """A file that knows the index of a window's first event, to name the one at fault."""
+
+    @abstractmethod
     def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
         """The index of the window's first event in the file, and its x, y, t, p."""
 
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
-        """The events in [t0, t1), microseconds, checked against the sensor size."""
         first, columns = self._read(t0, t1)
         try:
             return Events(*columns, height=height, width=width)
@@ -113,7 +120,7 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
     )
 
 
-class TextEvents(EventFile):
+class TextEvents(IndexedEventFile):
     """Lines ``t x y p``; see :func:`open_event_file`."""
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +192,7 @@ class _Columns:
         return int(value) + self.offset
 
 
-class _ColumnFile(EventFile):
+class _ColumnFile(IndexedEventFile):
     """What .h5 and .npz have in common."""
 
     @abstractmethod
@@ -309,7 +316,7 @@ class NpzEvents(_ColumnFile):
                         "MiB; np.savez (not savez_compressed) avoids that",
                         stacklevel=4,
                     )
-                arrays = {name: _map_member(path, archive, name) for name in names}
+                arrays = {name: map_member(path, archive, name) for name in names}
             _check_columns(arrays, "arrays", sorted(stored))
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise ValueError(f"{path}: not a readable .npz, is it truncated? ({error})") from error
@@ -377,35 +384,3 @@ def _extent(name: str, column: Any) -> int:
             raise ValueError(f"{name} must be finite, got {name}[{index}] = {column[index]}")
         largest = max(largest, float(part.max()))
     return int(np.ceil(largest)) + 1
-
-
-def _map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz archive as a read-only memory map."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type == zipfile.ZIP_STORED:
-        file = open(path, "rb")
-        file.seek(info.header_offset)
-        local = file.read(30)  # the local header ends with the lengths of name and extra field
-        start = info.header_offset + 30 + int.from_bytes(local[26:28], "little")
-        start += int.from_bytes(local[28:30], "little")
-    else:
-        file = tempfile.TemporaryFile()
-        start = 0
-        with archive.open(info) as packed:
-            while block := packed.read(_STEP):
-                file.write(block)
-    with file:
-        file.seek(start)
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name} has .npy version {version}, expected (1, 0) or (2, 0)")
-        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, _, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} must be numbers of shape [N], got Python objects")
-        size = int(np.prod(shape)) * dtype.itemsize
-        if file.tell() - start + size > info.file_size:
-            raise ValueError(f"{name} is truncated, {size} bytes expected for {shape} {dtype}")
-        if size == 0:
-            return np.empty(shape, dtype)  # nothing cannot be mapped
-        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape)

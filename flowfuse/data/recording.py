@@ -229,7 +229,7 @@ def open_recording(
 
     Args:
         path: such a directory, an event file or a video; ROOT/SEQ of DSEC in any layout (see
-            :mod:`flowfuse.data.dsec_files`); or None.
+            :mod:`flowfuse.data.dsec_files`); ``<seq>_data.hdf5`` of MVSEC; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
         times: a file of frame times in seconds, likewise.
@@ -248,6 +248,11 @@ def open_recording(
             return DsecSequence(sequence)
     if directory is not None and not directory.exists():
         raise FileNotFoundError(f"{directory}: no such recording")
+    if directory is not None and directory.is_file() and events is None and frames is None:
+        from flowfuse.data.mvsec import is_mvsec, open_mvsec  # builds on this module
+
+        if is_mvsec(directory):
+            return open_mvsec(directory)
     if directory is not None and directory.is_file():
         if directory.suffix.lower() in VIDEO_SUFFIXES:
             frames = directory if frames is None else frames

@@ -1,0 +1,220 @@
+"""Measure a checkpoint on a sequence of MVSEC by a published protocol.
+
+    python data_tools/evaluate_mvsec.py MVSEC/outdoor_day1_data.hdf5 --protocol evflownet --dt 1
+
+The true flow (<sequence>_gt.hdf5 or <sequence>_gt_flow_dist.npz) is looked for beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from flowfuse.atomic import atomic_path
+from flowfuse.data.mvsec import MvsecRecording, open_mvsec
+from flowfuse.data.mvsec_protocols import PROTOCOLS, EvaluationWindow, Protocol, find_protocol
+from flowfuse.estimator import Estimator, load
+from flowfuse.events import Events
+from flowfuse.metrics import FlowMetrics
+from flowfuse.model.inputs import event_window
+
+MEASURES = {"epe": "EPE, px", "3pe": "outliers, %", "1pe": "> 1 px, %", "ae": "AE, degrees"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        protocol = find_protocol(arguments.protocol)
+        recording = open_mvsec(
+            arguments.recording, truth=arguments.truth, undistort=arguments.undistort
+        )
+        estimator = load(arguments.model, arguments.device)
+        if arguments.seconds is not None:
+            protocol = replace(
+                protocol,
+                name=f"{protocol.name} (other seconds)",
+                seconds={recording.sequence: arguments.seconds},
+            )
+        conditions = describe(recording, protocol, arguments)
+        print("\n".join(conditions))
+        windows = protocol.windows(recording, arguments.dt, arguments.stride)
+        result = evaluate(estimator, recording, protocol, windows, arguments.input == "crop")
+        print("\n".join(table(result)))
+        if arguments.output is not None:
+            content = {"model": arguments.model, "conditions": conditions, **result}
+            with atomic_path(arguments.output) as temporary:
+                temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"evaluate_mvsec: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("recording", type=Path, help="<sequence>_data.hdf5")
+    add("--protocol", choices=tuple(PROTOCOLS), default="evflownet", help="of which paper")
+    add("--dt", type=int, default=1, help="frames that a window spans; eraft20 knows none")
+    add("--stride", type=positive, default=1, help="take every so many-th window")
+    add("--model", default="small", help="shipped checkpoint or a .safetensors file")
+    add("--truth", type=Path, help="file of true flow, where not beside the recording")
+    add(
+        "--undistort",
+        metavar="DIR",
+        type=Path,
+        help="rectify events and frames by *_left_{x,y}_map.txt in DIR; the papers feed raw ones",
+    )
+    add(
+        "--input",
+        choices=("crop", "full"),
+        default="crop",
+        help="what the network sees: the crop alone, as in the papers, or the full frame",
+    )
+    add(
+        "--seconds",
+        metavar="A:B",
+        type=interval,
+        help="evaluate there, counted from the first event or frame, not where the paper does",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("-o", "--output", metavar="FILE", type=Path, help="write the numbers as JSON")
+    return parser
+
+
+def positive(text: str) -> int:
+    """Parse an integer >= 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text!r}")
+    return int(text)
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Parse ``222.4:240.4``."""
+    try:
+        first, last = (float(part) for part in text.split(":"))
+        if not 0 <= first < last:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}") from None
+    return first, last
+
+
+def describe(
+    recording: MvsecRecording, protocol: Protocol, arguments: argparse.Namespace
+) -> list[str]:
+    """Say all that the numbers depend on."""
+    inputs = "rectified" if recording.undistorted else "raw"
+    frames = "events and frames" if protocol.steps else "events alone, there are no frames then"
+    extent = "the crop" if arguments.input == "crop" else "the full frame"
+    stride = f"; one window in {arguments.stride}" if arguments.stride > 1 else ""
+    return [
+        *protocol.describe(recording.sequence, arguments.dt),
+        f"input: {inputs} {frames}; {extent}{stride}; model {arguments.model}",
+    ]
+
+
+def evaluate(
+    estimator: Estimator,
+    recording: MvsecRecording,
+    protocol: Protocol,
+    windows: Sequence[EvaluationWindow],
+    crop_input: bool,
+) -> dict:
+    """Estimate the flow of all windows and compare it, and zero flow, with the truth.
+
+    Returns:
+        ``windows``: their number; for each mask ``model`` and ``zero flow``, summaries of
+        :class:`FlowMetrics`.
+    """
+    fraction = protocol.outlier_fraction
+    metrics = {
+        mask: {row: FlowMetrics(outlier_fraction=fraction) for row in ("model", "zero flow")}
+        for mask in protocol.masks
+    }
+    for window in tqdm(windows, unit=" windows", disable=None):
+        flow = estimate(estimator, recording, protocol, window, crop_input)
+        truth, valid = protocol.truth(recording, window)
+        for mask, rows in metrics.items():
+            counted = valid
+            if mask == "events":
+                events = recording.events(window.t0, window.t1)
+                counted = valid & protocol.event_mask(events)
+            rows["model"].add(flow, truth, counted)
+            rows["zero flow"].add(np.zeros_like(flow), truth, counted)
+    summaries = {
+        mask: {row: defined(one.summary()) for row, one in rows.items()}
+        for mask, rows in metrics.items()
+    }
+    return {"windows": len(windows), "masks": summaries}
+
+
+def defined(summary: dict) -> dict:
+    """A summary of FlowMetrics without the measures that nothing counted for."""
+    averages = {
+        average: {name: value for name, value in summary[average].items() if value == value}
+        for average in ("per_pixel", "per_frame")
+    }
+    return {**summary, **averages}
+
+
+@torch.no_grad()
+def estimate(
+    estimator: Estimator,
+    recording: MvsecRecording,
+    protocol: Protocol,
+    window: EvaluationWindow,
+    crop_input: bool,
+) -> np.ndarray:
+    """Estimate the flow of the crop, [2, c, c] px."""
+    start, end = event_window(window.t0, window.t1, estimator.model.config.slices, None, None)
+    events = recording.events(max(start, 0), end)
+    frames = [None, None]
+    if window.frames is not None:
+        frames = [recording.frame(i) for i in window.frames]
+    if crop_input:
+        events = crop_events(events, protocol)
+        frames = [None if frame is None else protocol.cut(frame) for frame in frames]
+    result = estimator(*frames, events, t0=window.t0, t1=window.t1)
+    return result.flow if crop_input else protocol.cut(result.flow)
+
+
+def crop_events(events: Events, protocol: Protocol) -> Events:
+    """The events inside of the centre crop, at their places in it."""
+    top, left = protocol.corner(events.height, events.width)
+    # Signed: unsigned coordinates left of the crop would come back from the right.
+    kind = np.float32 if events.x.dtype.kind == "f" else np.int32
+    x, y = events.x.astype(kind) - kind(left), events.y.astype(kind) - kind(top)
+    side = protocol.crop
+    inside = (x > -1) & (y > -1) & (x < side) & (y < side)
+    return Events(x[inside], y[inside], events.t[inside], events.p[inside], height=side, width=side)
+
+
+def table(result: dict) -> list[str]:
+    """The results in lines."""
+    heads = "".join(f"{text:>14}" for text in MEASURES.values())
+    lines = [f"{result['windows']} windows", f"{'':28}{heads}"]
+    for mask, rows in result["masks"].items():
+        for row, summary in rows.items():
+            for average in ("per_frame", "per_pixel"):
+                numbers = summary[average]
+                cells = "".join(f"{numbers.get(name, float('nan')):14.3f}" for name in MEASURES)
+                lines.append(f"{mask + ', ' + row:18}{average.replace('_', ' '):10}{cells}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

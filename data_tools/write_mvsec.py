@@ -1,0 +1,88 @@
+"""Generate a scene and write it in the layout of MVSEC, with true flow, to try readers on.
+
+    python data_tools/write_mvsec.py OUT/indoor_flying1 --preset slow --seed 7 --frames 8
+
+OUT/indoor_flying1_data.hdf5 and OUT/indoor_flying1_gt.hdf5 are written. The maps of true flow lie
+between the frames' times, as MVSEC's do: map i goes from the middle of frames i and i + 1 to that
+of i + 1 and i + 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flowfuse.data.mvsec_writer import TRUTH_SUFFIXES, write_mvsec
+from flowfuse.data.presets import PRESETS
+from flowfuse.data.scenes import Scene, generate_scene
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        scene = generate_scene(
+            arguments.seed,
+            arguments.preset,
+            arguments.height,
+            arguments.width,
+            frames=arguments.frames,
+        )
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        path = write_scene(arguments.output, scene, arguments.truth_format)
+    except (ValueError, OSError) as error:
+        print(f"write_mvsec: {error}", file=sys.stderr)
+        return 1
+    print(f"{path}: {len(scene.frames)} frames, {len(scene.events)} events")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("output", type=Path, help="directory and name of the sequence")
+    add("--preset", default="slow", choices=tuple(PRESETS), help="kind of motion and light")
+    add("--seed", type=int, default=0, help="fixes everything in the scene")
+    add("--frames", type=int, default=8, help="number of frames, at least 4")
+    add("--width", type=int, default=346, help="of the sensor, px")
+    add("--height", type=int, default=260, help="of the sensor, px")
+    add("--truth-format", choices=tuple(TRUTH_SUFFIXES), default="hdf5", help="of the true flow")
+    return parser
+
+
+def write_scene(prefix: Path, scene: Scene, truth_format: str) -> Path:
+    """Write a scene of at least 4 frames; returns the path of the data file."""
+    count = len(scene.frames)
+    if count < 4:
+        raise ValueError(f"frames must be at least 4 for two maps between them, got {count}")
+    interval = scene.t1 - scene.t0
+    times = scene.t0 + interval // 2 + interval * np.arange(count - 1)
+    # The last map has no end: it states the time up to which the one before it holds.
+    maps = [mark_unknown(*scene.truth(i + 1.5, start=i + 0.5)[:2]) for i in range(count - 2)]
+    maps.append(np.zeros_like(maps[0]))
+    return write_mvsec(
+        prefix,
+        scene.events,
+        scene.frames,
+        scene.frame_times,
+        maps,
+        times,
+        truth_format=truth_format,
+    )
+
+
+def mark_unknown(flow, valid) -> np.ndarray:
+    """Flow [2, H, W] with 0 where it is not valid."""
+    return np.where(valid.numpy(), flow.numpy(), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Frame pairs of MVSEC as training samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowfuse.data.mvsec import MvsecRecording
+from flowfuse.model.inputs import event_window, slice_events, sum_events
+
+
+class MvsecDataset(Dataset):
+    """Training samples of one sequence; every item is a function of its index.
+
+    Args:
+        recording: with true flow (:func:`flowfuse.data.mvsec.open_mvsec`).
+        slices: K >= 2.
+        bins: temporal bins per slice.
+        step: a pair is a frame and the one so many frames later ("dt").
+        frames: half-open range of frames to take pairs from; None = all.
+
+    Raises:
+        ValueError: the recording has no true flow, or no pair in the range is covered by it.
+    """
+
+    def __init__(
+        self,
+        recording: MvsecRecording,
+        *,
+        slices: int,
+        bins: int,
+        step: int = 1,
+        frames: tuple[int, int] | None = None,
+    ) -> None:
+        for name, value, least in (("slices", slices, 2), ("bins", bins, 1), ("step", step, 1)):
+            if value < least:
+                raise ValueError(f"MvsecDataset: {name} must be at least {least}, got {value}")
+        if recording.maps is None:
+            raise ValueError(f"{recording.path}: no true flow beside it (_gt.hdf5)")
+        self.recording, self.slices, self.bins, self.step = recording, slices, bins, step
+        times, (first, last) = recording.frame_times, frames or (0, len(recording.frame_times))
+        begin, end = recording.maps.times[[0, -1]]
+        self.starts = [
+            i
+            for i in range(max(first, 0), min(last, len(times)) - step)
+            if begin <= times[i] and times[i + step] <= end
+        ]
+        if not self.starts:
+            raise ValueError(
+                f"{recording.path}: no pair of frames [{first}, {last}) has true flow, which goes "
+                f"from {begin} to {end} us"
+            )
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Make sample ``index``.
+
+        Returns:
+            What :func:`flowfuse.data.dataset.scene_sample` returns, where
+
+            exposure: [2] zeros, unknown.
+            tau: [1]: 1, the only time with truth.
+            flow: [1, 2, H, W]; 0 where not valid.
+            valid: [1, H, W].
+            occluded: [1, H, W]: True where there is no truth: what is hidden is not known here, and
+                nothing is to be matched where the displacement is not known.
+            boundary: [2, H, W] NaN, unknown: a loss has to leave it out.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"MvsecDataset: index {index} of {len(self)} items")
+        recording, first = self.recording, self.starts[index]
+        second = first + self.step
+        t0, t1 = (int(recording.frame_times[i]) for i in (first, second))
+        start, end = event_window(t0, t1, self.slices, None, None)
+        window = (recording.events(max(start, 0), end), t0, t1)
+        size = {"height": recording.height, "width": recording.width}
+        flow, valid = (torch.from_numpy(part) for part in recording.maps.between(t0, t1))
+        frames = [torch.from_numpy(recording.frame(i)).float()[None] / 255 for i in (first, second)]
+        return {
+            "slices": slice_events(*window, slices=self.slices, bins=self.bins, **size),
+            "frame0": frames[0],
+            "frame1": frames[1],
+            "event_sum": sum_events(*window, None, None, **size),
+            "exposure": torch.zeros(2),
+            "tau": torch.ones(1),
+            "flow": flow[None],
+            "valid": valid[None],
+            "occluded": ~valid[None],
+            "boundary": torch.full((2, recording.height, recording.width), torch.nan),
+        }

@@ -1,0 +1,56 @@
+"""Arrays of .npz archives as memory maps."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+_BLOCK_BYTES = 1 << 20  # unpacked at once
+
+
+def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz archive as a read-only memory map.
+
+    A stored member is mapped where it is; a compressed one is first unpacked into an unnamed
+    temporary file as large as the array.
+
+    Args:
+        path: the archive.
+        archive: the same, open.
+        name: of the array, without ``.npy``.
+
+    Raises:
+        KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError: no such array, or damaged.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type == zipfile.ZIP_STORED:
+        file = open(path, "rb")
+        file.seek(info.header_offset)
+        local = file.read(30)  # the local header ends with the lengths of name and extra field
+        start = info.header_offset + 30 + int.from_bytes(local[26:28], "little")
+        start += int.from_bytes(local[28:30], "little")
+    else:
+        file = tempfile.TemporaryFile()
+        start = 0
+        with archive.open(info) as packed:
+            while block := packed.read(_BLOCK_BYTES):
+                file.write(block)
+    with file:
+        file.seek(start)
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has .npy version {version}, expected (1, 0) or (2, 0)")
+        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} must be numbers of shape [N], got Python objects")
+        size = int(np.prod(shape)) * dtype.itemsize
+        if file.tell() - start + size > info.file_size:
+            raise ValueError(f"{name} is truncated, {size} bytes expected for {shape} {dtype}")
+        if size == 0:
+            return np.empty(shape, dtype)  # nothing cannot be mapped
+        order = "F" if fortran_order else "C"
+        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape, order=order)
