@@ -14,10 +14,14 @@ format     on opening                      per window
 .txt .csv  one pass over the whole file    the blocks of 1 MiB that the window touches
            (about 0.3 s per million
            events); 1 index entry per MiB
+.raw       one pass over the whole file;   the blocks of 4 MiB that the window touches
+           1 index entry per 4 MiB
+.aedat4    the file's own index            the packets that the window touches
+.bag       one pass over the event topic   the messages that the window touches
 =========  ==============================  =====================================================
 
-The pass over a text file checks every line. The binary formats are checked window by window, as
-they are read.
+The passes check all that they see. The other formats are checked window by window, as they are
+read.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from flowfuse.data.event_text import TextIndex
 from flowfuse.data.npz_members import map_member
 from flowfuse.events import Events
 
-EVENT_SUFFIXES = (".h5", ".hdf5", ".npz", ".txt", ".csv")
+EVENT_SUFFIXES = (".h5", ".hdf5", ".npz", ".txt", ".csv", ".raw", ".aedat4", ".bag")
 
 _STEP = 1 << 20  # events looked at together when a whole column must be searched
 
@@ -100,15 +104,27 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
             ``.h5`` / ``.hdf5``: datasets x, y, t, p at the root or in the group ``events``; t as in
             .npz; optionally ``t_offset`` (microseconds, added to t) and ``ms_to_idx`` (DSEC), and
             the attributes ``height`` and ``width``.
+            ``.raw``: Prophesee's EVT 2.0 or 3.0. ``.aedat4``: the stream "events". ``.bag``, or the
+            directory of a ROS 2 bag: a topic of dvs_msgs/EventArray.
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ModuleNotFoundError: the package that reads the format is not installed; says which.
         ValueError: naming the file, what was found and what was expected.
     """
+    # These build on this module.
+    from flowfuse.data.containers import is_container, open_contained_events
+    from flowfuse.data.prophesee_raw import RawEvents
+
     path = Path(path)
-    if not path.is_file():
+    container = is_container(path)
+    if not path.is_file() and not (container and path.is_dir()):
         raise FileNotFoundError(f"{path}: no such event file")
     suffix = path.suffix.lower()
+    if container:
+        return open_contained_events(path)
+    if suffix == ".raw":
+        return RawEvents(path)
     if suffix in (".h5", ".hdf5"):
         return Hdf5Events(path)
     if suffix == ".npz":

@@ -20,9 +20,11 @@ class FrameSource(ABC):
 
     Attributes:
         times: [F] int64, microseconds, strictly increasing.
+        exposures: [F, 2] int64, start and end in microseconds, or None where unknown.
     """
 
     times: np.ndarray
+    exposures: np.ndarray | None = None
 
     @property
     @abstractmethod
@@ -129,8 +131,9 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
     """Open frames.
 
     Args:
-        source: a directory of images, sorted by the numbers in their names; a video; or a text file
-            with lines ``t path`` (t in seconds, paths relative to the file).
+        source: a directory of images, sorted by the numbers in their names; a video; a text file
+            with lines ``t path`` (t in seconds, paths relative to the file); or an .aedat4 file or
+            a ROS bag, which have their own times.
         times: a text file with the times in seconds: one column, or lines ``t path`` that then name
             the images inside the directory ``source`` or beside the file. None for a video: the
             container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it; for a text
@@ -140,9 +143,15 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         FileNotFoundError: if a file is missing.
         ValueError: naming the file, what was found and what was expected.
     """
+    from flowfuse.data.containers import is_container, open_contained_frames  # build on this module
+
     source = Path(source)
     if times is not None and not Path(times).is_file():
         raise FileNotFoundError(f"{times}: no such file of frame times")
+    if source.exists() and is_container(source):
+        if times is not None:
+            raise ValueError(f"{times}: frame times were given, but {source} has its own")
+        return open_contained_frames(source)
     if source.is_file() and source.suffix.lower() == ".txt":
         stamps, names = read_frame_list(source)
         if names is None:
@@ -285,19 +294,28 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
-    data = path.read_bytes()
+    return decode_image(str(path), path.read_bytes())
+
+
+def decode_image(name: str, data: bytes) -> np.ndarray:
+    """Decode the content of an image file; as :func:`read_image`.
+
+    Args:
+        name: what an error message calls it.
+        data: the bytes.
+    """
     # Decoders give a partly filled image when the end is missing, so the end marker is looked for.
     cut_png = data.startswith(b"\x89PNG") and b"IEND" not in data[-12:]
     cut_jpeg = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
     if not data or cut_png or cut_jpeg:
-        raise ValueError(f"{path}: truncated image, {len(data)} bytes without an end marker")
+        raise ValueError(f"{name}: truncated image, {len(data)} bytes without an end marker")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ValueError(f"{path}: not an image that OpenCV can decode, or it is damaged")
+        raise ValueError(f"{name}: not an image that OpenCV can decode, or it is damaged")
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise ValueError(f"{path}: images of 8 or 16 bits expected, found {image.dtype}")
+        raise ValueError(f"{name}: images of 8 or 16 bits expected, found {image.dtype}")
     if image.ndim == 3 and image.shape[2] == 1:
         return image[:, :, 0]
     if image.ndim == 3:

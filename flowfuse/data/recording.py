@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowfuse.data.containers import find_contents, is_container
 from flowfuse.data.dsec import DsecSequence
 from flowfuse.data.dsec_files import find_sequence, list_sequences
 from flowfuse.data.event_files import EVENT_SUFFIXES, EventFile, open_event_file
@@ -54,7 +55,7 @@ class Recording:
         self.frame_times = times
         self.has_events = event_file is not None
         self.has_frames = len(times) > 0
-        self.exposures = None
+        self.exposures = None if frame_source is None else frame_source.exposures
         if path is not None and path.is_dir() and (path / "exposures.txt").is_file():
             self.exposures = read_exposures(path / "exposures.txt", len(times))
         self.height, self.width = self._find_size()
@@ -217,7 +218,8 @@ def open_recording(
 
     A directory holds, where all but one of events and frames may be missing::
 
-        events.h5 | .npz | .txt | .csv     see flowfuse.data.event_files
+        events.h5 | .npz | .txt | .csv     see flowfuse.data.event_files; the last two may also hold
+            | .raw | .aedat4 | .bag        the frames
         images.txt                         lines "t path", t in seconds, mid-exposure; or
         images/ or frames/, or the images  with timestamps.txt or times.txt (one column of seconds,
         themselves                         or "t path"), beside them or in the directory; or
@@ -228,8 +230,8 @@ def open_recording(
         flow_at/0.25/000000.flo            true displacement from frame 0 to tau = 0.25
 
     Args:
-        path: such a directory, an event file or a video; ROOT/SEQ of DSEC in any layout (see
-            :mod:`flowfuse.data.dsec_files`); ``<seq>_data.hdf5`` of MVSEC; or None.
+        path: such a directory, an event file, a video or a ROS bag; ROOT/SEQ of DSEC in any layout
+            (see :mod:`flowfuse.data.dsec_files`); ``<seq>_data.hdf5`` of MVSEC; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
         times: a file of frame times in seconds, likewise.
@@ -253,7 +255,11 @@ def open_recording(
 
         if is_mvsec(directory):
             return open_mvsec(directory)
-    if directory is not None and directory.is_file():
+    if directory is not None and is_container(directory):
+        has_events, has_frames = find_contents(directory)
+        events = directory if events is None and has_events else events
+        frames = directory if frames is None and has_frames else frames
+    elif directory is not None and directory.is_file():
         if directory.suffix.lower() in VIDEO_SUFFIXES:
             frames = directory if frames is None else frames
         else:
@@ -263,6 +269,8 @@ def open_recording(
         if frames is None:
             frames, found_times = _find_frames(directory)
             times = found_times if times is None else times
+        if frames is None and events is not None and is_container(Path(events)):
+            frames = events if find_contents(Path(events))[1] else None
     if events is None and frames is None:
         sequences = [] if directory is None else list_sequences(directory)
         if sequences:

@@ -90,7 +90,8 @@ class RemappedFrames(FrameSource):
     def __init__(
         self, source: FrameSource, backward: np.ndarray, size: tuple[int, int] | None = None
     ) -> None:
-        self.source, self.times, self._size = source, source.times, size
+        self.source, self._size = source, size
+        self.times, self.exposures = source.times, source.exposures
         # cv2.remap keeps whole pixels in 16 bits, and knows no NaN.
         position = np.clip(np.nan_to_num(backward, nan=-_FAR), -_FAR, _FAR).astype(np.float32)
         self._x, self._y = (np.ascontiguousarray(part) for part in np.moveaxis(position, 2, 0))
