@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,35 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary directory beside ``path`` and rename it to ``path`` when the block succeeds.
+
+    Args:
+        path: a directory that does not exist yet, or is empty; parents are made.
+
+    Yields:
+        The directory to fill. When the block raises, it is removed and the error passes on.
+
+    Raises:
+        ValueError: if the directory has content.
+        OSError: if it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: exists already, expected a new or empty directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkdtemp, which makes private directories.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -83,7 +83,11 @@ def run(config: InferenceConfig) -> None:
         print(submit(config, estimator), flush=True)
         return
     recording = open_recording(
-        config.input, events=config.events, frames=config.frames, times=config.frame_times
+        config.input,
+        events=config.events,
+        frames=config.frames,
+        times=config.frame_times,
+        calibration=config.calibration,
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
@@ -92,8 +96,8 @@ def run(config: InferenceConfig) -> None:
         windows = plan_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
-    given = [p for p in (config.events, config.frames, config.frame_times) if p]
-    sources = [*recording.source_files, *given]
+    given = (config.events, config.frames, config.frame_times, config.calibration)
+    sources = [*recording.source_files, *(path for path in given if path)]
     outputs.prepare(
         run_settings(config, sources, recording, estimator.info["path"]),
         sources,

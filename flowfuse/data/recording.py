@@ -213,6 +213,7 @@ def open_recording(
     events: str | os.PathLike | None = None,
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
+    calibration: str | os.PathLike | None = None,
 ) -> Recording | DsecSequence:
     """Open a plain recording, or a sequence of DSEC.
 
@@ -235,6 +236,8 @@ def open_recording(
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
         times: a file of frame times in seconds, likewise.
+        calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
+            brought into their view.
 
     Returns:
         Recording. No event is loaded by opening it; text files are read once when first needed.
@@ -254,6 +257,10 @@ def open_recording(
         from flowfuse.data.mvsec import is_mvsec, open_mvsec  # builds on this module
 
         if is_mvsec(directory):
+            if calibration is not None:
+                raise ValueError(
+                    f"{calibration}: MVSEC has tables of its own, open_mvsec(..., undistort=...)"
+                )
             return open_mvsec(directory)
     if directory is not None and is_container(directory):
         has_events, has_frames = find_contents(directory)
@@ -284,11 +291,16 @@ def open_recording(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    return Recording(
-        directory,
-        None if events is None else open_event_file(events),
-        None if frames is None else open_frames(frames, times),
-    )
+    event_file = None if events is None else open_event_file(events)
+    frame_source = None if frames is None else open_frames(frames, times)
+    if calibration is not None:
+        from flowfuse.data.calibration import apply_calibration, read_calibration
+
+        rig = read_calibration(calibration)
+        event_file, frame_source = apply_calibration(
+            rig, event_file, frame_source, str(calibration)
+        )
+    return Recording(directory, event_file, frame_source)
 
 
 def _find_events(directory: Path) -> Path | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from flowfuse.atomic import atomic_directory
 from flowfuse.data.event_files import write_events
 from flowfuse.events import Events
 from flowfuse.flow_io import tau_directory, write_flow
@@ -45,9 +43,6 @@ def write_recording(
         ValueError: naming the argument at fault, or if the directory has content.
         OSError: if the recording cannot be written.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already, expected a new or empty directory")
     frames = [] if frames is None else [np.asarray(frame) for frame in frames]
     times = np.asarray([] if frame_times is None else frame_times)
     _check_frames(frames, times, events)
@@ -56,22 +51,15 @@ def write_recording(
     for tau in flow_at or {}:
         if not 0 < tau < 1:
             raise ValueError(f"flow_at: tau must lie in (0, 1), got {tau}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkdtemp, which makes private directories.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    with contextlib.ExitStack() as cleaning:
-        cleaning.callback(shutil.rmtree, temporary, ignore_errors=True)
+    with atomic_directory(path) as temporary:
         if events is not None:
             write_events(temporary / "events.h5", events)
         if frames:
-            _write_frames(temporary, frames, times.astype(np.int64), exposures)
+            write_frames(temporary, frames, times.astype(np.int64), exposures)
         _write_truth(temporary / "flow", flow, len(frames), flow_suffix)
         for tau, fields in (flow_at or {}).items():
             directory = tau_directory(temporary / "flow_at", tau)
             _write_truth(directory, fields, len(frames), flow_suffix)
-        os.replace(temporary, path)
-        cleaning.pop_all()
 
 
 def _check_frames(frames: list[np.ndarray], times: np.ndarray, events: Events | None) -> None:
@@ -112,9 +100,17 @@ def _exposure_intervals(exposures: np.ndarray, times: np.ndarray) -> np.ndarray:
     return exposures
 
 
-def _write_frames(
-    directory: Path, frames: list[np.ndarray], times: np.ndarray, exposures: np.ndarray | None
+def write_frames(
+    directory: Path, frames: Iterable[np.ndarray], times: np.ndarray, exposures: np.ndarray | None
 ) -> None:
+    """Write images/, images.txt and exposures.txt; one frame after the other.
+
+    Args:
+        directory: exists.
+        frames: uint8 [H, W] or [H, W, 3] RGB; as many as times.
+        times: [F] integer microseconds.
+        exposures: [F, 2] integer microseconds, or None.
+    """
     (directory / "images").mkdir()
     lines = []
     for index, (frame, time) in enumerate(zip(frames, times, strict=True)):

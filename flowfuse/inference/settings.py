@@ -17,8 +17,9 @@ COMMAND = "flowfuse-infer"
 DESCRIPTION = """\
 Estimate dense and continuous optical flow from a recording of frames and events.
 
-INPUT is a directory with events.{h5,npz,txt,csv}, images.txt (lines `time path`, in seconds) and
-the images; or an event file (for --every, or with --frames); or a video. OUT gets
+INPUT is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (lines `time path`, in
+seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of MVSEC; or an event
+file (for --every, or with --frames); or a video. OUT gets
 
   flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of window 0, ...
   flow_at/TAU/     with --times: the same from each start to the fraction TAU of the way
@@ -50,6 +51,7 @@ class InferenceConfig:
     Args:
         input: recording directory, event file or video; None with ``events`` or ``frames``.
         events, frames, frame_times: files in place of, or in addition to, ``input``.
+        calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
         output: directory of the results.
         checkpoint: shipped name or path.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -75,6 +77,7 @@ class InferenceConfig:
     events: Path | None = None
     frames: Path | None = None
     frame_times: Path | None = None
+    calibration: Path | None = None
     checkpoint: str = "small"
     device: str = "auto"
     precision: str = "float32"
@@ -115,6 +118,12 @@ def build_parser() -> ArgumentParser:
     add("--events", metavar="FILE", type=str, help="events, where not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
     add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add(
+        "--calibration",
+        metavar="FILE",
+        type=str,
+        help="YAML file of two cameras: events are undistorted, frames brought into their view",
+    )
     add("--pairs", metavar="A:B", type=str, help="pairs A to B - 1 of the recording (default: all)")
     add("--start", metavar="S", type=float, help="start here, in seconds of the recording's clock")
     add("--end", metavar="S", type=float, help="end here, likewise")
@@ -233,6 +242,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         events=path(given.events),
         frames=path(given.frames),
         frame_times=path(given.frame_times),
+        calibration=path(given.calibration),
         checkpoint=given.checkpoint,
         device=given.device,
         precision=given.precision,

@@ -1,0 +1,74 @@
+"""Convert a recording into another layout.
+
+    python data_tools/convert.py recording.aedat4 OUT                    # a plain recording
+    python data_tools/convert.py recording.raw events.h5 --events-format dsec
+    python data_tools/convert.py indoor_flying1_data.hdf5 OUT            # from MVSEC, and back:
+    python data_tools/convert.py OUT again/indoor_flying1_data.hdf5
+
+Events are read and written part by part, and come back to the microsecond and the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowfuse.data.event_writer import EVENT_FORMATS
+from flowfuse.data.recording import open_recording
+from flowfuse.data.recording_copy import copy_recording
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"convert: {message}", file=sys.stderr)
+            recording = open_recording(
+                arguments.source,
+                events=arguments.events,
+                frames=arguments.frames,
+                times=arguments.frame_times,
+                calibration=arguments.calibration,
+            )
+            lines = copy_recording(
+                recording, arguments.target, events_format=arguments.events_format
+            )
+    except (ValueError, OSError, ImportError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, help="recording directory or file, as flowfuse-infer takes it")
+    add(
+        "target",
+        type=Path,
+        help="NAME_data.hdf5: MVSEC; .h5, .npz, .txt, .csv: the events alone; else a directory",
+    )
+    add("--events", type=Path, help="events, where not in the source")
+    add("--frames", type=Path, help="frames, likewise")
+    add("--frame-times", type=Path, help="times of the frames, likewise")
+    add("--calibration", type=Path, help="undistort, and bring the frames into the events' view")
+    add(
+        "--events-format",
+        choices=tuple(EVENT_FORMATS),
+        default="h5",
+        help="of the events in a directory; dsec: .h5 with ms_to_idx and t_offset",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

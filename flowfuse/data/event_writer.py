@@ -1,0 +1,194 @@
+"""Writing events of any number, part by part, in the formats that event_files reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flowfuse.atomic import atomic_path
+from flowfuse.data.recording import Recording
+from flowfuse.events import Events
+
+# Formats and the suffixes of their files.
+EVENT_FORMATS = {"h5": ".h5", "dsec": ".h5", "npz": ".npz", "txt": ".txt", "csv": ".csv"}
+PART_EVENTS = 1 << 20  # in memory at once, about
+_FIRST_SPAN = 10_000  # us
+_CHUNK = 1 << 15
+_TEXT_HEAD = "t x y p"
+
+
+def iterate_events(recording: Recording, part: int = PART_EVENTS) -> Iterator[Events]:
+    """Read all events of a recording in parts, in the order of time.
+
+    Args:
+        recording: may be without events.
+        part: a part has about so many events; the time it spans follows their rate.
+    """
+    if recording.event_range is None:
+        return
+    start, last = recording.event_range
+    span = _FIRST_SPAN
+    while start <= last:
+        events = recording.events(start, start + span)
+        yield events
+        start += span
+        # Towards the wanted number, at most fourfold at a time: rates change.
+        wanted = span * part / max(len(events), 1)
+        span = max(1, round(min(max(wanted, span / 4), span * 4)))
+
+
+def write_event_parts(
+    path: str | os.PathLike,
+    parts: Iterable[Events],
+    size: tuple[int, int],
+    kind: str | None = None,
+) -> int:
+    """Write events, complete or not at all; they come back to the microsecond and the bit.
+
+    Args:
+        path: the suffix tells the format, unless ``kind`` does.
+        parts: in the order of time.
+        size: (height, width) of the sensor.
+        kind: a key of EVENT_FORMATS: "h5" (flat), "dsec" (``ms_to_idx`` and ``t_offset``, so that
+            windows are found faster), "npz" (not compressed), "txt" or "csv" (``t x y p``, t in
+            seconds). None: by the suffix.
+
+    Returns:
+        The number of events.
+
+    Raises:
+        ValueError: an unknown format, parts out of order, or coordinates that become fractional.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".") if kind is None else kind
+    if kind not in EVENT_FORMATS or path.suffix.lower() != EVENT_FORMATS[kind]:
+        expected = ", ".join(f"{name} ({suffix})" for name, suffix in EVENT_FORMATS.items())
+        raise ValueError(f"{path}: events are written as {expected}; got {kind!r}")
+    write: dict[str, Callable] = {"h5": _write_hdf5, "dsec": _write_dsec, "npz": _write_npz}
+    with atomic_path(path) as temporary:
+        return write.get(kind, _write_text)(temporary, _checked(path, parts), size)
+
+
+def _checked(path: Path, parts: Iterable[Events]) -> Iterator[Events]:
+    """The parts that have events, after looking at their order and coordinates."""
+    last, kind = -1, None
+    for part in parts:
+        if not len(part):
+            continue
+        if part.t[0] < last:
+            raise ValueError(
+                f"{path}: events must follow each other in time, got a part from {part.t[0]} us "
+                f"after one up to {last} us"
+            )
+        if kind is not None and part.x.dtype.kind != kind:
+            raise ValueError(f"{path}: coordinates are whole in one part and fractional in another")
+        last, kind = int(part.t[-1]), part.x.dtype.kind
+        yield part
+
+
+def _columns(part: Events) -> dict[str, np.ndarray]:
+    """x, y as int32 or float32, t as int64, p as uint8."""
+    kind = np.float32 if part.x.dtype.kind == "f" else np.int32
+    return {"x": part.x.astype(kind), "y": part.y.astype(kind), "t": part.t, "p": part.p}
+
+
+def _write_hdf5(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
+    with h5py.File(path, "w") as file:
+        file.attrs["height"], file.attrs["width"] = size
+        count = 0
+        for part in parts:
+            count = _append(file, _columns(part))
+        if not count:
+            _append(file, _columns(Events.empty(*size)))
+    return count
+
+
+def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
+    """As DSEC: times from an offset on, and the first event of every millisecond."""
+    with h5py.File(path, "w") as file:
+        file.attrs["height"], file.attrs["width"] = size
+        offset, count, milliseconds = None, 0, 0
+        table = file.create_dataset(
+            "ms_to_idx", (0,), np.uint64, maxshape=(None,), chunks=(_CHUNK,)
+        )
+        for part in parts:
+            columns = _columns(part)
+            offset = int(part.t[0]) if offset is None else offset
+            t = part.t - offset
+            limits = np.arange(milliseconds, int(t[-1]) // 1000 + 1)
+            table.resize(len(table) + len(limits), axis=0)
+            table[len(table) - len(limits) :] = count + np.searchsorted(t, limits * 1000)
+            milliseconds += len(limits)
+            count = _append(file, {**columns, "t": t})
+        if not count:
+            _append(file, _columns(Events.empty(*size)))
+        file["t_offset"] = offset or 0
+    return count
+
+
+def _append(file: h5py.File, columns: dict[str, np.ndarray]) -> int:
+    """Append to events/x, y, t, p; returns how many there are."""
+    for name, values in columns.items():
+        key = f"events/{name}"
+        if key not in file:
+            packing: dict[str, Any] = {"compression": "gzip", "shuffle": True, "chunks": (_CHUNK,)}
+            file.create_dataset(key, (0,), values.dtype, maxshape=(None,), **packing)
+        column = file[key]
+        column.resize(len(column) + len(values), axis=0)
+        column[len(column) - len(values) :] = values
+    return len(file["events/t"])
+
+
+def _write_npz(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
+    """Columns go to unnamed files first: an array's length stands before its content."""
+    with (
+        tempfile.TemporaryFile(dir=path.parent) as x,
+        tempfile.TemporaryFile(dir=path.parent) as y,
+        tempfile.TemporaryFile(dir=path.parent) as t,
+        tempfile.TemporaryFile(dir=path.parent) as p,
+    ):
+        files, count = {"x": x, "y": y, "t": t, "p": p}, 0
+        kinds = {name: values.dtype for name, values in _columns(Events.empty(*size)).items()}
+        for part in parts:
+            columns = _columns(part)
+            for name, values in columns.items():
+                files[name].write(np.ascontiguousarray(values).data)
+            kinds = {name: values.dtype for name, values in columns.items()}
+            count += len(part)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for name, file in files.items():
+                file.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(kinds[name]),
+                        "fortran_order": False,
+                        "shape": (count,),
+                    }
+                    np.lib.format.write_array_header_1_0(member, header)
+                    shutil.copyfileobj(file, member)
+    return count
+
+
+def _write_text(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
+    mark = "," if path.suffix.lower() == ".csv" else " "
+    count = 0
+    with open(path, "w", encoding="ascii", newline="\n") as file:
+        if mark == ",":
+            file.write(_TEXT_HEAD.replace(" ", mark) + "\n")
+        for part in parts:
+            # Nine digits give a float32 back exactly; a whole number is written as one.
+            x, y = ((f"{v:.9g}" for v in values.tolist()) for values in (part.x, part.y))
+            for t, u, v, p in zip(part.t.tolist(), x, y, part.p.tolist(), strict=True):
+                whole, rest = divmod(t, 10**6)
+                file.write(f"{whole}.{rest:06d}{mark}{u}{mark}{v}{mark}{p}\n")
+            count += len(part)
+    return count

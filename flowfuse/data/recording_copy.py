@@ -1,0 +1,145 @@
+"""Copying recordings into other layouts, part by part."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from flowfuse.atomic import atomic_directory
+from flowfuse.data.event_writer import EVENT_FORMATS, iterate_events, write_event_parts
+from flowfuse.data.mvsec import DATA_SUFFIX
+from flowfuse.data.mvsec_writer import write_mvsec
+from flowfuse.data.recording import Recording
+from flowfuse.data.recording_writer import write_frames
+from flowfuse.flow_io import tau_directory, write_flow
+
+
+def copy_recording(
+    recording: Recording, path: str | os.PathLike, *, events_format: str = "h5"
+) -> list[str]:
+    """Write a recording in another layout, complete or not at all; what it cannot hold is told.
+
+    Args:
+        recording: of any kind.
+        path: ``<name>_data.hdf5``: MVSEC, with ``<name>_gt.hdf5`` beside it. A name that ends in
+            .h5, .npz, .txt or .csv: the events alone. Else a directory, a plain recording.
+        events_format: of the events in a directory, or of an .h5 file ("h5" or "dsec"): a key of
+            EVENT_FORMATS.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        ValueError: the layout cannot hold the recording; something is in the way.
+        OSError: a file cannot be written.
+    """
+    path = Path(path)
+    if events_format not in EVENT_FORMATS:
+        known = ", ".join(EVENT_FORMATS)
+        raise ValueError(f"events_format must be one of {known}, got {events_format!r}")
+    if path.name.endswith(DATA_SUFFIX):
+        return _copy_to_mvsec(recording, path)
+    if path.suffix.lower() in EVENT_FORMATS.values():
+        return _copy_events(recording, path, events_format)
+    return _copy_to_directory(recording, path, events_format)
+
+
+def _copy_events(recording: Recording, path: Path, events_format: str) -> list[str]:
+    if path.exists():
+        raise ValueError(f"{path}: exists already")
+    if not recording.has_events:
+        raise ValueError(f"{recording.path}: no events to write to {path}")
+    if recording.has_frames:
+        warnings.warn(f"{path} holds events alone, the frames are left out", stacklevel=3)
+    same = EVENT_FORMATS[events_format] == path.suffix.lower()
+    size = (recording.height, recording.width)
+    parts = iterate_events(recording)
+    count = write_event_parts(path, parts, size, events_format if same else None)
+    return [f"{path}: {count} events"]
+
+
+def _copy_to_directory(recording: Recording, path: Path, events_format: str) -> list[str]:
+    size, count, lines = (recording.height, recording.width), len(recording.frame_times), []
+    with atomic_directory(path) as directory:
+        if recording.has_events:
+            name = f"events{EVENT_FORMATS[events_format]}"
+            parts = iterate_events(recording)
+            events = write_event_parts(directory / name, parts, size, events_format)
+            lines.append(f"{path / name}: {events} events")
+        # Text and .npz do not tell the size of the sensor.
+        (directory / "sensor.txt").write_text(f"{recording.width} {recording.height}\n")
+        if count:
+            frames = (recording.frame(i) for i in range(count))
+            write_frames(directory, frames, recording.frame_times, recording.exposures)
+            lines.append(f"{path / 'images'}: {count} frames")
+        fields = 0
+        for tau in (*recording.truth_times, 1.0):
+            target = directory / "flow" if tau == 1 else tau_directory(directory / "flow_at", tau)
+            for index in range(count - 1):
+                truth = recording.truth_at(index, tau)
+                if truth is not None:
+                    target.mkdir(parents=True, exist_ok=True)
+                    write_flow(target / f"{index:06d}.npz", *truth)
+                    fields += 1
+        if fields:
+            lines.append(f"{path / 'flow'}: {fields} fields of true flow")
+    return lines
+
+
+def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
+    if path.exists():
+        raise ValueError(f"{path}: exists already")
+    if not recording.has_frames or not recording.has_events:
+        raise ValueError(f"{recording.path}: MVSEC holds events and frames, one of them is missing")
+    if recording.exposures is not None:
+        warnings.warn(f"{path}: MVSEC holds no exposures, they are left out", stacklevel=3)
+    if recording.truth_times:
+        warnings.warn(
+            f"{path}: MVSEC holds no true flow at times in between, it is left out", stacklevel=3
+        )
+    count = len(recording.frame_times)
+    has_truth = any(recording.truth(i) is not None for i in range(count - 1))
+    prefix = str(path).removesuffix(DATA_SUFFIX)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mvsec(
+        prefix,
+        iterate_events(recording),
+        (_gray(recording, i) for i in range(count)),
+        recording.frame_times,
+        _maps(recording, path) if has_truth else None,
+        recording.frame_times if has_truth else None,
+    )
+    truth = [f"{prefix}_gt.hdf5: {count} maps of true flow"] if has_truth else []
+    return [f"{path}: events, {count} frames", *truth]
+
+
+def _gray(recording: Recording, index: int) -> np.ndarray:
+    frame = recording.frame(index)
+    if frame.ndim == 3:
+        if index == 0:
+            warnings.warn("MVSEC holds gray frames: colour is left out", stacklevel=2)
+        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return frame
+
+
+def _maps(recording: Recording, path: Path) -> Iterator[np.ndarray]:
+    """One map per frame; 0 where there is no truth, as after the last frame."""
+    lost = 0
+    for index in range(len(recording.frame_times)):
+        truth = recording.truth(index)
+        if truth is None:
+            yield np.zeros((2, recording.height, recording.width), np.float32)
+            continue
+        flow, valid = truth
+        lost += int((valid & (flow == 0).all(axis=0)).sum())
+        yield np.where(valid, flow, np.float32(0))
+    if lost:
+        warnings.warn(
+            f"{path}: true flow of exactly (0, 0) at {lost} pixels: MVSEC marks unknown flow so",
+            stacklevel=2,
+        )
