@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,11 @@ def _append(file: h5py.File, columns: dict[str, np.ndarray]) -> int:
 
 def _write_npz(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
     """Columns go to unnamed files first: an array's length stands before its content."""
-    with (
-        tempfile.TemporaryFile(dir=path.parent) as x,
-        tempfile.TemporaryFile(dir=path.parent) as y,
-        tempfile.TemporaryFile(dir=path.parent) as t,
-        tempfile.TemporaryFile(dir=path.parent) as p,
-    ):
-        files, count = {"x": x, "y": y, "t": t, "p": p}, 0
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for name in "xytp"
+        }
+        count = 0
         kinds = {name: values.dtype for name, values in _columns(Events.empty(*size)).items()}
         for part in parts:
             columns = _columns(part)

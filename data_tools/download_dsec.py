@@ -1,0 +1,296 @@
+"""Download of DSEC what optical flow needs: left events, left images, true flow, calibration.
+
+    python data_tools/download_dsec.py DSEC --list                    # files and sizes, no download
+    python data_tools/download_dsec.py DSEC --sequences thun_00_a
+    python data_tools/download_dsec.py DSEC --split test --parts events images calibration
+
+An interrupted download goes on where it stopped when the same command is given again. Archives are
+checked against the size that the server states, unpacked to DSEC/<sequence>/ in the layout that
+flowfuse reads, and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"
+TRAIN = (
+    "thun_00_a zurich_city_01_a zurich_city_02_a zurich_city_02_c zurich_city_02_d "
+    "zurich_city_02_e zurich_city_03_a zurich_city_05_a zurich_city_05_b zurich_city_06_a "
+    "zurich_city_07_a zurich_city_08_a zurich_city_09_a zurich_city_10_a zurich_city_10_b "
+    "zurich_city_11_a zurich_city_11_b zurich_city_11_c"
+).split()  # the training sequences with true flow
+TEST = (
+    "interlaken_00_b interlaken_01_a thun_01_a thun_01_b zurich_city_12_a zurich_city_14_c "
+    "zurich_city_15_a"
+).split()
+# What the names of a part's files end with, and where in the sequence's directory they go.
+PARTS = {
+    "events": {"events_left.zip": "events/left"},
+    "images": {
+        "images_rectified_left.zip": "images/left/rectified",
+        "image_timestamps.txt": "images/timestamps.txt",
+        "image_exposure_timestamps_left.txt": "images/left/exposure_timestamps.txt",
+    },
+    "flow": {
+        "optical_flow_forward_event.zip": "flow/forward",
+        "optical_flow_forward_timestamps.txt": "flow/forward_timestamps.txt",
+    },
+    "calibration": {"calibration.zip": "calibration"},
+}
+_BLOCK = 1 << 20
+_RETRIES = 8
+_TIMEOUT = 60  # s without any byte
+# The server's refusals; asking again does not change them.
+_FINAL = range(400, 500)
+
+
+class Item(NamedTuple):
+    """A file to download: where from, and the file or (of an archive) directory it becomes."""
+
+    url: str
+    target: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name on the server."""
+        return PurePosixPath(self.url).name
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is unpacked."""
+        return self.name.endswith(".zip")
+
+    @property
+    def marker(self) -> Path:
+        """Exists once an archive is unpacked."""
+        return self.target / f".{self.name}.unpacked"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.marker.exists() if self.is_archive else self.target.exists()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        items = plan(arguments)
+        if arguments.list:
+            list_items(items)
+            return 0
+        for item in items:
+            if item.is_done:
+                print(f"{item.target}: there already")
+            else:
+                fetch(item, arguments.root, arguments.keep_archives)
+    except (ValueError, OSError, http.client.HTTPException) as error:
+        print(f"download_dsec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("download_dsec: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("root", type=Path, help="directory of the data set")
+    add("--split", choices=("train", "test"), default="train", help="of the benchmark")
+    add("--sequences", nargs="+", metavar="NAME", help="only these; None: all of the split")
+    add(
+        "--parts",
+        nargs="+",
+        choices=tuple(PARTS),
+        default=list(PARTS),
+        help="what to download; the test split has no flow",
+    )
+    add("--list", action="store_true", help="say files and sizes, and download nothing")
+    add("--keep-archives", action="store_true", help="do not remove archives once unpacked")
+    add("--address", default=ADDRESS, help="of the server")
+    return parser
+
+
+def plan(arguments: argparse.Namespace) -> list[Item]:
+    """List the files asked for."""
+    known = TRAIN if arguments.split == "train" else TEST
+    sequences = arguments.sequences or known
+    unknown = [name for name in sequences if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)}: not in the {arguments.split} split, which has "
+            f"{', '.join(known)} (training sequences without true flow are left out)"
+        )
+    parts = [part for part in arguments.parts if arguments.split == "train" or part != "flow"]
+    return [
+        Item(
+            f"{arguments.address}/{arguments.split}/{sequence}/{sequence}_{ending}",
+            arguments.root / sequence / place,
+        )
+        for sequence in sequences
+        for part in parts
+        for ending, place in PARTS[part].items()
+    ]
+
+
+def list_items(items: Sequence[Item]) -> None:
+    """Print every file with its size and state, and the sum of what is missing."""
+    missing = 0
+    for item in items:
+        size = find_size(item.url)
+        missing += 0 if item.is_done else size
+        state = "there already" if item.is_done else ""
+        print(f"{size / 1e6:12.1f} MB  {item.name}  {state}".rstrip())
+    print(f"{missing / 1e6:12.1f} MB  to download")
+
+
+def find_size(url: str) -> int:
+    """Ask the server for the size of a file, bytes."""
+    return _retry(url, lambda: _ask_size(url))
+
+
+def _ask_size(url: str) -> int:
+    request = urllib.request.Request(url, method="HEAD")
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        length = answer.headers.get("Content-Length", "")
+    if not length.isdigit():
+        raise ValueError(f"{url}: the server states no size, got Content-Length {length!r}")
+    return int(length)
+
+
+def fetch(item: Item, root: Path, keep_archive: bool) -> None:
+    """Download one file, check its size, and put it (or its content) in its place."""
+    size = find_size(item.url)
+    downloads = root / ".downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    archive = downloads / item.name
+    if not archive.exists():
+        partial = downloads / f"{item.name}.part"
+        check_space(downloads, size - (partial.stat().st_size if partial.exists() else 0), item)
+        download(item.url, partial, size)
+        partial.rename(archive)
+    if item.is_archive:
+        unpack(archive, item)
+        if not keep_archive:
+            archive.unlink()
+    else:
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        archive.rename(item.target)
+    print(f"{item.target}: {item.name}, {size / 1e6:.1f} MB")
+
+
+def check_space(directory: Path, needed: int, item: Item) -> None:
+    """Refuse a download that the disk cannot hold."""
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise ValueError(
+            f"{item.name}: {needed / 1e9:.1f} GB to download, but {directory} has "
+            f"{free / 1e9:.1f} GB free"
+        )
+
+
+def download(url: str, path: Path, size: int) -> None:
+    """Download to a file, going on behind what it holds, until it has its full size.
+
+    Raises:
+        ValueError: it is larger than the server says; it was removed.
+        OSError: the server refuses, or breaks off again and again.
+    """
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.stem, disable=None) as bar:
+
+        def attempt() -> None:
+            start = path.stat().st_size if path.exists() else 0
+            if start < size:
+                bar.update(start - bar.n)
+                _continue(url, path, start, bar)
+
+        def complete() -> None:
+            attempt()
+            found = path.stat().st_size
+            if found < size:
+                raise ConnectionError(f"{found} of {size} bytes received")
+
+        _retry(url, complete)
+    found = path.stat().st_size
+    if found != size:
+        path.unlink()
+        raise ValueError(
+            f"{path}: {found} bytes, but the server states {size} for {url}; it was removed, "
+            "download it again"
+        )
+
+
+def _continue(url: str, path: Path, start: int, bar: tqdm) -> None:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        # A server that knows no ranges sends everything (200), and we start over.
+        mode = "ab" if answer.status == 206 else "wb"
+        if mode == "wb":
+            bar.update(-bar.n)
+        with open(path, mode) as file:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
+
+
+def _retry(url: str, action):
+    """Call until it succeeds; waits longer after every broken connection."""
+    for attempt in range(_RETRIES + 1):
+        try:
+            return action()
+        except urllib.error.HTTPError as error:
+            if error.code in _FINAL or attempt == _RETRIES:
+                raise OSError(f"{url}: the server answers {error.code} {error.reason}") from error
+            reason = error
+        except (OSError, http.client.HTTPException) as error:
+            if attempt == _RETRIES:
+                raise OSError(f"{url}: broken off {_RETRIES + 1} times ({error})") from error
+            reason = error
+        wait = min(60, 2**attempt)
+        print(f"{url}: {reason}; again in {wait} s", file=sys.stderr)
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def unpack(archive: Path, item: Item) -> None:
+    """Unpack an archive, without the directories in it, beside its marker, which is set last."""
+    item.target.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for member in content.infolist():
+                if member.is_dir():
+                    continue
+                # The name alone: nothing is written outside of the target.
+                with (
+                    content.open(member) as source,
+                    open(item.target / PurePosixPath(member.filename).name, "wb") as target,
+                ):
+                    shutil.copyfileobj(source, target, _BLOCK)
+    except (zipfile.BadZipFile, EOFError) as error:
+        archive.unlink()
+        raise ValueError(
+            f"{archive}: damaged ({error}); it was removed, download it again"
+        ) from error
+    item.marker.touch()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Say what a recording is like, and draw it: look at this before trusting any flow of it.
+
+python data_tools/inspect_recording.py RECORDING --sheet sheet.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flowfuse.data.calibration import read_calibration
+from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
+from flowfuse.data.recording import Recording, open_recording
+from flowfuse.visualize import contact_sheet, draw_events, draw_heat, write_image
+
+PAIRS_SHOWN = 4
+_LISTED = 5  # gaps and hot pixels named
+_SLICE = 10_000  # us of events drawn over a frame
+# A frame this much later than usual after the one before has lost others in between.
+_LATE = 1.5
+_WORTH_TELLING = 0.1  # correlation below which no offset is told
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}")
+            recording = open_recording(
+                arguments.recording,
+                events=arguments.events,
+                frames=arguments.frames,
+                times=arguments.frame_times,
+                calibration=arguments.calibration,
+            )
+        print(f"{arguments.recording or arguments.events}: {recording.width} x {recording.height}")
+        statistics = count_events(recording)
+        lines = describe_frames(recording) + describe_events(recording, statistics)
+        if arguments.calibration is not None:
+            share = read_calibration(arguments.calibration).overlap()
+            lines.append(f"field of view: the frames show {100 * share:.1f} % of the events' view")
+        if recording.has_frames and statistics.count and statistics.fault is None:
+            lines += describe_offset(recording, arguments.reach * 1000)
+        print("\n".join(lines))
+        if arguments.sheet is not None:
+            write_image(arguments.sheet, draw_sheet(recording, statistics))
+            print(f"contact sheet: {arguments.sheet}")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"inspect_recording: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("recording", type=Path, nargs="?", help="directory or file, as flowfuse-infer takes it")
+    add("--events", type=Path, help="events, where not in the recording")
+    add("--frames", type=Path, help="frames, likewise")
+    add("--frame-times", type=Path, help="times of the frames, likewise")
+    add("--calibration", type=Path, help="of the rig")
+    add("--reach", metavar="MS", type=int, default=50, help="largest time offset to look for")
+    add("--sheet", metavar="PNG", type=Path, help="draw a contact sheet")
+    return parser
+
+
+def describe_frames(recording: Recording) -> list[str]:
+    """Number, rate, gaps and exposures of the frames."""
+    times = recording.frame_times
+    if not len(times):
+        return ["frames: none"]
+    lines = [f"frames: {len(times)}, from {seconds(times[0])} to {seconds(times[-1])} s"]
+    if len(times) > 1:
+        steps = np.diff(times)
+        usual = float(np.median(steps))
+        lines.append(
+            f"  every {usual / 1000:.3f} ms (median; {steps.min() / 1000:.3f} to "
+            f"{steps.max() / 1000:.3f} ms), {1e6 / usual:.2f} Hz"
+        )
+        late = np.flatnonzero(steps > _LATE * usual)
+        if len(late):
+            named = ", ".join(f"after frame {i}" for i in late[:_LISTED].tolist())
+            lines.append(f"  {len(late)} gaps longer than {_LATE} x that: {named}")
+    if recording.exposures is not None:
+        lengths = np.diff(recording.exposures, axis=1) / 1000
+        lines.append(f"  exposures of {lengths.min():.3f} to {lengths.max():.3f} ms")
+    else:
+        lines.append("  exposures: unknown")
+    return lines
+
+
+def describe_events(recording: Recording, found: EventStatistics) -> list[str]:
+    """Number, rates, gaps, coverage and hot pixels of the events."""
+    if found.fault is not None:
+        counted = f" after {found.count} events" if found.count else ""
+        return [f"events: NOT USABLE{counted}: {found.fault}"]
+    if not found.count:
+        return ["events: none"]
+    duration = max(1, found.last - found.start) / 1e6
+    lines = [
+        f"events: {found.count}, from {seconds(found.start)} to {seconds(found.last)} s, "
+        f"{100 * found.positive:.1f} % ON",
+        f"  {found.count / duration / 1e6:.3f} million/s on average, at most "
+        f"{found.per_bin.max() / BIN:.3f} million/s over {BIN // 1000} ms",
+    ]
+    gaps = found.gaps()
+    if gaps:
+        named = ", ".join(f"{seconds(a)} to {seconds(b)} s" for a, b in gaps[:_LISTED])
+        lines.append(f"  {len(gaps)} gaps without any event: {named}")
+    rows, columns = (np.flatnonzero((found.counts > 0).any(axis=axis)) for axis in (1, 0))
+    active = 100 * (found.counts > 0).mean()
+    lines.append(
+        f"  {active:.1f} % of the pixels fired, columns {columns[0]} to {columns[-1]}, rows "
+        f"{rows[0]} to {rows[-1]}"
+    )
+    hot = found.hot_pixels()
+    share = 100 * found.counts[hot[:, 1], hot[:, 0]].sum() / found.count if len(hot) else 0.0
+    named = ", ".join(f"({x}, {y})" for x, y in hot[:_LISTED].tolist())
+    lines.append(
+        f"  {len(hot)} hot pixels, {share:.1f} % of the events" + (f": {named}" * bool(named))
+    )
+    if recording.has_frames:
+        first, last = (int(t) for t in recording.frame_times[[0, -1]])
+        common = max(0, min(last, found.last) - max(first, found.start)) / max(1, last - first)
+        lines.append(f"  events cover {100 * common:.1f} % of the time of the frames")
+    return lines
+
+
+def describe_offset(recording: Recording, reach: int) -> list[str]:
+    """What the comparison of frame differences with polarity sums says about the clocks."""
+    found = estimate_offset(recording, reach)
+    if math.isnan(found.offset) or found.correlation < _WORTH_TELLING:
+        return ["time offset: frames and events do not say (nothing moves, or nothing agrees)"]
+    edge = " (the end of what was tried: give a larger --reach)"
+    return [
+        f"time offset: add {found.offset / 1000:+.2f} ms to the frame times "
+        f"(correlation {found.correlation:.2f} there, {found.as_given:.2f} as given; "
+        f"{found.pairs} pairs){edge if abs(found.offset) >= reach else ''}",
+        "  (events lag behind the light by half a threshold, a few ms where motion is slow)",
+    ]
+
+
+def draw_sheet(recording: Recording, found: EventStatistics) -> np.ndarray:
+    """Frames with the events right after them, and where events fired."""
+    images, labels = [], []
+    moments = [None]
+    if recording.has_frames:
+        count = len(recording.frame_times)
+        moments = np.unique(np.linspace(0, count - 1, min(count, PAIRS_SHOWN)).astype(int)).tolist()
+    usable = found.count > 0 and found.fault is None
+    for index in moments:
+        if index is None:
+            time = found.start + (found.last - found.start) // 2
+            frame, label = None, f"events at {seconds(time)} s"
+        else:
+            time = int(recording.frame_times[index])
+            frame, label = recording.frame(index), f"frame {index}, {seconds(time)} s"
+        if usable:
+            images.append(draw_events(frame, recording.events(time, time + _SLICE)))
+            labels.append(f"{label}, {_SLICE // 1000} ms of events")
+        elif frame is not None:
+            images.append(frame)
+            labels.append(label)
+    if found.count:
+        images.append(draw_heat(np.log1p(found.counts)))
+        labels.append(f"log of events per pixel, up to {found.counts.max()}")
+    if not images:
+        raise ValueError("nothing can be drawn: neither frames nor usable events")
+    return contact_sheet(images, labels)
+
+
+def seconds(microseconds: int) -> str:
+    """A time as text."""
+    return f"{int(microseconds) / 1e6:.6f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
