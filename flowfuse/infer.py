@@ -64,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # all files are written when the summary is printed
         return CLOSED_PIPE
-    except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        MemoryError,
+        torch.OutOfMemoryError,
+        ModuleNotFoundError,  # an optional reader, named in the message
+    ) as error:
         print(f"{COMMAND}: error: {_one_line(error, config.output)}", file=sys.stderr)
         return 1
     return 0

@@ -13,6 +13,7 @@ import pytest
 from flowfuse.data.event_files import open_event_file
 from flowfuse.data.recording import open_recording
 from flowfuse.events import Events
+from flowfuse.infer import main
 
 HEIGHT, WIDTH, START = 12, 16, 1_600_000_000_000_000
 FRAME_TIMES = [START + 1000 * i for i in (5, 25, 45)]
@@ -252,8 +253,11 @@ def test_faults_of_bags(tmp_path, events):
     ("name", "package", "extra"),
     [("a.aedat4", "dv_processing", "aedat4"), ("a.bag", "rosbags.highlevel", "rosbag")],
 )
-def test_an_absent_package_is_named(tmp_path, monkeypatch, name, package, extra):
+def test_an_absent_package_is_named(tmp_path, monkeypatch, capsys, name, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ModuleNotFoundError, match=rf'pip install "flowfuse\[{extra}\]"'):
         open_recording(tmp_path / name)
+    assert main([str(tmp_path / name), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert f'pip install "flowfuse[{extra}]"' in error and error.count("\n") == 1
