@@ -250,6 +250,7 @@ def open_recording(
     if directory is not None and events is None and frames is None:
         sequence = find_sequence(directory)
         if sequence is not None:
+            _refuse(calibration, "DSEC has one of its own")
             return DsecSequence(sequence)
     if directory is not None and not directory.exists():
         raise FileNotFoundError(f"{directory}: no such recording")
@@ -257,10 +258,7 @@ def open_recording(
         from flowfuse.data.mvsec import is_mvsec, open_mvsec  # builds on this module
 
         if is_mvsec(directory):
-            if calibration is not None:
-                raise ValueError(
-                    f"{calibration}: MVSEC has tables of its own, open_mvsec(..., undistort=...)"
-                )
+            _refuse(calibration, "MVSEC has tables of its own: open_mvsec(..., undistort=...)")
             return open_mvsec(directory)
     if directory is not None and is_container(directory):
         has_events, has_frames = find_contents(directory)
