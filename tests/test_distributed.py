@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from flowfuse import distributed, train
 from flowfuse.losses import masked_mean
+from flowfuse.training import trainer
 
 ROOT = Path(__file__).parent.parent  # where -m finds the package, installed or not
 RECIPE = """
@@ -45,10 +46,11 @@ from pathlib import Path
 import torch
 from flowfuse import distributed, train
 from flowfuse.losses import masked_mean, overall_mean
+from flowfuse.training import trainer
 
 recipe, out, *ports = sys.argv[1:]
 last = os.environ["RANK"] == "1"
-take_step, loss = train.Trainer.take_step, train.supervised_loss
+take_step, loss = train.Trainer.take_step, trainer.supervised_loss
 
 def run(name, *words):
     os.environ["MASTER_PORT"] = ports.pop()
@@ -68,7 +70,7 @@ train.Trainer.take_step = interrupted
 codes.append(run("stopped"))
 train.Trainer.take_step = take_step
 codes.append(run("stopped", "--resume"))
-train.supervised_loss = poisoned
+trainer.supervised_loss = poisoned
 codes.append(run("nan"))
 
 os.environ["MASTER_PORT"] = ports.pop()
@@ -285,14 +287,14 @@ def test_half_an_environment_is_refused(monkeypatch, tmp_path, capsys):
 
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
-    monkeypatch.setattr(train, "select_device", torch.device)
-    assert train.own_device("cuda:3") == torch.device("cuda:3")
+    monkeypatch.setattr(trainer, "select_device", torch.device)
+    assert trainer.own_device("cuda:3") == torch.device("cuda:3")
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
-    assert train.own_device("cuda") == torch.device("cuda:1")
-    assert train.own_device("cpu") == torch.device("cpu")
+    assert trainer.own_device("cuda") == torch.device("cuda:1")
+    assert trainer.own_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="'cuda:3' is one GPU, and 8 processes take one each"):
-        train.own_device("cuda:3")
+        trainer.own_device("cuda:3")
 
 
 def test_a_group_of_the_callers_own_changes_nothing(monkeypatch):

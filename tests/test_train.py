@@ -21,7 +21,7 @@ from flowfuse.checkpoint import load_checkpoint, read_header
 from flowfuse.config import ConfigError
 from flowfuse.data.transforms import AugmentConfig
 from flowfuse.model import CONFIGS, ModelOutput
-from flowfuse.training import log, samples, settings, state
+from flowfuse.training import log, samples, settings, state, trainer
 from flowfuse.training.validation import Validator
 
 RECIPE = """
@@ -179,7 +179,7 @@ def test_no_readable_checkpoint_is_an_error(finished, tmp_path, capsys):
 
 
 def test_nan_stops_saves_the_batch_and_keeps_the_checkpoint(recipe, tmp_path, monkeypatch, capsys):
-    loss = train.supervised_loss
+    loss = trainer.supervised_loss
     calls = []
 
     def poisoned(output, batch, config):
@@ -187,7 +187,7 @@ def test_nan_stops_saves_the_batch_and_keeps_the_checkpoint(recipe, tmp_path, mo
         total, parts = loss(output, batch, config)
         return (total * float("nan") if len(calls) == 6 else total), parts
 
-    monkeypatch.setattr(train, "supervised_loss", poisoned)
+    monkeypatch.setattr(trainer, "supervised_loss", poisoned)
     assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "step 6: the loss is nan" in message and "step_00000004.safetensors" in message
@@ -199,7 +199,7 @@ def test_nan_stops_saves_the_batch_and_keeps_the_checkpoint(recipe, tmp_path, mo
 
 def test_infinite_gradient_stops_too(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        train.nn.utils, "clip_grad_norm_", lambda parameters, clip: torch.tensor(float("inf"))
+        trainer.nn.utils, "clip_grad_norm_", lambda parameters, clip: torch.tensor(float("inf"))
     )
     assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 1
     message = capsys.readouterr().err
@@ -330,7 +330,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{run}", "--resume", "--model.hidden", "16"], "model.hidden = 8; 16 cannot go on"),
         (["-o", "{recipe}/x"], ": Not a directory"),
         (["-o", "{run}", "--resume", "--steps", "9"], "what the run has done, 16, got 9"),
-        (["-o", "{new}", "--config", "absent"], "of that name (shipped: small)"),
+        (["-o", "{new}", "--config", "absent"], "of that name (shipped: adapt, nano, small)"),
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
         (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
         (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),

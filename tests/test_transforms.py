@@ -187,3 +187,18 @@ def test_config_errors():
         tr.AugmentConfig(flip=1.5)
     with pytest.raises(ValueError, match=r"at most 1, got 0.6 \+ 0.6"):
         tr.AugmentConfig(drop_frames=0.6, drop_events=0.6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_samples_without_truth_are_varied_as_those_with_it(seed):
+    whole = make_sample()
+    truth = ("tau", "flow", "valid", "occluded", "boundary")
+    bare = {name: value for name, value in whole.items() if name not in truth}
+    bare["present"] = torch.tensor([1.0, 1.0, 0.0])
+    expected, found = (
+        tr.augment(sample, np.random.default_rng(seed), tr.AugmentConfig(), (12, 16))
+        for sample in (whole | {"present": bare["present"]}, bare)
+    )
+    assert found.keys() == bare.keys()
+    assert_same(found, {name: expected[name] for name in found})
+    assert found["present"][2] == 0  # no history stays no history

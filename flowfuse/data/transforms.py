@@ -1,8 +1,9 @@
 """Augmentation of training samples: crop, symmetries of the image plane, sensor variation, dropout.
 
 A sample is the dictionary that `flowfuse.data.dataset.scene_sample` returns (tensors of one scene,
-no batch axis). Every function returns a new dictionary and leaves the given tensors unchanged.
-Random draws come from a numpy Generator alone, so a sample is a function of its seed.
+no batch axis), with its truth or without. Every function returns a new dictionary and leaves the
+given tensors unchanged. Random draws come from a numpy Generator alone, so a sample is a function
+of its seed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from flowfuse.geometry import inside, pixel_grid
 
 Sample = dict[str, Tensor]
 
-# The entries that are images: their last two axes are rows and columns.
+# The entries that are images: their last two axes are rows and columns. Those of the truth, from
+# "flow" on, may all be absent.
 IMAGES = (
     "slices",
     "frame0",
@@ -76,8 +78,8 @@ class AugmentConfig:
 
 
 def with_present(sample: Mapping[str, Tensor]) -> Sample:
-    """Add "present" = [1, 1, 1] (frames, events, history), float32 [3]."""
-    return {**sample, "present": torch.ones(3)}
+    """Add "present" = [1, 1, 1] (frames, events, history), float32 [3], where it is not given."""
+    return {"present": torch.ones(3), **sample}
 
 
 def crop(sample: Mapping[str, Tensor], top: int, left: int, height: int, width: int) -> Sample:
@@ -104,7 +106,9 @@ def crop(sample: Mapping[str, Tensor], top: int, left: int, height: int, width: 
             f"{rows} x {columns}"
         )
     window = (..., slice(top, top + height), slice(left, left + width))
-    result = {**sample, **{name: sample[name][window] for name in IMAGES}}
+    result = {**sample, **{name: sample[name][window] for name in _images(sample)}}
+    if "flow" not in result:
+        return result
     flow = result["flow"]  # [T, 2, H, W]
     seen = inside(pixel_grid(height, width) + flow, height, width)[:, 0]
     result["occluded"] = result["occluded"] | ~seen
@@ -123,8 +127,9 @@ def flip_rows(sample: Mapping[str, Tensor]) -> Sample:
 
 def transpose(sample: Mapping[str, Tensor]) -> Sample:
     """Swap rows and columns, and with them u and v."""
-    result = {**sample, **{name: sample[name].transpose(-1, -2) for name in IMAGES}}
-    result["flow"] = result["flow"].flip(1)
+    result = {**sample, **{name: sample[name].transpose(-1, -2) for name in _images(sample)}}
+    if "flow" in result:
+        result["flow"] = result["flow"].flip(1)
     return result
 
 
@@ -275,11 +280,16 @@ def crop_centre(sample: Mapping[str, Tensor], size: tuple[int, int]) -> Sample:
 
 
 def _flip(sample: Mapping[str, Tensor], axis: int, component: int) -> Sample:
-    result = {**sample, **{name: sample[name].flip(axis) for name in IMAGES}}
-    sign = torch.ones(2, 1, 1)
-    sign[component] = -1.0
-    result["flow"] = result["flow"] * sign
+    result = {**sample, **{name: sample[name].flip(axis) for name in _images(sample)}}
+    if "flow" in result:
+        sign = torch.ones(2, 1, 1)
+        sign[component] = -1.0
+        result["flow"] = result["flow"] * sign
     return result
+
+
+def _images(sample: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in IMAGES if name in sample]
 
 
 def _factor(rng: np.random.Generator, amount: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ TEST_SEED = 3_000_000_019
 # Streams of draws from one seed.
 _ORDER, _VARIATION = 1, 2
 _SCENES = "scenes:"
+_RECORDING = "recording:"
 
 
 def parse_data(text: str) -> dict[str, float]:
@@ -45,7 +47,8 @@ def parse_data(text: str) -> dict[str, float]:
     """
     if not text.startswith(_SCENES):
         raise ValueError(
-            f"data must be generated scenes, {_SCENES}PRESET or {_SCENES}A=2,B=1, got {text!r}"
+            f"data must be generated scenes, {_SCENES}PRESET or {_SCENES}A=2,B=1, "
+            f"or {_RECORDING}PATH, got {text!r}"
         )
     weights: dict[str, float] = {}
     for part in text.removeprefix(_SCENES).split(","):
@@ -62,6 +65,16 @@ def parse_data(text: str) -> dict[str, float]:
         if not 0 < weights[name] < float("inf"):
             raise ValueError(f"data: weight of {name} must be positive, got {weight}")
     return weights
+
+
+def recording_of(data: str) -> Path | None:
+    """The path in "recording:PATH"; None for data of another kind."""
+    return Path(data.removeprefix(_RECORDING)) if data.startswith(_RECORDING) else None
+
+
+def data_of(recording: Path) -> str:
+    """What `recording_of` reads, good in any working directory."""
+    return f"{_RECORDING}{recording.absolute()}"
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> ModelInputs:

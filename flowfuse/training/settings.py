@@ -27,7 +27,14 @@ from flowfuse.losses import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.self_supervision import SelfSupervisionConfig
-from flowfuse.training.samples import TEST_SEED, VALIDATION_SEED, StepPlan, parse_data
+from flowfuse.training.samples import (
+    TEST_SEED,
+    VALIDATION_SEED,
+    StepPlan,
+    data_of,
+    parse_data,
+    recording_of,
+)
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -44,7 +51,9 @@ class TrainConfig:
         loss: weights of the losses against the truth.
         self_loss: weights of the losses without truth.
         augment: how samples are varied.
-        data: generated scenes to train on: scenes:PRESET, or a mixture, scenes:fast=2,blur=1.
+        data: generated scenes to train on: scenes:PRESET, or a mixture, scenes:fast=2,blur=1; or
+            a recording without truth: recording:PATH.
+        held_out: share of a recording's frame pairs, the last ones, to measure on.
         scenes: size of the pool of generated scenes.
         scene_size: height and width of the scenes, px.
         crop: height and width of what the network sees, px.
@@ -71,7 +80,7 @@ class TrainConfig:
         workers: processes that prepare samples; the result does not depend on it.
         log_every: steps between two lines of log.csv.
         validate_every: steps between two validations.
-        validation_scenes: held-out scenes to validate on.
+        validation_scenes: held-out scenes to validate on; of a recording, frame pairs at most.
         checkpoint_every: steps between two checkpoints.
         keep: how many of the newest checkpoints to keep; the best one stays too.
         tensorboard: write TensorBoard event files where TensorBoard is installed.
@@ -84,6 +93,7 @@ class TrainConfig:
     self_loss: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data: str = "scenes:slow=1,fast=3,blur=1,dark=1,mixed=1"
+    held_out: float = 0.2
     scenes: int = 2000
     scene_size: tuple[int, int] = (160, 192)
     crop: tuple[int, int] = (128, 160)
@@ -123,7 +133,7 @@ class TrainConfig:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("warmup", "ema", "final_share"):
+        for name in ("warmup", "ema", "final_share", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.seed > MAX_SEED:
@@ -146,7 +156,13 @@ class TrainConfig:
                 f"scene_device {self.scene_device} needs workers = 0, got {self.workers}: "
                 "a forked process cannot use the GPU"
             )
-        parse_data(self.data)
+        if recording_of(self.data) is None:
+            parse_data(self.data)
+        elif self.supervision != "self" or self.overfit:
+            raise ValueError(
+                f"data {self.data} has no truth: it needs supervision = self and overfit = 0, "
+                f"got {self.supervision} and {self.overfit}"
+            )
 
     def plan(self) -> StepPlan:
         """Say which samples make which step."""
@@ -166,6 +182,8 @@ class TrainConfig:
             raise ValueError(
                 f"{name} must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {crop}"
             )
+        if recording_of(self.data) is not None:  # not read yet
+            return
         if any(c > s for c, s in zip(crop, self.scene_size, strict=True)):
             raise ValueError(f"{name} {crop} must not be larger than scene_size {self.scene_size}")
 
@@ -241,6 +259,12 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         recipe = output / "config.yaml"
         if not recipe.is_file():
             raise FileNotFoundError(f"{output}: nothing to resume: no {recipe.name} there")
+    if options.self_supervised is not None:
+        for name in ("data", "supervision"):
+            if name in given:
+                raise ConfigError(f"--self-supervised says what --{name} is: give one of them")
+        given |= {"data": data_of(Path(options.self_supervised)), "supervision": "self"}
+        recipe = recipe or _find_recipe(Path("adapt"))
     values = read_yaml(recipe) if recipe is not None else {}
     where = str(recipe) if recipe is not None else ""
     if options.model is not None:
@@ -258,6 +282,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="RECIPE",
         help="settings from a YAML file, or the name of a shipped recipe",
+    )
+    parser.add_argument(
+        "--self-supervised",
+        metavar="RECORDING",
+        help="adapt a model to a recording without truth; by the recipe adapt, unless --config "
+        "names another",
     )
     parser.add_argument("--resume", action="store_true", help="carry on from the newest checkpoint")
     parser.add_argument(

@@ -89,7 +89,7 @@ class TrainingState:
         )
         self.step = 0
         self.seconds = 0.0  # spent training, over all sessions
-        self.best: dict[str, float] = {}  # "step" and "epe" of the best validation
+        self.best: dict[str, float] = {}  # the best validation: its "step", and the criterion
         self.sums: dict[str, float] = {}  # what the next line of the log averages
         self.summed = 0  # steps in them
 
@@ -209,6 +209,7 @@ class RunDirectory:
         config: resolved configuration of the run.
         model: the averaged weights of the newest checkpoint, for inference.
         nan_batch: the batch that made the loss not finite.
+        validation: what was measured on held-out data, a table.
         pictures: directory of validation pictures.
     """
 
@@ -217,6 +218,7 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.model = path / f"model{SUFFIX}"
         self.nan_batch = path / f"nan_batch{SUFFIX}"
+        self.validation = path / "validation.csv"
         self.pictures = path / "pictures"
         self._checkpoints = path / "checkpoints"
 

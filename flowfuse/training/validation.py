@@ -44,7 +44,12 @@ class Validator:
         batch: scenes per forward pass.
         device: where to compute.
         bf16: compute in bfloat16 where autocast does.
+
+    Attributes:
+        criterion: the measure that is smallest for the best model.
     """
+
+    criterion = "epe"
 
     def __init__(
         self, samples: Sequence[Sample], *, batch: int, device: torch.device, bf16: bool
