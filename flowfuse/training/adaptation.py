@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.data.transforms import Sample
 from flowfuse.estimator import Estimator
+from flowfuse.events import Events
 from flowfuse.inference.windows import FrameReader, Window, describe_times, estimate_window
 from flowfuse.metrics import event_sharpness, photometric_error
 from flowfuse.model import FlowFuse
@@ -186,7 +187,7 @@ class RecordingValidator:
             "sharpness": event_sharpness(self._events(window), result.flow, window.t0, window.t1),
         }
 
-    def _events(self, window: Window):
+    def _events(self, window: Window) -> Events:
         return self._pairs.recording.events(window.t0, window.t1)
 
 
