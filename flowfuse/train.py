@@ -26,11 +26,12 @@ from flowfuse import distributed
 from flowfuse.checkpoint import resolve_checkpoint
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.training.adaptation import compare
-from flowfuse.training.samples import recording_of
+from flowfuse.training.devices import own_device
 from flowfuse.training.settings import PROGRAM, RunOptions, TrainConfig, read_command_line
+from flowfuse.training.sources import make_pool
 from flowfuse.training.state import RunDirectory, TrainingState, count_parameters
 from flowfuse.training.stopping import StopRequest
-from flowfuse.training.trainer import NotFiniteError, Trainer, make_pool, own_device
+from flowfuse.training.trainer import NotFiniteError, Trainer
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if state.step < config.steps:
         _tell(f"stopped after step {state.step}, checkpoint saved; --resume goes on from there")
         return INTERRUPTED if stop.requested else 0
-    if processes.is_first and recording_of(config.data) is not None:
+    if processes.is_first and config.source == "recording":
         _tell(compare(run.validation))
     _tell(f"done: step {state.step}; the model is {run.model}")
     return 0

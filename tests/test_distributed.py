@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from flowfuse import distributed, train
 from flowfuse.losses import masked_mean
-from flowfuse.training import trainer
+from flowfuse.training import devices, trainer
 
 ROOT = Path(__file__).parent.parent  # where -m finds the package, installed or not
 RECIPE = """
@@ -287,14 +287,14 @@ def test_half_an_environment_is_refused(monkeypatch, tmp_path, capsys):
 
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
-    monkeypatch.setattr(trainer, "select_device", torch.device)
-    assert trainer.own_device("cuda:3") == torch.device("cuda:3")
+    monkeypatch.setattr(devices, "select_device", torch.device)
+    assert devices.own_device("cuda:3") == torch.device("cuda:3")
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
-    assert trainer.own_device("cuda") == torch.device("cuda:1")
-    assert trainer.own_device("cpu") == torch.device("cpu")
+    assert devices.own_device("cuda") == torch.device("cuda:1")
+    assert devices.own_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="'cuda:3' is one GPU, and 8 processes take one each"):
-        trainer.own_device("cuda:3")
+        devices.own_device("cuda:3")
 
 
 def test_a_group_of_the_callers_own_changes_nothing(monkeypatch):

@@ -366,7 +366,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
             "model.safetensors has model.bins = 2, this training 3: its weights cannot begin it",
         ),
         (["-o", "{new}", "--data", "scenes:fats"], "unknown preset 'fats'"),
-        (["-o", "{new}", "--data", "dsec"], "data must be generated scenes"),
+        (["-o", "{new}", "--data", "dsec"], "data must be scenes:PRESET, scenes:A=2,B=1,"),
         (["-o", "{new}", "--data", "scenes:fast=-1"], "weight of fast must be positive"),
         (["-o", "{new}", "--augment.flip", "2"], r"flip must be in [0, 1], got 2"),
         (["-o", "{new}", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
@@ -536,11 +536,7 @@ def test_the_final_stage_numbers_on_with_its_own_crop_and_batch():
     assert config.plan() == samples.StepPlan(8, (128, 160), 4, (144, 160), 4)
 
 
-def test_parse_data():
-    assert samples.parse_data("scenes:fast") == {"fast": 1.0}
-    assert samples.parse_data("scenes:fast=2, blur=0.5") == {"fast": 2.0, "blur": 0.5}
-    with pytest.raises(ValueError, match="named twice"):
-        samples.parse_data("scenes:fast,fast")
+def test_seeds_of_held_out_scenes_are_refused():
     with pytest.raises(ConfigError, match="kept for the held-out"):
         settings.read_command_line(["-o", "x", "--seed", str(samples.VALIDATION_SEED)])
 

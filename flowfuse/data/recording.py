@@ -301,6 +301,11 @@ def open_recording(
     return Recording(directory, event_file, frame_source)
 
 
+def _refuse(calibration: str | os.PathLike | None, reason: str) -> None:
+    if calibration is not None:
+        raise ValueError(f"{calibration}: no calibration file is taken here: {reason}")
+
+
 def _find_events(directory: Path) -> Path | None:
     found = [p for p in (directory / f"events{s}" for s in EVENT_SUFFIXES) if p.is_file()]
     if len(found) > 1:

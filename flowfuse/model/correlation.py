@@ -100,8 +100,8 @@ class WindowMatching(nn.Module):
         offsets = np.concatenate([window * 2**level for level in range(levels)], axis=1)
         # Second differences of P_0 = 0, P_1 .. P_n: zero for uniform motion.
         bend = np.diff(np.eye(degree + 1, dtype=np.float32), 2, axis=0)[:, 1:]
-        self.register_buffer("offsets", torch.from_numpy(offsets), persistent=False)
-        self.register_buffer("stiffness", torch.from_numpy(bend.T @ bend), persistent=False)
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+        self.register_buffer("stiffness", torch.tensor(bend.T @ bend), persistent=False)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.log_trust = nn.Parameter(torch.zeros(()))
         self.log_stiffness = nn.Parameter(torch.tensor(-2.0))

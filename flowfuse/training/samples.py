@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowfuse import distributed
-from flowfuse.data.presets import PRESETS
 from flowfuse.data.transforms import AugmentConfig, Sample, augment, crop_centre
 from flowfuse.model import ModelInputs
 
@@ -29,52 +27,6 @@ VALIDATION_SEED = 2_000_000_011
 TEST_SEED = 3_000_000_019
 # Streams of draws from one seed.
 _ORDER, _VARIATION = 1, 2
-_SCENES = "scenes:"
-_RECORDING = "recording:"
-
-
-def parse_data(text: str) -> dict[str, float]:
-    """Read what to train on.
-
-    Args:
-        text: "scenes:fast", or a mixture with weights, "scenes:fast=2,blur=1".
-
-    Returns:
-        {preset: weight}, in the given order.
-
-    Raises:
-        ValueError: another source, an unknown preset, or a weight that is no positive number.
-    """
-    if not text.startswith(_SCENES):
-        raise ValueError(
-            f"data must be generated scenes, {_SCENES}PRESET or {_SCENES}A=2,B=1, "
-            f"or {_RECORDING}PATH, got {text!r}"
-        )
-    weights: dict[str, float] = {}
-    for part in text.removeprefix(_SCENES).split(","):
-        name, _, weight = part.strip().partition("=")
-        if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"data: unknown preset {name!r} in {text!r}; known: {known}")
-        if name in weights:
-            raise ValueError(f"data: preset {name} is named twice in {text!r}")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            raise ValueError(f"data: weight of {name} must be a number, got {weight!r}") from None
-        if not 0 < weights[name] < float("inf"):
-            raise ValueError(f"data: weight of {name} must be positive, got {weight}")
-    return weights
-
-
-def recording_of(data: str) -> Path | None:
-    """The path in "recording:PATH"; None for data of another kind."""
-    return Path(data.removeprefix(_RECORDING)) if data.startswith(_RECORDING) else None
-
-
-def data_of(recording: Path) -> str:
-    """What `recording_of` reads, good in any working directory."""
-    return f"{_RECORDING}{recording.absolute()}"
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> ModelInputs:

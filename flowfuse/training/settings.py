@@ -31,10 +31,8 @@ from flowfuse.training.samples import (
     TEST_SEED,
     VALIDATION_SEED,
     StepPlan,
-    data_of,
-    parse_data,
-    recording_of,
 )
+from flowfuse.training.sources import data_of, parse_data
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -51,8 +49,9 @@ class TrainConfig:
         loss: weights of the losses against the truth.
         self_loss: weights of the losses without truth.
         augment: how samples are varied.
-        data: generated scenes to train on: scenes:PRESET, or a mixture, scenes:fast=2,blur=1; or
-            a recording without truth: recording:PATH.
+        data: what to train on: generated scenes (scenes:PRESET, or a mixture,
+            scenes:fast=2,blur=1), dsec:ROOT, mvsec:PATH, or a recording without truth,
+            recording:PATH.
         held_out: share of a recording's frame pairs, the last ones, to measure on.
         scenes: size of the pool of generated scenes.
         scene_size: height and width of the scenes, px.
@@ -140,6 +139,7 @@ class TrainConfig:
             raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.seed in (VALIDATION_SEED, TEST_SEED):
             raise ValueError(f"seed {self.seed} is kept for the held-out scenes")
+        parse_data(self.data)
         for name in ("crop", "final_crop"):
             self._check_crop(name)
         if self.final_share > 0 and self.overfit:
@@ -156,13 +156,16 @@ class TrainConfig:
                 f"scene_device {self.scene_device} needs workers = 0, got {self.workers}: "
                 "a forked process cannot use the GPU"
             )
-        if recording_of(self.data) is None:
-            parse_data(self.data)
-        elif self.supervision != "self" or self.overfit:
+        if self.source == "recording" and (self.supervision != "self" or self.overfit):
             raise ValueError(
                 f"data {self.data} has no truth: it needs supervision = self and overfit = 0, "
                 f"got {self.supervision} and {self.overfit}"
             )
+
+    @property
+    def source(self) -> str:
+        """The kind of the data, one of :data:`flowfuse.training.sources.KINDS`."""
+        return parse_data(self.data)[0]
 
     def plan(self) -> StepPlan:
         """Say which samples make which step."""
@@ -182,7 +185,7 @@ class TrainConfig:
             raise ValueError(
                 f"{name} must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {crop}"
             )
-        if recording_of(self.data) is not None:  # not read yet
+        if self.source != "scenes":  # its size is not known yet
             return
         if any(c > s for c, s in zip(crop, self.scene_size, strict=True)):
             raise ValueError(f"{name} {crop} must not be larger than scene_size {self.scene_size}")

@@ -6,35 +6,26 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from flowfuse import distributed
 from flowfuse.config import config_to_dict
-from flowfuse.data.dataset import SceneDataset
-from flowfuse.data.transforms import Sample, crop_centre, with_present
-from flowfuse.estimator import select_device
 from flowfuse.losses import masked_mean, supervised_loss
 from flowfuse.self_supervision import self_supervised_loss
 from flowfuse.training.adaptation import RecordingPairs, RecordingValidator
 from flowfuse.training.log import TrainingLog
 from flowfuse.training.samples import (
-    VALIDATION_SEED,
     StepSamples,
     batches,
     model_inputs,
-    parse_data,
-    recording_of,
 )
 from flowfuse.training.settings import TrainConfig
+from flowfuse.training.sources import Pool, validation_samples
 from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
 from flowfuse.training.validation import Validator
-
-Pool = Dataset | list[Sample]
 
 
 class NotFiniteError(RuntimeError):
@@ -48,7 +39,7 @@ class Trainer:
         config: how to train.
         run: where everything is written.
         state: what is trained, at the step to go on from.
-        pool: what is trained on; see :func:`make_pool`.
+        pool: what is trained on; see :func:`flowfuse.training.sources.make_pool`.
     """
 
     def __init__(
@@ -215,78 +206,3 @@ class Trainer:
     def _last_checkpoint(self) -> str:
         saved = self.run.checkpoints()
         return f"the last checkpoint is {saved[-1]}" if saved else "there was no checkpoint yet"
-
-
-def scene_device(config: TrainConfig) -> torch.device:
-    """Where scenes are rendered; worker processes, which are forked, cannot use a GPU."""
-    forked = config.workers > 0 and config.scene_device == "auto"
-    return own_device("cpu" if forked else config.scene_device)
-
-
-def make_pool(config: TrainConfig) -> Pool:
-    """Make what a configuration trains on: scenes, or pairs of a recording.
-
-    Raises:
-        FileNotFoundError: there is no such recording.
-        ValueError: it cannot be learned from, or is smaller than the crops.
-    """
-    path = recording_of(config.data)
-    if path is None:
-        return make_scenes(config, config.seed, config.overfit or config.scenes)
-    pairs = RecordingPairs(path, config.held_out, config.model.slices, config.model.bins)
-    size = (pairs.recording.height, pairs.recording.width)
-    plan = config.plan()
-    for name, crop in (("crop", plan.crop), ("final_crop", plan.final_crop)):
-        if any(c > s for c, s in zip(crop, size, strict=True)):
-            raise ValueError(f"{name} {crop} must not be larger than the frames of {path}, {size}")
-    return pairs
-
-
-def make_scenes(config: TrainConfig, seed: int, count: int) -> Pool:
-    """Make the pool of scenes that a configuration asks for; those of `overfit` in memory."""
-    height, width = config.crop if config.overfit else config.scene_size
-    scenes = SceneDataset(
-        parse_data(config.data),
-        seed=seed,
-        count=count,
-        height=height,
-        width=width,
-        slices=config.model.slices,
-        bins=config.model.bins,
-        cache=None if config.cache is None else Path(config.cache),
-        device=scene_device(config),
-    )
-    return [scenes[i] for i in range(count)] if config.overfit else scenes
-
-
-def validation_samples(config: TrainConfig, pool: Pool) -> list[Sample]:
-    """Make the scenes to validate on; of several processes, each has its own.
-
-    Args:
-        config: how many, and of what kind.
-        pool: the scenes trained on, which `overfit` validates on.
-    """
-    processes = distributed.this()
-    count = config.overfit or config.validation_scenes
-    chosen = range(count)[processes.rank :: processes.count]
-    if config.overfit:
-        return [crop_centre(pool[i], config.crop) for i in chosen]
-    scenes = make_scenes(config, VALIDATION_SEED, count)
-    return [with_present(scenes[i]) for i in chosen]
-
-
-def own_device(name: str) -> torch.device:
-    """Check that this process can use a device; of several, each takes the GPU of its number.
-
-    Raises:
-        ValueError: there is no such device, or one GPU is named for several processes.
-    """
-    device, processes = select_device(name), distributed.launched()
-    if processes.count == 1 or device.type == "cpu":
-        return device
-    if device.index is not None:
-        raise ValueError(
-            f"device '{name}' is one GPU, and {processes.count} processes take one each: "
-            "use device 'cuda'"
-        )
-    return select_device(f"cuda:{processes.local_rank}")
