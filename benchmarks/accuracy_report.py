@@ -34,6 +34,8 @@ ranks as the errors do. DIS, Farneback and zero know no path: theirs is straight
 def as_markdown(report: Mapping) -> str:
     """Format a report, as accuracy.py makes it or as its JSON holds it."""
     lines = [what_ran(report), "", EXPLAINED]
+    if report["sets"]:
+        lines += ["", "## EPE of all sets, px", "", *summary(report["sets"])]
     for result in report["sets"]:
         lines += ["", f"## {result['name']}", "", result["what"], ""]
         lines += table(result["rows"], FLOW, with_interval={"epe"})
@@ -50,6 +52,15 @@ def as_markdown(report: Mapping) -> str:
     for name, sweep in report["sweeps"].items():
         lines += ["", f"## EPE by {name}", "", *sweep_table(sweep)]
     return "\n".join(lines) + "\n"
+
+
+def summary(sets: Sequence[Mapping]) -> list[str]:
+    """EPE of every row on every set: what a reader looks for first."""
+    lines = head(["", *(result["name"] for result in sets)])
+    for name in sets[0]["rows"]:
+        values = [result["rows"][name]["measures"].get("epe") for result in sets]
+        lines.append(line([name, *(cell(value, 2, limits=False) for value in values)]))
+    return lines
 
 
 def what_ran(report: Mapping) -> str:

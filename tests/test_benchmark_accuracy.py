@@ -457,6 +457,8 @@ def test_the_command_writes_report_and_pictures(
     assert text in capsys.readouterr().out
     assert "## slow" in text and "## moved" in text and "## EPE by displacement" in text
     assert "nan" not in text
+    zero = scenes["rows"]["zero"]["measures"]["epe"]["value"]
+    assert "|  | slow | moved |\n" in text and f"| zero | {zero:.2f} | 2.00 |\n" in text
     for name in ("slow-best.png", "slow-worst.png", "moved-best.png"):
         assert f"today/{name}" in text
         assert cv2.imread(str(output / name)).shape[1] > 5 * 80

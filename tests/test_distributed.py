@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from flowfuse import distributed, train
 from flowfuse.losses import masked_mean
-from flowfuse.training import devices, trainer
+from flowfuse.training import devices
 
 ROOT = Path(__file__).parent.parent  # where -m finds the package, installed or not
 RECIPE = """
