@@ -330,7 +330,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{run}", "--resume", "--model.hidden", "16"], "model.hidden = 8; 16 cannot go on"),
         (["-o", "{recipe}/x"], ": Not a directory"),
         (["-o", "{run}", "--resume", "--steps", "9"], "what the run has done, 16, got 9"),
-        (["-o", "{new}", "--config", "absent"], "of that name (shipped: adapt, nano, small)"),
+        (["-o", "{new}", "--config", "absent"], "of that name (shipped: adapt, dsec, nano, small)"),
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
         (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
         (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),
@@ -465,7 +465,8 @@ def test_settings_from_recipe_and_command_line(recipe):
 
 def test_shipped_recipes():
     for path in settings.RECIPES.glob("*.yaml"):
-        config, _ = settings.read_command_line(["--config", path.stem, "-o", "x"])
+        data = ["--data", "dsec:there"] if path.stem == "dsec" else []
+        config, _ = settings.read_command_line(["--config", path.stem, "-o", "x", *data])
         assert config.model.name in CONFIGS
 
 
@@ -539,6 +540,15 @@ def test_the_final_stage_numbers_on_with_its_own_crop_and_batch():
 def test_seeds_of_held_out_scenes_are_refused():
     with pytest.raises(ConfigError, match="kept for the held-out"):
         settings.read_command_line(["-o", "x", "--seed", str(samples.VALIDATION_SEED)])
+
+
+def test_a_recipe_may_need_the_command_line(tmp_path):
+    """Its crops fit the frames of DSEC, not the scenes that are the default."""
+    arguments = ["--config", "dsec", "-o", str(tmp_path / "run")]
+    config, _ = settings.read_command_line([*arguments, "--data", "dsec:there"])
+    assert config.source == "dsec" and config.crop == (288, 384) and config.init == "small"
+    with pytest.raises(ConfigError, match=r"dsec.yaml: crop \(288, 384\) must not be larger"):
+        settings.read_command_line(arguments)
 
 
 def test_training_without_truth(recipe, tmp_path):

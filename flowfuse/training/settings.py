@@ -274,8 +274,11 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         values["model"] = _expand_model(options.model, "--model")
     else:
         values["model"] = _expand_model(values.get("model", "small"), where)
-    base = config_from_dict(TrainConfig, values, where=where)
-    config = config_from_dict(TrainConfig, overlay(config_to_dict(base), given))
+    try:
+        config = config_from_dict(TrainConfig, overlay(values, given))
+    except ConfigError:
+        config_from_dict(TrainConfig, values, where=where)  # names the recipe where it is at fault
+        raise
     return config, RunOptions(output, options.resume, options.stop_after_minutes)
 
 
