@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.data.dsec_writer import FLOW_STEP, LAYOUTS, write_sequence
+from flowfuse.data.dsec_files import FLOW_STEP
+from flowfuse.data.dsec_writer import LAYOUTS, write_sequence
 from flowfuse.data.scenes import PRESETS, generate_scene
 from flowfuse.estimator import select_device
 

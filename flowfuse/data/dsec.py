@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from flowfuse.data.dsec_files import (
+    FLOW_STEP,
     DsecFiles,
     find_sequence,
     list_sequences,
@@ -32,7 +33,6 @@ from flowfuse.data.frame_files import list_images, read_image
 from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
 
-FLOW_STEP = 2  # frames between the ends of a flow map: 100 ms of a camera at 20 Hz
 TIME_TOLERANCE = 1000  # us between the stamps of a frame and of what refers to it; frames: 50 ms
 _CHUNK_CACHE = 1 << 24  # bytes per data set: the default of HDF5 is below the chunks of long files
 # A window may reach this far beyond the first and last event before it counts as not recorded, us.

@@ -7,16 +7,15 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.dsec import DsecSequence
 from flowfuse.data.dsec_files import DsecFiles, list_sequences
+from flowfuse.data.pairs import pair_inputs
 from flowfuse.geometry import inside, pixel_grid
-from flowfuse.model.inputs import event_window, slice_events, sum_events
+from flowfuse.model.inputs import event_window
 
 # The training sequences that have true flow.
 FLOW_SEQUENCES = (
@@ -60,38 +59,22 @@ def flow_sample(
         slices, bins: see :func:`flowfuse.model.inputs.slice_events`.
 
     Returns:
-        What :func:`flowfuse.data.dataset.scene_sample` returns, with one time, tau = 1. ``valid``
-        is where there is truth; the flow is 0 elsewhere. ``occluded`` covers, beside what leaves
-        the image, all pixels without truth, where nothing can be matched. ``boundary`` is NaN:
-        unknown.
+        What :func:`flowfuse.data.dataset.scene_sample` returns, with one time, tau = 1, and
+        ``present``. ``valid`` is where there is truth; the flow is 0 elsewhere. ``occluded``
+        covers, beside what leaves the image, all pixels without truth, where nothing can be
+        matched. ``boundary`` is NaN: unknown.
     """
-    t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
-    exposures = [None, None]
-    if sequence.exposures is not None:
-        exposures = [int(end - start) for start, end in sequence.exposures[[first, last]]]
-    size = {"height": sequence.height, "width": sequence.width}
-    events = sequence.events(*event_window(t0, t1, slices, *exposures))
     flow, valid = (torch.from_numpy(values)[None] for values in sequence.truth(first))
+    size = {"height": sequence.height, "width": sequence.width}
     seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
-    frames = [_gray(sequence.frame(i)) for i in (first, last)]
     return {
-        "slices": slice_events(events, t0, t1, slices=slices, bins=bins, **size),
-        "frame0": frames[0],
-        "frame1": frames[1],
-        "event_sum": sum_events(events, t0, t1, *exposures, **size),
-        "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
+        **pair_inputs(sequence, first, last, slices=slices, bins=bins),
         "tau": torch.ones(1),
         "flow": flow,
         "valid": valid,
         "occluded": ~(valid & seen),
         "boundary": torch.full((2, *valid.shape[1:]), torch.nan),
     }
-
-
-def _gray(frame: np.ndarray) -> Tensor:
-    """[1, H, W] float32 in [0, 1]."""
-    gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    return torch.from_numpy(gray)[None].float() / 255
 
 
 class DsecDataset(Dataset):

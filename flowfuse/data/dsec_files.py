@@ -54,6 +54,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 SPLITS = ("train", "test")
+FLOW_STEP = 2  # frames between the ends of a flow map: 100 ms of a camera at 20 Hz
 _BULK = {f"{split}_{place[0]}" for split in SPLITS for place in PLACES.values()}
 # Folders of the schedules; the first is how the download is spelled in places.
 _SCHEDULES = (

@@ -15,14 +15,13 @@ import numpy as np
 import yaml
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.dsec_files import PLACES, find_sequence
+from flowfuse.data.dsec_files import FLOW_STEP, PLACES, find_sequence
 from flowfuse.events import Events
 from flowfuse.flow_io import write_flow
 from flowfuse.visualize import as_rgb, write_image
 
 Layout = Literal["merged", "bulk", "per_file"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
-FLOW_STEP = 2  # frames from the begin to the end of a flow map
 Matrix = tuple[tuple[float, ...], ...]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.mvsec import MvsecRecording
-from flowfuse.model.inputs import event_window, slice_events, sum_events
+from flowfuse.data.pairs import pair_inputs
 
 
 class MvsecDataset(Dataset):
@@ -62,6 +62,7 @@ class MvsecDataset(Dataset):
             What :func:`flowfuse.data.dataset.scene_sample` returns, where
 
             exposure: [2] zeros, unknown.
+            present: [3], what there is: at the begin of a recording there is no history.
             tau: [1]: 1, the only time with truth.
             flow: [1, 2, H, W]; 0 where not valid.
             valid: [1, H, W].
@@ -74,17 +75,9 @@ class MvsecDataset(Dataset):
         recording, first = self.recording, self.starts[index]
         second = first + self.step
         t0, t1 = (int(recording.frame_times[i]) for i in (first, second))
-        start, end = event_window(t0, t1, self.slices, None, None)
-        window = (recording.events(max(start, 0), end), t0, t1)
-        size = {"height": recording.height, "width": recording.width}
         flow, valid = (torch.from_numpy(part) for part in recording.maps.between(t0, t1))
-        frames = [torch.from_numpy(recording.frame(i)).float()[None] / 255 for i in (first, second)]
         return {
-            "slices": slice_events(*window, slices=self.slices, bins=self.bins, **size),
-            "frame0": frames[0],
-            "frame1": frames[1],
-            "event_sum": sum_events(*window, None, None, **size),
-            "exposure": torch.zeros(2),
+            **pair_inputs(recording, first, second, slices=self.slices, bins=self.bins),
             "tau": torch.ones(1),
             "flow": flow[None],
             "valid": valid[None],

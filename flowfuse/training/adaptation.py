@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from flowfuse.data.pairs import pair_inputs
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.data.transforms import Sample
 from flowfuse.estimator import Estimator
@@ -22,7 +23,6 @@ from flowfuse.events import Events
 from flowfuse.inference.windows import FrameReader, Window, describe_times, estimate_window
 from flowfuse.metrics import event_sharpness, photometric_error
 from flowfuse.model import FlowFuse
-from flowfuse.model.inputs import event_window, slice_events, sum_events
 from flowfuse.result import Result
 from flowfuse.visualize import (
     colour_flow,
@@ -93,23 +93,8 @@ class RecordingPairs(Dataset):
         return len(self.learned)
 
     def __getitem__(self, index: int) -> Sample:
-        window, recording = self.learned[index], self.recording
-        reader, (t0, t1) = FrameReader(recording), (window.t0, window.t1)
-        exposures = reader.exposures(window)
-        start, end = event_window(t0, t1, self._slices, *exposures)
-        events = recording.events(max(start, 0), end)
-        fires = len(events.slice_time(t0, t1)) > 0
-        history = fires and int(events.t[0]) < t0
-        frames = [torch.from_numpy(_gray(f)).float()[None] / 255 for f in reader.frames(window)]
-        size = {"height": recording.height, "width": recording.width}
-        return {
-            "slices": slice_events(events, t0, t1, slices=self._slices, bins=self._bins, **size),
-            "frame0": frames[0],
-            "frame1": frames[1],
-            "event_sum": sum_events(events, t0, t1, *exposures, **size),
-            "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
-            "present": torch.tensor([True, fires, history]).float(),
-        }
+        first, last = self.learned[index].frames
+        return pair_inputs(self.recording, first, last, slices=self._slices, bins=self._bins)
 
 
 class RecordingValidator:
