@@ -19,23 +19,17 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from flowfuse.data.dsec_dataset import FLOW_SEQUENCES
+from flowfuse.inference.dsec_submission import TEST_SEQUENCES
+
 ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"
-TRAIN = (
-    "thun_00_a zurich_city_01_a zurich_city_02_a zurich_city_02_c zurich_city_02_d "
-    "zurich_city_02_e zurich_city_03_a zurich_city_05_a zurich_city_05_b zurich_city_06_a "
-    "zurich_city_07_a zurich_city_08_a zurich_city_09_a zurich_city_10_a zurich_city_10_b "
-    "zurich_city_11_a zurich_city_11_b zurich_city_11_c"
-).split()  # the training sequences with true flow
-TEST = (
-    "interlaken_00_b interlaken_01_a thun_01_a thun_01_b zurich_city_12_a zurich_city_14_c "
-    "zurich_city_15_a"
-).split()
 # What the names of a part's files end with, and where in the sequence's directory they go.
 PARTS = {
     "events": {"events_left.zip": "events/left"},
@@ -131,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(arguments: argparse.Namespace) -> list[Item]:
     """List the files asked for."""
-    known = TRAIN if arguments.split == "train" else TEST
+    known = FLOW_SEQUENCES if arguments.split == "train" else tuple(TEST_SEQUENCES)
     sequences = arguments.sequences or known
     unknown = [name for name in sequences if name not in known]
     if unknown:
@@ -284,7 +278,7 @@ def unpack(archive: Path, item: Item) -> None:
                     open(item.target / PurePosixPath(member.filename).name, "wb") as target,
                 ):
                     shutil.copyfileobj(source, target, _BLOCK)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
         raise ValueError(
             f"{archive}: damaged ({error}); it was removed, download it again"

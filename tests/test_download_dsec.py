@@ -196,6 +196,15 @@ def test_wrong_sizes_and_damage(tool, server, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
     assert not list((tmp_path / ".downloads").iterdir())
     assert not (tmp_path / "thun_00_a/calibration/.thun_00_a_calibration.zip.unpacked").exists()
+    # Deflated data that begins with a kind of block that there is none of.
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", b"x" * 1000)
+    damaged = bytearray(buffer.getvalue())
+    damaged[30 + len("a")] = 0xFF
+    server.files = {CALIBRATION: bytes(damaged)}
+    assert run(tool, server, tmp_path) == 1
+    assert "damaged (Error -3" in capsys.readouterr().err
     server.files = {CALIBRATION: content}
     assert run(tool, server, tmp_path) == 0
 
@@ -213,7 +222,7 @@ def test_archives_stay_in_their_place(tool, server, tmp_path):
 def test_faults_of_the_command(tool, server, tmp_path, capsys, monkeypatch):
     assert tool.main([str(tmp_path), "--sequences", "interlaken_00_c"]) == 1
     assert "interlaken_00_c: not in the train split, which has thun_00_a" in capsys.readouterr().err
-    assert len(tool.TRAIN) == 18 and len(tool.TEST) == 7
+    assert len(tool.FLOW_SEQUENCES) == 18 and len(tool.TEST_SEQUENCES) == 7
     server.files = {CALIBRATION: b"x" * 100}
     usage = tool.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(tool.shutil, "disk_usage", lambda path: usage._replace(free=10))
