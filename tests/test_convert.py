@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from dsec_cases import write as write_dsec
 
 from flowfuse.data.event_writer import iterate_events, write_event_parts
 from flowfuse.data.recording import open_recording, write_recording
@@ -96,6 +97,21 @@ def test_to_mvsec_and_back(tmp_path, source, capsys):
         (flow, valid), (true_flow, known) = found.truth(index), expected.truth(index)
         np.testing.assert_array_equal(valid, known)
         np.testing.assert_array_equal(flow, true_flow)
+
+
+@pytest.mark.parametrize(
+    ("target", "truth"), [("plain", "plain/flow"), ("a_data.hdf5", "a_gt.hdf5")]
+)
+def test_flow_over_two_frames_is_not_taken_for_flow_to_the_next(tmp_path, capsys, target, truth):
+    sequence = write_dsec(tmp_path / "dsec")
+    assert run(sequence, tmp_path / target) == 0
+    assert "leads to the second next frame" in capsys.readouterr().err
+    assert not (tmp_path / truth).exists()
+    found, expected = open_recording(tmp_path / target), open_recording(sequence)
+    assert found.truth(0) is None and expected.truth(0) is not None
+    np.testing.assert_array_equal(found.frame_times, expected.frame_times)
+    span = (0, int(expected.time_range[1]) + 1)
+    check(found.events(*span), expected.events(*span))
 
 
 @pytest.mark.parametrize("kind", ["h5", "dsec", "npz", "txt", "csv"])

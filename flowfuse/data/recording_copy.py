@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from flowfuse.atomic import atomic_directory
+from flowfuse.data.dsec import DsecSequence
 from flowfuse.data.event_writer import EVENT_FORMATS, iterate_events, write_event_parts
 from flowfuse.data.mvsec import DATA_SUFFIX
 from flowfuse.data.mvsec_writer import write_mvsec
@@ -18,9 +19,11 @@ from flowfuse.data.recording import Recording
 from flowfuse.data.recording_writer import write_frames
 from flowfuse.flow_io import tau_directory, write_flow
 
+Source = Recording | DsecSequence
+
 
 def copy_recording(
-    recording: Recording, path: str | os.PathLike, *, events_format: str = "h5"
+    recording: Source, path: str | os.PathLike, *, events_format: str = "h5"
 ) -> list[str]:
     """Write a recording in another layout, complete or not at all; what it cannot hold is told.
 
@@ -49,7 +52,7 @@ def copy_recording(
     return _copy_to_directory(recording, path, events_format)
 
 
-def _copy_events(recording: Recording, path: Path, events_format: str) -> list[str]:
+def _copy_events(recording: Source, path: Path, events_format: str) -> list[str]:
     if path.exists():
         raise ValueError(f"{path}: exists already")
     if not recording.has_events:
@@ -63,7 +66,7 @@ def _copy_events(recording: Recording, path: Path, events_format: str) -> list[s
     return [f"{path}: {count} events"]
 
 
-def _copy_to_directory(recording: Recording, path: Path, events_format: str) -> list[str]:
+def _copy_to_directory(recording: Source, path: Path, events_format: str) -> list[str]:
     size, count, lines = (recording.height, recording.width), len(recording.frame_times), []
     with atomic_directory(path) as directory:
         if recording.has_events:
@@ -78,7 +81,7 @@ def _copy_to_directory(recording: Recording, path: Path, events_format: str) -> 
             write_frames(directory, frames, recording.frame_times, recording.exposures)
             lines.append(f"{path / 'images'}: {count} frames")
         fields = 0
-        for tau in (*recording.truth_times, 1.0):
+        for tau in (*recording.truth_times, 1.0) if _fits_truth(recording, path) else ():
             target = directory / "flow" if tau == 1 else tau_directory(directory / "flow_at", tau)
             for index in range(count - 1):
                 truth = recording.truth_at(index, tau)
@@ -91,7 +94,7 @@ def _copy_to_directory(recording: Recording, path: Path, events_format: str) -> 
     return lines
 
 
-def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
+def _copy_to_mvsec(recording: Source, path: Path) -> list[str]:
     if path.exists():
         raise ValueError(f"{path}: exists already")
     if not recording.has_frames or not recording.has_events:
@@ -103,7 +106,9 @@ def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
             f"{path}: MVSEC holds no true flow at times in between, it is left out", stacklevel=3
         )
     count = len(recording.frame_times)
-    has_truth = any(recording.truth(i) is not None for i in range(count - 1))
+    has_truth = _fits_truth(recording, path) and any(
+        recording.truth(i) is not None for i in range(count - 1)
+    )
     prefix = str(path).removesuffix(DATA_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mvsec(
@@ -118,7 +123,20 @@ def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
     return [f"{path}: events, {count} frames", *truth]
 
 
-def _gray(recording: Recording, index: int) -> np.ndarray:
+def _fits_truth(recording: Source, path: Path) -> bool:
+    """Whether true flow leads to the next frame; warns where it leads further, as DSEC's does."""
+    if not isinstance(recording, DsecSequence):
+        return True
+    if any(recording.truth(first) is not None for first, _ in recording.frame_pairs):
+        warnings.warn(
+            f"{path}: the true flow of {recording.path} leads to the second next frame, which no "
+            "other layout holds; it is left out",
+            stacklevel=4,
+        )
+    return False
+
+
+def _gray(recording: Source, index: int) -> np.ndarray:
     frame = recording.frame(index)
     if frame.ndim == 3:
         if index == 0:
@@ -127,7 +145,7 @@ def _gray(recording: Recording, index: int) -> np.ndarray:
     return frame
 
 
-def _maps(recording: Recording, path: Path) -> Iterator[np.ndarray]:
+def _maps(recording: Source, path: Path) -> Iterator[np.ndarray]:
     """One map per frame; 0 where there is no truth, as after the last frame."""
     lost = 0
     for index in range(len(recording.frame_times)):
