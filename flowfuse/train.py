@@ -1,6 +1,7 @@
-"""flowfuse-train: train a model on generated scenes, or adapt one to a recording.
+"""flowfuse-train: train a model on generated scenes, DSEC or MVSEC, or adapt one to a recording.
 
     flowfuse-train --model small --data scenes:fast --steps 20000 -o runs/small
+    flowfuse-train --config dsec --data dsec:ROOT -o runs/dsec
     flowfuse-train --config recipe.yaml --learning-rate 2e-4 -o runs/mine
     flowfuse-train -o runs/mine --resume
     flowfuse-train --self-supervised RECORDING -o runs/adapted

@@ -17,7 +17,8 @@ from flowfuse.ops import voxelize
 HOT_COUNT = 16.0
 HOT_RATIO = 8.0
 CLIP = 3.0
-# Every so manieth pixel, row after row: a prime number, so that no image's columns are skipped.
+# Every so manieth pixel, row after row. A prime number: only in images whose width is a multiple of
+# it are these the same columns in every row.
 PERCENTILE_STEP = 13
 
 
