@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from accuracy_statistics import Facts
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from flowfuse.data.camera import srgb_to_linear
 from flowfuse.data.dataset import SceneDataset
+from flowfuse.data.frame_files import as_gray
 from flowfuse.data.recording import open_recording
 from flowfuse.data.scenes import Scene
 from flowfuse.data.transforms import Sample, with_present
@@ -78,7 +78,7 @@ class Case(ABC):
     @property
     def gray(self) -> list[np.ndarray]:
         """Both frames as uint8 [H, W]."""
-        return [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in self.frames]
+        return [as_gray(frame) for frame in self.frames]
 
     @property
     def events_between(self) -> Events:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from flowfuse.atomic import atomic_directory
 from flowfuse.data.camera import srgb_to_linear
 from flowfuse.data.event_writer import write_event_parts
-from flowfuse.data.frame_files import FrameSource, list_images, open_frames
+from flowfuse.data.frame_files import FrameSource, as_gray, list_images, open_frames
 from flowfuse.data.recording_writer import write_frames
 from flowfuse.data.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
@@ -113,18 +113,13 @@ def estimate_motion(frames: FrameSource) -> float:
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     fastest = 0.0
     for index in chosen.tolist():
-        pair = [gray(frames.read(i)) for i in (index, index + 1)]
+        pair = [as_gray(frames.read(i)) for i in (index, index + 1)]
         scale = max(1.0, pair[0].shape[1] / _WIDTH)
         size = [max(16, round(side / scale)) for side in pair[0].shape[::-1]]
         small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in pair]
         flow = estimator.calc(*small, None) * scale
         fastest = max(fastest, float(np.percentile(np.hypot(*np.moveaxis(flow, 2, 0)), _FASTEST)))
     return fastest
-
-
-def gray(frame: np.ndarray) -> np.ndarray:
-    """uint8 [H, W]."""
-    return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 def simulate(
@@ -135,14 +130,14 @@ def simulate(
 
     def images() -> Iterator[np.ndarray]:
         for index in tqdm(indices, unit=" frames", disable=None):
-            yield srgb_to_linear(gray(frames.read(index)))
+            yield srgb_to_linear(as_gray(frames.read(index)))
 
     size = frames.read(0).shape[:2]
     device = select_device(arguments.device)
     with atomic_directory(output) as directory:
         parts = stream_events(images(), frames.times, config, arguments.seed, device=device)
         count = write_event_parts(directory / "events.h5", parts, size)
-        write_frames(directory, (gray(frames.read(i)) for i in indices), frames.times, None)
+        write_frames(directory, (as_gray(frames.read(i)) for i in indices), frames.times, None)
     return count
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from flowfuse.data.event_writer import iterate_events
+from flowfuse.data.frame_files import as_gray
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 
@@ -181,8 +182,7 @@ def estimate_offset(recording: Recording, reach: int = 50_000, most_pairs: int =
 
 def _log_image(recording: Recording, index: int, factor: int) -> np.ndarray:
     """Log intensity of a frame, reduced."""
-    frame = recording.frame(index)
-    gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    gray = as_gray(recording.frame(index))
     height, width = (side // factor for side in gray.shape)
     whole = gray[: height * factor, : width * factor].astype(np.float32)
     blocks = whole.reshape(height, factor, width, factor).mean(axis=(1, 3))

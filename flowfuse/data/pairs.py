@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowfuse.data.frame_files import as_gray
 from flowfuse.model.inputs import event_window, slice_events, sum_events
 
 if TYPE_CHECKING:
@@ -42,15 +42,14 @@ def pair_inputs(
     size = {"height": recording.height, "width": recording.width}
     return {
         "slices": slice_events(events, t0, t1, slices=slices, bins=bins, **size),
-        "frame0": _gray(recording.frame(first)),
-        "frame1": _gray(recording.frame(last)),
+        "frame0": _picture(recording.frame(first)),
+        "frame1": _picture(recording.frame(last)),
         "event_sum": sum_events(events, t0, t1, *exposures, **size),
         "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
         "present": torch.tensor([True, fires, history]).float(),
     }
 
 
-def _gray(frame: np.ndarray) -> Tensor:
+def _picture(frame: np.ndarray) -> Tensor:
     """uint8 [H, W] or [H, W, 3] -> [1, H, W] float32 in [0, 1]."""
-    gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    return torch.from_numpy(gray)[None].float() / 255
+    return torch.from_numpy(as_gray(frame))[None].float() / 255

@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from flowfuse.atomic import atomic_directory
 from flowfuse.data.dsec import DsecSequence
 from flowfuse.data.event_writer import EVENT_FORMATS, iterate_events, write_event_parts
+from flowfuse.data.frame_files import as_gray
 from flowfuse.data.mvsec import DATA_SUFFIX
 from flowfuse.data.mvsec_writer import write_mvsec
 from flowfuse.data.recording import Recording
@@ -141,8 +141,7 @@ def _gray(recording: Source, index: int) -> np.ndarray:
     if frame.ndim == 3:
         if index == 0:
             warnings.warn("MVSEC holds gray frames: colour is left out", stacklevel=2)
-        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    return frame
+    return as_gray(frame)
 
 
 def _maps(recording: Source, path: Path) -> Iterator[np.ndarray]:

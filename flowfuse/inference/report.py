@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from flowfuse import __version__
 from flowfuse.atomic import atomic_path
+from flowfuse.data.frame_files import as_gray
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.inference.outputs import OutputDirectory
@@ -58,9 +58,7 @@ class RunMetrics:
             frames: both frames, uint8; a gray and a colour one are compared in gray.
         """
         if frames[0].ndim != frames[1].ndim:
-            frames = tuple(
-                f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames
-            )
+            frames = tuple(as_gray(frame) for frame in frames)
         still = np.zeros_like(flow)
         pair: dict[str, Any] = {
             "index": window.index,

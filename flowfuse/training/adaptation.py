@@ -10,11 +10,11 @@ import csv
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from flowfuse.data.frame_files import as_gray
 from flowfuse.data.pairs import pair_inputs
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.data.transforms import Sample
@@ -165,7 +165,7 @@ class RecordingValidator:
         return estimate_window(estimator, recording, FrameReader(recording), window, None)[0]
 
     def _measure(self, result: Result, window: Window) -> dict[str, float]:
-        frames = [_gray(f) for f in FrameReader(self._pairs.recording).frames(window)]
+        frames = [as_gray(f) for f in FrameReader(self._pairs.recording).frames(window)]
         return {
             "photometric": photometric_error(*frames, result.flow),
             "photometric_zero": photometric_error(*frames, np.zeros_like(result.flow)),
@@ -199,8 +199,3 @@ def _spread(windows: list[Window], count: int) -> list[Window]:
     """At most so many of them, evenly spaced."""
     places = np.linspace(0, len(windows) - 1, min(count, len(windows)))
     return [windows[int(place)] for place in places]
-
-
-def _gray(frame: np.ndarray) -> np.ndarray:
-    """uint8 [H, W]: what the network sees of a frame."""
-    return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
