@@ -9,8 +9,9 @@ import yaml
 
 from flowfuse.data.calibration import Calibration, Camera, read_calibration
 from flowfuse.data.event_files import write_events
+from flowfuse.data.frame_files import FrameSource
 from flowfuse.data.recording import open_recording, write_recording
-from flowfuse.data.remapping import invert_map
+from flowfuse.data.remapping import RemappedFrames, invert_map, smooth_to_shrink
 from flowfuse.events import Events
 from flowfuse.infer import main
 
@@ -133,7 +134,9 @@ def test_recordings_of_a_rig_share_one_grid(tmp_path):
     assert len(window) == 1 and window.x.dtype == np.float32
     np.testing.assert_allclose((window.x[0], window.y[0]), (32, 24), atol=0.3)
     backward = RIG.backward_map()
-    expected = cv2.remap(frames[1], backward[..., 0], backward[..., 1], cv2.INTER_LINEAR)
+    # About 130 / 60 px of a frame become one.
+    smooth = smooth_to_shrink(frames[1], np.linalg.norm(backward[24, 33] - backward[24, 32]))
+    expected = cv2.remap(smooth, backward[..., 0], backward[..., 1], cv2.INTER_LINEAR)
     np.testing.assert_allclose(recording.frame(1).astype(int), expected, atol=1)
     wrong = write_rig(tmp_path / "wrong.yaml", events=describe(camera(32, 48, 60.0)))
     with pytest.raises(ValueError, match="calibration of the event camera is of 32 x 48 px"):
@@ -141,6 +144,31 @@ def test_recordings_of_a_rig_share_one_grid(tmp_path):
     wrong = write_rig(tmp_path / "wrong.yaml", frames=describe(camera(80, 60, 65.0)))
     with pytest.raises(ValueError, match=r"is 160 x 120 px, but the calibration .* 80 x 60 px"):
         open_recording(**paths, calibration=wrong)
+
+
+def test_frames_are_smoothed_before_they_are_made_smaller():
+    """Columns of 0 and 255, every second of which is looked up: 0 without smoothing."""
+    stripes = np.tile(np.array([0, 255], np.uint8), (40, 20))
+    y, x = np.mgrid[:20, :20].astype(np.float32)
+    same = RemappedFrames(Still(stripes), np.stack((x, y), axis=2)).read(0)
+    np.testing.assert_array_equal(same, stripes[:20, :20])
+    half = RemappedFrames(Still(stripes), 2 * np.stack((x, y), axis=2)).read(0)
+    # One pixel in two: a Gaussian of 0.5 px, whose weights are 0.106, 0.787, 0.106.
+    assert half[5:15, 5:15].min() == half[5:15, 5:15].max() == pytest.approx(255 * 0.213, abs=1.5)
+
+
+class Still(FrameSource):
+    times = np.array([0])
+    files = ()
+
+    def __init__(self, image):
+        self.image = image
+
+    def read(self, index):
+        return self.image
+
+    def name(self, index):
+        return "still"
 
 
 def test_a_narrow_frame_camera_is_told(tmp_path):

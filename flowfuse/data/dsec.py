@@ -30,6 +30,7 @@ from flowfuse.data.dsec_files import (
 )
 from flowfuse.data.event_files import Hdf5Events
 from flowfuse.data.frame_files import list_images, read_image
+from flowfuse.data.remapping import smooth_to_shrink
 from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
 
@@ -299,12 +300,9 @@ def change_view(image: np.ndarray, view_change: np.ndarray, height: int, width: 
     Returns:
         uint8 [H, W] or [H, W, 3].
     """
-    # One pixel of the view is this many of the image; more than one would alias.
     centre = np.array([[[width / 2, height / 2]], [[width / 2 + 1, height / 2]]])
     ends = cv2.perspectiveTransform(centre, np.linalg.inv(view_change))[:, 0]
-    spread = (float(np.linalg.norm(ends[1] - ends[0])) - 1) / 2
-    if spread > 0.1:
-        image = cv2.GaussianBlur(image, (0, 0), spread)
+    image = smooth_to_shrink(image, float(np.linalg.norm(ends[1] - ends[0])))
     return cv2.warpPerspective(
         image, view_change, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )

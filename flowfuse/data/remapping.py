@@ -18,6 +18,7 @@ from flowfuse.events import Events
 
 _INVERSION_ERROR = 0.02  # px, less than the 1/32 px that cv2.remap interpolates at
 _INVERSION_STEPS = 30
+_LEAST_BLUR = 0.1  # px: below, smoothing changes next to nothing
 _FAR = 30_000.0  # px, outside of every image
 
 
@@ -81,6 +82,8 @@ class RemappedEvents(EventFile):
 class RemappedFrames(FrameSource):
     """Frames whose pixels are taken, bilinearly, from where a map says; outside is black.
 
+    Where the map makes frames smaller, they are smoothed first.
+
     Args:
         source: frames of any size.
         backward: [H, W, 2] float32: for each pixel of the new image, (x, y) in the frame, px.
@@ -92,6 +95,9 @@ class RemappedFrames(FrameSource):
     ) -> None:
         self.source, self._size = source, size
         self.times, self.exposures = source.times, source.exposures
+        row, column = (side // 2 for side in backward.shape[:2])
+        right = min(column + 1, backward.shape[1] - 1)
+        self._step = float(np.linalg.norm(backward[row, right] - backward[row, column]))
         # cv2.remap keeps whole pixels in 16 bits, and knows no NaN.
         position = np.clip(np.nan_to_num(backward, nan=-_FAR), -_FAR, _FAR).astype(np.float32)
         self._x, self._y = (np.ascontiguousarray(part) for part in np.moveaxis(position, 2, 0))
@@ -107,10 +113,22 @@ class RemappedFrames(FrameSource):
                 f"{self.source.name(index)} is {frame.shape[1]} x {frame.shape[0]} px, but the "
                 f"calibration of the frame camera is of {self._size[1]} x {self._size[0]} px"
             )
+        frame = smooth_to_shrink(frame, self._step)
         return cv2.remap(frame, self._x, self._y, cv2.INTER_LINEAR, borderValue=0)
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+
+def smooth_to_shrink(image: np.ndarray, step: float) -> np.ndarray:
+    """Smooth an image that is to be looked up every ``step`` px: finer texture would alias.
+
+    Args:
+        image: [H, W] or [H, W, 3].
+        step: px; up to about 1 (or NaN, unknown) the image stays as it is.
+    """
+    blur = (step - 1) / 2
+    return cv2.GaussianBlur(image, (0, 0), blur) if blur > _LEAST_BLUR else image
 
 
 def invert_map(forward: np.ndarray) -> np.ndarray:
