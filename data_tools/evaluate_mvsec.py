@@ -33,17 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 on an error, which is printed in one line."""
     arguments = build_parser().parse_args(argv)
     try:
-        protocol = find_protocol(arguments.protocol)
         recording = open_mvsec(
             arguments.recording, truth=arguments.truth, undistort=arguments.undistort
         )
+        protocol = choose_protocol(arguments.protocol, recording.sequence, arguments.seconds)
         estimator = load(arguments.model, arguments.device)
-        if arguments.seconds is not None:
-            protocol = replace(
-                protocol,
-                name=f"{protocol.name} (other seconds)",
-                seconds={recording.sequence: arguments.seconds},
-            )
         conditions = describe(recording, protocol, arguments)
         print("\n".join(conditions))
         windows = protocol.windows(recording, arguments.dt, arguments.stride)
@@ -111,6 +105,21 @@ def interval(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}") from None
     return first, last
+
+
+def choose_protocol(name: str, sequence: str, seconds: tuple[float, float] | None) -> Protocol:
+    """A preset; with ``seconds``, its windows lie there, whatever frames and sequences it names."""
+    protocol = find_protocol(name)
+    if seconds is None:
+        return protocol
+    return replace(
+        protocol,
+        name=f"{name} (other seconds)",
+        frames={},
+        starts={},
+        seconds={sequence: seconds},
+        only_listed=False,
+    )
 
 
 def describe(

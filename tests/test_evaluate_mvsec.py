@@ -81,6 +81,19 @@ def test_events_alone_and_the_full_frame(tool, path, capsys, monkeypatch):
     assert "dense, zero flow  per frame          5.000       100.000" in text
 
 
+def test_other_seconds_take_the_place_of_all_that_the_paper_names(tool, path):
+    recording = open_mvsec(path)
+    with pytest.raises(ValueError, match="no window of protocol dceiflow has truth"):
+        tool.choose_protocol("dceiflow", recording.sequence, None).windows(recording)
+    protocol = tool.choose_protocol("dceiflow", recording.sequence, (0.03, 0.1))
+    # Seconds count from the first event, at about 0 ms: frames at 45, 70 and 95 ms lie within.
+    assert [window.index for window in protocol.windows(recording)] == [1, 2]
+    lines = "\n".join(protocol.describe(recording.sequence, 1))
+    assert "(other seconds)" in lines and "windows: 0.03 to 0.1 s after" in lines
+    elsewhere = tool.choose_protocol("eraft45", "outdoor_night1", (0.0, 9.0))
+    assert not elsewhere.only_listed and elsewhere.full_rows == 193
+
+
 def test_crop_of_events(tool):
     events = Events(
         [44, 45, 300, 301, 45], [2, 2, 257, 5, 258], range(5), [1] * 5, height=260, width=346
