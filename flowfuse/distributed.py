@@ -192,6 +192,8 @@ def _guard(collective: Callable[[], Any]) -> None:
     """Run something that needs all processes; gloo and NCCL say by a RuntimeError that one left."""
     try:
         collective()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ProcessLostError(

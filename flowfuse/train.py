@@ -29,7 +29,7 @@ from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.training.adaptation import compare
 from flowfuse.training.devices import own_device
 from flowfuse.training.settings import PROGRAM, RunOptions, TrainConfig, read_command_line
-from flowfuse.training.sources import make_pool
+from flowfuse.training.sources import make_held_out, make_pool
 from flowfuse.training.state import RunDirectory, TrainingState, count_parameters
 from flowfuse.training.stopping import StopRequest
 from flowfuse.training.trainer import NotFiniteError, Trainer
@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_shares(config)
         device = own_device(config.device)
         pool = make_pool(config)
+        held_out = make_held_out(config, pool)
     except (ValueError, OSError) as error:  # the same in every process
         _tell(f"error: {_one_line(error)}")
         return 2
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             StopRequest(deadline, insist=processes.count == 1) as stop,
         ):
             run, state = prepare(config, options, device)
-            with closing(Trainer(config, run, state, pool)) as trainer:
+            with closing(Trainer(config, run, state, pool, held_out)) as trainer:
                 trainer.train(stop)
     except NotFiniteError as error:  # every process has seen it
         _tell(f"error: {error}")

@@ -28,6 +28,9 @@ from flowfuse.model.inputs import slice_events, sum_events
 def test_split_is_by_sequence():
     assert len(set(FLOW_SEQUENCES)) == 18
     assert set(VALIDATION_SEQUENCES) < set(FLOW_SEQUENCES)
+    drives = {name.rpartition("_")[0] for name in VALIDATION_SEQUENCES}
+    trained = set(FLOW_SEQUENCES) - set(VALIDATION_SEQUENCES)
+    assert not drives & {name.rpartition("_")[0] for name in trained}
 
 
 @pytest.fixture(scope="module")

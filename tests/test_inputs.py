@@ -110,3 +110,10 @@ def test_an_absent_slice_becomes_zero_and_has_no_say_in_the_scale():
     slices[0, 1, 0, ::2] = 2.0
     normal = normalize_slices(slices, torch.tensor([[0.0, 1.0]]))
     assert normal[0, 0].abs().max() == 0 and normal[0, 1].max() == 1
+
+
+@pytest.mark.parametrize("width", [26, 143, 30])
+def test_no_column_is_left_out_of_the_scale(width):
+    slices = torch.zeros(1, 1, 1, 64, width)
+    slices[..., 5] = 4.0  # a single edge, along a column
+    assert normalize_slices(slices, torch.ones(1, 1)).max() == 1

@@ -230,7 +230,7 @@ def test_undistortion_moves_events_and_frames_alike(tmp_path, events, path):
     # The new pixel (r, c) shows the raw position (r + 2, c - 0.5): the mean of two pixels.
     frame, before = recording.frame(0).astype(float), make_frames()[0].astype(float)
     np.testing.assert_allclose(frame[5, 7], (before[7, 6] + before[7, 7]) / 2, atol=1)
-    assert (frame[-2:] == 0).all()
+    assert (frame[-2:] == 0).all()  # nothing raw leads there
 
 
 def test_faults_of_undistortion_tables(tmp_path, path):

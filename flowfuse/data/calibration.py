@@ -193,7 +193,7 @@ def apply_calibration(
         if share < LEAST_OVERLAP:
             warnings.warn(
                 f"{name}: the fields of view differ, the frames show {100 * share:.0f} % of the "
-                "event camera's; they are black elsewhere, and the flow there is from events alone",
+                "event camera's; elsewhere their border goes on, and flow is from events alone",
                 stacklevel=3,
             )
         size = (calibration.frames.height, calibration.frames.width)

@@ -80,7 +80,9 @@ class RemappedEvents(EventFile):
 
 
 class RemappedFrames(FrameSource):
-    """Frames whose pixels are taken, bilinearly, from where a map says; outside is black.
+    """Frames whose pixels are taken, bilinearly, from where a map says.
+
+    Beyond its border a frame goes on as at the border; where the map is NaN, it is black.
 
     Where the map makes frames smaller, they are smoothed first.
 
@@ -98,6 +100,7 @@ class RemappedFrames(FrameSource):
         row, column = (side // 2 for side in backward.shape[:2])
         right = min(column + 1, backward.shape[1] - 1)
         self._step = float(np.linalg.norm(backward[row, right] - backward[row, column]))
+        self._nowhere = np.isnan(backward).any(axis=2)
         # cv2.remap keeps whole pixels in 16 bits, and knows no NaN.
         position = np.clip(np.nan_to_num(backward, nan=-_FAR), -_FAR, _FAR).astype(np.float32)
         self._x, self._y = (np.ascontiguousarray(part) for part in np.moveaxis(position, 2, 0))
@@ -114,7 +117,11 @@ class RemappedFrames(FrameSource):
                 f"calibration of the frame camera is of {self._size[1]} x {self._size[0]} px"
             )
         frame = smooth_to_shrink(frame, self._step)
-        return cv2.remap(frame, self._x, self._y, cv2.INTER_LINEAR, borderValue=0)
+        frame = cv2.remap(
+            frame, self._x, self._y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        frame[self._nowhere] = 0
+        return frame
 
     def name(self, index: int) -> str:
         return self.source.name(index)

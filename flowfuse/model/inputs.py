@@ -17,9 +17,9 @@ from flowfuse.ops import voxelize
 HOT_COUNT = 16.0
 HOT_RATIO = 8.0
 CLIP = 3.0
-# Every so manieth pixel, row after row. A prime number: only in images whose width is a multiple of
-# it are these the same columns in every row.
-PERCENTILE_STEP = 13
+# Every so manieth pixel, row after row: prime numbers, of which one does not divide the width, or
+# these would be the same columns in every row.
+PERCENTILE_STEPS = (13, 11)
 
 
 class ModelInputs(NamedTuple):
@@ -193,7 +193,8 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
     weight = (~hot).unsqueeze(1) * present  # [B, K + 1, 1, H, W]
 
     # A part of the pixels gives the percentile as well, and sorts so much faster.
-    part = slices.flatten(3)[..., ::PERCENTILE_STEP] * weight.flatten(3)[..., ::PERCENTILE_STEP]
+    step = next((s for s in PERCENTILE_STEPS if slices.shape[-1] % s), 1)
+    part = slices.flatten(3)[..., ::step] * weight.flatten(3)[..., ::step]
     values = part.abs().flatten(1).sort(dim=1).values
     nonzero = (values > 0).sum(dim=1, keepdim=True)
     index = values.shape[1] - nonzero + (0.98 * (nonzero - 1)).long()

@@ -32,7 +32,7 @@ from flowfuse.training.samples import (
     VALIDATION_SEED,
     StepPlan,
 )
-from flowfuse.training.sources import data_of, parse_data
+from flowfuse.training.sources import absolute, parse_data
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -266,7 +266,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         for name in ("data", "supervision"):
             if name in given:
                 raise ConfigError(f"--self-supervised says what --{name} is: give one of them")
-        given |= {"data": data_of(Path(options.self_supervised)), "supervision": "self"}
+        given |= {"data": f"recording:{options.self_supervised}", "supervision": "self"}
         recipe = recipe or _find_recipe(Path("adapt"))
     values = read_yaml(recipe) if recipe is not None else {}
     where = str(recipe) if recipe is not None else ""
@@ -279,6 +279,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
     except ConfigError:
         config_from_dict(TrainConfig, values, where=where)  # names the recipe where it is at fault
         raise
+    config = dataclasses.replace(config, data=absolute(config.data))
     return config, RunOptions(output, options.resume, options.stop_after_minutes)
 
 

@@ -83,9 +83,10 @@ def scene_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def data_of(recording: Path) -> str:
-    """Name a recording as `parse_data` reads it, good in any working directory."""
-    return f"recording:{recording.absolute()}"
+def absolute(data: str) -> str:
+    """The same data, named as it can be found from any working directory."""
+    kind, rest = parse_data(data)
+    return data if kind == "scenes" else f"{kind}:{Path(rest).absolute()}"
 
 
 def make_pool(config: TrainConfig) -> Pool:
@@ -114,27 +115,35 @@ def make_pool(config: TrainConfig) -> Pool:
     return [pool[i] for i in range(config.overfit)] if config.overfit else pool
 
 
-def validation_samples(config: TrainConfig, pool: Pool) -> list[Sample]:
-    """Make what to validate on; of several processes, each has its own.
+def make_held_out(config: TrainConfig, pool: Pool) -> Pool:
+    """Make what a configuration measures on; a recording without truth holds it out itself.
 
     Args:
         config: how many, and of what kind.
-        pool: what is trained on, which `overfit` validates on.
+        pool: what is trained on, which `overfit` measures on.
+
+    Raises:
+        FileNotFoundError, ValueError: as `make_pool`.
     """
     kind, rest = parse_data(config.data)
     slicing = config.model.slices, config.model.bins
-    count = config.validation_scenes
     if config.overfit:
-        pool, count = [crop_centre(sample, config.crop) for sample in pool], config.overfit
-    elif kind == "scenes":
-        pool = make_scenes(config, VALIDATION_SEED, count)
-    elif kind == "dsec":
-        pool = DsecDataset(rest, "validation", *slicing)
-    else:
-        pool = ConcatDataset(mvsec_sequences(Path(rest), *slicing, held_out=True))
-    chosen = np.linspace(0, len(pool) - 1, min(count, len(pool))).astype(int)
+        return [crop_centre(sample, config.crop) for sample in pool]
+    if kind == "scenes":
+        return make_scenes(config, VALIDATION_SEED, config.validation_scenes)
+    if kind == "dsec":
+        return DsecDataset(rest, "validation", *slicing)
+    if kind == "mvsec":
+        return ConcatDataset(mvsec_sequences(Path(rest), *slicing, held_out=True))
+    return pool
+
+
+def validation_samples(config: TrainConfig, held_out: Pool) -> list[Sample]:
+    """Pick the samples to measure on, evenly spaced; of several processes, each has its own."""
+    count = len(held_out) if config.overfit else min(config.validation_scenes, len(held_out))
+    chosen = np.linspace(0, len(held_out) - 1, count).astype(int)
     processes = distributed.this()
-    return [with_present(pool[int(i)]) for i in chosen[processes.rank :: processes.count]]
+    return [with_present(held_out[int(i)]) for i in chosen[processes.rank :: processes.count]]
 
 
 def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:

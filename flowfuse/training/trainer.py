@@ -40,10 +40,16 @@ class Trainer:
         run: where everything is written.
         state: what is trained, at the step to go on from.
         pool: what is trained on; see :func:`flowfuse.training.sources.make_pool`.
+        held_out: what is measured on; see :func:`flowfuse.training.sources.make_held_out`.
     """
 
     def __init__(
-        self, config: TrainConfig, run: RunDirectory, state: TrainingState, pool: Pool
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        state: TrainingState,
+        pool: Pool,
+        held_out: Pool,
     ) -> None:
         self.config = config
         self.run = run
@@ -55,7 +61,7 @@ class Trainer:
             self.validator = RecordingValidator(pool, config.validation_scenes, self.device)
         else:
             self.validator = Validator(
-                validation_samples(config, pool),
+                validation_samples(config, held_out),
                 batch=config.batch,
                 device=self.device,
                 bf16=config.bf16,
