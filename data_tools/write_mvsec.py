@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowfuse.data.mvsec import DATA_SUFFIX
 from flowfuse.data.mvsec_writer import TRUTH_SUFFIXES, write_mvsec
 from flowfuse.data.presets import PRESETS
 from flowfuse.data.scenes import Scene, generate_scene
@@ -25,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 on an error, which is printed in one line."""
     arguments = build_parser().parse_args(argv)
     try:
+        # Names of real sequences are likely here, and a download must not be lost to a trial.
+        for suffix in (DATA_SUFFIX, *TRUTH_SUFFIXES.values()):
+            path = Path(f"{arguments.output}{suffix}")
+            if path.exists():
+                raise ValueError(f"{path}: exists already")
         scene = generate_scene(
             arguments.seed,
             arguments.preset,
@@ -48,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("output", type=Path, help="directory and name of the sequence")
+    add("output", type=Path, help="directory and name of the sequence, which must not be there yet")
     add("--preset", default="slow", choices=tuple(PRESETS), help="kind of motion and light")
     add("--seed", type=int, default=0, help="fixes everything in the scene")
     add("--frames", type=int, default=8, help="number of frames, at least 4")
