@@ -25,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     width, height = arguments.size
     try:
+        if arguments.frames <= FLOW_STEP:
+            raise ValueError(
+                f"--frames must be at least {FLOW_STEP + 1} for a flow map, got {arguments.frames}"
+            )
         scene = generate_scene(
             arguments.seed,
             arguments.preset,

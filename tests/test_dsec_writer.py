@@ -203,6 +203,9 @@ def test_wrong_arguments_are_named(tmp_path, scene):
     given = (scene.events, scene.frames, scene.frame_times)
     with pytest.raises(ValueError, match="layout must be one of"):
         write_sequence(tmp_path, "a", *given, layout="zip")
+    for name in ("", ".", "..", "../a", "b/a", str(tmp_path.parent / "a")):
+        with pytest.raises(ValueError, match="name must be one of a folder in"):
+            write_sequence(tmp_path / "root", name, *given)
     with pytest.raises(ValueError, match="flow of frame 3 ends at frame 5, but there are 5 frames"):
         write_sequence(tmp_path, "a", *given, flow={3: (np.zeros((2, HEIGHT, WIDTH)), None)})
     with pytest.raises(ValueError, match="got 5 for 4 frames"):

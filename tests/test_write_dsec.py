@@ -37,3 +37,5 @@ def test_sequence_holds_the_scene(tmp_path, capsys):
     assert "this sequence exists already" in capsys.readouterr().err
     assert run(str(tmp_path), "thun_01_a", "--device", "cuda:77") == 1
     assert "cuda:77" in capsys.readouterr().err
+    assert run(str(tmp_path), "thun_01_a", "--frames", "2") == 1
+    assert "--frames must be at least 3 for a flow map, got 2" in capsys.readouterr().err

@@ -180,6 +180,8 @@ def write_sequence(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"write_sequence: layout must be one of {LAYOUTS}, got {layout!r}")
+    if Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"write_sequence: name must be one of a folder in {root}, got {name!r}")
     if events.height is None or events.width is None:
         raise ValueError("write_sequence: events must know the height and width of their sensor")
     root, times = Path(root), np.asarray(frame_times, np.int64)
