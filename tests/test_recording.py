@@ -481,7 +481,9 @@ def test_video(tmp_path):
 def test_faults_of_recordings(tmp_path, events):
     with pytest.raises(FileNotFoundError, match="no such recording"):
         open_recording(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"neither events .* nor frames"):
+    with pytest.raises(
+        ValueError, match=r"neither events .* nor frames .*; name them \(events, frames\)"
+    ):
         open_recording(tmp_path)
     images = list(frames())
     save_images(tmp_path, [images[0], images[1][:-1], images[2]])

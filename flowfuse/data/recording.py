@@ -285,7 +285,7 @@ def open_recording(
             )
         raise ValueError(
             f"{directory}: neither events ({', '.join('events' + s for s in EVENT_SUFFIXES)}) nor "
-            "frames (images.txt, images/, a video) found; name them with events= and frames="
+            "frames (images.txt, images/, a video) found; name them (events, frames)"
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
