@@ -29,7 +29,10 @@ _WORTH_TELLING = 0.1  # correlation below which no offset is told
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 on an error, which is printed in one line."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.recording is arguments.events is arguments.frames is None:
+        parser.error("name a recording, or --events or --frames")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}")

@@ -100,6 +100,8 @@ def open_source(source: Path, times: Path | None, rate: float | None) -> FrameSo
         count = len(frames.times)
     else:
         count = len(list_images(source))
+        if not count:
+            raise ValueError(f"{source}: no images in this folder")
     with tempfile.TemporaryDirectory() as directory:
         table = Path(directory) / "rate.txt"
         table.write_text("".join(f"{index / rate:.6f}\n" for index in range(count)))

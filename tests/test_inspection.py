@@ -116,6 +116,9 @@ def test_inspection_of_a_recording(tmp_path, moving, capsys):
     assert sheet is not None and sheet.shape[1] > 3 * WIDTH and sheet.std() > 20
     assert tool.main([str(tmp_path / "none")]) == 1
     assert "no such recording" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([])
+    assert "name a recording, or --events or --frames" in capsys.readouterr().err
 
 
 def test_inspection_of_slider_depth(shared_data, capsys):
@@ -150,6 +153,7 @@ def test_simulated_events_of_a_folder(tmp_path, capsys):
     for argv, message in [
         (good, "expected a new or empty directory"),
         ([str(folder), str(tmp_path / "b")], "times of these images are unknown"),
+        ([str(tmp_path), str(tmp_path / "b"), "--rate", "9"], f"{tmp_path}: no images in this"),
         ([str(folder), str(tmp_path / "b"), "--rate", "-1"], "--rate must be in"),
         ([str(folder), str(tmp_path / "b"), "--rate", "9", "--threshold", "0"], "threshold_on"),
     ]:
