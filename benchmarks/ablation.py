@@ -21,6 +21,8 @@ from accuracy_sets import SETS
 from operators import OneLineParser
 
 from flowfuse import train
+from flowfuse.config import changed_keys, config_to_dict, read_yaml
+from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory
 
 # A network that has one sense is not trained on samples without it.
@@ -42,7 +44,8 @@ def train_variant(variant: str, seed: int, options: argparse.Namespace) -> Path:
         The run's model.
 
     Raises:
-        RuntimeError: the training failed or was stopped; it has said why.
+        RuntimeError: the training failed or was stopped, and has said why; or it was begun with
+            other settings.
     """
     output = options.runs / f"{variant}_{seed}"
     arguments = ["--config", "nano", *VARIANTS[variant], "--seed", str(seed), "-o", str(output)]
@@ -51,14 +54,22 @@ def train_variant(variant: str, seed: int, options: argparse.Namespace) -> Path:
         arguments += ["--cache", str(options.cache)]
     if options.steps is not None:
         arguments += ["--steps", str(options.steps)]
-    if RunDirectory(output).checkpoints():
+    run = RunDirectory(output)
+    if run.checkpoints():
+        wanted, _ = read_command_line(arguments)
+        changed = changed_keys(read_yaml(run.config), config_to_dict(wanted))
+        if changed.keys() - {"workers", "cache"}:
+            raise RuntimeError(
+                f"{output} is a training with other settings ({', '.join(changed)}), which would "
+                "not be comparable: choose another --runs"
+            )
         arguments.append("--resume")
     print(f"ablation: {variant}, seed {seed}", file=sys.stderr, flush=True)
     if code := train.main(arguments):
         raise RuntimeError(
             f"the training of {variant} with seed {seed} ended with exit code {code}"
         )
-    return RunDirectory(output).model
+    return run.model
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowfuse import train
+from flowfuse.config import write_yaml
 from flowfuse.model import FlowFuse
 from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory
@@ -63,6 +64,22 @@ def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):
         config, _ = read_command_line(trained[-1])
         counts.append(sum(p.numel() for p in FlowFuse(config.model).parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.001)
+
+
+def test_a_training_with_other_settings_is_not_taken_up(ablation, trained, tmp_path, capsys):
+    arguments = ["--runs", str(tmp_path), "--steps", "7", "--variants", "guided", "events"]
+    ablation.train_variant("guided", 0, ablation.build_parser().parse_args(arguments))
+    config, options = read_command_line(trained[-1])
+    run = RunDirectory(options.output)
+    run.create()
+    write_yaml(run.config, config)
+    (run.path / "checkpoints" / "step_00000007.safetensors").touch()
+    options = ablation.build_parser().parse_args(arguments)
+    ablation.train_variant("guided", 0, options)
+    assert trained[-1][-1] == "--resume"
+    options.steps = 8
+    with pytest.raises(RuntimeError, match=r"guided_0 is a training with other settings \(steps\)"):
+        ablation.train_variant("guided", 0, options)
 
 
 def test_a_failed_training_ends_it(ablation, monkeypatch, tmp_path, capsys):

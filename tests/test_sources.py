@@ -72,10 +72,20 @@ def test_training_on_a_data_set(kind, request, tmp_path):
 def test_sequences_of_mvsec_are_split_in_time(mvsec):
     (learned,) = mvsec_sequences(mvsec, 2, 2, held_out=False)
     (held,) = mvsec_sequences(mvsec / "outdoor_day2_data.hdf5", 2, 2, held_out=True)
-    # 21 frames: 19 and 20 and the pair between them are held out, and no pair ends in frame 19.
-    assert max(learned.starts) + 1 == 18 and min(held.starts) == 19
+    # 20 pairs: 18 and 19 are held out, and 17, which ends in the frame where 18 begins, is neither.
+    assert list(learned.indices) == list(range(17)) and list(held.indices) == [18, 19]
+    assert len(held.dataset) == 20
     with pytest.raises(FileNotFoundError, match=r"no \*_data.hdf5 of MVSEC there"):
         mvsec_sequences(mvsec / "elsewhere", 2, 2, held_out=False)
+
+
+def test_a_sequence_of_mvsec_may_be_too_short(tmp_path):
+    times = 1_000_000 + 20_000 * np.arange(3)
+    events = Events([0], [0], [times[1]], [1], height=HEIGHT, width=WIDTH)
+    frames = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    write_mvsec(tmp_path / "a", events, frames, times, np.ones((3, 2, HEIGHT, WIDTH)), times)
+    with pytest.raises(ValueError, match=r"2 pair\(s\) of frames with true flow; 3 are needed"):
+        mvsec_sequences(tmp_path, 2, 2, held_out=False)
 
 
 @pytest.mark.parametrize("kind", ["dsec", "mvsec"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from flowfuse import distributed
 from flowfuse.data.dataset import SceneDataset
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # the settings check themselves with this module
 
 Pool = Dataset | list[Sample]
 KINDS = ("scenes", "recording", "dsec", "mvsec")
-MVSEC_HELD_OUT = 0.1  # of every sequence of MVSEC, at its end: there is no split of its own
+MVSEC_HELD_OUT = 0.1  # of every sequence's pairs, at its end: MVSEC has no split of its own
 
 
 def parse_data(data: str) -> tuple[str, str]:
@@ -108,7 +108,7 @@ def make_pool(config: TrainConfig) -> Pool:
         _check_crops(config, (pool.sequences[0].height, pool.sequences[0].width))
     else:
         pool = ConcatDataset(mvsec_sequences(Path(rest), *slicing, held_out=False))
-        recording = pool.datasets[0].recording
+        recording = pool.datasets[0].dataset.recording
         _check_crops(config, (recording.height, recording.width))
     if config.overfit > len(pool):
         raise ValueError(f"overfit {config.overfit}: {config.data} has {len(pool)} samples")
@@ -162,29 +162,35 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:
     )
 
 
-def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> list[MvsecDataset]:
+def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> list[Dataset]:
     """Open the sequences of MVSEC at a path, from one frame to the next.
 
     Args:
         path: ``<seq>_data.hdf5``, or a directory of such files, with the true flow beside them.
         slices, bins: see :class:`flowfuse.model.ModelConfig`.
-        held_out: the last tenth of every sequence's frames; else the frames before.
+        held_out: the last tenth of every sequence's pairs with true flow; else the pairs before,
+            but for one that shares a frame with those.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: as of :class:`flowfuse.data.mvsec_dataset.MvsecDataset`.
+        ValueError: as of :class:`flowfuse.data.mvsec_dataset.MvsecDataset`; or a sequence is too
+            short to be divided.
     """
     files: Sequence[Path] = [path] if path.is_file() else sorted(path.glob(f"*{DATA_SUFFIX}"))
     if not files:
         raise FileNotFoundError(f"{path}: no *{DATA_SUFFIX} of MVSEC there")
-    datasets = []
+    parts = []
     for file in files:
-        recording = open_mvsec(file)
-        count = len(recording.frame_times)
-        split = round(count * (1 - MVSEC_HELD_OUT))  # no pair has frames on both sides
-        frames = (split, count) if held_out else (0, split)
-        datasets.append(MvsecDataset(recording, slices=slices, bins=bins, frames=frames))
-    return datasets
+        pairs = MvsecDataset(open_mvsec(file), slices=slices, bins=bins)
+        count = len(pairs)
+        if count < 3:
+            raise ValueError(
+                f"{file}: {count} pair(s) of frames with true flow; 3 are needed, of which the "
+                "last is held out"
+            )
+        split = count - max(1, round(MVSEC_HELD_OUT * count))
+        parts.append(Subset(pairs, range(split, count) if held_out else range(split - 1)))
+    return parts
 
 
 def _check_crops(config: TrainConfig, size: tuple[int, int]) -> None:
