@@ -135,9 +135,30 @@ def test_dsec_layout(tmp_path):
     write_event_parts(tmp_path / "events.h5", parts, (HEIGHT, WIDTH), "dsec")
     with h5py.File(tmp_path / "events.h5") as file:
         assert file["t_offset"][()] == 5_000_400
+        kinds = [file[f"events/{name}"].dtype for name in "xytp"]
+        assert kinds == [np.uint16, np.uint16, np.uint32, np.uint8]
         # Times from the offset: 0, 0, 1999, 2000, 4600.
         assert file["ms_to_idx"][:].tolist() == [0, 2, 3, 4, 4]
         assert file["events/t"][:].tolist() == [0, 0, 1999, 2000, 4600]
+
+
+def test_events_that_do_not_fit_the_layout_of_dsec(tmp_path):
+    path = tmp_path / "events.h5"
+    for x, t, message in [
+        (
+            [1, 2],
+            [7, 7 + 2**32],
+            "events.h5: times from the first on have 32 bits .*, got 4294967296; w",
+        ),
+        ([1, 70_000], [7, 8], "events.h5: pixels have 16 bits in the layout of DSEC, got 70000"),
+    ]:
+        events = Events(x, [1, 2], t, [0, 1])
+        with pytest.raises(ValueError, match=message):
+            write_event_parts(path, [events], (HEIGHT, 80_000), "dsec")
+        assert not path.exists()
+        write_event_parts(path, [events], (HEIGHT, 80_000), "h5")
+        check(open_recording(path).events(0, 2**33), events)
+        path.unlink()
 
 
 @pytest.mark.parametrize("kind", ["h5", "dsec", "npz", "txt"])
