@@ -77,7 +77,10 @@ def test_a_recording_comes_back_to_the_microsecond(path, events):
     assert is_mvsec(path) and not is_mvsec(path.with_name("indoor_flying1_gt.hdf5"))
 
 
-def test_opening_and_windows_read_little(path, monkeypatch, events):
+def test_opening_and_windows_read_little(tmp_path, monkeypatch, events):
+    path = write_mvsec(tmp_path / "a", events, make_frames(), FRAME_TIMES)
+    t = (START + np.arange(200_000)) / 1e6
+    change(path, "davis/left/events", np.stack((t * 0, t * 0, t, t * 0 + 1), axis=1))
     read, original = [], h5py.Dataset.__getitem__
 
     def get(self, key, *rest):
@@ -91,26 +94,25 @@ def test_opening_and_windows_read_little(path, monkeypatch, events):
     assert sum(read) == 2  # the times of the first and the last event
     read.clear()
     window = recording.events(START + 50_000, START + 51_000)
-    # Four columns of the window; two searches between frames (about 3 x 615 events: 11 steps), two
-    # checks of the bracket and two of the result each.
-    assert sum(read) <= 4 * len(window) + 2 * (11 + 4)
+    assert len(window) == 1000
+    # x, y, t, p of the blocks of 16384 rows that hold it, and the beginnings of log2(13) blocks.
+    assert sum(read) <= 4 * 2 * 16384 + 8
 
 
-@pytest.mark.parametrize("indices", [None, "shifted", "nonsense"])
-def test_indices_of_frames_are_hints_only(tmp_path, events, indices):
-    path = write_mvsec(tmp_path / "a", events, make_frames(), FRAME_TIMES)
-    with h5py.File(path, "a") as file:
-        name = "davis/left/image_raw_event_inds"
-        found = file[name][:]
-        del file[name]
-        if indices == "shifted":
-            file[name] = found - 1  # -1 where no event comes before the frame
-        elif indices == "nonsense":
-            file[name] = np.full(6, 10**9)
+def test_windows_across_blocks(path, monkeypatch, events):
+    monkeypatch.setattr("flowfuse.data.block_times._LEAST_BLOCK", 64)
+    monkeypatch.setattr(h5py.Dataset, "chunks", None)  # or a block is a chunk at least
     recording = open_mvsec(path)
-    expected = events.slice_time(*FRAME_TIMES[2:4])
-    np.testing.assert_array_equal(recording.events(*FRAME_TIMES[2:4]).t, expected.t)
-    assert recording.truth(0) is None
+    rng = np.random.default_rng(3)
+    borders = [int(events.t[i]) for i in (0, 63, 64, 128, 3999)]
+    for t0, t1 in [
+        *((t + a, t + a + span) for t in borders for a in (-1, 0, 1) for span in (0, 1)),
+        *np.sort(START + rng.integers(-9000, 140_000, (40, 2)), axis=1).tolist(),
+        (START, START + 10**9), (0, START), (START + 130_000, START + 140_000),
+    ]:  # fmt: skip
+        window, expected = recording.events(t0, t1), events.slice_time(t0, t1)
+        for column in "xytp":
+            np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
 
 
 # True flow. Maps of 1 x 6 px make hand computation possible: position + flow, rounded, is the next
@@ -267,7 +269,6 @@ def change(path, name, values):
         ("image_raw_ts", np.zeros(6), r"image_raw_ts must increase, got 0 us after 0 us \(index 1"),
         ("image_raw_ts", np.arange(5.0), "5 image_raw_ts for 6 image_raw"),
         ("image_raw_ts", [np.nan] * 6, "image_raw_ts must be finite seconds"),
-        ("image_raw_event_inds", [1, 2], "image_raw_event_inds has 2 entries for 6 frames"),
     ],
 )
 def test_faults_of_data_files(tmp_path, events, name, values, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import tracemalloc
 
 import cv2
@@ -116,7 +117,15 @@ def test_windows_are_slices_of_the_whole(tmp_path, events, name):
     assert os.listdir(tmp_path) == [name]  # nothing is written beside the user's file
 
 
-def test_hdf5_windows_read_their_chunks_only(tmp_path, monkeypatch, events):
+@pytest.mark.parametrize("name", ["flat.h5", "dsec.h5"])
+def test_hdf5_windows_read_their_chunks_only(tmp_path, monkeypatch, name):
+    count, chunk = 200_000, 1 << 12
+    t = np.arange(count) * 5  # 200 events per millisecond
+    with h5py.File(tmp_path / name, "w") as file:
+        for column, values in {"x": t % WIDTH, "y": t % HEIGHT, "t": t, "p": t % 2}.items():
+            file.create_dataset(column, data=values, chunks=(chunk,))
+        if name == "dsec.h5":
+            file["ms_to_idx"] = np.arange(0, count, 200)
     read, original = [], h5py.Dataset.__getitem__
 
     def get(self, key, *rest):
@@ -125,13 +134,64 @@ def test_hdf5_windows_read_their_chunks_only(tmp_path, monkeypatch, events):
         return value
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", get)
-    for name, most_reads in [("flat.h5", 30), ("dsec.h5", 40)]:
-        file = open_event_file(write_format(tmp_path / name, events))
+    events = open_event_file(tmp_path / name)
+    assert sum(read) < 10
+    for _ in range(2):
         read.clear()
-        window = file.window(OFFSET + 5000, OFFSET + 6000, HEIGHT, WIDTH)
-        # Four columns of the window, and single elements: two binary searches of log2(3000) = 12
-        # steps with two checks each (ms_to_idx costs 4 more and saves steps).
-        assert sum(read) <= 4 * len(window) + most_reads
+        window = events.window(500_300, 502_300, HEIGHT, WIDTH)
+        assert window.t[0] == 500_300 and len(window) == 400
+        if name == "dsec.h5":  # t of whole milliseconds and of one event on each side
+            assert sum(read) == 3 * 400 + 600 + 2 + 4
+        else:  # t of a block of four chunks; the first time the beginnings of log2(13) blocks
+            assert 0 <= sum(read) - 3 * 400 - 4 * chunk <= 4
+    assert name == "dsec.h5" or sum(read) == 3 * 400 + 4 * chunk
+
+
+@pytest.mark.parametrize("name", ["flat.h5", "dsec.h5", "short.h5", "stored.npz"])
+def test_windows_across_chunks_and_blocks(tmp_path, monkeypatch, events, name):
+    monkeypatch.setattr("flowfuse.data.block_times._LEAST_BLOCK", 100)
+    path = tmp_path / name
+    if name == "flat.h5":
+        with h5py.File(path, "w") as file:
+            for column in "xytp":
+                file.create_dataset(column, data=getattr(events, column), chunks=(64,))
+    elif name == "short.h5":  # a table that ends before the events do
+        write_dsec(path, events, OFFSET)
+        with h5py.File(path, "a") as file:
+            table = file["ms_to_idx"][:11]
+            del file["ms_to_idx"]
+            file["ms_to_idx"] = table
+    else:
+        write_format(path, events)
+    file = open_event_file(path)
+    borders = events.t[[0, 63, 64, 127, 128, 255, 256, 1000, 2999]]
+    rng = np.random.default_rng(2)
+    for t0, t1 in [
+        *((int(t) + a, int(t) + a + span) for t in borders for a in (-1, 0, 1) for span in (0, 1)),
+        *np.sort(rng.integers(OFFSET - 3000, OFFSET + 43_000, (60, 2)), axis=1).tolist(),
+        (0, 10**9), (OFFSET + 40_000, 10**9), (0, 5), (OFFSET + 10_000, OFFSET + 11_000),
+    ]:  # fmt: skip
+        window, expected = file.window(t0, t1, HEIGHT, WIDTH), events.slice_time(t0, t1)
+        for column in "xytp":
+            np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
+
+
+@pytest.mark.parametrize("name", ["flat.h5", "dsec.h5"])
+def test_hdf5_files_stay_open_per_process_and_close_with_their_owner(tmp_path, events, name):
+    path = write_format(tmp_path / name, events)
+    file = open_event_file(path)
+    window = (OFFSET + 5000, OFFSET + 9000, HEIGHT, WIDTH)
+    expected = file.window(*window)
+    copy = pickle.loads(pickle.dumps(file))
+    assert file._handle.process == os.getpid() and copy._handle.process is None
+    np.testing.assert_array_equal(copy.window(*window).t, expected.t)
+    del file, copy
+    with h5py.File(path, "a") as again:  # refused while it is open for reading
+        times = again["events/t"][()]
+        del again["events/t"]
+        again["events/t"] = times[::-1].copy()
+    with pytest.raises(ValueError, match=r"t\[0\]"):
+        open_event_file(path)
 
 
 def test_text_windows_read_their_blocks_only(tmp_path, monkeypatch, events):
@@ -296,7 +356,7 @@ def test_other_faults_of_event_files(tmp_path, events, monkeypatch):
         save_h5(tmp_path / "extra.h5", **GOOD, **extra)
         with pytest.raises(ValueError, match=rf"extra.h5: {message}"):
             open_event_file(tmp_path / "extra.h5")
-    monkeypatch.setattr("flowfuse.data.event_files.register_codecs", lambda: False)
+    monkeypatch.setattr("flowfuse.data.hdf5_files.register_codecs", lambda: False)
     path.write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match="hdf5plugin, which is not installed"):
         Hdf5Events(path)

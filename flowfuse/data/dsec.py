@@ -7,11 +7,8 @@ have float coordinates there, frames are warped into it. All times are absolute 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import h5py
@@ -35,30 +32,12 @@ from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
 
 TIME_TOLERANCE = 1000  # us between the stamps of a frame and of what refers to it; frames: 50 ms
-_CHUNK_CACHE = 1 << 24  # bytes per data set: the default of HDF5 is below the chunks of long files
 # A window may reach this far beyond the first and last event before it counts as not recorded, us.
 _QUIET = 1000
 
 
 class DsecEvents(Hdf5Events):
-    """The raw events of one camera, an events.h5, read window by window.
-
-    The file stays open between windows. A process that is forked, or that gets a pickled copy,
-    opens it for itself.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._handle: tuple[int, h5py.File] | None = None
-        super().__init__(path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
-
-    @contextmanager
-    def _opened(self) -> Iterator[h5py.File]:
-        if self._handle is None or self._handle[0] != os.getpid():
-            self._handle = os.getpid(), h5py.File(self.path, "r", rdcc_nbytes=_CHUNK_CACHE)
-        yield self._handle[1]
+    """The raw events of one camera, an events.h5, read window by window."""
 
     def _find_columns(self, file: h5py.File):
         columns = super()._find_columns(file)
@@ -105,8 +84,12 @@ class DsecSequence:
             raise FileNotFoundError("; ".join(missing))
         self.files, self.name, self.path = files, files.name, files.root / files.name
         self._events = DsecEvents(files.find("events"))
-        self._rectify_map = read_rectify_map(files.find("rectify_map"))
-        self.height, self.width = self._rectify_map.shape[:2]
+        rectify_map = read_rectify_map(files.find("rectify_map"))
+        self.height, self.width = rectify_map.shape[:2]
+        x, y = rectify_map.reshape(-1, 2).T
+        # Of each raw pixel, [H W]: its rectified column and row, and whether the view has it.
+        self._rectified = np.ascontiguousarray(x), np.ascontiguousarray(y)
+        self._seen = (x > -1) & (x < self.width) & (y > -1) & (y < self.height)
         self.frame_times = read_image_times(files.find("image_times"))
         exposures = files.find("exposures")
         self.exposures = (
@@ -162,10 +145,13 @@ class DsecSequence:
         Those with no share in any pixel of the rectified view are left out.
         """
         raw = self.raw_events(t0, t1)
-        places = self._rectify_map[raw.y, raw.x]  # [N, 2]
-        kept = ((places > -1) & (places < (self.width, self.height))).all(axis=1)
-        x, y = places[kept].T
-        return Events(x, y, raw.t[kept], raw.p[kept], height=self.height, width=self.width)
+        pixels = raw.y * np.int64(self.width) + raw.x
+        t, p = raw.t, raw.p
+        kept = self._seen.take(pixels)
+        if not kept.all():
+            pixels, t, p = pixels[kept], t[kept], p[kept]
+        x, y = (places.take(pixels) for places in self._rectified)
+        return Events(x, y, t, p, height=self.height, width=self.width)
 
     def frame(self, index: int) -> np.ndarray:
         """Read frame ``index`` in the rectified event view: uint8 [H, W, 3] RGB (or [H, W])."""

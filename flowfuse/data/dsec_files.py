@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import yaml
 
-from flowfuse.data.event_files import register_codecs
+from flowfuse.data.hdf5_files import open_hdf5
 
 # What ``DsecFiles.find`` finds: part of the name in the bulk layout, names in the merged and bulk
 # layouts, names in the per-file layout (after "SEQ_").
@@ -210,14 +210,10 @@ def read_rectify_map(path: Path) -> np.ndarray:
         [H, W, 2] float32: [y, x] -> (x_rect, y_rect). It leads from raw to rectified, so it is no
         map for cv2.remap.
     """
-    register_codecs()
-    try:
-        with h5py.File(path, "r") as file:
-            found = sorted(file)
-            data = file.get("rectify_map")
-            values = data[()] if isinstance(data, h5py.Dataset) else None
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot be read as HDF5, is it truncated? ({error})") from error
+    with open_hdf5(path) as file:
+        found = sorted(file)
+        data = file.get("rectify_map")
+        values = data[()] if isinstance(data, h5py.Dataset) else None
     if values is None:
         raise ValueError(f"{path}: the data set 'rectify_map' expected, found {found}")
     if values.ndim != 3 or values.shape[2] != 2 or values.dtype.kind != "f":

@@ -5,9 +5,9 @@ What each format costs (N events):
 =========  ==============================  =====================================================
 format     on opening                      per window
 =========  ==============================  =====================================================
-.h5        the shapes                      about log2(N) chunks of ``t`` (fewer with ms_to_idx),
-                                           then the window's chunks
-.npz       stored members: nothing;        about log2(N) pages of ``t``, then the window's pages
+.h5        the shapes                      the window's chunks; before that, without ms_to_idx,
+                                           at first about log2(N) chunks of ``t``, later none
+.npz       stored members: nothing;        the window's pages; at first about log2(N) of ``t``
            compressed members: unpacked
            once into unnamed temporary
            files (as large as the arrays)
@@ -20,21 +20,21 @@ format     on opening                      per window
 .bag       one pass over the event topic   the messages that the window touches
 =========  ==============================  =====================================================
 
+HDF5 files stay open between windows, in each process that reads them, with the chunks decoded last.
 The passes check all that they see. The other formats are checked window by window, as they are
 read.
 """
 
 from __future__ import annotations
 
-import bisect
 import os
 import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ import h5py
 import numpy as np
 
 from flowfuse.atomic import atomic_path
+from flowfuse.data.block_times import BlockTimes
 from flowfuse.data.event_text import TextIndex
+from flowfuse.data.hdf5_files import Hdf5Handle, open_hdf5
 from flowfuse.data.npz_members import map_member
 from flowfuse.events import Events
 
 EVENT_SUFFIXES = (".h5", ".hdf5", ".npz", ".txt", ".csv", ".raw", ".aedat4", ".bag")
 
+_LAST_TIME = 1 << 62  # us
 _STEP = 1 << 20  # events looked at together when a whole column must be searched
 
 
@@ -164,6 +167,11 @@ class _Columns:
     p: Any
     offset: int = 0  # microseconds, added to t
     ms_to_idx: Any = None
+    blocks: BlockTimes = field(init=False)
+
+    def __post_init__(self) -> None:
+        chunks = getattr(self.t, "chunks", None)
+        object.__setattr__(self, "blocks", BlockTimes(len(self), chunks and chunks[0]))
 
     def __len__(self) -> int:
         return self.t.shape[0]
@@ -172,40 +180,51 @@ class _Columns:
         """Times in int64 microseconds."""
         t = np.asarray(self.t[index])
         if t.dtype.kind != "f":
-            return t.astype(np.int64) + self.offset
-        if not np.isfinite(t).all():
+            t = t.astype(np.int64)
+        elif np.isfinite(t).all():
+            t = np.rint(t.astype(np.float64) * 1e6).astype(np.int64)
+        else:
             raise ValueError(f"t must be finite, got NaN or infinity in {index}")
-        return np.rint(t.astype(np.float64) * 1e6).astype(np.int64) + self.offset
+        t += self.offset
+        return t
 
-    def first_at(self, time: int) -> int:
-        """Index of the first event with t >= time, by binary search."""
-        low, high = 0, len(self)
-        if self.ms_to_idx is not None and len(self.ms_to_idx):
-            # ms_to_idx[ms] = the first event with t >= 1000 ms; the file's end bounds the rest.
-            ms, entries = (time - self.offset) // 1000, len(self.ms_to_idx)
-            if ms < 0:
-                return 0
-            low = int(self.ms_to_idx[min(ms, entries - 1)])
-            high = int(self.ms_to_idx[ms + 1]) if ms + 1 < entries else high
-            if not 0 <= low <= high <= len(self):
-                raise ValueError(f"ms_to_idx is wrong at {ms} ms: [{low}, {high}] of {len(self)}")
-        index = bisect.bisect_left(self.t, time, low, high, key=self._time_of)
-        before = self.times(index - 1) if index > 0 else None
-        after = self.times(index) if index < len(self) else None
-        if (before is not None and before >= time) or (after is not None and after < time):
+    def window(self, t0: int, t1: int) -> tuple[int, np.ndarray]:
+        """The index of the first event of [t0, t1), and the times of all: int64 microseconds."""
+        t1 = max(t0, t1)
+        low, high, end = self._rows(t0, t1)
+        times = self.times(slice(low, high))
+        first, last = (int(i) for i in np.searchsorted(times, (t0, t1)))
+        if (low > 0 and first == 0) or (high < end and last == len(times)):
             table = "" if self.ms_to_idx is None else " or ms_to_idx does not belong to it"
             raise ValueError(
-                f"t is not sorted{table}: around index {index}, searched for {time} us, "
-                f"found {before} us before and {after} us after"
+                f"t is not sorted{table}: events [{low}, {high}) should hold all of "
+                f"[{t0}, {t1}) us, but go from {times[0]} to {times[-1]} us"
             )
-        return index
+        return low + first, times[first:last]
 
-    def _time_of(self, value: Any) -> int:
-        if isinstance(value, np.floating):
-            if not np.isfinite(value):
-                raise ValueError(f"t must be finite, got {value}")
-            return round(float(value) * 1e6) + self.offset
-        return int(value) + self.offset
+    def _rows(self, t0: int, t1: int) -> tuple[int, int, int]:
+        """Which rows hold a window, [low, high); from the third number on, times are t1 or later.
+
+        Where a table tells, the rows have one more on each side, so that a wrong one shows.
+        """
+        count, entries = len(self), 0 if self.ms_to_idx is None else len(self.ms_to_idx)
+        # ms_to_idx[ms] = the first event with t >= 1000 ms; the file's end bounds the rest.
+        begin, end = (t0 - self.offset) // 1000, -(-(t1 - self.offset) // 1000)
+        if not entries or begin >= entries:
+            low, high = self.blocks.rows(t0, t1, self._time)
+            return low, high, high
+        begin, end = max(begin, 0), max(end, 0)
+        table = self.ms_to_idx[begin : end + 1]
+        low, high = int(table[0]), int(table[-1])
+        last = count
+        if end >= entries:
+            last = high = self.blocks.rows(t1, t1, self._time)[1]
+        if not 0 <= low <= high <= count:
+            raise ValueError(f"ms_to_idx is wrong at {begin} ms: [{low}, {high}] of {count}")
+        return max(low - 1, 0), high if end >= entries else min(high + 1, count), last
+
+    def _time(self, row: int) -> int:
+        return int(self.times(row))
 
 
 class _ColumnFile(IndexedEventFile):
@@ -251,37 +270,24 @@ class _ColumnFile(IndexedEventFile):
 
     def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
         with self._open() as columns:
-            first = columns.first_at(t0)
-            last = max(first, columns.first_at(t1))
-            window = slice(first, last)
-            # Copies, so that a window does not keep the file mapped.
-            x, y, p = (np.array(c[window]) for c in (columns.x, columns.y, columns.p))
-            return first, (x, y, columns.times(window), p)
+            first, times = columns.window(t0, t1)
+            rows = slice(first, first + len(times))
+            x, y, p = (_in_memory(column[rows]) for column in (columns.x, columns.y, columns.p))
+        return first, (x, y, times, p)
 
 
 class Hdf5Events(_ColumnFile):
-    """Flat or DSEC layout; see :func:`open_event_file`. The file is open only while it is read."""
+    """Flat or DSEC layout; see :func:`open_event_file`. The file stays open between windows."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._handle: Hdf5Handle[_Columns] = Hdf5Handle(path)
         self._check_ends()  # a fault of the layout shows now, too, not at the first window
 
     @contextmanager
     def _columns(self) -> Iterator[_Columns]:
-        plugin = register_codecs()
-        try:
-            with self._opened() as file:
-                yield self._find_columns(file)
-        except (OSError, RuntimeError, KeyError) as error:  # what h5py raises on damaged files
-            advice = (
-                "is it truncated?"
-                if plugin
-                else ("it may be compressed with a codec of hdf5plugin, which is not installed")
-            )
-            raise ValueError(f"{self.path}: cannot be read as HDF5, {advice} ({error})") from error
-
-    def _opened(self) -> AbstractContextManager[h5py.File]:
-        return h5py.File(self.path, "r")
+        with self._handle.reading(self._find_columns) as columns:
+            yield columns
 
     def _find_columns(self, file: h5py.File) -> _Columns:
         group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
@@ -294,11 +300,14 @@ class Hdf5Events(_ColumnFile):
             wanted = isinstance(item, h5py.Dataset) and item.dtype.kind in "iu"
             if item is not None and not (wanted and item.ndim == (name == "ms_to_idx")):
                 raise ValueError(f"{name} must be integers of shape {shape}, got {item}")
-        return _Columns(**columns, offset=0 if offset is None else int(offset[()]), ms_to_idx=table)
+        start = 0 if offset is None else int(offset[()])
+        if abs(start) > _LAST_TIME:
+            raise ValueError(f"t_offset must be microseconds, got {start}")
+        return _Columns(**columns, offset=start, ms_to_idx=table)
 
     @property
     def sensor_size(self) -> tuple[int, int] | None:
-        with h5py.File(self.path, "r") as file:
+        with open_hdf5(self.path) as file:
             for node in (file, file.get("events")):
                 if node is not None and "height" in node.attrs and "width" in node.attrs:
                     return self._side(node, "height"), self._side(node, "width")
@@ -366,13 +375,9 @@ def write_events(path: str | os.PathLike, events: Events) -> None:
             )
 
 
-def register_codecs() -> bool:
-    """Make the codecs that DSEC uses known to HDF5; False when hdf5plugin is not installed."""
-    try:
-        import hdf5plugin  # noqa: F401 -- registers its codecs when imported
-    except ImportError:
-        return False
-    return True
+def _in_memory(values: np.ndarray) -> np.ndarray:
+    """A copy of a mapped array, so that a window does not keep the file mapped; else as it is."""
+    return np.array(values) if isinstance(values, np.memmap) else values
 
 
 def _check_columns(columns: dict[str, Any], kind: str, found: list[str]) -> None:

@@ -1,23 +1,90 @@
-"""Reading HDF5 files with errors that name the file, the key and what was expected."""
+"""Reading HDF5 files: kept open between reads, with errors that name the file and the key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import h5py
 import numpy as np
 
+# Bytes per data set: several chunks, of which h5py proposes 1 MiB at most. Without room for a whole
+# chunk HDF5 decodes it again at every read.
+CHUNK_CACHE = 1 << 22
+# What h5py raises on damaged files, beside ValueError.
+HDF5_FAULTS = (OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError)
+Content = TypeVar("Content")
+
+
+class Hdf5Handle(Generic[Content]):
+    """A file that stays open between reads, with its data sets and the chunks they decoded last.
+
+    A process that is forked, or that gets a pickled copy, opens it for itself. After an error it is
+    closed; the next read opens it again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, h5py.File, Content] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def process(self) -> int | None:
+        """The process that has it open, or None."""
+        return None if self._opened is None else self._opened[0]
+
+    @contextmanager
+    def reading(self, find: Callable[[h5py.File], Content]) -> Iterator[Content]:
+        """Give what ``find`` found in the file when it was opened.
+
+        Raises:
+            ValueError: the file is damaged; names it.
+        """
+        try:
+            with named_faults(self.path):
+                if self.process != os.getpid():
+                    self._opened = None  # first, or HDF5 shares what another process opened
+                    file = h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE)
+                    self._opened = os.getpid(), file, find(file)
+                yield self._opened[2]
+        except BaseException:
+            self._opened = None
+            raise
+
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open for reading; what h5py raises on damaged files becomes a ValueError with the path."""
+    """Open for one reading; faults of the file become ValueErrors that name it."""
+    with named_faults(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into a ValueError that names it."""
+    advice = (
+        "is it truncated?"
+        if register_codecs()
+        else "it may be compressed with a codec of hdf5plugin, which is not installed"
+    )
     try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read as HDF5, is it truncated? ({error})") from error
+        yield
+    except HDF5_FAULTS as error:
+        raise ValueError(f"{path}: cannot be read as HDF5, {advice} ({error})") from error
+
+
+def register_codecs() -> bool:
+    """Make the codecs that DSEC uses known to HDF5; False when hdf5plugin is not installed."""
+    try:
+        import hdf5plugin  # noqa: F401 -- registers its codecs when imported
+    except ImportError:
+        return False
+    return True
 
 
 def find_dataset(path: Path, file: h5py.File, name: str, shape: str, kinds: str) -> h5py.Dataset:

@@ -9,7 +9,6 @@ float64 is exact to 0.24 us, so no event gets another microsecond than the camer
 
 from __future__ import annotations
 
-import bisect
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,15 @@ from typing import Any
 import h5py
 import numpy as np
 
+from flowfuse.data.block_times import BlockTimes
 from flowfuse.data.event_files import IndexedEventFile
 from flowfuse.data.frame_files import FrameSource
-from flowfuse.data.hdf5_files import find_dataset, increasing_microseconds, open_hdf5
+from flowfuse.data.hdf5_files import (
+    Hdf5Handle,
+    find_dataset,
+    increasing_microseconds,
+    open_hdf5,
+)
 from flowfuse.data.mvsec_truth import GROUP, Flow, FlowMaps
 from flowfuse.data.recording import Recording
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames, invert_map
@@ -63,26 +68,15 @@ class MvsecRecording(Recording):
 
 
 class MvsecEvents(IndexedEventFile):
-    """``davis/left/events`` [N, 4] = x, y, t (s), p in {-1, 1}. The file is open only while read.
+    """``davis/left/events`` [N, 4] = x, y, t (s), p in {-1, 1}; kept open between windows."""
 
-    ``image_raw_event_inds`` [F], where present, brackets the binary search: an index that turns out
-    not to bracket the time is not used.
-    """
-
-    def __init__(self, path: Path, frame_times: np.ndarray, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
         super().__init__(path)
-        self._frame_times, self._size = frame_times, size
-        self._hints = None
-        with open_hdf5(path) as file:
-            events = self._events(file)
-            name = f"{GROUP}/image_raw_event_inds"
-            if name in file:
-                self._hints = np.array(find_dataset(path, file, name, "[F]", "iuf"), np.int64)
-                if len(self._hints) != len(frame_times):
-                    raise ValueError(
-                        f"{path}: {name} has {len(self._hints)} entries for {len(frame_times)} "
-                        "frames"
-                    )
+        self._size = size
+        self._handle: Hdf5Handle[h5py.Dataset] = Hdf5Handle(path)
+        with self._handle.reading(self._events) as events:
+            chunks = events.chunks
+            self._blocks = BlockTimes(len(events), chunks and chunks[0])
             ends = [self._time(events, i) for i in (0, -1)] if len(events) else None
         if ends is not None and not 0 <= ends[0] <= ends[1]:
             raise ValueError(
@@ -101,28 +95,33 @@ class MvsecEvents(IndexedEventFile):
 
     def coordinate_extent(self) -> tuple[int, int]:
         largest = np.zeros(2)
-        with open_hdf5(self.path) as file:
-            events = self._events(file)
+        with self._handle.reading(self._events) as events:
             for first in range(0, len(events), _STEP):
                 largest = np.maximum(largest, events[first : first + _STEP, :2].max(axis=0))
         return int(largest[1]) + 1, int(largest[0]) + 1
 
     def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
-        with open_hdf5(self.path) as file:
-            events = self._events(file)
-            first = self._first_at(events, t0)
-            last = max(first, self._first_at(events, t1))
-            rows = np.asarray(events[first:last], np.float64)
+        t1 = max(t0, t1)
+        with self._handle.reading(self._events) as events:
+            low, high = self._blocks.rows(t0, t1, lambda row: self._time(events, row))
+            rows = np.asarray(events[low:high], np.float64)
         if not np.isfinite(rows).all():
             row = int(np.argmin(np.isfinite(rows).all(axis=1)))
             raise ValueError(
-                f"{self.path}: {GROUP}/events[{first + row}] = {rows[row].tolist()}, expected "
+                f"{self.path}: {GROUP}/events[{low + row}] = {rows[row].tolist()}, expected "
                 "finite x, y, t, p"
             )
-        x, y, t, p = rows.T
+        times = np.rint(rows[:, 2] * 1e6).astype(np.int64)
+        first, last = (int(i) for i in np.searchsorted(times, (t0, t1)))
+        if low > 0 and first == 0:
+            raise ValueError(
+                f"{self.path}: {GROUP}/events is not sorted by t around index {low}: searched for "
+                f"{t0} us, found {times[0]} us"
+            )
+        x, y, _, p = rows[first:last].T
         if (x % 1 == 0).all() and (y % 1 == 0).all():
             x, y = x.astype(np.int32), y.astype(np.int32)
-        return first, (x, y, np.rint(t * 1e6).astype(np.int64), p)
+        return low + first, (x, y, times[first:last], p)
 
     def _events(self, file: h5py.File) -> h5py.Dataset:
         events = find_dataset(self.path, file, f"{GROUP}/events", "[N, 4]", "f")
@@ -138,36 +137,6 @@ class MvsecEvents(IndexedEventFile):
         if not np.isfinite(seconds):
             raise ValueError(f"{self.path}: {GROUP}/events[{index}] has t = {seconds} s")
         return round(seconds * 1e6)
-
-    def _first_at(self, events: h5py.Dataset, time: int) -> int:
-        """Index of the first event with t >= time."""
-        low, high = self._bracket(events, time)
-        index = bisect.bisect_left(
-            range(len(events)), time, low, high, key=lambda i: self._time(events, i)
-        )
-        before = self._time(events, index - 1) if index > 0 else None
-        after = self._time(events, index) if index < len(events) else None
-        if (before is not None and before >= time) or (after is not None and after < time):
-            raise ValueError(
-                f"{self.path}: {GROUP}/events is not sorted by t around index {index}: searched "
-                f"for {time} us, found {before} us before and {after} us after"
-            )
-        return index
-
-    def _bracket(self, events: h5py.Dataset, time: int) -> tuple[int, int]:
-        """Indices between which the search has to look."""
-        count = len(events)
-        if self._hints is None:
-            return 0, count
-        frame = int(np.searchsorted(self._frame_times, time))
-        # An index is that of the event nearest to a frame: one more frame to each side is safe.
-        low = int(self._hints[frame - 2]) if frame >= 2 else 0
-        high = int(self._hints[frame + 1]) if frame + 1 < len(self._hints) else count
-        low, high = max(low, 0), min(high, count)
-        fits = low < high
-        fits = fits and (low == 0 or self._time(events, low) < time)
-        fits = fits and (high == count or self._time(events, high) >= time)
-        return (low, high) if fits else (0, count)
 
 
 class MvsecFrames(FrameSource):
@@ -233,7 +202,7 @@ def open_mvsec(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected <sequence>{DATA_SUFFIX}")
     frames = MvsecFrames(path)
-    events = MvsecEvents(path, frames.times, frames.size)
+    events = MvsecEvents(path, frames.size)
     if truth is None:
         stem = str(path).removesuffix(DATA_SUFFIX)
         found = (Path(stem + end) for end in ("_gt.hdf5", "_gt_flow_dist.npz"))
