@@ -20,6 +20,7 @@ from flowfuse.data.block_times import BlockTimes
 from flowfuse.data.event_files import IndexedEventFile
 from flowfuse.data.frame_files import FrameSource
 from flowfuse.data.hdf5_files import (
+    HDF5_FAULTS,
     Hdf5Handle,
     find_dataset,
     increasing_microseconds,
@@ -174,7 +175,7 @@ def is_mvsec(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return f"{GROUP}/events" in file
-    except OSError:
+    except HDF5_FAULTS:
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{name} has .npy version {version}, expected (1, 0) or (2, 0)")
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran_order, dtype = read_header(file)
+        try:
+            shape, fortran_order, dtype = read_header(file)
+        except (SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
+            raise ValueError(f"the header of {name} cannot be read ({error})") from error
         if dtype.hasobject:
             raise ValueError(f"{name} must be numbers of shape [N], got Python objects")
         size = int(np.prod(shape)) * dtype.itemsize
