@@ -68,7 +68,7 @@ def test_both_readers_find_the_same_events(script, file):
 
 
 def test_rows_and_their_ratios(script, monkeypatch):
-    ticks = iter([0, 9, 0, 9, 0, 1, 0, 2, 0, 3, 0, 6])  # a round that does not count, and two
+    ticks = iter([0, 0, 0, 1, 0, 2, 0, 3, 0, 6])  # a round that is not timed, and two
     monkeypatch.setattr(script, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     case = script.Case("windows", 100, {script.OURS: lambda: 8, script.PLAIN: lambda: 8})
     ours, plain = script.measure(case, rounds=2)

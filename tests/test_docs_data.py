@@ -1,0 +1,73 @@
+"""docs/data.md: every command is one that its parser takes, and what can run is run."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from dsec_cases import FIRST, OFFSET, write
+
+from flowfuse.data.calibration import read_calibration
+from flowfuse.inference.settings import build_parser, parse_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TEXT = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
+
+
+def block_of(kind: str) -> str:
+    (found,) = (block for name, block in BLOCKS if name == kind)
+    return found
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_taken_by_their_parsers(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "flowfuse-infer":
+        parse_config(build_parser(), arguments)
+        return
+    assert program == "python"
+    script, *arguments = arguments
+    monkeypatch.syspath_prepend(str((REPOSITORY / script).parent))
+    parser = importlib.import_module(Path(script).stem).build_parser()
+    given = vars(parser.parse_args(arguments))
+    assert arguments[0] in {str(value) for value in given.values()}
+
+
+def test_every_tool_is_told_of():
+    for path in sorted((REPOSITORY / "data_tools").glob("*.py")):
+        assert f"python data_tools/{path.name} " in TEXT, path.name
+
+
+def test_the_links_lead_somewhere():
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in TEXT.splitlines()
+        if line.startswith("#")
+    }
+    targets = re.findall(r"\]\((?!https:)([^)]+)\)", TEXT)
+    assert targets and all(target[1:] in headings for target in targets if target[0] == "#")
+    assert all((REPOSITORY / "docs" / t).exists() for t in targets if t[0] != "#")
+    for name in re.findall(r"`((?:flowfuse|benchmarks|data_tools)/\w[\w/.]*)`", TEXT):
+        assert (REPOSITORY / name).exists(), name
+
+
+def test_the_lines_of_python_run(tmp_path):
+    write(tmp_path, "zurich_city_01_a")
+    write(tmp_path, "thun_00_a")
+    names = {"t0": OFFSET + FIRST, "t1": OFFSET + FIRST + 10_000}
+    exec(block_of("python").replace("ROOT", str(tmp_path)), names)
+    assert len(names["sequence"].events(names["t0"], names["t1"])) > 0
+
+
+def test_the_calibration_is_one(tmp_path):
+    path = tmp_path / "rig.yaml"
+    path.write_text(block_of("yaml"))
+    rig = read_calibration(path)
+    assert (rig.events.width, rig.frames.height) == (640, 1080)
