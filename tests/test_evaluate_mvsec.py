@@ -141,5 +141,5 @@ def test_write_mvsec_writes_the_scene(tmp_path, capsys):
     error = np.hypot(*(flow - truth))[valid & known & ~occluded]
     assert valid.mean() > 0.5 and np.median(error) < 0.1
     assert recording.truth(0) is None  # the maps begin after frame 0
-    assert tool.main([str(prefix), "--frames", "3"]) == 1
+    assert tool.main([f"{prefix}b", "--frames", "3"]) == 1
     assert "frames must be at least 4" in capsys.readouterr().err
