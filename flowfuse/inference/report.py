@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from flowfuse.inference.outputs import OutputDirectory
 from flowfuse.inference.pictures import LEAST_MAGNITUDE
 from flowfuse.inference.settings import InferenceConfig
 from flowfuse.inference.windows import GAP_RATIO, Window
-from flowfuse.metrics import FlowMetrics, photometric_error, trajectory_metrics
+from flowfuse.metrics import FlowMetrics, photometric_error, trajectory_sums
 
 
 class RunMetrics:
@@ -39,6 +40,7 @@ class RunMetrics:
         # 1.0 is the flow from frame to frame; other tau are continuous flow
         self._estimates: dict[float, FlowMetrics] = {}
         self._zeros: dict[float, FlowMetrics] = {}
+        self._path_sums: dict[str, tuple[float, float]] = {}
 
     def add(
         self,
@@ -83,7 +85,7 @@ class RunMetrics:
                 pair.setdefault("flow_at", {})[str(tau)] = entry
         between = [tau for tau in truths if tau < 1]
         if between and 1.0 in truths:
-            pair["trajectory"] = trajectory_metrics(
+            sums = trajectory_sums(
                 np.stack([flow_at[tau] for tau in between]),
                 np.stack([truths[tau][0] for tau in between]),
                 between,
@@ -91,10 +93,14 @@ class RunMetrics:
                 truths[1.0][0],
                 np.stack([truths[tau][1] & truths[1.0][1] for tau in between]),
             )
+            pair["trajectory"] = _quotients(sums)
+            for name, parts in sums.items():
+                before = self._path_sums.get(name, (0.0, 0.0))
+                self._path_sums[name] = tuple(map(sum, zip(before, parts, strict=True)))
         self._pairs.append(pair)
 
     def averages(self) -> dict[str, Any]:
-        """Averages over the pairs: of flow metrics per pixel and per frame, of others per pair."""
+        """Average flow metrics per pixel and per frame, paths per pixel, the others per pair."""
         result: dict[str, Any] = {
             name: _mean([pair[name] for pair in self._pairs])
             for name in ("photometric_error", "photometric_error_zero_flow")
@@ -108,9 +114,8 @@ class RunMetrics:
                 result |= entry
             else:
                 result.setdefault("flow_at", {})[str(tau)] = entry
-        paths = [pair["trajectory"] for pair in self._pairs if "trajectory" in pair]
-        if paths:
-            result["trajectory"] = {key: _mean([path[key] for path in paths]) for key in paths[0]}
+        if self._path_sums:
+            result["trajectory"] = _quotients(self._path_sums)
         return result
 
     def write(self, path: Path, checkpoint: str) -> bool:
@@ -169,6 +174,11 @@ class RunMetrics:
 def counted(count: int, unit: str) -> str:
     """A number and its unit: "1 pair", "2 pairs"."""
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
+def _quotients(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Each measure from its sum and divisor; NaN where there is nothing to divide by."""
+    return {name: total / by if by else math.nan for name, (total, by) in sums.items()}
 
 
 def _mean(values: list[float]) -> float:
