@@ -42,7 +42,7 @@ from operators import OneLineParser, thread_count, write
 from tqdm import tqdm
 
 from flowfuse.data.presets import PRESETS
-from flowfuse.model.flowfuse import CONFIGS
+from flowfuse.model import CONFIGS
 
 CaseSet = SceneSet | ImageSet
 

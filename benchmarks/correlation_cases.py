@@ -27,7 +27,7 @@ from torch import Tensor
 
 from flowfuse import ops
 from flowfuse.geometry import pixel_grid
-from flowfuse.model.flowfuse import CONFIGS
+from flowfuse.model import CONFIGS
 
 STRATEGIES = ("volume", "on_demand", "auto")
 LARGEST_VOLUME = 2 * 2**30  # bytes; a strategy "volume" that needs more is left out

@@ -21,8 +21,7 @@ from flowfuse.data.camera import srgb_to_linear
 from flowfuse.data.simulator import SensorConfig
 from flowfuse.events import Events
 from flowfuse.flow_io import write_flow
-from flowfuse.model import FlowFuse
-from flowfuse.model.flowfuse import CONFIGS
+from flowfuse.model import CONFIGS, FlowFuse
 from flowfuse.visualize import write_image
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -9,8 +9,7 @@ refinement <- recurrent update <- propagation <- gates <---------------------- t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from flowfuse.geometry import pad_to_multiple
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
+from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching
 from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates
@@ -36,114 +36,6 @@ from flowfuse.trajectory import bezier
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
 MINIMUM_SIZE = 16
-MAX_WINDOW = 16  # radius and levels of a correlation lookup that the operators take
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Architecture of a :class:`FlowFuse`.
-
-    Args:
-        name: what the configuration is called.
-        slices: K, the number of event slices between t0 and t1.
-        bins: temporal bins per slice.
-        stem_channels: width at 1/4 resolution.
-        channels: C, width of the common latent at 1/8 resolution.
-        hidden: width of the recurrent state and of the motion features.
-        token_channels: width of one correlation token.
-        boundary_channels: width of the boundary localizer.
-        blocks: residual blocks of the shared trunk.
-        degree: n, control points of a trajectory.
-        iterations: default number of recurrent updates; a run-time knob.
-        radius: correlations are looked up in windows of (2 radius + 1)^2.
-        levels: pyramid levels of the look-up.
-        dilations: steps of the boundary-guided propagation.
-        frames: use the frames (ablation switch).
-        events: use the events (ablation switch).
-        boundary: localize boundaries; without it guided fusion has no maps to go by (switch).
-        common_gradient: the localizer sees the common spatiotemporal gradients; without it, the
-            bare frames and event sum (switch).
-        fusion: "guided" by the boundaries, or plain "concatenation" (switch).
-        correlation: "auto", "volume" or "on_demand".
-    """
-
-    name: str = "small"
-    slices: int = 4
-    bins: int = 3
-    stem_channels: int = 32
-    channels: int = 64
-    hidden: int = 48
-    token_channels: int = 24
-    boundary_channels: int = 24
-    blocks: int = 1
-    degree: int = 3
-    iterations: int = 2
-    radius: int = 3
-    levels: int = 3
-    dilations: tuple[int, ...] = (1, 2, 4, 8)
-    frames: bool = True
-    events: bool = True
-    boundary: bool = True
-    common_gradient: bool = True
-    fusion: Literal["guided", "concatenation"] = "guided"
-    correlation: Literal["auto", "volume", "on_demand"] = "auto"
-
-    def __post_init__(self) -> None:
-        sizes = ("slices", "bins", "stem_channels", "channels", "hidden", "token_channels")
-        for key in (
-            *sizes,
-            "boundary_channels",
-            "blocks",
-            "degree",
-            "iterations",
-            "radius",
-            "levels",
-        ):
-            if getattr(self, key) < 1:
-                raise ValueError(f"ModelConfig: {key} must be at least 1, got {getattr(self, key)}")
-        for key in ("radius", "levels"):
-            if getattr(self, key) > MAX_WINDOW:
-                raise ValueError(
-                    f"ModelConfig: {key} must be at most {MAX_WINDOW}, got {getattr(self, key)}"
-                )
-        if not (self.frames or self.events):
-            raise ValueError("ModelConfig: frames and events are both switched off; one is needed")
-        for key, choices in (
-            ("fusion", ("guided", "concatenation")),
-            ("correlation", ("auto", "volume", "on_demand")),
-        ):
-            if getattr(self, key) not in choices:
-                raise ValueError(
-                    f"ModelConfig: {key} must be one of {choices}, got {getattr(self, key)!r}"
-                )
-        if tuple(self.dilations) != tuple(2**i for i in range(len(self.dilations))):
-            raise ValueError(f"ModelConfig: dilations must be 1, 2, 4, ..., got {self.dilations}")
-
-
-CONFIGS = {
-    "nano": ModelConfig(
-        name="nano",
-        stem_channels=16,
-        channels=32,
-        hidden=32,
-        token_channels=16,
-        boundary_channels=16,
-    ),
-    "small": ModelConfig(),
-    "base": ModelConfig(
-        name="base",
-        slices=5,
-        stem_channels=48,
-        channels=96,
-        hidden=72,
-        token_channels=32,
-        boundary_channels=32,
-        blocks=2,
-        iterations=4,
-        radius=4,
-        levels=4,
-    ),
-}
 
 
 class ModelOutput(NamedTuple):
