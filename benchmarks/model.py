@@ -39,12 +39,12 @@ from networks import OURS, PEER, Network
 from operators import (
     Measurement,
     OneLineParser,
+    add_result_arguments,
     heading,
     limits_text,
     new_report,
     number,
     reason,
-    result_file,
     table,
     thread_count,
     write,
@@ -256,8 +256,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="on a GPU: leave out torch.compile, which takes long",
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="the stages of our estimates")
-    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
-    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
+    add_result_arguments(parser)
     return parser
 
 

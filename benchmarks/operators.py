@@ -339,6 +339,12 @@ def result_file(text: str) -> Path:
     return path
 
 
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes."""
+    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
+    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -354,8 +360,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-compiled-peers", action="store_true",
         help="on a GPU: leave out the peers under torch.compile, which take long to compile",
     )  # fmt: skip
-    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
-    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
+    add_result_arguments(parser)
     return parser
 
 

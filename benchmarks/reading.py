@@ -35,12 +35,12 @@ import torch
 from measuring import measure_limits
 from operators import (
     OneLineParser,
+    add_result_arguments,
     heading,
     limits_text,
     new_report,
     number,
     reason,
-    result_file,
     table,
     write,
 )
@@ -313,8 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"of the large file; {FULL_EVENTS:.0e}, with --quick {QUICK_EVENTS:.0e}",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small file, few repeats: a trial")
-    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
-    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
+    add_result_arguments(parser)
     return parser
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from flowfuse.config import parse_size
 from flowfuse.data.dsec_files import read_schedule
 from flowfuse.inference.dsec_submission import TEST_SEQUENCES
 
@@ -72,15 +73,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", type=parse_size, default="640x480", metavar="WxH", help="of predictions, px"
     )
     return parser
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``640x480`` as (width, height)."""
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}") from None
-    return width, height
 
 
 def list_predictions(schedules: Path) -> tuple[set[str], list[str]]:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowfuse.config import parse_size
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.scenes import PRESETS, Scene, generate_scene
 from flowfuse.estimator import select_device
@@ -75,15 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     return parser
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``320x240`` as (width, height)."""
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}") from None
-    return width, height
 
 
 def parse_times(text: str) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowfuse.config import parse_size
 from flowfuse.data.dsec_files import FLOW_STEP
 from flowfuse.data.dsec_writer import LAYOUTS, write_sequence
 from flowfuse.data.scenes import PRESETS, generate_scene
@@ -87,15 +88,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     return parser
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``640x480`` as (width, height)."""
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}") from None
-    return width, height
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ the key.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -144,6 +145,15 @@ def write_yaml(path: str | Path, config: Any) -> None:
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False, default_flow_style=None)
     with atomic_path(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a size in px from a command line: ``640x480`` as (width, height)."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}") from None
+    return width, height
 
 
 class _Loader(yaml.SafeLoader):

@@ -121,11 +121,11 @@ class FlowMetrics:
         self.frames += 1
         self.valid_pixels += int(sums["epe"][1])
         for name, (total, pixels) in sums.items():
-            _add(self._pixel_sums, name, total, pixels)
+            add_sum(self._pixel_sums, name, total, pixels)
             if pixels:  # a frame where nothing counts has no average
-                _add(self._frame_sums, name, total / pixels, 1)
+                add_sum(self._frame_sums, name, total / pixels, 1)
             else:
-                _add(self._frame_sums, name, 0.0, 0)
+                add_sum(self._frame_sums, name, 0.0, 0)
         return _with_count(sums)
 
     def summary(self) -> dict[str, dict[str, float] | int]:
@@ -136,8 +136,8 @@ class FlowMetrics:
             numbers.
         """
         return {
-            "per_pixel": {name: _mean(*pair) for name, pair in self._pixel_sums.items()},
-            "per_frame": {name: _mean(*pair) for name, pair in self._frame_sums.items()},
+            "per_pixel": means(self._pixel_sums),
+            "per_frame": means(self._frame_sums),
             "frames": self.frames,
             "valid_pixels": self.valid_pixels,
         }
@@ -168,8 +168,7 @@ def trajectory_metrics(
         d = x(tau) - tau x(1) is the deviation from the straight line, d* the true one, over pixels
         and times with |d*| > 1 px (0 = perfect, 1 = as a straight line).
     """
-    sums = trajectory_sums(estimates, truths, tau, end, true_end, valid)
-    return {name: _mean(*pair) for name, pair in sums.items()}
+    return means(trajectory_sums(estimates, truths, tau, end, true_end, valid))
 
 
 def trajectory_sums(
@@ -374,20 +373,25 @@ def _length(vectors: np.ndarray, axis: int) -> np.ndarray:
     return np.linalg.norm(vectors, axis=axis)
 
 
+def means(sums: Sums) -> dict[str, float]:
+    """Divide the sums of every measure; NaN where there is nothing to divide by."""
+    return {name: _mean(*pair) for name, pair in sums.items()}
+
+
 def _mean(total: float, count: float) -> float:
     return total / count if count else math.nan
 
 
 def _with_count(sums: Sums) -> dict[str, float]:
-    means = {name: _mean(*pair) for name, pair in sums.items()}
-    return {**means, "valid_pixels": float(sums["epe"][1])}
+    return {**means(sums), "valid_pixels": float(sums["epe"][1])}
 
 
 def _masked_mean(values: np.ndarray, mask: np.ndarray) -> float:
     return _mean(*_sum_of(values, mask))
 
 
-def _add(sums: Sums, name: str, total: float, count: int) -> None:
+def add_sum(sums: Sums, name: str, total: float, count: float) -> None:
+    """Add a sum and its divisor to those of a measure that are there already."""
     former_total, former_count = sums.get(name, (0.0, 0))
     sums[name] = (former_total + total, former_count + count)
 

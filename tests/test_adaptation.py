@@ -25,6 +25,7 @@ from flowfuse.training.adaptation import RecordingPairs, RecordingValidator, com
 from flowfuse.training.settings import read_command_line
 
 HEIGHT, WIDTH, SPEED, GAP = 40, 48, 3, 30_000  # px, px, px per frame, us between frames
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ModelConfig(
     name="tiny", slices=2, bins=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
     boundary_channels=8, iterations=2, radius=1, levels=1, dilations=(1, 2),
@@ -65,15 +66,6 @@ def write_moving_texture(path: Path, frames: int = 6, *, events: bool = True, co
         images = images[..., None].repeat(3, axis=3)
     sequence = Events(*columns, height=HEIGHT, width=WIDTH) if events else None
     write_recording(path, sequence, images, GAP * np.arange(frames))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from flowfuse import distributed, train
 from flowfuse.losses import masked_mean
 from flowfuse.training import devices
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as many as the other processes have
 ROOT = Path(__file__).parent.parent  # where -m finds the package, installed or not
 RECIPE = """
 model: {name: small, slices: 2, bins: 2, stem_channels: 8, channels: 8, hidden: 8,
@@ -126,15 +127,6 @@ def read_log(run: Path) -> list[dict[str, float]]:
     with open(run / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: float(v) for k, v in row.items() if k != "seconds_per_step"} for row in rows]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As many as the other processes have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

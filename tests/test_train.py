@@ -24,6 +24,7 @@ from flowfuse.model import CONFIGS, ModelOutput
 from flowfuse.training import log, samples, settings, state, trainer
 from flowfuse.training.validation import Validator
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as many as the killed process has
 RECIPE = """
 model: {name: small, slices: 2, bins: 2, stem_channels: 8, channels: 8, hidden: 8,
         token_channels: 8, boundary_channels: 8, iterations: 2, radius: 1, levels: 1,
@@ -43,15 +44,6 @@ keep: 2
 tensorboard: false
 device: cpu
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors gain nothing from threads, and the killed process must have as many as we."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

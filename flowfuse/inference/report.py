@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from flowfuse.inference.outputs import OutputDirectory
 from flowfuse.inference.pictures import LEAST_MAGNITUDE
 from flowfuse.inference.settings import InferenceConfig
 from flowfuse.inference.windows import GAP_RATIO, Window
-from flowfuse.metrics import FlowMetrics, photometric_error, trajectory_sums
+from flowfuse.metrics import FlowMetrics, Sums, add_sum, means, photometric_error, trajectory_sums
 
 
 class RunMetrics:
@@ -40,7 +39,7 @@ class RunMetrics:
         # 1.0 is the flow from frame to frame; other tau are continuous flow
         self._estimates: dict[float, FlowMetrics] = {}
         self._zeros: dict[float, FlowMetrics] = {}
-        self._path_sums: dict[str, tuple[float, float]] = {}
+        self._path_sums: Sums = {}
 
     def add(
         self,
@@ -93,10 +92,9 @@ class RunMetrics:
                 truths[1.0][0],
                 np.stack([truths[tau][1] & truths[1.0][1] for tau in between]),
             )
-            pair["trajectory"] = _quotients(sums)
+            pair["trajectory"] = means(sums)
             for name, parts in sums.items():
-                before = self._path_sums.get(name, (0.0, 0.0))
-                self._path_sums[name] = tuple(map(sum, zip(before, parts, strict=True)))
+                add_sum(self._path_sums, name, *parts)
         self._pairs.append(pair)
 
     def averages(self) -> dict[str, Any]:
@@ -115,7 +113,7 @@ class RunMetrics:
             else:
                 result.setdefault("flow_at", {})[str(tau)] = entry
         if self._path_sums:
-            result["trajectory"] = _quotients(self._path_sums)
+            result["trajectory"] = means(self._path_sums)
         return result
 
     def write(self, path: Path, checkpoint: str) -> bool:
@@ -174,11 +172,6 @@ class RunMetrics:
 def counted(count: int, unit: str) -> str:
     """A number and its unit: "1 pair", "2 pairs"."""
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
-
-
-def _quotients(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Each measure from its sum and divisor; NaN where there is nothing to divide by."""
-    return {name: total / by if by else math.nan for name, (total, by) in sums.items()}
 
 
 def _mean(values: list[float]) -> float:
