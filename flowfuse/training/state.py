@@ -85,7 +85,8 @@ class TrainingState:
             [
                 {"params": matrices, "weight_decay": weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
-            ]
+            ],
+            fused=True,  # 150 small tensors, each a dozen operators otherwise
         )
         self.step = 0
         self.seconds = 0.0  # spent training, over all sessions
@@ -196,7 +197,8 @@ class TrainingState:
                 # In the layout of its parameter, as the optimizer itself would have made it:
                 # another layout can round differently.
                 value = torch.empty_like(parameters[name]).copy_(value)
-            self.optimizer.state[parameters[name]][kind] = value
+            # The count of steps, too, belongs on the device: the fused optimizer reads it there.
+            self.optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
 
 
 class RunDirectory:
