@@ -6,7 +6,8 @@
 All variants have the recipe `nano`, the same number of steps and, for each seed, the same samples
 in the same order; concatenation has wider tokens, which make up for the parameters of the guidance.
 Trainings that are finished are not repeated, and one that was interrupted is taken up: run the same
-command again. Then benchmarks/compare.py sets the first variant against each of the others.
+command again. Then benchmarks/compare.py sets the first variant against each of the others, and,
+where it can do with one sense, with that sense alone against the variant trained on nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import compare
+from accuracy import output_name
 from accuracy_sets import SETS
 from operators import OneLineParser
 
@@ -26,6 +28,7 @@ from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory
 
 # A network that has one sense is not trained on samples without it.
+SENSES = ("frames", "events")
 ONE_SENSE = ("--augment.drop_frames", "0", "--augment.drop_events", "0")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "guided": (),
@@ -79,16 +82,20 @@ def run(options: argparse.Namespace) -> int:
         for variant in options.variants:
             models[variant].append(str(train_variant(variant, seed, options)))
     first, *others = options.variants
-    for other in others:
-        arguments = ["--group", first, *models[first], "--group", other, *models[other]]
-        arguments += ["--sets", *options.sets, "--scenes", str(options.scenes)]
-        if options.test_cache is not None:
-            arguments += ["--cache", str(options.test_cache)]
-        if options.output is not None:
-            arguments += ["-o", f"{options.output}-{first}-{other}"]
-        if code := compare.main(arguments):
-            return code
-    return 0
+    pairs = [(first, other) for other in others]
+    alone = [other for other in others if other in SENSES and first not in SENSES]
+    pairs += [(f"{first}:{sense}", sense) for sense in alone]
+    groups = models | {f"{first}:{sense}": models[first] for sense in alone}
+    arguments = ["--sets", *options.sets, "--scenes", str(options.scenes)]
+    for name, paths in groups.items():
+        arguments += ["--group", name, *paths]
+    for pair in pairs:
+        arguments += ["--pair", *pair]
+    if options.test_cache is not None:
+        arguments += ["--cache", str(options.test_cache)]
+    if options.output is not None:
+        arguments += ["-o", str(options.output)]
+    return compare.main(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--scenes", type=int, default=64, help="scenes of each set")
     parser.add_argument("--test-cache", type=Path, help="folder that keeps the test scenes")
-    parser.add_argument("-o", "--output", metavar="OUT", help="write OUT-FIRST-OTHER.json and .md")
+    parser.add_argument(
+        "-o", "--output", type=output_name, metavar="OUT", help="write OUT.json and OUT.md"
+    )
     return parser
 
 

@@ -46,14 +46,23 @@ def test_variants_are_trained_alike_and_compared(ablation, trained, monkeypatch,
             assert config.seed == seed
             same = ("data", "scenes", "scene_size", "crop", "batch", "learning_rate", "loss")
             assert all(getattr(config, key) == getattr(guided, key) for key in same)
-    assert [call[call.index("-o") + 1] for call in compared] == [
-        str(tmp_path / f"out-guided-{name}") for name in names[1:]
+    (call,) = compared
+    asked = ablation.compare.build_parser().parse_args(call)
+    models = {
+        name: [str(RunDirectory(tmp_path / f"{name}_{seed}").model) for seed in (3, 4)]
+        for name in names
+    }
+    assert asked.group == [
+        *([name, *paths] for name, paths in models.items()),
+        ["guided:frames", *models["guided"]],
+        ["guided:events", *models["guided"]],
     ]
-    first = compared[0]
-    assert first[:4] == ["--group", "guided", *(
-        str(RunDirectory(tmp_path / f"guided_{seed}").model) for seed in (3, 4)
-    )]  # fmt: skip
-    assert first[first.index("--sets") :][:4] == ["--sets", "mixed", "--scenes", "2"]
+    assert asked.pair == [
+        *(["guided", name] for name in names[1:]),
+        ["guided:frames", "frames"],
+        ["guided:events", "events"],
+    ]
+    assert (asked.sets, asked.scenes, asked.output) == (["mixed"], 2, tmp_path / "out")
 
 
 def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):

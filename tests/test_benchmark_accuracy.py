@@ -532,13 +532,14 @@ def test_groups_of_seeds_are_compared_by_their_means() -> None:
     scenes = [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]
     numbers = {f"a {k}": [(k * total, count) for total, count in scenes] for k in (1, 3)}
     tally = make_tally({**numbers, "b": [(4 * total, count) for total, count in scenes]})
-    found = compare(tally, {"a": ["a 1", "a 3"], "b": ["b"]})["epe"]
+    pairs = [("a", "b")]
+    found = compare(tally, {"a": ["a 1", "a 3"], "b": ["b"]}, pairs)["epe"]
     assert found["seeds"] == {"a": [2, 6], "b": [8]}
-    assert found["a"]["value"] == 4 and found["b"]["value"] == 8
+    assert [found["groups"][name]["value"] for name in "ab"] == [4, 8]
     # Scenes cancel out, as they are drawn alike; what remains is the draw among the two seeds.
-    ratio = found["ratio"]
+    ratio = found["ratios"]["a / b"]
     assert [ratio[key] for key in ("value", "low", "high")] == pytest.approx([0.5, 0.25, 0.75])
-    alike = compare(tally, {"a": ["a 3"], "b": ["b"]})["epe"]["ratio"]
+    alike = compare(tally, {"a": ["a 3"], "b": ["b"]}, pairs)["epe"]["ratios"]["a / b"]
     assert [alike[key] for key in ("value", "low", "high")] == pytest.approx([0.75] * 3)
 
 
@@ -546,13 +547,18 @@ def test_compare_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "plain.safetensors"
     save_checkpoint(path, FlowFuse(replace(CONFIGS["small"], fusion="concatenation")))
     arguments = ["--group", "guided", "small", "--group", "plain", str(path), str(path)]
+    arguments += ["--group", "small:frames", "small", "--pair", "guided", "plain"]
+    arguments += ["--pair", "small:frames", "plain"]
     output = ["-o", str(tmp_path / "c")]
     assert load("compare").main([*arguments, "--sets", "slow", *TINY, *output]) == 0
     report = json.loads((tmp_path / "c.json").read_text())
     found = report["sets"]["slow"]["epe"]
     first, second = found["seeds"]["plain"]
-    assert first == second == pytest.approx(found["plain"]["value"])
-    assert found["ratio"]["value"] == pytest.approx(found["guided"]["value"] / first)
+    assert first == second == pytest.approx(found["groups"]["plain"]["value"])
+    for name in ("guided", "small:frames"):
+        ratio = found["groups"][name]["value"] / first
+        assert found["ratios"][f"{name} / plain"]["value"] == pytest.approx(ratio)
+    assert found["groups"]["small:frames"] != found["groups"]["guided"]
     text = (tmp_path / "c.md").read_text()
     assert text in capsys.readouterr().out
     assert "| slow | boundary EPE |" in text and "plain (seeds: 2)" in text
@@ -563,10 +569,12 @@ def test_compare_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         ([], 2, "--group"),
         (["--group", "a", "small"], 2, "twice"),
-        (["--group", "a", "small", "--group", "a", "small"], 2, "two names"),
+        (["--group", "a", "small", "--group", "a", "small"], 2, "different names"),
         (["--group", "a", "small", "--group", "b"], 2, "CHECKPOINT"),
         (["--group", "a", "small", "--group", "b/c", "small"], 2, "must not contain"),
         (["--group", "a", "small", "--group", "b", "small", "--sets"], 2, "--sets"),
+        (["--group", "a", "small", "--group", "b", "small", "--pair", "a", "c"], 2, "'c'"),
+        (["--group", "a", "small", "--group", "a:nose", "small"], 1, "nose"),
         (["--group", "a", "small", "--group", "b", "no_such_model"], 1, "no_such_model"),
     ],
 )
