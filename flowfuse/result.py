@@ -74,8 +74,8 @@ class Result:
     def uncertainty(self) -> Array:
         """Expected absolute error of a flow component: [H, W] float32, px.
 
-        The network describes its error by a mixture of two Laplace distributions, of scale 1 px and
-        of a wider one; this is the mean absolute deviation under it.
+        The network describes its error by a mixture of two Laplace distributions, of scale 1/4 px
+        and of a wider one; this is the mean absolute deviation under it.
         """
         return self._give(expected_error(self._uncertainty[0]))
 

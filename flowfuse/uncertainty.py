@@ -1,8 +1,11 @@
-"""Uncertainty as a mixture of two Laplace distributions (Wang et al., SEA-RAFT, ECCV 2024).
+"""Uncertainty as a mixture of two Laplace distributions, after Wang et al., SEA-RAFT, ECCV 2024.
 
-A pixel is either tracked (narrow component, scale 1 px) or ambiguous (wide component, learned
+A pixel is either tracked (narrow component, scale 1/4 px) or ambiguous (wide component, learned
 scale >= 1 px). The network gives two numbers per pixel: the logit of the narrow component's weight,
 and a raw value whose softplus is the log of the wide component's scale.
+
+SEA-RAFT's narrow component has a scale of 1 px. An error of half a px then costs little, and where
+motion is slow the flow stays that far off.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NARROW_SCALE = 0.25  # px
 MAX_LOG_SCALE = 7.0  # e^7 px: wider than any image's flow
 
 
@@ -34,7 +38,7 @@ def negative_log_likelihood(error: Tensor, uncertainty: Tensor) -> Tensor:
     magnitude = error.abs()
     logit = uncertainty[..., :1, :, :]
     log_scale = wide_log_scale(uncertainty)
-    narrow = F.logsigmoid(logit) - magnitude
+    narrow = F.logsigmoid(logit) - math.log(NARROW_SCALE) - magnitude / NARROW_SCALE
     wide = F.logsigmoid(-logit) - log_scale - magnitude * torch.exp(-log_scale)
     return math.log(2) - torch.logaddexp(narrow, wide)
 
@@ -43,4 +47,4 @@ def expected_error(uncertainty: Tensor) -> Tensor:
     """Expected absolute error per flow component in px: [..., 2, H, W] -> [..., H, W]."""
     weight = torch.sigmoid(uncertainty[..., 0, :, :])
     wide = torch.exp(wide_log_scale(uncertainty))[..., 0, :, :]
-    return weight + (1 - weight) * wide
+    return NARROW_SCALE * weight + (1 - weight) * wide

@@ -57,9 +57,9 @@ def test_likelihood_loss_by_hand():
     )
     batch = make_batch()
     batch["flow"][:, :, 0] = 3.0  # u is off by 3 at all times, v is right
-    # log 2 + mean(3, 0), and a quarter of the absolute error
+    # log(2 / 4) + 4 mean(3, 0), and a quarter of the absolute error
     assert likelihood_loss(output, batch, 0.25).item() == pytest.approx(
-        math.log(2) + 1.5 + 0.25 * 1.5, rel=1e-5
+        math.log(0.5) + 4 * 1.5 + 0.25 * 1.5, rel=1e-5
     )
 
 

@@ -12,9 +12,9 @@ def field(logit, raw):
 def test_one_narrow_laplace_by_hand():
     error = torch.tensor([3.0, 0.5], dtype=torch.float64).view(1, 2, 1, 1)
     nll = negative_log_likelihood(error, field(100.0, 2.0))
-    # a Laplace of scale 1: log 2 + |e|
-    torch.testing.assert_close(nll.flatten(), math.log(2) + error.flatten())
-    assert expected_error(field(100.0, 2.0)).item() == 1
+    # a Laplace of scale 1/4: log(2 / 4) + 4 |e|
+    torch.testing.assert_close(nll.flatten(), math.log(0.5) + 4 * error.flatten())
+    assert expected_error(field(100.0, 2.0)).item() == 0.25
 
 
 def test_density_integrates_to_one():

@@ -43,8 +43,8 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         control_points: [B, n, 2, H, W] float32, px; the last point is the flow to t1.
-        uncertainty: [B, 2, H, W] float32: logit of the weight of the narrow Laplace (scale 1 px)
-            and a raw value whose softplus is the log of the wide one's scale in px.
+        uncertainty: [B, 2, H, W] float32: logit of the weight of the narrow Laplace and a raw
+            value whose softplus is the log of the wide one's scale, see flowfuse.uncertainty.
         coarse_points: [I + 1, B, n, 2, h, w] float32, px, at 1/8: the first estimate, and what each
             of the I iterations made of it.
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
