@@ -41,7 +41,7 @@ from measuring import commit, machine, versions
 from operators import OneLineParser, thread_count, write
 from tqdm import tqdm
 
-from flowfuse.data.presets import PRESETS
+from flowfuse.data.generation.presets import PRESETS
 from flowfuse.model import CONFIGS
 
 CaseSet = SceneSet | ImageSet

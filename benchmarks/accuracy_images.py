@@ -26,9 +26,9 @@ import numpy as np
 from accuracy_sets import PairCase
 from accuracy_statistics import Facts
 
-from flowfuse.data.camera import srgb_to_linear
-from flowfuse.data.frame_files import list_images, read_image
-from flowfuse.data.simulator import SensorConfig, simulate_events
+from flowfuse.data.files.frames import list_images, read_image
+from flowfuse.data.generation.camera import srgb_to_linear
+from flowfuse.data.generation.simulator import SensorConfig, simulate_events
 from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
 

@@ -20,11 +20,11 @@ import torch
 from accuracy_statistics import Facts
 from tqdm import tqdm
 
-from flowfuse.data.camera import srgb_to_linear
-from flowfuse.data.dataset import SceneDataset
-from flowfuse.data.frame_files import as_gray
+from flowfuse.data.files.frames import as_gray
+from flowfuse.data.generation.camera import srgb_to_linear
+from flowfuse.data.generation.dataset import SceneDataset
+from flowfuse.data.generation.scenes import Scene
 from flowfuse.data.recording import open_recording
-from flowfuse.data.scenes import Scene
 from flowfuse.data.transforms import Sample, with_present
 from flowfuse.estimator import Estimator
 from flowfuse.events import Events

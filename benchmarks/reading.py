@@ -46,9 +46,9 @@ from operators import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from flowfuse.data.event_files import open_event_file
-from flowfuse.data.event_writer import write_event_parts
-from flowfuse.data.hdf5_files import register_codecs
+from flowfuse.data.files.event_writer import write_event_parts
+from flowfuse.data.files.events import open_event_file
+from flowfuse.data.files.hdf5 import register_codecs
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 480, 640

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from flowfuse.config import parse_size
-from flowfuse.data.dsec_files import read_schedule
+from flowfuse.data.dsec.files import read_schedule
 from flowfuse.inference.dsec_submission import TEST_SEQUENCES
 
 SHOWN = 20  # faults that are printed

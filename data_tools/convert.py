@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.data.event_writer import EVENT_FORMATS
+from flowfuse.data.files.event_writer import EVENT_FORMATS
 from flowfuse.data.recording import open_recording
 from flowfuse.data.recording_copy import copy_recording
 

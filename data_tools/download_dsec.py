@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from flowfuse.data.dsec_dataset import FLOW_SEQUENCES
+from flowfuse.data.dsec.dataset import FLOW_SEQUENCES
 from flowfuse.inference.dsec_submission import TEST_SEQUENCES
 
 ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"

@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.mvsec import MvsecRecording, open_mvsec
-from flowfuse.data.mvsec_protocols import PROTOCOLS, EvaluationWindow, Protocol, find_protocol
+from flowfuse.data.mvsec.protocols import PROTOCOLS, EvaluationWindow, Protocol, find_protocol
+from flowfuse.data.mvsec.recording import MvsecRecording, open_mvsec
 from flowfuse.estimator import Estimator, load
 from flowfuse.events import Events
 from flowfuse.metrics import FlowMetrics

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowfuse.config import parse_size
+from flowfuse.data.generation.scenes import PRESETS, Scene, generate_scene
 from flowfuse.data.recording_writer import write_recording
-from flowfuse.data.scenes import PRESETS, Scene, generate_scene
 from flowfuse.estimator import select_device
 
 

@@ -19,11 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse.atomic import atomic_directory
-from flowfuse.data.camera import srgb_to_linear
-from flowfuse.data.event_writer import write_event_parts
-from flowfuse.data.frame_files import FrameSource, as_gray, list_images, open_frames
+from flowfuse.data.files.event_writer import write_event_parts
+from flowfuse.data.files.frames import FrameSource, as_gray, list_images, open_frames
+from flowfuse.data.generation.camera import srgb_to_linear
+from flowfuse.data.generation.simulator import SensorConfig, stream_events
 from flowfuse.data.recording_writer import write_frames
-from flowfuse.data.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
 
 # The intensity is taken to change linearly from frame to frame, which holds up to about a pixel.

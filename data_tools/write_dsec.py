@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowfuse.config import parse_size
-from flowfuse.data.dsec_files import FLOW_STEP
-from flowfuse.data.dsec_writer import LAYOUTS, write_sequence
-from flowfuse.data.scenes import PRESETS, generate_scene
+from flowfuse.data.dsec.files import FLOW_STEP
+from flowfuse.data.dsec.writer import LAYOUTS, write_sequence
+from flowfuse.data.generation.scenes import PRESETS, generate_scene
 from flowfuse.estimator import select_device
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.mvsec import DATA_SUFFIX
-from flowfuse.data.mvsec_writer import TRUTH_SUFFIXES, write_mvsec
-from flowfuse.data.presets import PRESETS
-from flowfuse.data.scenes import Scene, generate_scene
+from flowfuse.data.generation.presets import PRESETS
+from flowfuse.data.generation.scenes import Scene, generate_scene
+from flowfuse.data.mvsec.recording import DATA_SUFFIX
+from flowfuse.data.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
 
 
 def main(argv: Sequence[str] | None = None) -> int:

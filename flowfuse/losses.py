@@ -67,8 +67,8 @@ def supervised_loss(
 
     Args:
         output: of the network.
-        batch: collated training samples (:func:`flowfuse.data.dataset.scene_sample`) with their
-            ``present`` [B, 3].
+        batch: collated training samples (:func:`flowfuse.data.generation.dataset.scene_sample`)
+            with their ``present`` [B, 3].
         config: the weights.
 
     Returns:

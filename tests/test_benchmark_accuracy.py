@@ -17,8 +17,8 @@ import torch
 
 import flowfuse
 from flowfuse.checkpoint import save_checkpoint
-from flowfuse.data.camera import srgb_to_linear
-from flowfuse.data.simulator import SensorConfig
+from flowfuse.data.generation.camera import srgb_to_linear
+from flowfuse.data.generation.simulator import SensorConfig
 from flowfuse.events import Events
 from flowfuse.flow_io import write_flow
 from flowfuse.model import CONFIGS, FlowFuse
@@ -205,7 +205,7 @@ def test_scenes_of_two_slicings_are_generated_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sets = load("accuracy_sets")
-    dataset = importlib.import_module("flowfuse.data.dataset")
+    dataset = importlib.import_module("flowfuse.data.generation.dataset")
     generated = []
     generate = dataset.generate_scene
 
@@ -429,7 +429,7 @@ def test_the_command_writes_report_and_pictures(
     (tmp_path / "cache").mkdir()
     assert accuracy.main(["--sets", "slow", *TINY, *cache, "--prepare"]) == 0
     # What is prepared is not generated again.
-    monkeypatch.setattr("flowfuse.data.dataset.generate_scene", None)
+    monkeypatch.setattr("flowfuse.data.generation.dataset.generate_scene", None)
     folder = image_folder(tmp_path, np.full((2, 64, 80), [[[2]], [[0]]], np.float32))
     output = tmp_path / "today"
     arguments = ["--sets", "slow", *TINY, *cache, "--images", str(folder), "-o", str(output)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flowfuse.data import block_times
-from flowfuse.data.block_times import BlockTimes
+from flowfuse.data.files import block_times
+from flowfuse.data.files.block_times import BlockTimes
 
 
 @pytest.mark.parametrize(

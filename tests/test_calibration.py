@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from flowfuse.data.calibration import Calibration, Camera, read_calibration
-from flowfuse.data.event_files import write_events
-from flowfuse.data.frame_files import FrameSource
+from flowfuse.data.files.events import write_events
+from flowfuse.data.files.frames import FrameSource
 from flowfuse.data.recording import open_recording, write_recording
 from flowfuse.data.remapping import RemappedFrames, invert_map, smooth_to_shrink
 from flowfuse.events import Events

@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from flowfuse.data.capture import Clock, EventView, capture, draw_view, plan_instants, point_spread
-from flowfuse.data.motion import LayerMotion, RampCurve
-from flowfuse.data.planes import Plane
-from flowfuse.data.presets import PRESETS, SceneConfig
-from flowfuse.data.scenes import generate_scene
-from flowfuse.data.simulator import EventSensor, SensorConfig
-from flowfuse.data.textures import make_texture
+from flowfuse.data.generation.capture import (
+    Clock,
+    EventView,
+    capture,
+    draw_view,
+    plan_instants,
+    point_spread,
+)
+from flowfuse.data.generation.motion import LayerMotion, RampCurve
+from flowfuse.data.generation.planes import Plane
+from flowfuse.data.generation.presets import PRESETS, SceneConfig
+from flowfuse.data.generation.scenes import generate_scene
+from flowfuse.data.generation.simulator import EventSensor, SensorConfig
+from flowfuse.data.generation.textures import make_texture
 from flowfuse.events import Events
 
 H, W = 40, 56

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowfuse.data import motion, textures
-from flowfuse.data.composition import MARGIN, Layout, Surface, arrange
-from flowfuse.data.motion import Camera, Curve, LayerMotion, WorldPlaneMotion, transfer
-from flowfuse.data.scenes import generate_scene
+from flowfuse.data.generation import motion, textures
+from flowfuse.data.generation.composition import MARGIN, Layout, Surface, arrange
+from flowfuse.data.generation.motion import Camera, Curve, LayerMotion, WorldPlaneMotion, transfer
+from flowfuse.data.generation.scenes import generate_scene
 
 RENDERED = np.arange(-0.6, 1.6, 1 / 64)  # tau
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flowfuse.data.event_files import open_event_file
+from flowfuse.data.files.events import open_event_file
 from flowfuse.data.recording import open_recording
 from flowfuse.events import Events
 from flowfuse.infer import main

@@ -17,19 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowfuse.data.calibration import read_calibration
-from flowfuse.data.dsec import DsecEvents
-from flowfuse.data.dsec_files import (
+from flowfuse.data.dsec.files import (
     read_exposure_times,
     read_flow_times,
     read_image_times,
     read_rectify_map,
     read_view_change,
 )
-from flowfuse.data.event_files import open_event_file
-from flowfuse.data.event_writer import write_event_parts
-from flowfuse.data.mvsec import open_mvsec
-from flowfuse.data.mvsec_truth import FlowMaps
-from flowfuse.data.mvsec_writer import write_mvsec
+from flowfuse.data.dsec.sequence import DsecEvents
+from flowfuse.data.files.event_writer import write_event_parts
+from flowfuse.data.files.events import open_event_file
+from flowfuse.data.mvsec.recording import open_mvsec
+from flowfuse.data.mvsec.truth import FlowMaps
+from flowfuse.data.mvsec.writer import write_mvsec
 from flowfuse.data.recording import open_recording
 from flowfuse.events import Events
 

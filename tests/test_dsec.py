@@ -15,8 +15,8 @@ import pytest
 import torch
 from dsec_cases import FIRST, FRAMES, HEIGHT, OFFSET, SHIFT, WIDTH, write
 
-from flowfuse.data.dsec import DsecEvents, change_view, open_sequence
-from flowfuse.data.dsec_writer import default_rig, write_raw_events
+from flowfuse.data.dsec.sequence import DsecEvents, change_view, open_sequence
+from flowfuse.data.dsec.writer import default_rig, write_raw_events
 from flowfuse.data.recording import open_recording
 from flowfuse.events import Events
 from flowfuse.model.inputs import slice_events, sum_events
@@ -209,7 +209,7 @@ def test_truncated_files_are_named(path):
 
 
 def test_a_missing_codec_is_named(path, monkeypatch):
-    monkeypatch.setattr("flowfuse.data.hdf5_files.register_codecs", lambda: False)
+    monkeypatch.setattr("flowfuse.data.files.hdf5.register_codecs", lambda: False)
 
     def refuse(*args, **options):
         raise OSError("can't dlopen the filter")

@@ -11,14 +11,14 @@ import torch
 from dsec_cases import FIRST, HEIGHT, OFFSET, STEP, WIDTH, make_events, write
 from torch.utils.data import DataLoader
 
-from flowfuse.data.dsec import open_sequence
-from flowfuse.data.dsec_dataset import (
+from flowfuse.data.dsec.dataset import (
     FLOW_SEQUENCES,
     VALIDATION_SEQUENCES,
     DsecDataset,
     flow_sample,
 )
-from flowfuse.data.dsec_writer import write_raw_events
+from flowfuse.data.dsec.sequence import open_sequence
+from flowfuse.data.dsec.writer import write_raw_events
 from flowfuse.data.transforms import AugmentConfig, augment
 from flowfuse.losses import LossConfig, supervised_loss
 from flowfuse.model import FlowFuse, ModelConfig, ModelInputs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from flowfuse.data.dsec_files import (
+from flowfuse.data.dsec.files import (
     DsecFiles,
     find_schedule,
     find_sequence,

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from flowfuse.checkpoint import save_checkpoint
-from flowfuse.data.dsec import open_sequence
-from flowfuse.data.dsec_writer import default_rig, write_raw_events, write_sequence
+from flowfuse.data.dsec.sequence import open_sequence
+from flowfuse.data.dsec.writer import default_rig, write_raw_events, write_sequence
 from flowfuse.estimator import load
 from flowfuse.events import Events
 from flowfuse.infer import main

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from flowfuse.data.dsec import open_sequence
-from flowfuse.data.dsec_writer import LAYOUTS, default_rig, write_raw_events, write_sequence
-from flowfuse.data.scenes import generate_scene
+from flowfuse.data.dsec.sequence import open_sequence
+from flowfuse.data.dsec.writer import LAYOUTS, default_rig, write_raw_events, write_sequence
+from flowfuse.data.generation.scenes import generate_scene
 from flowfuse.events import Events
 from flowfuse.metrics import photometric_error
 

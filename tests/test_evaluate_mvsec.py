@@ -8,10 +8,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from flowfuse.data.mvsec import open_mvsec
-from flowfuse.data.mvsec_protocols import PROTOCOLS
-from flowfuse.data.mvsec_writer import write_mvsec
-from flowfuse.data.scenes import generate_scene
+from flowfuse.data.generation.scenes import generate_scene
+from flowfuse.data.mvsec.protocols import PROTOCOLS
+from flowfuse.data.mvsec.recording import open_mvsec
+from flowfuse.data.mvsec.writer import write_mvsec
 from flowfuse.events import Events
 
 TOOLS = Path(__file__).resolve().parent.parent / "data_tools"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowfuse.data.generation.scenes import generate_scene
 from flowfuse.data.recording import open_recording
-from flowfuse.data.scenes import generate_scene
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data_tools" / "generate_recording.py"
 

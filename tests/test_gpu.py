@@ -446,8 +446,8 @@ def test_the_sample_agrees_with_the_cpu(precision):
 
 def test_scenes_rendered_on_the_device():
     pytest.importorskip("cv2")
-    from flowfuse.data.dataset import scene_sample
-    from flowfuse.data.scenes import PRESETS, generate_scene
+    from flowfuse.data.generation.dataset import scene_sample
+    from flowfuse.data.generation.scenes import PRESETS, generate_scene
 
     for preset in PRESETS:
         here, there = (generate_scene(3, preset, 48, 64, device=d) for d in ("cpu", DEVICE))

@@ -8,7 +8,7 @@ import pickle
 import h5py
 import pytest
 
-from flowfuse.data.hdf5_files import Hdf5Handle, open_hdf5
+from flowfuse.data.files.hdf5 import Hdf5Handle, open_hdf5
 
 
 @pytest.fixture
@@ -72,6 +72,6 @@ def test_open_hdf5_closes_the_file(path, monkeypatch):
         assert file["values"][0] == 3
     assert not file
     path.write_bytes(path.read_bytes()[:100])
-    monkeypatch.setattr("flowfuse.data.hdf5_files.register_codecs", lambda: False)
+    monkeypatch.setattr("flowfuse.data.files.hdf5.register_codecs", lambda: False)
     with pytest.raises(ValueError, match="codec of hdf5plugin, which is not"), open_hdf5(path):
         pass

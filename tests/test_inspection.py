@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from flowfuse.data.generation.simulator import SensorConfig, simulate_events
 from flowfuse.data.inspection import count_events, estimate_offset
 from flowfuse.data.recording import open_recording, write_recording
-from flowfuse.data.simulator import SensorConfig, simulate_events
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 40, 56

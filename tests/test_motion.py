@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowfuse.data.motion import BRAKING_CURVES, CURVES, RampCurve, arc
+from flowfuse.data.generation.motion import BRAKING_CURVES, CURVES, RampCurve, arc
 
 FAMILIES = [
     (name, family)

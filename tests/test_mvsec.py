@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowfuse.data.mvsec import is_mvsec, open_mvsec
-from flowfuse.data.mvsec_dataset import MvsecDataset
-from flowfuse.data.mvsec_truth import FlowMaps, propagate_flow
-from flowfuse.data.mvsec_writer import write_mvsec
+from flowfuse.data.mvsec.dataset import MvsecDataset
+from flowfuse.data.mvsec.recording import is_mvsec, open_mvsec
+from flowfuse.data.mvsec.truth import FlowMaps, propagate_flow
+from flowfuse.data.mvsec.writer import write_mvsec
 from flowfuse.data.recording import open_recording
 from flowfuse.data.transforms import AugmentConfig, augment
 from flowfuse.events import Events
@@ -100,7 +100,7 @@ def test_opening_and_windows_read_little(tmp_path, monkeypatch, events):
 
 
 def test_windows_across_blocks(path, monkeypatch, events):
-    monkeypatch.setattr("flowfuse.data.block_times._LEAST_BLOCK", 64)
+    monkeypatch.setattr("flowfuse.data.files.block_times._LEAST_BLOCK", 64)
     monkeypatch.setattr(h5py.Dataset, "chunks", None)  # or a block is a chunk at least
     recording = open_mvsec(path)
     rng = np.random.default_rng(3)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flowfuse.data.mvsec import open_mvsec
-from flowfuse.data.mvsec_protocols import PROTOCOLS, Protocol, find_protocol
-from flowfuse.data.mvsec_writer import write_mvsec
+from flowfuse.data.mvsec.protocols import PROTOCOLS, Protocol, find_protocol
+from flowfuse.data.mvsec.recording import open_mvsec
+from flowfuse.data.mvsec.writer import write_mvsec
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 12, 16

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowfuse.data.prophesee_raw import DecoderState, RawEvents, decode_evt2, decode_evt3
+from flowfuse.data.files.prophesee_raw import DecoderState, RawEvents, decode_evt2, decode_evt3
 from flowfuse.data.recording import open_recording
 
 HEADERS = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowfuse.data.readout import ReadoutConfig, read_out
+from flowfuse.data.generation.readout import ReadoutConfig, read_out
 from flowfuse.events import Events
 
 

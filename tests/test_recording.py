@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowfuse.data.event_files import Hdf5Events, TextEvents, open_event_file, write_events
-from flowfuse.data.event_text import TextIndex
-from flowfuse.data.frame_files import read_image
+from flowfuse.data.files.events import Hdf5Events, TextEvents, open_event_file, write_events
+from flowfuse.data.files.frames import read_image
+from flowfuse.data.files.text import TextIndex
 from flowfuse.data.recording import open_recording, write_recording
 from flowfuse.events import Events
 
@@ -149,7 +149,7 @@ def test_hdf5_windows_read_their_chunks_only(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["flat.h5", "dsec.h5", "short.h5", "stored.npz"])
 def test_windows_across_chunks_and_blocks(tmp_path, monkeypatch, events, name):
-    monkeypatch.setattr("flowfuse.data.block_times._LEAST_BLOCK", 100)
+    monkeypatch.setattr("flowfuse.data.files.block_times._LEAST_BLOCK", 100)
     path = tmp_path / name
     if name == "flat.h5":
         with h5py.File(path, "w") as file:
@@ -356,7 +356,7 @@ def test_other_faults_of_event_files(tmp_path, events, monkeypatch):
         save_h5(tmp_path / "extra.h5", **GOOD, **extra)
         with pytest.raises(ValueError, match=rf"extra.h5: {message}"):
             open_event_file(tmp_path / "extra.h5")
-    monkeypatch.setattr("flowfuse.data.hdf5_files.register_codecs", lambda: False)
+    monkeypatch.setattr("flowfuse.data.files.hdf5.register_codecs", lambda: False)
     path.write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match="hdf5plugin, which is not installed"):
         Hdf5Events(path)

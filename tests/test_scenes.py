@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from flowfuse.data.camera import CameraConfig, expose, exposure_weights
-from flowfuse.data.capture import Clock, capture, plan_instants
-from flowfuse.data.dataset import SceneDataset, scene_sample
-from flowfuse.data.motion import Camera, Curve, LayerMotion, WorldPlaneMotion, transfer
-from flowfuse.data.planes import Plane, render
-from flowfuse.data.scenes import PRESETS, Scene, generate_scene
-from flowfuse.data.simulator import EventSensor, SensorConfig
-from flowfuse.data.textures import PATTERNS, make_shape, make_texture
+from flowfuse.data.generation.camera import CameraConfig, expose, exposure_weights
+from flowfuse.data.generation.capture import Clock, capture, plan_instants
+from flowfuse.data.generation.dataset import SceneDataset, scene_sample
+from flowfuse.data.generation.motion import Camera, Curve, LayerMotion, WorldPlaneMotion, transfer
+from flowfuse.data.generation.planes import Plane, render
+from flowfuse.data.generation.scenes import PRESETS, Scene, generate_scene
+from flowfuse.data.generation.simulator import EventSensor, SensorConfig
+from flowfuse.data.generation.textures import PATTERNS, make_shape, make_texture
 from flowfuse.events import Events
 from flowfuse.geometry import warp
 
@@ -382,7 +382,7 @@ def test_scenes_of_a_gpu_are_kept_apart(tmp_path, monkeypatch):
         made.append(device)
         return generate_scene(*arguments, **options)
 
-    monkeypatch.setattr("flowfuse.data.dataset.generate_scene", generate)
+    monkeypatch.setattr("flowfuse.data.generation.dataset.generate_scene", generate)
     for device in ("cpu", "cuda", "cuda:0"):
         dataset(cache=tmp_path, device=device)[0]
     assert made == [torch.device("cpu"), torch.device("cuda")]  # the third was in the cache

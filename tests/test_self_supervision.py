@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from flowfuse.data.dataset import scene_sample
-from flowfuse.data.presets import SceneConfig
-from flowfuse.data.scenes import generate_scene
+from flowfuse.data.generation.dataset import scene_sample
+from flowfuse.data.generation.presets import SceneConfig
+from flowfuse.data.generation.scenes import generate_scene
 from flowfuse.model.flowfuse import ModelOutput
 from flowfuse.self_supervision import (
     SelfSupervisionConfig,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowfuse.data.camera import srgb_to_linear
-from flowfuse.data.simulator import SensorConfig, simulate_events, stream_events
+from flowfuse.data.generation.camera import srgb_to_linear
+from flowfuse.data.generation.simulator import SensorConfig, simulate_events, stream_events
 
 
 def one_pixel(log: list[float], times: list[int], config: SensorConfig):

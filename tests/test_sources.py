@@ -7,7 +7,7 @@ import pytest
 from dsec_cases import write
 
 from flowfuse import train
-from flowfuse.data.mvsec_writer import write_mvsec
+from flowfuse.data.mvsec.writer import write_mvsec
 from flowfuse.events import Events
 from flowfuse.training.settings import read_command_line
 from flowfuse.training.sources import make_pool, mvsec_sequences, parse_data, scene_weights

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowfuse.data.textures import FAMILIES, GRIME, PATTERNS, make_texture
+from flowfuse.data.generation.textures import FAMILIES, GRIME, PATTERNS, make_texture
 
 
 def test_splits_share_no_pattern_and_use_all():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.dsec import open_sequence
-from flowfuse.data.scenes import generate_scene
+from flowfuse.data.dsec.sequence import open_sequence
+from flowfuse.data.generation.scenes import generate_scene
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data_tools" / "write_dsec.py"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowfuse.data.mvsec import open_mvsec
-from flowfuse.data.scenes import generate_scene
+from flowfuse.data.generation.scenes import generate_scene
+from flowfuse.data.mvsec.recording import open_mvsec
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data_tools" / "write_mvsec.py"
 ARGUMENTS = ("--seed", "5", "--width", "48", "--height", "32", "--frames", "4")

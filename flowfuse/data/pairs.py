@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfuse.data.frame_files import as_gray
+from flowfuse.data.files.frames import as_gray
 from flowfuse.model.inputs import event_window, slice_events, sum_events
 
 if TYPE_CHECKING:
-    from flowfuse.data.dsec import DsecSequence
+    from flowfuse.data.dsec.sequence import DsecSequence
     from flowfuse.data.recording import Recording
 
 

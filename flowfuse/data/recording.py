@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.containers import find_contents, is_container
-from flowfuse.data.dsec import DsecSequence
-from flowfuse.data.dsec_files import find_sequence, list_sequences
-from flowfuse.data.event_files import EVENT_SUFFIXES, EventFile, open_event_file
-from flowfuse.data.frame_files import (
+from flowfuse.data.dsec.files import find_sequence, list_sequences
+from flowfuse.data.dsec.sequence import DsecSequence
+from flowfuse.data.files.containers import find_contents, is_container
+from flowfuse.data.files.events import EVENT_SUFFIXES, EventFile, open_event_file
+from flowfuse.data.files.frames import (
     VIDEO_SUFFIXES,
     FrameSource,
     list_images,
@@ -219,8 +219,8 @@ def open_recording(
 
     A directory holds, where all but one of events and frames may be missing::
 
-        events.h5 | .npz | .txt | .csv     see flowfuse.data.event_files; the last two may also hold
-            | .raw | .aedat4 | .bag        the frames
+        events.h5 | .npz | .txt | .csv     see flowfuse.data.files.events; the last two may hold the
+            | .raw | .aedat4 | .bag        frames, too
         images.txt                         lines "t path", t in seconds, mid-exposure; or
         images/ or frames/, or the images  with timestamps.txt or times.txt (one column of seconds,
         themselves                         or "t path"), beside them or in the directory; or
@@ -232,7 +232,7 @@ def open_recording(
 
     Args:
         path: such a directory, an event file, a video or a ROS bag; ROOT/SEQ of DSEC in any layout
-            (see :mod:`flowfuse.data.dsec_files`); ``<seq>_data.hdf5`` of MVSEC; or None.
+            (see :mod:`flowfuse.data.dsec.files`); ``<seq>_data.hdf5`` of MVSEC; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
         times: a file of frame times in seconds, likewise.
@@ -255,7 +255,7 @@ def open_recording(
     if directory is not None and not directory.exists():
         raise FileNotFoundError(f"{directory}: no such recording")
     if directory is not None and directory.is_file() and events is None and frames is None:
-        from flowfuse.data.mvsec import is_mvsec, open_mvsec  # builds on this module
+        from flowfuse.data.mvsec.recording import is_mvsec, open_mvsec  # builds on this module
 
         if is_mvsec(directory):
             _refuse(calibration, "MVSEC has tables of its own: open_mvsec(..., undistort=...)")

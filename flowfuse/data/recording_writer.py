@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from flowfuse.atomic import atomic_directory
-from flowfuse.data.event_files import write_events
+from flowfuse.data.files.events import write_events
 from flowfuse.events import Events
 from flowfuse.flow_io import tau_directory, write_flow
 

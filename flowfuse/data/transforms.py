@@ -1,9 +1,9 @@
 """Augmentation of training samples: crop, symmetries of the image plane, sensor variation, dropout.
 
-A sample is the dictionary that `flowfuse.data.dataset.scene_sample` returns (tensors of one scene,
-no batch axis), with its truth or without. Every function returns a new dictionary and leaves the
-given tensors unchanged. Random draws come from a numpy Generator alone, so a sample is a function
-of its seed.
+A sample is the dictionary that `flowfuse.data.generation.dataset.scene_sample` returns (tensors of
+one scene, no batch axis), with its truth or without. Every function returns a new dictionary and
+leaves the given tensors unchanged. Random draws come from a numpy Generator alone, so a sample is a
+function of its seed.
 """
 
 from __future__ import annotations

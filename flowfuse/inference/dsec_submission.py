@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.dsec import DsecSequence, missing_files
-from flowfuse.data.dsec_files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
+from flowfuse.data.dsec.files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
+from flowfuse.data.dsec.sequence import DsecSequence, missing_files
 from flowfuse.estimator import Estimator
 from flowfuse.flow_io import encode_flow
 from flowfuse.inference.settings import InferenceConfig

@@ -14,7 +14,7 @@ import torch
 
 from flowfuse import __version__
 from flowfuse.atomic import atomic_path
-from flowfuse.data.frame_files import as_gray
+from flowfuse.data.files.frames import as_gray
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.inference.outputs import OutputDirectory

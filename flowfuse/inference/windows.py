@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowfuse.data.event_files import EVENT_SUFFIXES
+from flowfuse.data.files.events import EVENT_SUFFIXES
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.model.inputs import event_window

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from flowfuse.data.frame_files import as_gray
+from flowfuse.data.files.frames import as_gray
 from flowfuse.data.pairs import pair_inputs
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.data.transforms import Sample

@@ -16,11 +16,11 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from flowfuse import distributed
-from flowfuse.data.dataset import SceneDataset
-from flowfuse.data.dsec_dataset import DsecDataset
-from flowfuse.data.mvsec import DATA_SUFFIX, open_mvsec
-from flowfuse.data.mvsec_dataset import MvsecDataset
-from flowfuse.data.presets import PRESETS
+from flowfuse.data.dsec.dataset import DsecDataset
+from flowfuse.data.generation.dataset import SceneDataset
+from flowfuse.data.generation.presets import PRESETS
+from flowfuse.data.mvsec.dataset import MvsecDataset
+from flowfuse.data.mvsec.recording import DATA_SUFFIX, open_mvsec
 from flowfuse.data.transforms import Sample, crop_centre, with_present
 from flowfuse.training.adaptation import RecordingPairs
 from flowfuse.training.devices import scene_device
@@ -173,7 +173,7 @@ def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> li
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: as of :class:`flowfuse.data.mvsec_dataset.MvsecDataset`; or a sequence is too
+        ValueError: as of :class:`flowfuse.data.mvsec.dataset.MvsecDataset`; or a sequence is too
             short to be divided.
     """
     files: Sequence[Path] = [path] if path.is_file() else sorted(path.glob(f"*{DATA_SUFFIX}"))

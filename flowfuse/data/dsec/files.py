@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import yaml
 
-from flowfuse.data.hdf5_files import open_hdf5
+from flowfuse.data.files.hdf5 import open_hdf5
 
 # What ``DsecFiles.find`` finds: part of the name in the bulk layout, names in the merged and bulk
 # layouts, names in the per-file layout (after "SEQ_").

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from flowfuse.data.motion import (
+from flowfuse.data.generation.motion import (
     BRAKING_CURVES,
     CURVES,
     Camera,
@@ -26,9 +26,9 @@ from flowfuse.data.motion import (
     WorldPlaneMotion,
     transfer,
 )
-from flowfuse.data.planes import Plane
-from flowfuse.data.presets import Split
-from flowfuse.data.textures import make_shape, make_texture, rectangle_mask
+from flowfuse.data.generation.planes import Plane
+from flowfuse.data.generation.presets import Split
+from flowfuse.data.generation.textures import make_shape, make_texture, rectangle_mask
 
 # Nothing grows or shrinks 1.5-fold within one interval, nor twofold in all the time rendered: what
 # gets much larger has no pixels to be matched with. A little less: it is looked up at STEPS times.
@@ -48,10 +48,10 @@ class Layout:
     Attributes:
         height, width: image size, px.
         displacement: least and largest path length of motion in one frame interval, px.
-        displacement_cap: see :class:`~flowfuse.data.presets.SceneConfig`.
+        displacement_cap: see :class:`~flowfuse.data.generation.presets.SceneConfig`.
         objects: least and largest number of objects.
         world_share: probability of the `world` family.
-        driving: see :class:`~flowfuse.data.presets.SceneConfig`.
+        driving: see :class:`~flowfuse.data.generation.presets.SceneConfig`.
         braking: velocities change by at least half from one frame to the next, everywhere.
         extremes: a part of the surfaces is far too bright or dark for the frames, another part has
             too little contrast (below ``faint``) for events.

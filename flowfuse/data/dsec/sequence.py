@@ -14,7 +14,7 @@ import cv2
 import h5py
 import numpy as np
 
-from flowfuse.data.dsec_files import (
+from flowfuse.data.dsec.files import (
     FLOW_STEP,
     DsecFiles,
     find_sequence,
@@ -25,8 +25,8 @@ from flowfuse.data.dsec_files import (
     read_rectify_map,
     read_view_change,
 )
-from flowfuse.data.event_files import Hdf5Events
-from flowfuse.data.frame_files import list_images, read_image
+from flowfuse.data.files.events import Hdf5Events
+from flowfuse.data.files.frames import list_images, read_image
 from flowfuse.data.remapping import smooth_to_shrink
 from flowfuse.events import Events
 from flowfuse.flow_io import read_flow
@@ -261,7 +261,7 @@ def missing_files(files: DsecFiles) -> list[str]:
 
 
 def open_sequence(path: str | os.PathLike) -> DsecSequence:
-    """Open ROOT/SEQ, in any layout (see :mod:`flowfuse.data.dsec_files`).
+    """Open ROOT/SEQ, in any layout (see :mod:`flowfuse.data.dsec.files`).
 
     Raises:
         FileNotFoundError: there is no such sequence, or files of it are missing.

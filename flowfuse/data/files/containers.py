@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowfuse.data.event_files import EventFile
-from flowfuse.data.frame_files import FrameSource
+from flowfuse.data.files.events import EventFile
+from flowfuse.data.files.frames import FrameSource
 
 
 def is_container(path: Path) -> bool:
@@ -30,19 +30,19 @@ def find_contents(path: Path) -> tuple[bool, bool]:
         ValueError: it is damaged.
     """
     if path.suffix.lower() == ".aedat4":
-        from flowfuse.data import aedat4 as reader
+        from flowfuse.data.files import aedat4 as reader
     else:
-        from flowfuse.data import ros_bag as reader
+        from flowfuse.data.files import ros_bag as reader
     return reader.find_contents(path)
 
 
 def open_contained_events(path: Path) -> EventFile:
     """Open the events of a container; errors as of :func:`find_contents`."""
     if path.suffix.lower() == ".aedat4":
-        from flowfuse.data.aedat4 import Aedat4Events
+        from flowfuse.data.files.aedat4 import Aedat4Events
 
         return Aedat4Events(path)
-    from flowfuse.data.ros_bag import BagEvents
+    from flowfuse.data.files.ros_bag import BagEvents
 
     return BagEvents(path)
 
@@ -50,9 +50,9 @@ def open_contained_events(path: Path) -> EventFile:
 def open_contained_frames(path: Path) -> FrameSource:
     """Open the frames of a container; errors as of :func:`find_contents`."""
     if path.suffix.lower() == ".aedat4":
-        from flowfuse.data.aedat4 import Aedat4Frames
+        from flowfuse.data.files.aedat4 import Aedat4Frames
 
         return Aedat4Frames(path)
-    from flowfuse.data.ros_bag import BagFrames
+    from flowfuse.data.files.ros_bag import BagFrames
 
     return BagFrames(path)

@@ -271,7 +271,8 @@ def simulate_events(
 
     Args:
         frames: [F, H, W] or an iterable of F arrays [H, W], floating point, LINEAR intensity >= 0,
-            1 = diffuse white (:func:`flowfuse.data.camera.srgb_to_linear` decodes 8-bit images).
+            1 = diffuse white (:func:`flowfuse.data.generation.camera.srgb_to_linear` decodes 8-bit
+            images).
         times: F times, int us, strictly increasing, >= 0.
         config: the sensor; default :class:`SensorConfig`.
         seed: of pixel properties and noise.
@@ -339,7 +340,7 @@ def _checked_frames(frames: Iterable[np.ndarray]) -> Iterator[Tensor]:
         if not tensor.is_floating_point():
             raise ValueError(
                 f"simulate_events: frame {i} is {tensor.dtype}, expected floating-point LINEAR"
-                " intensity (8-bit images: flowfuse.data.camera.srgb_to_linear)"
+                " intensity (8-bit images: flowfuse.data.generation.camera.srgb_to_linear)"
             )
         bad = not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any())
         _require(not bad, f"frame {i} must be finite and not negative", "NaN, inf or < 0")

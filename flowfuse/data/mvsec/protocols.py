@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flowfuse.data.mvsec import MvsecRecording
-from flowfuse.data.mvsec_truth import Flow
+from flowfuse.data.mvsec.recording import MvsecRecording
+from flowfuse.data.mvsec.truth import Flow
 from flowfuse.events import Events
 
 OUTLIER_PIXELS = 3
@@ -51,7 +51,7 @@ class Protocol:
         full_rows: so many rows from the top of the full frame count; None = all.
         masks: which pixels with valid truth count: "dense" all, "events" those with an event in the
             window. The first is the headline.
-        straddle: see :func:`flowfuse.data.mvsec_truth.propagate_flow`.
+        straddle: see :func:`flowfuse.data.mvsec.truth.propagate_flow`.
         outlier_fraction: an outlier is off by more than 3 px and by more than this fraction of the
             true magnitude.
     """

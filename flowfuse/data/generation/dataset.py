@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.presets import SPLITS, SceneConfig, Split, find_preset
-from flowfuse.data.scenes import Scene, generate_scene
+from flowfuse.data.generation.presets import SPLITS, SceneConfig, Split, find_preset
+from flowfuse.data.generation.scenes import Scene, generate_scene
 from flowfuse.model.inputs import slice_events, sum_events
 
 # Counts whatever changes what a seed gives: samples kept by an older generator are not used.
@@ -90,8 +90,8 @@ class SceneDataset(Dataset):
         cache: folder to keep samples in, or None. Many processes may share it. Samples made with
             other settings, or by another version of the generator, live in other sub-folders.
         textures: a folder of images to take textures from, beside the procedural ones.
-        max_step: see :func:`~flowfuse.data.scenes.generate_scene`.
-        split: see :func:`~flowfuse.data.scenes.generate_scene`.
+        max_step: see :func:`~flowfuse.data.generation.scenes.generate_scene`.
+        split: see :func:`~flowfuse.data.generation.scenes.generate_scene`.
         device: where scenes are rendered and watched. Items are on the CPU; those of a GPU differ
             in rounding, and live in a sub-folder of their own. A GPU cannot be used from forked
             worker processes.

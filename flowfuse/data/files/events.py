@@ -42,10 +42,10 @@ import h5py
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.block_times import BlockTimes
-from flowfuse.data.event_text import TextIndex
-from flowfuse.data.hdf5_files import Hdf5Handle, open_hdf5
-from flowfuse.data.npz_members import map_member
+from flowfuse.data.files.block_times import BlockTimes
+from flowfuse.data.files.hdf5 import Hdf5Handle, open_hdf5
+from flowfuse.data.files.npz import map_member
+from flowfuse.data.files.text import TextIndex
 from flowfuse.events import Events
 
 EVENT_SUFFIXES = (".h5", ".hdf5", ".npz", ".txt", ".csv", ".raw", ".aedat4", ".bag")
@@ -116,8 +116,8 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
         ValueError: naming the file, what was found and what was expected.
     """
     # These build on this module.
-    from flowfuse.data.containers import is_container, open_contained_events
-    from flowfuse.data.prophesee_raw import RawEvents
+    from flowfuse.data.files.containers import is_container, open_contained_events
+    from flowfuse.data.files.prophesee_raw import RawEvents
 
     path = Path(path)
     container = is_container(path)

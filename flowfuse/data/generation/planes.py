@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfuse.data.motion import Motion, transfer
+from flowfuse.data.generation.motion import Motion, transfer
 from flowfuse.geometry import pixel_grid, sample
 
 # Footprints (texels per px) for which a receding plane keeps a blurred copy; beyond twice the last
@@ -229,7 +229,7 @@ def is_covered(planes: Sequence[Plane], labels: Tensor, points: Tensor, tau: flo
 
 
 def transfer_tensor(matrix: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`flowfuse.data.motion.transfer` for one matrix [3, 3] and points [2, ...]."""
+    """:func:`flowfuse.data.generation.motion.transfer` for a matrix [3, 3] and points [2, ...]."""
     m = matrix.to(points.dtype)
     x, y, depth = (m[i, 0] * points[0] + (m[i, 1] * points[1] + m[i, 2]) for i in range(3))
     return torch.stack((x, y)) / torch.where(depth.abs() > 1e-12, depth, 1e-12), depth

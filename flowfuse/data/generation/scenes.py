@@ -1,8 +1,9 @@
 """Generated scenes: frames, events and exact truth at any time, from a seed.
 
-A scene is a list of textured planes under homographies (see :mod:`flowfuse.data.planes`); a frame
-camera and an event sensor watch it. Truth comes from the homographies alone: a pixel x of the
-topmost plane l at time t is at H_l(t') H_l(t)^-1 x at time t'.
+A scene is a list of textured planes under homographies (see
+:mod:`flowfuse.data.generation.planes`); a frame camera and an event sensor watch it. Truth comes
+from the homographies alone: a pixel x of the topmost plane l at time t is at H_l(t') H_l(t)^-1 x at
+time t'.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowfuse.data.camera import expose
-from flowfuse.data.capture import (
+from flowfuse.data.generation.camera import expose
+from flowfuse.data.generation.capture import (
     Clock,
     EventView,
     capture,
@@ -25,9 +26,9 @@ from flowfuse.data.capture import (
     draw_view,
     plan_instants,
 )
-from flowfuse.data.composition import Layout, compose
-from flowfuse.data.planes import Plane, carry_points, is_covered, label_planes, render
-from flowfuse.data.presets import (
+from flowfuse.data.generation.composition import Layout, compose
+from flowfuse.data.generation.planes import Plane, carry_points, is_covered, label_planes, render
+from flowfuse.data.generation.presets import (
     PRESETS,
     SPLITS,
     SceneConfig,
@@ -39,9 +40,9 @@ from flowfuse.data.presets import (
     draw_sensor,
     find_preset,
 )
-from flowfuse.data.readout import ReadoutConfig, read_out
-from flowfuse.data.simulator import EventSensor, SensorConfig
-from flowfuse.data.textures import list_images
+from flowfuse.data.generation.readout import ReadoutConfig, read_out
+from flowfuse.data.generation.simulator import EventSensor, SensorConfig
+from flowfuse.data.generation.textures import list_images
 from flowfuse.events import Events
 from flowfuse.geometry import inside, pixel_grid
 

@@ -1,4 +1,4 @@
-"""Writing events of any number, part by part, in the formats that event_files reads."""
+"""Writing events of any number, part by part, in the formats that events.py reads."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.event_files import EventFile
-from flowfuse.data.frame_files import FrameSource, decode_image
+from flowfuse.data.files.events import EventFile
+from flowfuse.data.files.frames import FrameSource, decode_image
 from flowfuse.events import Events
 
 EVENT_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")

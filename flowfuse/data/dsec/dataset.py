@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowfuse.data.dsec import DsecSequence
-from flowfuse.data.dsec_files import DsecFiles, list_sequences
+from flowfuse.data.dsec.files import DsecFiles, list_sequences
+from flowfuse.data.dsec.sequence import DsecSequence
 from flowfuse.data.pairs import pair_inputs
 from flowfuse.geometry import inside, pixel_grid
 from flowfuse.model.inputs import event_window
@@ -59,8 +59,8 @@ def flow_sample(
         slices, bins: see :func:`flowfuse.model.inputs.slice_events`.
 
     Returns:
-        What :func:`flowfuse.data.dataset.scene_sample` returns, with one time, tau = 1, and
-        ``present``. ``valid`` is where there is truth; the flow is 0 elsewhere. ``occluded``
+        What :func:`flowfuse.data.generation.dataset.scene_sample` returns, with one time, tau = 1,
+        and ``present``. ``valid`` is where there is truth; the flow is 0 elsewhere. ``occluded``
         covers, beside what leaves the image, all pixels without truth, where nothing can be
         matched. ``boundary`` is NaN: unknown.
     """

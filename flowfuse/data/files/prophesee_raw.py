@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flowfuse.data.event_files import IndexedEventFile
+from flowfuse.data.files.events import IndexedEventFile
 
 BLOCK_BYTES = 1 << 22
 _HEADER_BYTES = 1 << 16  # more than any header has

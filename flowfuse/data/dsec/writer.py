@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.dsec_files import FLOW_STEP, PLACES, find_sequence
+from flowfuse.data.dsec.files import FLOW_STEP, PLACES, find_sequence
 from flowfuse.events import Events
 from flowfuse.flow_io import write_flow
 from flowfuse.visualize import as_rgb, write_image
@@ -172,7 +172,7 @@ def write_sequence(
         t_offset: microseconds, added to all times.
 
     Returns:
-        ROOT/SEQ, which :func:`flowfuse.data.dsec.open_sequence` opens.
+        ROOT/SEQ, which :func:`flowfuse.data.dsec.sequence.open_sequence` opens.
 
     Raises:
         ValueError: naming the argument at fault, or when the sequence is there already.

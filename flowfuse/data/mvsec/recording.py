@@ -16,17 +16,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flowfuse.data.block_times import BlockTimes
-from flowfuse.data.event_files import IndexedEventFile
-from flowfuse.data.frame_files import FrameSource
-from flowfuse.data.hdf5_files import (
+from flowfuse.data.files.block_times import BlockTimes
+from flowfuse.data.files.events import IndexedEventFile
+from flowfuse.data.files.frames import FrameSource
+from flowfuse.data.files.hdf5 import (
     HDF5_FAULTS,
     Hdf5Handle,
     find_dataset,
     increasing_microseconds,
     open_hdf5,
 )
-from flowfuse.data.mvsec_truth import GROUP, Flow, FlowMaps
+from flowfuse.data.mvsec.truth import GROUP, Flow, FlowMaps
 from flowfuse.data.recording import Recording
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames, invert_map
 

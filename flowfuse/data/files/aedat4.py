@@ -12,8 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.event_files import EventFile
-from flowfuse.data.frame_files import FrameSource
+from flowfuse.data.files.events import EventFile
+from flowfuse.data.files.frames import FrameSource
 from flowfuse.events import Events
 
 _FIRST_SPAN = 100_000  # us, looked through for the last event, doubled until there is one

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.mvsec import DATA_SUFFIX
-from flowfuse.data.mvsec_truth import GROUP
+from flowfuse.data.mvsec.recording import DATA_SUFFIX
+from flowfuse.data.mvsec.truth import GROUP
 from flowfuse.events import Events
 
 TRUTH_SUFFIXES = {"hdf5": "_gt.hdf5", "npz": "_gt_flow_dist.npz"}

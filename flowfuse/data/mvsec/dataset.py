@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowfuse.data.mvsec import MvsecRecording
+from flowfuse.data.mvsec.recording import MvsecRecording
 from flowfuse.data.pairs import pair_inputs
 
 
@@ -14,7 +14,7 @@ class MvsecDataset(Dataset):
     """Training samples of one sequence; every item is a function of its index.
 
     Args:
-        recording: with true flow (:func:`flowfuse.data.mvsec.open_mvsec`).
+        recording: with true flow (:func:`flowfuse.data.mvsec.recording.open_mvsec`).
         slices: K >= 2.
         bins: temporal bins per slice.
         step: a pair is a frame and the one so many frames later ("dt").
@@ -59,7 +59,7 @@ class MvsecDataset(Dataset):
         """Make sample ``index``.
 
         Returns:
-            What :func:`flowfuse.data.dataset.scene_sample` returns, where
+            What :func:`flowfuse.data.generation.dataset.scene_sample` returns, where
 
             exposure: [2] zeros, unknown.
             present: [3], what there is: at the begin of a recording there is no history.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.hdf5_files import find_dataset, increasing_microseconds, open_hdf5
-from flowfuse.data.npz_members import map_member
+from flowfuse.data.files.hdf5 import find_dataset, increasing_microseconds, open_hdf5
+from flowfuse.data.files.npz import map_member
 
 GROUP = "davis/left"
 Flow = tuple[np.ndarray, np.ndarray]  # flow [2, H, W] float32 px, valid [H, W] bool

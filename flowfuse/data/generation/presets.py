@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.random import Generator
 
-from flowfuse.data.camera import CameraConfig
-from flowfuse.data.readout import ReadoutConfig
-from flowfuse.data.simulator import SensorConfig
+from flowfuse.data.generation.camera import CameraConfig
+from flowfuse.data.generation.readout import ReadoutConfig
+from flowfuse.data.generation.simulator import SensorConfig
 
 Range = tuple[float, float]
 # What a scene is for. The two have no family of textures and no family of motion in common, so that
@@ -35,8 +35,10 @@ class SceneConfig:
             boxes drive as well, and no objects hang in front.
         contrast: event threshold, log-uniform with the weight in the middle.
         cutoff_hz: photoreceptor bandwidth at the reference intensity, log-uniform.
-        shot_noise_hz, leak_hz, refractory_us: see :class:`~flowfuse.data.simulator.SensorConfig`.
-        read_noise, full_well: see :class:`~flowfuse.data.camera.CameraConfig`, log-uniform.
+        shot_noise_hz, leak_hz, refractory_us: see
+            :class:`~flowfuse.data.generation.simulator.SensorConfig`.
+        read_noise, full_well: see :class:`~flowfuse.data.generation.camera.CameraConfig`,
+            log-uniform.
         black: the same, uniform.
         exposure_percentile, exposure_level: the frame camera's gain puts this percentile of frame 0
             at this level of its full scale.
@@ -47,7 +49,7 @@ class SceneConfig:
             late or early by so much; mostly by less than half of the range.
         view_blur: the standard deviation of the event camera's point-spread then, px.
         readout_share: probability that events are read out with the imperfections below.
-        jitter_us: see :class:`~flowfuse.data.readout.ReadoutConfig`, uniform.
+        jitter_us: see :class:`~flowfuse.data.generation.readout.ReadoutConfig`, uniform.
         rate_cap_hz, batch_us: the same, log-uniform.
         uneven: between two frames the velocity changes by at least half of the larger one, or
             exposures differ at least twofold.

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.random import Generator
 
-from flowfuse.data.presets import Split
+from flowfuse.data.generation.presets import Split
 
 
 class Motion(Protocol):

@@ -11,11 +11,11 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from flowfuse.data.camera import exposure_weights
-from flowfuse.data.motion import ShiftedMotion, transfer
-from flowfuse.data.planes import Plane, render
-from flowfuse.data.presets import SceneConfig, Split
-from flowfuse.data.simulator import EventSensor
+from flowfuse.data.generation.camera import exposure_weights
+from flowfuse.data.generation.motion import ShiftedMotion, transfer
+from flowfuse.data.generation.planes import Plane, render
+from flowfuse.data.generation.presets import SceneConfig, Split
+from flowfuse.data.generation.simulator import EventSensor
 from flowfuse.events import Events
 
 MAX_INSTANTS = 1024  # per frame interval; beyond, steps become longer than asked for

@@ -143,7 +143,8 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         FileNotFoundError: if a file is missing.
         ValueError: naming the file, what was found and what was expected.
     """
-    from flowfuse.data.containers import is_container, open_contained_frames  # build on this module
+    # These build on this module.
+    from flowfuse.data.files.containers import is_container, open_contained_frames
 
     source = Path(source)
     if times is not None and not Path(times).is_file():
