@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from dsec_cases import write as write_dsec
 
-from flowfuse.data.files.event_writer import iterate_events, write_event_parts
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.files.event_writer import write_event_parts
+from flowfuse.data.recording import iterate_events, open_recording, write_recording
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 12, 16

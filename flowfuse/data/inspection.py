@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from flowfuse.data.files.event_writer import iterate_events
 from flowfuse.data.files.frames import as_gray
-from flowfuse.data.recording import Recording
+from flowfuse.data.recording import Recording, iterate_events
 from flowfuse.events import Events
 
 BIN = 10_000  # us, in which rates are counted

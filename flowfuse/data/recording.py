@@ -6,6 +6,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,12 @@ from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 from flowfuse.flow_io import FLOW_SUFFIXES, read_flow
 
-__all__ = ["Recording", "open_recording", "write_recording"]
+__all__ = ["Recording", "iterate_events", "open_recording", "write_recording"]
 
 Flow = tuple[np.ndarray, np.ndarray]  # flow [2, H, W] float32 px, valid [H, W] bool
+
+PART_EVENTS = 1 << 20  # in memory at once, about
+_FIRST_SPAN = 10_000  # us
 
 
 class Recording:
@@ -299,6 +303,26 @@ def open_recording(
             rig, event_file, frame_source, str(calibration)
         )
     return Recording(directory, event_file, frame_source)
+
+
+def iterate_events(recording: Recording, part: int = PART_EVENTS) -> Iterator[Events]:
+    """Read all events of a recording in parts, in the order of time.
+
+    Args:
+        recording: may be without events.
+        part: a part has about so many events; the time it spans follows their rate.
+    """
+    if recording.event_range is None:
+        return
+    start, last = recording.event_range
+    span = _FIRST_SPAN
+    while start <= last:
+        events = recording.events(start, start + span)
+        yield events
+        start += span
+        # Towards the wanted number, at most fourfold at a time: rates change.
+        wanted = span * part / max(len(events), 1)
+        span = max(1, round(min(max(wanted, span / 4), span * 4)))
 
 
 def _refuse(calibration: str | os.PathLike | None, reason: str) -> None:

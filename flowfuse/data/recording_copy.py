@@ -11,11 +11,11 @@ import numpy as np
 
 from flowfuse.atomic import atomic_directory
 from flowfuse.data.dsec.sequence import DsecSequence
-from flowfuse.data.files.event_writer import EVENT_FORMATS, iterate_events, write_event_parts
+from flowfuse.data.files.event_writer import EVENT_FORMATS, write_event_parts
 from flowfuse.data.files.frames import as_gray
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.writer import write_mvsec
-from flowfuse.data.recording import Recording
+from flowfuse.data.recording import Recording, iterate_events
 from flowfuse.data.recording_writer import write_frames
 from flowfuse.flow_io import tau_directory, write_flow
 

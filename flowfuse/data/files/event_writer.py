@@ -16,36 +16,13 @@ import hdf5plugin
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 
 # Formats and the suffixes of their files.
 EVENT_FORMATS = {"h5": ".h5", "dsec": ".h5", "npz": ".npz", "txt": ".txt", "csv": ".csv"}
-PART_EVENTS = 1 << 20  # in memory at once, about
-_FIRST_SPAN = 10_000  # us
 _CHUNK = 1 << 16  # events
 _GZIP: dict[str, Any] = {"compression": "gzip", "shuffle": True}  # what any program reads
 _TEXT_HEAD = "t x y p"
-
-
-def iterate_events(recording: Recording, part: int = PART_EVENTS) -> Iterator[Events]:
-    """Read all events of a recording in parts, in the order of time.
-
-    Args:
-        recording: may be without events.
-        part: a part has about so many events; the time it spans follows their rate.
-    """
-    if recording.event_range is None:
-        return
-    start, last = recording.event_range
-    span = _FIRST_SPAN
-    while start <= last:
-        events = recording.events(start, start + span)
-        yield events
-        start += span
-        # Towards the wanted number, at most fourfold at a time: rates change.
-        wanted = span * part / max(len(events), 1)
-        span = max(1, round(min(max(wanted, span / 4), span * 4)))
 
 
 def write_event_parts(
