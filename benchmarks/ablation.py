@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     alone = [other for other in others if other in SENSES and first not in SENSES]
     pairs += [(f"{first}:{sense}", sense) for sense in alone]
     groups = models | {f"{first}:{sense}": models[first] for sense in alone}
-    arguments = ["--sets", *options.sets, "--scenes", str(options.scenes)]
+    arguments = ["--paired", "--sets", *options.sets, "--scenes", str(options.scenes)]
     for name, paths in groups.items():
         arguments += ["--group", name, *paths]
     for pair in pairs:

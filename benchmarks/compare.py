@@ -8,7 +8,7 @@ A name that ends in :frames or :events shows the network that sense alone. The f
 against each of the others, or --pair says which are compared. A group's error is the mean over its
 checkpoints of their errors on the set. Its ratio to that of another group comes with a 95 %
 bootstrap interval over scenes and seeds: scenes are drawn anew for all groups alike, checkpoints
-within each group on their own. An interval on one side of 1 is a difference that neither the choice
+within each group on their own, or, with --paired, alike, too. An interval on one side of 1 is a difference that neither the choice
 of scenes nor that of seeds explains, as far as the seeds go: of two or three of them the spread is
 known badly, of a single one not at all, and the table says how many there are.
 """
@@ -90,7 +90,11 @@ def measure_set(groups: Sequence[Group], cases: SceneSet) -> Tally:
 
 
 def compare(
-    tally: Tally, rows: Mapping[str, Sequence[str]], pairs: Sequence[tuple[str, str]]
+    tally: Tally,
+    rows: Mapping[str, Sequence[str]],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    paired: bool = False,
 ) -> dict:
     """Compare groups of rows on a set.
 
@@ -98,14 +102,18 @@ def compare(
         tally: the set.
         rows: group -> its rows, one per seed.
         pairs: the groups to take ratios of, the first to the second.
+        paired: row i of every group has seed i: seeds are drawn for all groups alike.
 
     Returns:
         measure -> {"groups": {group: interval of its mean}, "ratios": {"first / second": interval},
         "seeds": {group: [S] value of each row}}.
     """
     scenes = drawn_counts(len(tally))
-    # Other draws than the scenes', and others for each group.
-    seeds = [drawn_counts(len(r), seed=SEED + i) for i, r in enumerate(rows.values(), start=1)]
+    # Other draws than the scenes', and others for each group unless its seeds are the others'.
+    seeds = [
+        drawn_counts(len(r), seed=SEED + (1 if paired else i))
+        for i, r in enumerate(rows.values(), start=1)
+    ]
     found = {}
     for measure in MEASURES.values():
         count = tally.scenes_with(tally.rows[0], measure)
@@ -137,7 +145,7 @@ def as_markdown(report: Mapping) -> str:
         what_ran(report),
         "",
         f"Errors in px; brackets hold 95 % bootstrap intervals over {report['scenes']} scenes of "
-        "each set and over the seeds.",
+        f"each set and over the seeds{', in pairs' if report['paired'] else ''}.",
         "",
         *rows_of(
             report,
@@ -198,7 +206,11 @@ def run(options: argparse.Namespace) -> None:
         "groups": rows,
         "pairs": [" / ".join(pair) for pair in pairs],
         "scenes": options.scenes,
-        "sets": {name: compare(tally, rows, pairs) for name, tally in tallies.items()},
+        "paired": options.paired,
+        "sets": {
+            name: compare(tally, rows, pairs, paired=options.paired)
+            for name, tally in tallies.items()
+        },
     }
     text = as_markdown(report)
     print(text)
@@ -219,6 +231,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="groups to take the ratio of (default: the first group to each of the others)",
     )  # fmt: skip
     parser.add_argument(
+        "--paired", action="store_true",
+        help="checkpoint i of every group has the same seed, and saw the same samples",
+    )  # fmt: skip
+    parser.add_argument(
         "-o", "--output", type=output_name, metavar="OUT", help="write OUT.json and OUT.md"
     )
     add_set_arguments(parser, ("mixed",))
@@ -232,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [name for name, *_ in options.group]
     if len(names) < 2 or len(set(names)) < len(names) or not all(p for _, *p in options.group):
         parser.error("give --group NAME CHECKPOINT... twice or more, under different names")
+    if options.paired and len({len(group) for group in options.group}) > 1:
+        parser.error("--paired: all groups must have as many checkpoints, one per seed")
     if any("=" in name or "/" in name for name in names):
         parser.error("--group: a name must not contain = or /")
     for name in itertools.chain(*options.pair):

@@ -539,6 +539,12 @@ def test_groups_of_seeds_are_compared_by_their_means() -> None:
     # Scenes cancel out, as they are drawn alike; what remains is the draw among the two seeds.
     ratio = found["ratios"]["a / b"]
     assert [ratio[key] for key in ("value", "low", "high")] == pytest.approx([0.5, 0.25, 0.75])
+    # Of pairs of seeds, as two groups have them that each vary by the factor of three.
+    rows = {"a": ["a 1", "a 3"], "b": ["b", "a 3"]}
+    ratio = compare(tally, rows, pairs, paired=True)["epe"]["ratios"]["a / b"]
+    # (1 + 3) / (4 + 3), and of one pair alone 1 / 4 and 3 / 3.
+    found = [ratio[key] for key in ("value", "low", "high")]
+    assert found == pytest.approx([4 / 7, 1 / 4, 1])
     alike = compare(tally, {"a": ["a 3"], "b": ["b"]}, pairs)["epe"]["ratios"]["a / b"]
     assert [alike[key] for key in ("value", "low", "high")] == pytest.approx([0.75] * 3)
 
@@ -575,6 +581,7 @@ def test_compare_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--group", "a", "small", "--group", "b", "small", "--sets"], 2, "--sets"),
         (["--group", "a", "small", "--group", "b", "small", "--pair", "a", "c"], 2, "'c'"),
         (["--group", "a", "small", "--group", "a:nose", "small"], 1, "nose"),
+        (["--group", "a", "small", "--group", "b", "small", "small", "--paired"], 2, "as many"),
         (["--group", "a", "small", "--group", "b", "no_such_model"], 1, "no_such_model"),
     ],
 )
