@@ -8,9 +8,10 @@ A name that ends in :frames or :events shows the network that sense alone. The f
 against each of the others, or --pair says which are compared. A group's error is the mean over its
 checkpoints of their errors on the set. Its ratio to that of another group comes with a 95 %
 bootstrap interval over scenes and seeds: scenes are drawn anew for all groups alike, checkpoints
-within each group on their own, or, with --paired, alike, too. An interval on one side of 1 is a difference that neither the choice
-of scenes nor that of seeds explains, as far as the seeds go: of two or three of them the spread is
-known badly, of a single one not at all, and the table says how many there are.
+within each group on their own, or, with --paired, alike, too. An interval on one side of 1 is a
+difference that neither the choice of scenes nor that of seeds explains, as far as the seeds go: of
+two or three of them the spread is known badly, of a single one not at all, and the table says how
+many there are.
 """
 
 from __future__ import annotations
