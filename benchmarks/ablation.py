@@ -20,7 +20,7 @@ from pathlib import Path
 import compare
 from accuracy import output_name
 from accuracy_sets import SETS
-from operators import OneLineParser
+from reporting import OneLineParser
 
 from flowfuse import train
 from flowfuse.config import changed_keys, config_to_dict, read_yaml

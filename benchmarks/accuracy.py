@@ -38,7 +38,7 @@ from accuracy_rows import (
 from accuracy_sets import SETS, SceneSet, prepare, recording_cases
 from accuracy_statistics import Tally, summarize, sweeps
 from measuring import commit, machine, versions
-from operators import OneLineParser, thread_count, write
+from reporting import OneLineParser, thread_count, write
 from tqdm import tqdm
 
 from flowfuse.data.generation.presets import PRESETS

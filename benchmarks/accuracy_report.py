@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reporting import head, line
+
 # Tables of a set: title -> (column, measure). EPE and ratios have intervals beside.
 FLOW = {
     "EPE px": "epe", "1PE %": "1pe", "2PE %": "2pe", "3PE %": "3pe", "F1-all %": "f1_all",
@@ -140,11 +142,3 @@ def _defined(value: float | None) -> bool:
 
 def _known(measures: Mapping[str, Mapping], columns: Mapping[str, str]) -> bool:
     return any(cell(measures.get(name), 2, limits=False) for name in columns.values())
-
-
-def head(titles: Sequence[str]) -> list[str]:
-    return [line(titles), "|---" * len(titles) + "|"]
-
-
-def line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "/") for text in cells) + " |"

@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from accuracy import add_set_arguments, describe_run, output_name, write_report
-from accuracy_report import cell, head, line, what_ran
+from accuracy_report import cell, what_ran
 from accuracy_rows import Network, true_sums
 from accuracy_sets import SceneSet
 from accuracy_statistics import SEED, Tally, drawn_counts, interval, quotient, ratios_of_sums
-from operators import OneLineParser
+from reporting import OneLineParser, head, line
 from tqdm import tqdm
 
 from flowfuse.training.validation import MODES

@@ -19,7 +19,8 @@ import torch
 from cases import with_gradients
 from correlation_cases import Correlated
 from measuring import QUICK, Budget, commit, machine, measure_limits, time_interleaved, versions
-from operators import OneLineParser, evaluate, limits_text, result_file, thread_count, write
+from operators import evaluate
+from reporting import OneLineParser, limits_text, result_file, thread_count, write
 
 from flowfuse import ops
 from flowfuse.ops.correlation import volume_bytes

@@ -19,7 +19,6 @@ random. On a GPU the networks also run compiled and in a CUDA graph.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -36,24 +35,28 @@ from measuring import (
 )
 from model_cases import TARGETS, Group, all_groups, check_estimate, make_call, make_networks
 from networks import OURS, PEER, Network
-from operators import (
-    Measurement,
+from operators import Measurement
+from reporting import (
     OneLineParser,
+    Row,
     add_result_arguments,
+    add_run_arguments,
+    fill,
+    head,
     heading,
     limits_text,
+    line,
     new_report,
     number,
     reason,
+    set_up,
     table,
-    thread_count,
-    write,
+    tell_failures,
 )
 from sequences import moving_sequence
 from stages import OTHER, stage_times
 from torch import Tensor
 
-Row = dict[str, object]
 PROFILE_ROUNDS, QUICK_ROUNDS = 7, 2
 
 
@@ -244,13 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a trial")
-    parser.add_argument(
-        "--only", default="", metavar="SUBSTRING",
-        help="rows whose network, size, scope, dtype and mode (as printed) contain this",
-    )  # fmt: skip
+    add_run_arguments(parser, "network, size, scope, dtype and mode")
     parser.add_argument(
         "--no-compiled", action="store_true",
         help="on a GPU: leave out torch.compile, which takes long",
@@ -262,10 +259,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measured_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator[Row]:
     """The rows of the comparison, printed as they come."""
-    print(*table(COLUMNS, []), sep="\n", flush=True)
+    print(*head(COLUMNS), sep="\n", flush=True)
     for group in groups:
         for row in GroupMeasurement(group, device, quick).run():
-            print(table(cells(row), [])[0], flush=True)
+            print(line(cells(row)), flush=True)
             yield row
 
 
@@ -289,10 +286,7 @@ def profiled_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_up(options, parser)
     device, quick = options.device, options.quick
     groups = all_groups(device, quick, not options.no_compiled, options.only)
     if options.profile:
@@ -303,14 +297,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     print(limits_text(asdict(limits)), flush=True)
     report = new_report(device, quick, limits) | {"stages": []}
     rows, measure = ("stages", profiled_rows) if options.profile else ("rows", measured_rows)
-    for row in measure(groups, device, quick):
-        report[rows].append(row)  # written each time: a run cut short keeps what it has
-        write(options.json, json.dumps(report, indent=1) + "\n")
-        write(options.markdown, as_markdown(report))
-    failed = [row for row in report["rows"] if row["error"]]
-    for row in failed:
-        print(f"model: {row['network']}, {row['size']}: {row['error']}", file=sys.stderr)
-    return 1 if failed else 0
+    fill(report, rows, measure(groups, device, quick), options, as_markdown)
+    return tell_failures("model", report["rows"], ("network", "size"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

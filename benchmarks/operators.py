@@ -12,14 +12,10 @@ memory and floors are obtained.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from cases import Algorithm, Case, Setting, Target, Work
@@ -29,21 +25,33 @@ from measuring import (
     QUICK,
     Limits,
     Timing,
-    commit,
     extra_memory,
-    machine,
     measure_limits,
     time_interleaved,
-    versions,
 )
 from operator_cases import all_cases
+from reporting import (
+    OneLineParser,
+    Row,
+    add_result_arguments,
+    add_run_arguments,
+    fill,
+    head,
+    heading,
+    limits_text,
+    line,
+    new_report,
+    number,
+    reason,
+    set_up,
+    table,
+    tell_failures,
+)
 from torch import Tensor
 
 from flowfuse import ops
-from flowfuse.atomic import atomic_path
 
 BASELINE = "our own smaller row"  # key beside the names of operators and peers
-Row = dict[str, object]
 
 
 class MismatchError(Exception):
@@ -84,11 +92,6 @@ def compare(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: floa
             raise MismatchError(
                 f"result {index} is off by {float(difference):.3g}, allowed {float(allowed):.3g}"
             )
-
-
-def reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -242,10 +245,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def number(value: float | None, form: str = ".3g", factor: float = 1.0) -> str:
-    return "" if value is None else format(value * factor, form)
-
-
 def cells(row: Row) -> list[str]:
     """The texts of one row of the table."""
 
@@ -270,40 +269,6 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def limits_text(limits: Mapping[str, float | None]) -> str:
-    text = (
-        f"copy {limits['copy_bytes'] / 1e9:.3g} GB/s read + write, matrix product "
-        f"{limits['float32_operations'] / 1e9:.4g} GFLOP/s in float32, "
-        f"{limits['bfloat16_operations'] / 1e9:.4g} in bfloat16"
-    )
-    if limits["atomics"]:
-        text += f", {limits['atomics'] / 1e9:.3g}e9 random 64-bit additions/s"
-    return text
-
-
-def heading(report: Mapping) -> list[str]:
-    """The machine, what is installed on it and what it does at best, as lines of text."""
-    facts, used = report["machine"], report["versions"]
-    where = facts.get("gpu") or facts["processor"]
-    return [
-        f"{where}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"instruction set of the CPU kernels: {report['instruction_set'] or 'none (references)'}. "
-        f"torch {used['torch']}, numpy {used['numpy']}, Python {used['python']}. "
-        f"Commit {report['commit'] or 'unknown'}, {report['date']}"
-        f"{', --quick (small sizes, few repeats)' if report['quick'] else ''}.",
-        "",
-        f"Limits measured in the same run: {limits_text(report['limits'])}.",
-        "",
-    ]
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    texts = [columns, *([cell.replace("|", "/") for cell in row] for row in rows)]
-    first, *rest = ("| " + " | ".join(row) + " |" for row in texts)
-    return [first, "|---" * len(columns) + "|", *rest]
-
-
 def as_markdown(report: Mapping) -> str:
     """A report, as run() makes it or as its JSON holds it, as text with one table."""
     lines = [
@@ -316,46 +281,11 @@ def as_markdown(report: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong with an argument."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def thread_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
-
-
-def result_file(text: str) -> Path:
-    """A path that can be written, known before anything is measured."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path.parent} is not an existing directory")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a directory")
-    return path
-
-
-def add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the report goes."""
-    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
-    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a trial")
-    parser.add_argument(
-        "--only", default="", metavar="SUBSTRING",
-        help="rows whose operator, size, direction and dtype (as printed) contain this",
-    )  # fmt: skip
+    add_run_arguments(parser, "operator, size, direction and dtype")
     parser.add_argument(
         "--no-compiled-peers", action="store_true",
         help="on a GPU: leave out the peers under torch.compile, which take long to compile",
@@ -371,12 +301,12 @@ def chosen_cases(setting: Setting, only: str) -> list[Case]:
 
 def measure(setting: Setting, cases: Sequence[Case]) -> Iterator[Row]:
     """The rows, printed as they come."""
-    print("| " + " | ".join(COLUMNS) + " |", flush=True)
+    print(*head(COLUMNS), sep="\n", flush=True)
     rows: list[Row] = []
     for case in cases:
         for row in Measurement(case, setting).run():
             add_noise_note(row, rows)
-            print("| " + " | ".join(cells(row)) + " |", flush=True)
+            print(line(cells(row)), flush=True)
             rows.append(row)
             yield row
 
@@ -392,27 +322,8 @@ def add_noise_note(row: Row, before: Sequence[Row]) -> None:
             row["note"] = f"{row['note']}; {speed}" if row["note"] else speed
 
 
-def new_report(device: str, quick: bool, limits: Limits) -> dict[str, Any]:
-    """A report without rows: what was measured, and where."""
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "device": device,
-        "quick": quick,
-        "machine": machine(device),
-        "versions": versions(),
-        "instruction_set": ops.build_info()["cpu_capability"],
-        "build_info": {key: value for key, value in ops.build_info().items() if key != "path"},
-        "limits": asdict(limits),
-        "rows": [],
-    }
-
-
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_up(options, parser)
     instructions = ops.build_info()["cpu_capability"]
     # The rows' names do not depend on the limits: an --only that fits none is told at once.
     nominal = Limits(1.0, 1.0, 1.0, 1.0)
@@ -426,20 +337,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options.device, options.quick, limits, instructions, not options.no_compiled_peers
     )
     report = new_report(options.device, options.quick, limits)
-    for row in measure(setting, chosen_cases(setting, options.only)):
-        report["rows"].append(row)  # written each time: a run cut short keeps what it has
-        write(options.json, json.dumps(report, indent=1) + "\n")
-        write(options.markdown, as_markdown(report))
-    failed = [row for row in report["rows"] if row["error"]]
-    for row in failed:
-        print(f"operators: {row['operator']}, {row['size']}: {row['error']}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def write(path: Path | None, text: str) -> None:
-    if path is not None:
-        with atomic_path(path) as partial_file:
-            partial_file.write_text(text)
+    fill(
+        report, "rows", measure(setting, chosen_cases(setting, options.only)), options, as_markdown
+    )
+    return tell_failures("operators", report["rows"], ("operator", "size"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,11 +20,10 @@ which were started before.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,16 +32,20 @@ import h5py
 import numpy as np
 import torch
 from measuring import measure_limits
-from operators import (
+from reporting import (
     OneLineParser,
+    Row,
     add_result_arguments,
+    fill,
+    head,
     heading,
     limits_text,
+    line,
     new_report,
     number,
     reason,
     table,
-    write,
+    tell_failures,
 )
 from torch.utils.data import DataLoader, Dataset
 
@@ -60,7 +63,6 @@ WORKERS = (0, 1, 2)
 QUICK_EVENTS, FULL_EVENTS = 2 * 10**6, 10**8
 RANDOM_SHARE = 0.5  # of the events of the file, that are read in random windows
 OURS, PLAIN, WHOLE = "flowfuse", "plain slicer", "whole columns"
-Row = dict[str, object]
 Window = tuple[int, int]
 
 
@@ -257,6 +259,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def measured_rows(cases: Iterable[Case], rounds: int) -> Iterator[Row]:
+    """The rows of all cases, printed as they come."""
+    print(*head(COLUMNS), sep="\n", flush=True)
+    for case in cases:
+        for row in measure(case, rounds):
+            print(line(cells(row)), flush=True)
+            yield row
+
+
 def cells(row: Row) -> list[str]:
     """The texts of one row of the table."""
     return [
@@ -327,17 +338,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(limits_text(asdict(limits)), flush=True)
     report = new_report("cpu", options.quick, limits)
     report |= {"events": events, "file_bytes": large.stat().st_size}
-    print(*table(COLUMNS, []), sep="\n", flush=True)
-    for case in all_cases(large, events, small, few):
-        for row in measure(case, 2 if options.quick else 5):
-            print(table(cells(row), [])[0], flush=True)
-            report["rows"].append(row)
-        write(options.json, json.dumps(report, indent=1) + "\n")
-        write(options.markdown, as_markdown(report))
-    failed = [row for row in report["rows"] if row["error"]]
-    for row in failed:
-        print(f"reading: {row['what']}, {row['reader']}: {row['error']}", file=sys.stderr)
-    return 1 if failed else 0
+    cases = all_cases(large, events, small, few)
+    fill(report, "rows", measured_rows(cases, 2 if options.quick else 5), options, as_markdown)
+    return tell_failures("reading", report["rows"], ("what", "reader"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""What the benchmarks share: their arguments, their reports and how these are written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from measuring import Limits, commit, machine, versions
+
+from flowfuse import ops
+from flowfuse.atomic import atomic_path
+
+Row = dict[str, object]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong with an argument."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def thread_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def result_file(text: str) -> Path:
+    """A path that can be written, known before anything is measured."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not an existing directory")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a directory")
+    return path
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes."""
+    parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
+    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, only: str) -> None:
+    """Where and how much is measured.
+
+    Args:
+        parser: of a benchmark whose rows have names.
+        only: what makes up these names.
+    """
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a trial")
+    parser.add_argument(
+        "--only", default="", metavar="SUBSTRING",
+        help=f"rows whose {only} (as printed) contain this",
+    )  # fmt: skip
+
+
+def set_up(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Take up what add_run_arguments read, or end with a message."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+
+def new_report(device: str, quick: bool, limits: Limits) -> dict[str, Any]:
+    """A report without rows: what was measured, and where."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "device": device,
+        "quick": quick,
+        "machine": machine(device),
+        "versions": versions(),
+        "instruction_set": ops.build_info()["cpu_capability"],
+        "build_info": {key: value for key, value in ops.build_info().items() if key != "path"},
+        "limits": asdict(limits),
+        "rows": [],
+    }
+
+
+def fill(
+    report: dict[str, Any],
+    key: str,
+    rows: Iterable[Row],
+    options: argparse.Namespace,
+    as_markdown: Callable[[Mapping], str],
+) -> None:
+    """Add rows to a report as they come, and write it each time: a run cut short keeps them.
+
+    Args:
+        report: of new_report, perhaps with more in it.
+        key: of the list in it that the rows belong to.
+        rows: what is measured.
+        options: with what add_result_arguments read.
+        as_markdown: the report's text.
+    """
+    for row in rows:
+        report[key].append(row)
+        write(options.json, json.dumps(report, indent=1) + "\n")
+        write(options.markdown, as_markdown(report))
+
+
+def tell_failures(program: str, rows: Sequence[Row], names: Sequence[str]) -> int:
+    """Print which rows failed, called by the values of some of their keys; the exit code."""
+    failed = [row for row in rows if row["error"]]
+    for row in failed:
+        called = ", ".join(str(row[name]) for name in names)
+        print(f"{program}: {called}: {row['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write(path: Path | None, text: str) -> None:
+    if path is not None:
+        with atomic_path(path) as partial_file:
+            partial_file.write_text(text)
+
+
+def reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def number(value: float | None, form: str = ".3g", factor: float = 1.0) -> str:
+    return "" if value is None else format(value * factor, form)
+
+
+def limits_text(limits: Mapping[str, float | None]) -> str:
+    text = (
+        f"copy {limits['copy_bytes'] / 1e9:.3g} GB/s read + write, matrix product "
+        f"{limits['float32_operations'] / 1e9:.4g} GFLOP/s in float32, "
+        f"{limits['bfloat16_operations'] / 1e9:.4g} in bfloat16"
+    )
+    if limits["atomics"]:
+        text += f", {limits['atomics'] / 1e9:.3g}e9 random 64-bit additions/s"
+    return text
+
+
+def heading(report: Mapping) -> list[str]:
+    """The machine, what is installed on it and what it does at best, as lines of text."""
+    facts, used = report["machine"], report["versions"]
+    where = facts.get("gpu") or facts["processor"]
+    return [
+        f"{where}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"instruction set of the CPU kernels: {report['instruction_set'] or 'none (references)'}. "
+        f"torch {used['torch']}, numpy {used['numpy']}, Python {used['python']}. "
+        f"Commit {report['commit'] or 'unknown'}, {report['date']}"
+        f"{', --quick (small sizes, few repeats)' if report['quick'] else ''}.",
+        "",
+        f"Limits measured in the same run: {limits_text(report['limits'])}.",
+        "",
+    ]
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [line(titles), "|---" * len(titles) + "|"]
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(text.replace("|", "/") for text in cells) + " |"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [*head(titles), *(line(cells) for cells in rows)]
