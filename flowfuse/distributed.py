@@ -8,6 +8,7 @@ made for itself.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ from torch import Tensor
 
 # How long a process waits for the others, which may generate scenes meanwhile.
 TIMEOUT = timedelta(minutes=10)
+# What gloo says of a process that is gone or silent (gloo/transport/tcp, connectFullMesh).
+_GLOO_LOST = re.compile(
+    r"connection (closed|reset|refused|timed out)|timed out waiting|(connect|read|write) timeout|"
+    r"application timeout|broken pipe|no route to host|connectFullMesh failed",
+    re.IGNORECASE,
+)
+# What NCCL and the store say of a fault of this process: one GPU for two, a port that is taken.
+_OWN_FAULT = re.compile(r"invalid (usage|argument)|EADDRINUSE")
 
 
 class ProcessLostError(RuntimeError):
@@ -189,14 +198,22 @@ def gathered(value: Any) -> list[Any]:
 
 
 def _guard(collective: Callable[[], Any]) -> None:
-    """Run something that needs all processes; gloo and NCCL say by a RuntimeError that one left."""
+    """Run something that needs all processes; what says that one has left is told as that."""
     try:
         collective()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if not _says_lost(error):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise ProcessLostError(
             "another process of this training has ended, or has not answered for "
             f"{TIMEOUT.total_seconds() / 60:g} minutes ({reason})"
         ) from error
+
+
+def _says_lost(error: RuntimeError) -> bool:
+    """Whether an error of a collective comes from another process, and not from this one."""
+    if isinstance(error, dist.DistError):  # of NCCL and of the store where processes meet
+        return not _OWN_FAULT.search(str(error))
+    # gloo's have no class of their own. Subclasses (out of memory, errors of CUDA) are others.
+    return type(error) is RuntimeError and bool(_GLOO_LOST.search(str(error)))

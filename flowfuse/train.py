@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 import torch
+from torch.distributed import DistError
 
 from flowfuse import distributed
 from flowfuse.checkpoint import resolve_checkpoint
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except distributed.ProcessLostError as error:
         _tell_of_failure(f"{error}; when its own message is seen to, --resume goes on")
         return 1
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError, DistError) as error:
         _tell_of_failure(_one_line(error))
         return 2 if state is None else 1
     except KeyboardInterrupt:

@@ -300,3 +300,70 @@ def test_a_group_of_the_callers_own_changes_nothing(monkeypatch):
 def test_shares_follow_each_other():
     shares = [distributed.Processes(rank, 3, rank).share(range(6, 12)) for rank in range(3)]
     assert [list(share) for share in shares] == [[6, 7], [8, 9], [10, 11]]
+
+
+GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"  # as torch 2.13 has it
+
+
+def run_guarded(error: Exception) -> None:
+    def collective():
+        raise error
+
+    distributed._guard(collective)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(f"{GLOO}pair.cc:553] Connection closed by peer [127.0.0.1]:7063. This is"),
+        RuntimeError(f"{GLOO}pair.cc:537] Read error [127.0.0.1]:6840: Connection reset by peer."),
+        RuntimeError(f"{GLOO}pair.cc:300] writev [127.0.0.1]:6840: Broken pipe"),
+        RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation"),
+        RuntimeError("Application timeout caused pair closure"),
+        RuntimeError("Gloo connectFullMesh failed with [...] no peer"),
+        torch.distributed.DistStoreError("Timed out after 601 seconds waiting for clients."),
+        torch.distributed.DistNetworkError("recvValueWithTimeout failed on SocketImpl(fd=4)"),
+        torch.distributed.DistBackendError(
+            "NCCL error in: NCCLUtils.hpp:111, remote process exited or there was a network error"
+        ),
+    ],
+    ids=lambda error: str(error)[:90].rpartition("/")[2],
+)
+def test_what_says_that_a_process_is_lost(error):
+    with pytest.raises(distributed.ProcessLostError, match="another process of this") as found:
+        run_guarded(error)
+    assert found.value.__cause__ is error and str(error).split(":")[0] in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Tensors must be contiguous"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: the launch timed out and was terminated"),
+        torch.distributed.DistNetworkError("The server socket has failed: EADDRINUSE"),
+        torch.distributed.DistBackendError("NCCL error, invalid usage\nLast error:\nDuplicate GPU"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_other_errors_of_a_collective_come_through_as_they_are(error):
+    with pytest.raises(type(error)) as found:
+        run_guarded(error)
+    assert found.value is error
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(recipe, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        finished = subprocess.run(
+            [sys.executable, "-m", "flowfuse.train", "--config", str(recipe), "-o", str(tmp_path)],
+            env=environment(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", **place),
+            capture_output=True,
+            text=True,
+        )
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("flowfuse-train: error (process 1 of 2):") and "EADDRINUSE" in last
