@@ -485,6 +485,21 @@ def test_bad_input_is_one_line(run, broken, capsys, damage, extra, message):
     assert not any("Traceback" in line for line in lines)
 
 
+def test_mended_input_is_no_other_setting(run, broken, capsys):
+    second = sorted((broken / "images").iterdir())[1]
+    whole = second.read_bytes()
+    truncate(second)
+    assert run(broken, "--times", "0.5", *QUIET) == 1
+    assert second.name in capsys.readouterr().err
+    second.write_bytes(whole)  # of another time and size than at the first call
+    assert run(broken, "--times", "0.5", *QUIET) == 0
+    assert "3 estimated, 0 were there already" in capsys.readouterr().out
+    # With results there, another input is another run.
+    second.write_bytes(whole)
+    assert run(broken, "--times", "0.5", *QUIET) == 1
+    assert "give another directory, or --overwrite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint at all"])
 def test_bad_checkpoints_are_one_line(recording, tmp_path, capsys, content):
     path = tmp_path / "bad.safetensors"

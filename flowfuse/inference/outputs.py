@@ -196,7 +196,7 @@ class OutputDirectory:
         """Make the directory, or take up the run in it.
 
         Raises:
-            ValueError: it holds something else, or a run with other settings.
+            ValueError: it holds something else, or results of a run with other settings.
             OSError: it cannot be written.
         """
         if any(self.root.resolve() == source.resolve() for source in sources):
@@ -206,7 +206,7 @@ class OutputDirectory:
             found = self._read_settings()
             if overwrite:
                 self._clear()
-            else:
+            elif self._has_results():
                 self._check_settings(found, settings)
         elif any(not path.name.startswith(".") for path in self.root.iterdir()):
             raise ValueError(self._foreign())
@@ -242,13 +242,21 @@ class OutputDirectory:
                 "give another directory, or --overwrite"
             )
 
+    def _has_results(self) -> bool:
+        """Whether a run has come to anything; an error in its input may have ended it before."""
+        files = (path for directory in self._directories() for path in directory.rglob("*"))
+        return any(path.is_file() and not path.name.startswith(".") for path in files)
+
     def _clear(self) -> None:
         """Remove what a run writes; run.json stays, so that a kill leaves a known directory."""
-        for directory in (self.root / "flow", self.root / "flow_at", self.pictures):
+        for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
         for path in (self.metrics, self.windows, self.video):
             path.unlink(missing_ok=True)
+
+    def _directories(self) -> tuple[Path, ...]:
+        return self.root / "flow", self.root / "flow_at", self.pictures
 
 
 def _beginning(recording: Recording, window: Window) -> tuple[np.ndarray | None, Events]:
