@@ -145,6 +145,11 @@ def describe_offset(recording: Recording, reach: int) -> list[str]:
     found = estimate_offset(recording, reach)
     if math.isnan(found.offset) or found.correlation < _WORTH_TELLING:
         return ["time offset: frames and events do not say (nothing moves, or nothing agrees)"]
+    if not found.is_evident:
+        return [
+            f"time offset: none is evident (correlation {found.as_given:.2f} as given; at best "
+            f"{found.correlation:.2f}, at {found.offset / 1000:+.2f} ms; {found.pairs} pairs)"
+        ]
     edge = " (the end of what was tried: give a larger --reach)"
     return [
         f"time offset: add {found.offset / 1000:+.2f} ms to the frame times "

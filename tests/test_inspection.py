@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flowfuse.data.generation.simulator import SensorConfig, simulate_events
-from flowfuse.data.inspection import count_events, estimate_offset
+from flowfuse.data.inspection import TimeOffset, count_events, estimate_offset
 from flowfuse.data.recording import open_recording, write_recording
 from flowfuse.events import Events
 
@@ -89,6 +89,25 @@ def test_the_offset_of_the_clocks_is_found(tmp_path, moving, offset):
     assert 0 < found.offset - offset < 2000
     assert found.correlation > 0.6 and found.pairs >= 2
     assert found.as_given <= found.correlation + 1e-9
+    assert found.is_evident == (offset != 0)  # the lag alone is no offset of the clocks
+
+
+@pytest.mark.parametrize(
+    ("as_given", "correlation", "evident"),
+    [
+        (0.10, 0.45, False),  # 0.38 in z
+        (0.10, 0.47, True),
+        (0.815, 0.899, False),  # slider_depth
+        (0.80, 0.91, True),
+        (0.96, 0.998, False),  # 0.04 in r
+        (0.94, 0.995, True),
+        (-0.2, 0.2, True),
+        (1.0, 1.0, False),
+        (np.nan, np.nan, False),
+    ],
+)
+def test_what_is_evident(as_given, correlation, evident):
+    assert TimeOffset(5000.0, correlation, as_given, 3, 50_000).is_evident is evident
 
 
 def test_nothing_to_compare(tmp_path):
@@ -109,13 +128,16 @@ def test_inspection_of_a_recording(tmp_path, moving, capsys):
         "exposures of 2.000 to 2.000 ms",
         f"events: {len(events)}",
         "events cover 100.0 % of the time of the frames",
-        "time offset: add ",
+        "time offset: none is evident (correlation 1.00 as given",
     ):
         assert part in out
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet is not None and sheet.shape[1] > 3 * WIDTH and sheet.std() > 20
     assert tool.main([str(tmp_path / "none")]) == 1
     assert "no such recording" in capsys.readouterr().err
+    write_recording(tmp_path / "late", events, frames, times - 6000)
+    assert tool.main([str(tmp_path / "late"), "--reach", "15"]) == 0
+    assert "time offset: add +7" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         tool.main([])
     assert "name a recording, or --events or --frames" in capsys.readouterr().err
@@ -127,8 +149,8 @@ def test_inspection_of_slider_depth(shared_data, capsys):
     out = capsys.readouterr().out
     assert "frames: 6" in out and "events: 50000" in out
     # A real DAVIS has one clock: frame times and events agree to a fraction of the interval.
-    offset = float(out.split("time offset: add ")[1].split(" ms")[0])
-    assert abs(offset) < 10
+    assert "time offset: none is evident" in out
+    assert abs(float(out.split("at best ")[1].split("at ")[1].split(" ms")[0])) < 10
 
 
 def test_simulated_events_of_a_folder(tmp_path, capsys):
