@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from flowfuse.data.dsec import writer
 from flowfuse.data.dsec.sequence import open_sequence
 from flowfuse.data.dsec.writer import LAYOUTS, default_rig, write_raw_events, write_sequence
 from flowfuse.data.generation.scenes import generate_scene
@@ -225,3 +226,23 @@ def test_wrong_arguments_are_named(tmp_path, scene):
     assert open_sequence(tmp_path / "a").event_range is None
     with pytest.raises(ValueError, match="this sequence exists already"):
         write_sequence(tmp_path, "a", *given)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupted_sequence_leaves_nothing(scene, tmp_path, monkeypatch, layout):
+    given = (tmp_path, "a", scene.events, scene.frames, scene.frame_times)
+    (tmp_path / "b").mkdir()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer, "write_raw_events", interrupted)
+        write_sequence(*given, image_size=IMAGE_SIZE, layout=layout)
+    assert list(tmp_path.iterdir()) == [tmp_path / "b"]
+    times = tmp_path / PLACES[layout]["times"].replace(SEQ, "a")
+    times.parent.mkdir(parents=True, exist_ok=True)
+    times.write_text("of another recording")
+    with pytest.raises(ValueError, match=f"{times.name}: exists already, but a has no events"):
+        write_sequence(*given, image_size=IMAGE_SIZE, layout=layout)
+    assert times.read_text() == "of another recording" and not list(tmp_path.glob(".a*"))

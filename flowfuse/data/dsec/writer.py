@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def write_sequence(
     split: Literal["train", "test"] = "train",
     t_offset: int = 54_000_000_000,
 ) -> Path:
-    """Write what was seen in the rectified event view as a sequence of DSEC.
+    """Write what was seen in the rectified event view as a sequence of DSEC, whole or not at all.
 
     Events move to the nearest raw pixel of the rig's event camera (those beyond its border are
     lost), frames into the rectified view of its frame camera.
@@ -191,38 +192,51 @@ def write_sequence(
     rig = default_rig(size, image_size) if rig is None else rig
     _check(events, frames, times, flow or {}, rig)
 
-    def place(item: str) -> Path:
-        kind, merged, separate = PLACES[item]
-        if layout == "per_file":
-            path = root / f"{name}_{separate[0]}"
-        else:
-            path = (root if layout == "merged" else root / f"{split}_{kind}") / name / merged[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    root.mkdir(parents=True, exist_ok=True)
+    # Beside its place until all is written: after an error or Ctrl-C nothing of it is left.
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}.") as directory:
+        written: dict[Path, Path] = {}  # where a file or folder is, and where it belongs
 
-    images = place("event_view_images" if event_view_images else "images")
-    images.mkdir()
-    for index, frame in enumerate(frames):
-        image = as_rgb(frame) if event_view_images else _to_image_view(as_rgb(frame), rig)
-        write_image(images / f"{index:06d}.png", image)
-    _write_text(place("image_times"), [str(t) for t in times + t_offset])
-    if exposures is not None:
-        begin = times + t_offset - np.asarray(exposures, np.int64) // 2
-        spans = np.stack((begin, begin + exposures), axis=1)
-        header = "# exposure_start_timestamp_us, exposure_end_timestamp_us"
-        _write_text(place("exposures"), [header, *_joined(spans)])
-    if flow:
-        place("flow").mkdir()
-        firsts = sorted(flow)
-        for index in firsts:
-            write_flow(place("flow") / f"{index:06d}.png", *flow[index], encoding="dsec")
-        spans = np.stack((times[firsts], times[np.add(firsts, FLOW_STEP)]), axis=1) + t_offset
-        _write_text(place("flow_times"), ["# from_timestamp_us, to_timestamp_us", *_joined(spans)])
-    _write_text(place("calibration"), [rig.to_yaml().rstrip()])
-    with atomic_path(place("rectify_map")) as path, h5py.File(path, "w") as file:
-        file.create_dataset("rectify_map", data=rig.rectify_map(), **_packing())
-    # Last: a sequence is one that has events.
-    write_raw_events(place("events"), _to_raw(events, rig), t_offset)
+        def place(item: str) -> Path:
+            kind, merged, separate = PLACES[item]
+            path = Path(f"{name}_{separate[0]}")
+            if layout != "per_file":
+                path = Path("" if layout == "merged" else f"{split}_{kind}", name, merged[0])
+            if (root / path).exists():
+                raise ValueError(f"{root / path}: exists already, but {name} has no events")
+            here = Path(directory, path)
+            here.parent.mkdir(parents=True, exist_ok=True)
+            written[here] = root / path
+            return here
+
+        images = place("event_view_images" if event_view_images else "images")
+        images.mkdir()
+        for index, frame in enumerate(frames):
+            image = as_rgb(frame) if event_view_images else _to_image_view(as_rgb(frame), rig)
+            write_image(images / f"{index:06d}.png", image)
+        _write_text(place("image_times"), [str(t) for t in times + t_offset])
+        if exposures is not None:
+            begin = times + t_offset - np.asarray(exposures, np.int64) // 2
+            spans = np.stack((begin, begin + exposures), axis=1)
+            header = "# exposure_start_timestamp_us, exposure_end_timestamp_us"
+            _write_text(place("exposures"), [header, *_joined(spans)])
+        if flow:
+            maps, firsts = place("flow"), sorted(flow)
+            maps.mkdir()
+            for index in firsts:
+                write_flow(maps / f"{index:06d}.png", *flow[index], encoding="dsec")
+            spans = np.stack((times[firsts], times[np.add(firsts, FLOW_STEP)]), axis=1) + t_offset
+            _write_text(
+                place("flow_times"), ["# from_timestamp_us, to_timestamp_us", *_joined(spans)]
+            )
+        _write_text(place("calibration"), [rig.to_yaml().rstrip()])
+        with atomic_path(place("rectify_map")) as path, h5py.File(path, "w") as file:
+            file.create_dataset("rectify_map", data=rig.rectify_map(), **_packing())
+        # Last: a sequence is one that has events.
+        write_raw_events(place("events"), _to_raw(events, rig), t_offset)
+        for here, path in written.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            here.replace(path)
     return root / name
 
 
