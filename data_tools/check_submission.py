@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.dsec.files import read_schedule
 from flowfuse.inference.dsec_submission import TEST_SEQUENCES
@@ -30,22 +31,23 @@ LARGEST = 2**16 - 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 where something is wrong, which is printed."""
     arguments = build_parser().parse_args(argv)
-    try:
-        wanted, faults = list_predictions(arguments.schedules)
-        with open_submission(arguments.submission) as (names, read):
-            faults += [f"{name}: missing" for name in sorted(wanted - names)]
-            faults += [f"{name}: not asked for" for name in sorted(names - wanted)]
-            clipped, largest = 0, 0.0
-            for name in sorted(wanted & names):
-                problem, image = check_prediction(read(name), arguments.size)
-                if problem:
-                    faults.append(f"{name}: {problem}")
-                else:
-                    clipped += int(((image == 0) | (image == LARGEST)).any(axis=2).sum())
-                    largest = max(largest, float(np.abs(image.astype(np.int32) - ZERO).max()))
-    except (ValueError, OSError) as error:
-        print(f"check_submission: {error}", file=sys.stderr)
-        return 1
+    return run_command("check_submission", lambda: check(arguments))
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print what is wrong with the submission, or that it is right; returns 1 or 0."""
+    wanted, faults = list_predictions(arguments.schedules)
+    with open_submission(arguments.submission) as (names, read):
+        faults += [f"{name}: missing" for name in sorted(wanted - names)]
+        faults += [f"{name}: not asked for" for name in sorted(names - wanted)]
+        clipped, largest = 0, 0.0
+        for name in sorted(wanted & names):
+            problem, image = check_prediction(read(name), arguments.size)
+            if problem:
+                faults.append(f"{name}: {problem}")
+            else:
+                clipped += int(((image == 0) | (image == LARGEST)).any(axis=2).sum())
+                largest = max(largest, float(np.abs(image.astype(np.int32) - ZERO).max()))
     if faults:
         for fault in faults[:SHOWN]:
             print(fault, file=sys.stderr)
@@ -153,4 +155,4 @@ def check_prediction(data: bytes, size: tuple[int, int]) -> tuple[str, np.ndarra
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -11,37 +11,32 @@ Events are read and written part by part, and come back to the microsecond and t
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.data.files.event_writer import EVENT_FORMATS
 from flowfuse.data.recording import open_recording
 from flowfuse.data.recording_copy import copy_recording
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"convert: {message}", file=sys.stderr)
-            recording = open_recording(
-                arguments.source,
-                events=arguments.events,
-                frames=arguments.frames,
-                times=arguments.frame_times,
-                calibration=arguments.calibration,
-            )
-            lines = copy_recording(
-                recording, arguments.target, events_format=arguments.events_format
-            )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 1
+    return run_command("convert", lambda: convert(arguments), interrupted="nothing is written")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Copy the recording, and say what was written."""
+    recording = open_recording(
+        arguments.source,
+        events=arguments.events,
+        frames=arguments.frames,
+        times=arguments.frame_times,
+        calibration=arguments.calibration,
+    )
+    lines = copy_recording(recording, arguments.target, events_format=arguments.events_format)
     print("\n".join(lines))
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,4 +66,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

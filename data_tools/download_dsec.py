@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.data.dsec.dataset import FLOW_SEQUENCES
 from flowfuse.inference.dsec_submission import TEST_SEQUENCES
 
@@ -79,25 +80,26 @@ class Item(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        items = plan(arguments)
-        if arguments.list:
-            list_items(items)
-            return 0
-        for item in items:
-            if item.is_done:
-                print(f"{item.target}: there already")
-            else:
-                fetch(item, arguments.root, arguments.keep_archives)
-    except (ValueError, OSError, http.client.HTTPException) as error:
-        print(f"download_dsec: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("download_dsec: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        "download_dsec",
+        lambda: download_all(arguments),
+        interrupted="the same command goes on from here",
+    )
+
+
+def download_all(arguments: argparse.Namespace) -> None:
+    """Download what is asked for and not there yet."""
+    items = plan(arguments)
+    if arguments.list:
+        list_items(items)
+        return
+    for item in items:
+        if item.is_done:
+            print(f"{item.target}: there already")
+        else:
+            fetch(item, arguments.root, arguments.keep_archives)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -265,8 +267,13 @@ def _retry(url: str, action):
 
 
 def unpack(archive: Path, item: Item) -> None:
-    """Unpack an archive, without the directories in it, beside its marker, which is set last."""
-    item.target.mkdir(parents=True, exist_ok=True)
+    """Unpack an archive, without the directories in it, beside its marker, which is set last.
+
+    Nothing comes to its place before all is unpacked: a half looks like a whole to its readers.
+    """
+    partial = archive.with_name(f"{archive.name}.unpacking")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir()
     try:
         with zipfile.ZipFile(archive) as content:
             for member in content.infolist():
@@ -275,16 +282,21 @@ def unpack(archive: Path, item: Item) -> None:
                 # The name alone: nothing is written outside of the target.
                 with (
                     content.open(member) as source,
-                    open(item.target / PurePosixPath(member.filename).name, "wb") as target,
+                    open(partial / PurePosixPath(member.filename).name, "wb") as target,
                 ):
                     shutil.copyfileobj(source, target, _BLOCK)
+        item.target.mkdir(parents=True, exist_ok=True)
+        for path in partial.iterdir():
+            path.replace(item.target / path.name)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
         raise ValueError(
             f"{archive}: damaged ({error}); it was removed, download it again"
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     item.marker.touch()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from flowfuse.atomic import atomic_path
+from flowfuse.command_line import leave, parse_count, run_command
 from flowfuse.data.mvsec.protocols import PROTOCOLS, EvaluationWindow, Protocol, find_protocol
 from flowfuse.data.mvsec.recording import MvsecRecording, open_mvsec
 from flowfuse.estimator import Estimator, load
@@ -30,27 +30,29 @@ MEASURES = {"epe": "EPE, px", "3pe": "outliers, %", "1pe": "> 1 px, %", "ae": "A
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        recording = open_mvsec(
-            arguments.recording, truth=arguments.truth, undistort=arguments.undistort
-        )
-        protocol = choose_protocol(arguments.protocol, recording.sequence, arguments.seconds)
-        estimator = load(arguments.model, arguments.device)
-        conditions = describe(recording, protocol, arguments)
-        print("\n".join(conditions))
-        windows = protocol.windows(recording, arguments.dt, arguments.stride)
-        result = evaluate(estimator, recording, protocol, windows, arguments.input == "crop")
-        print("\n".join(table(result)))
-        if arguments.output is not None:
-            content = {"model": arguments.model, "conditions": conditions, **result}
-            with atomic_path(arguments.output) as temporary:
-                temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"evaluate_mvsec: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(
+        "evaluate_mvsec", lambda: measure(arguments), interrupted="nothing is written"
+    )
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the errors, and write them where that is asked for."""
+    recording = open_mvsec(
+        arguments.recording, truth=arguments.truth, undistort=arguments.undistort
+    )
+    protocol = choose_protocol(arguments.protocol, recording.sequence, arguments.seconds)
+    estimator = load(arguments.model, arguments.device)
+    conditions = describe(recording, protocol, arguments)
+    print("\n".join(conditions))
+    windows = protocol.windows(recording, arguments.dt, arguments.stride)
+    result = evaluate(estimator, recording, protocol, windows, arguments.input == "crop")
+    print("\n".join(table(result)))
+    if arguments.output is not None:
+        content = {"model": arguments.model, "conditions": conditions, **result}
+        with atomic_path(arguments.output) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("recording", type=Path, help="<sequence>_data.hdf5")
     add("--protocol", choices=tuple(PROTOCOLS), default="evflownet", help="of which paper")
     add("--dt", type=int, default=1, help="frames that a window spans; eraft20 knows none")
-    add("--stride", type=positive, default=1, help="take every so many-th window")
+    add("--stride", type=parse_count, default=1, help="take every so many-th window")
     add("--model", default="small", help="shipped checkpoint or a .safetensors file")
     add("--truth", type=Path, help="file of true flow, where not beside the recording")
     add(
@@ -87,13 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-o", "--output", metavar="FILE", type=Path, help="write the numbers as JSON")
     return parser
-
-
-def positive(text: str) -> int:
-    """Parse an integer >= 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text!r}")
-    return int(text)
 
 
 def interval(text: str) -> tuple[float, float]:
@@ -226,4 +221,4 @@ def table(result: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,10 +9,10 @@ flow_at/TAU/ (frame to a time in between), which flowfuse-infer reads.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.generation.scenes import PRESETS, Scene, generate_scene
 from flowfuse.data.recording_writer import write_recording
@@ -20,26 +20,28 @@ from flowfuse.estimator import select_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    return run_command(
+        "generate_recording", lambda: generate(arguments), interrupted="nothing is written"
+    )
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Write the recording, and say what is in it."""
     width, height = arguments.size
-    try:
-        scene = generate_scene(
-            arguments.seed,
-            arguments.preset,
-            height,
-            width,
-            frames=arguments.frames,
-            textures=arguments.textures,
-            device=select_device(arguments.device),
-            max_step=arguments.max_step,
-        )
-        write_scene(arguments.output, scene, arguments.times, f".{arguments.truth_format}")
-    except (ValueError, OSError) as error:
-        print(f"generate_recording: {error}", file=sys.stderr)
-        return 1
+    scene = generate_scene(
+        arguments.seed,
+        arguments.preset,
+        height,
+        width,
+        frames=arguments.frames,
+        textures=arguments.textures,
+        device=select_device(arguments.device),
+        max_step=arguments.max_step,
+    )
+    write_scene(arguments.output, scene, arguments.times, f".{arguments.truth_format}")
     print(f"{arguments.output}: {len(scene.frames)} frames, {len(scene.events)} events")
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -115,4 +117,4 @@ def write_scene(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

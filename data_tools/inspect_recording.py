@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from flowfuse.command_line import leave, parse_count, run_command
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
 from flowfuse.data.recording import Recording, open_recording
@@ -28,37 +27,35 @@ _WORTH_TELLING = 0.1  # correlation below which no offset is told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.recording is arguments.events is arguments.frames is None:
         parser.error("name a recording, or --events or --frames")
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}")
-            recording = open_recording(
-                arguments.recording,
-                events=arguments.events,
-                frames=arguments.frames,
-                times=arguments.frame_times,
-                calibration=arguments.calibration,
-            )
-        print(f"{arguments.recording or arguments.events}: {recording.width} x {recording.height}")
-        statistics = count_events(recording)
-        lines = describe_frames(recording) + describe_events(recording, statistics)
-        if arguments.calibration is not None:
-            share = read_calibration(arguments.calibration).overlap()
-            lines.append(f"field of view: the frames show {100 * share:.1f} % of the events' view")
-        if recording.has_frames and statistics.count and statistics.fault is None:
-            lines += describe_offset(recording, arguments.reach * 1000)
-        print("\n".join(lines))
-        if arguments.sheet is not None:
-            write_image(arguments.sheet, draw_sheet(recording, statistics))
-            print(f"contact sheet: {arguments.sheet}")
-    except (ValueError, OSError, ImportError) as error:
-        print(f"inspect_recording: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("inspect_recording", lambda: inspect(arguments))
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Print what the recording is like, and draw it."""
+    recording = open_recording(
+        arguments.recording,
+        events=arguments.events,
+        frames=arguments.frames,
+        times=arguments.frame_times,
+        calibration=arguments.calibration,
+    )
+    print(f"{arguments.recording or arguments.events}: {recording.width} x {recording.height}")
+    statistics = count_events(recording)
+    lines = describe_frames(recording) + describe_events(recording, statistics)
+    if arguments.calibration is not None:
+        share = read_calibration(arguments.calibration).overlap()
+        lines.append(f"field of view: the frames show {100 * share:.1f} % of the events' view")
+    if recording.has_frames and statistics.count and statistics.fault is None:
+        lines += describe_offset(recording, arguments.reach * 1000)
+    print("\n".join(lines))
+    if arguments.sheet is not None:
+        write_image(arguments.sheet, draw_sheet(recording, statistics))
+        print(f"contact sheet: {arguments.sheet}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=Path, help="frames, likewise")
     add("--frame-times", type=Path, help="times of the frames, likewise")
     add("--calibration", type=Path, help="of the rig")
-    add("--reach", metavar="MS", type=int, default=50, help="largest time offset to look for")
+    add("--reach", metavar="MS", type=parse_count, default=50, help="largest offset to look for")
     add("--sheet", metavar="PNG", type=Path, help="draw a contact sheet")
     return parser
 
@@ -194,4 +191,4 @@ def seconds(microseconds: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

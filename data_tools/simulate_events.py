@@ -9,8 +9,8 @@ images needs timestamps.txt (seconds) or --frame-times or --rate.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse.atomic import atomic_directory
+from flowfuse.command_line import leave, run_command
 from flowfuse.data.files.event_writer import write_event_parts
 from flowfuse.data.files.frames import FrameSource, as_gray, list_images, open_frames
 from flowfuse.data.generation.camera import srgb_to_linear
@@ -34,38 +35,39 @@ _WIDTH = 320  # px, of the images that motion is estimated in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        frames = open_source(arguments.source, arguments.frame_times, arguments.rate)
-        if len(frames.times) < 2:
-            raise ValueError(f"{arguments.source}: at least 2 frames expected, found 1")
-        config = SensorConfig(
-            threshold_on=arguments.threshold,
-            threshold_off=arguments.threshold,
-            refractory_us=arguments.refractory,
+    return run_command(
+        "simulate_events", lambda: make_recording(arguments), interrupted="nothing is written"
+    )
+
+
+def make_recording(arguments: argparse.Namespace) -> None:
+    """Write the recording, and say what is in it."""
+    frames = open_source(arguments.source, arguments.frame_times, arguments.rate)
+    if len(frames.times) < 2:
+        raise ValueError(f"{arguments.source}: at least 2 frames expected, found 1")
+    config = SensorConfig(
+        threshold_on=arguments.threshold,
+        threshold_off=arguments.threshold,
+        refractory_us=arguments.refractory,
+    )
+    if arguments.noiseless:
+        config = SensorConfig.noiseless(arguments.threshold, refractory_us=arguments.refractory)
+    motion = estimate_motion(frames)
+    if motion > LARGE_MOTION:
+        warnings.warn(
+            f"{arguments.source}: the image moves by {motion:.1f} px from frame to frame where it "
+            f"is fastest; above {LARGE_MOTION:g} px edges jump between the frames, and no events "
+            "fire on their way. Interpolate the video first, or take one of a higher rate",
+            stacklevel=2,
         )
-        if arguments.noiseless:
-            config = SensorConfig.noiseless(arguments.threshold, refractory_us=arguments.refractory)
-        motion = estimate_motion(frames)
-        if motion > LARGE_MOTION:
-            print(
-                f"simulate_events: warning: {arguments.source}: the image moves by {motion:.1f} px "
-                f"from frame to frame where it is fastest; above {LARGE_MOTION:g} px edges jump "
-                "between the frames, and no events fire on their way. Interpolate the video first, "
-                "or take one of a higher rate",
-                file=sys.stderr,
-            )
-        count = simulate(frames, arguments.output, config, arguments)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"simulate_events: {error}", file=sys.stderr)
-        return 1
+    count = simulate(frames, arguments.output, config, arguments)
     seconds = (frames.times[-1] - frames.times[0]) / 1e6
     print(
         f"{arguments.output}: {len(frames.times)} frames, {count} events in {seconds:.3f} s; "
         f"motion per frame {motion:.1f} px where it is fastest"
     )
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,4 +146,4 @@ def simulate(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,10 +10,10 @@ calibration, and flow maps from every second frame to the second next.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.dsec.files import FLOW_STEP
 from flowfuse.data.dsec.writer import LAYOUTS, write_sequence
@@ -22,47 +22,45 @@ from flowfuse.estimator import select_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    return run_command("write_dsec", lambda: generate(arguments), interrupted="nothing is written")
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Write the sequence, and say what is in it."""
     width, height = arguments.size
-    try:
-        if arguments.frames <= FLOW_STEP:
-            raise ValueError(
-                f"--frames must be at least {FLOW_STEP + 1} for a flow map, got {arguments.frames}"
-            )
-        scene = generate_scene(
-            arguments.seed,
-            arguments.preset,
-            height,
-            width,
-            frames=arguments.frames,
-            device=select_device(arguments.device),
-            max_step=arguments.max_step,
+    if arguments.frames <= FLOW_STEP:
+        raise ValueError(
+            f"--frames must be at least {FLOW_STEP + 1} for a flow map, got {arguments.frames}"
         )
-        truths = {
-            first: scene.truth(float(first + FLOW_STEP), start=float(first))
-            for first in range(0, arguments.frames - FLOW_STEP, FLOW_STEP)
-        }
-        path = write_sequence(
-            arguments.root,
-            arguments.name,
-            scene.events,
-            scene.frames,
-            scene.frame_times,
-            exposures=scene.exposures,
-            flow={
-                first: (flow.numpy(), valid.numpy()) for first, (flow, valid, _) in truths.items()
-            },
-            image_size=arguments.image_size[::-1],
-            layout=arguments.layout,
-        )
-    except (ValueError, OSError) as error:
-        print(f"write_dsec: {error}", file=sys.stderr)
-        return 1
+    scene = generate_scene(
+        arguments.seed,
+        arguments.preset,
+        height,
+        width,
+        frames=arguments.frames,
+        device=select_device(arguments.device),
+        max_step=arguments.max_step,
+    )
+    truths = {
+        first: scene.truth(float(first + FLOW_STEP), start=float(first))
+        for first in range(0, arguments.frames - FLOW_STEP, FLOW_STEP)
+    }
+    path = write_sequence(
+        arguments.root,
+        arguments.name,
+        scene.events,
+        scene.frames,
+        scene.frame_times,
+        exposures=scene.exposures,
+        flow={first: (flow.numpy(), valid.numpy()) for first, (flow, valid, _) in truths.items()},
+        image_size=arguments.image_size[::-1],
+        layout=arguments.layout,
+    )
     print(
         f"{path}: {len(scene.frames)} frames, {len(scene.events)} events, {len(truths)} flow maps"
     )
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,4 +89,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,12 +10,12 @@ of i + 1 and i + 2.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.data.generation.presets import PRESETS
 from flowfuse.data.generation.scenes import Scene, generate_scene
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
@@ -23,28 +23,28 @@ from flowfuse.data.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 on an error, which is printed in one line."""
+    """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        # Names of real sequences are likely here, and a download must not be lost to a trial.
-        for suffix in (DATA_SUFFIX, *TRUTH_SUFFIXES.values()):
-            path = Path(f"{arguments.output}{suffix}")
-            if path.exists():
-                raise ValueError(f"{path}: exists already")
-        scene = generate_scene(
-            arguments.seed,
-            arguments.preset,
-            arguments.height,
-            arguments.width,
-            frames=arguments.frames,
-        )
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        path = write_scene(arguments.output, scene, arguments.truth_format)
-    except (ValueError, OSError) as error:
-        print(f"write_mvsec: {error}", file=sys.stderr)
-        return 1
+    return run_command("write_mvsec", lambda: generate(arguments), interrupted="nothing is written")
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Write the sequence, and say what is in it."""
+    # Names of real sequences are likely here, and a download must not be lost to a trial.
+    for suffix in (DATA_SUFFIX, *TRUTH_SUFFIXES.values()):
+        path = Path(f"{arguments.output}{suffix}")
+        if path.exists():
+            raise ValueError(f"{path}: exists already")
+    scene = generate_scene(
+        arguments.seed,
+        arguments.preset,
+        arguments.height,
+        arguments.width,
+        frames=arguments.frames,
+    )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    path = write_scene(arguments.output, scene, arguments.truth_format)
     print(f"{path}: {len(scene.frames)} frames, {len(scene.events)} events")
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,4 +91,4 @@ def mark_unknown(flow, valid) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.estimator import Estimator, load
 from flowfuse.inference.dsec_submission import submit
@@ -32,7 +30,6 @@ from flowfuse.inference.windows import (
     plan_steps,
 )
 
-CLOSED_PIPE = 141  # as a shell calls a command that ended by SIGPIPE
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
 
@@ -55,25 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_config(parser, arguments)
     except SystemExit as stop:  # --help, or wrong usage after its message
         return int(stop.code or 0)
-    try:
-        with _plain_warnings():
-            run(config)
-    except KeyboardInterrupt:
-        then = "nothing is written" if config.submission else "the same command goes on from here"
-        print(f"{COMMAND}: interrupted; {then}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # all files are written when the summary is printed
-        return CLOSED_PIPE
-    except (
-        OSError,
-        ValueError,
-        MemoryError,
-        torch.OutOfMemoryError,
-        ModuleNotFoundError,  # an optional reader, named in the message
-    ) as error:
-        print(f"{COMMAND}: error: {_one_line(error, config.output)}", file=sys.stderr)
-        return 1
-    return 0
+    then = "nothing is written" if config.submission else "the same command goes on from here"
+    return run_command(COMMAND, lambda: run(config), interrupted=then, output=config.output)
 
 
 def run(config: InferenceConfig) -> None:
@@ -165,31 +145,9 @@ def _estimate_all(
     return report
 
 
-def _one_line(error: BaseException, output: Path) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        # A write to a full disk knows no file name.
-        return f"{error.filename or output}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show warnings as lines of the command, beside the progress bar."""
-
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
-        tqdm.write(f"{COMMAND}: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
 def command() -> None:
     """Entry point of flowfuse-infer."""
-    code = main()
-    if code == CLOSED_PIPE:  # or Python fails again, and says so, when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(code)
+    leave(main())
 
 
 if __name__ == "__main__":

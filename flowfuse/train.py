@@ -26,6 +26,7 @@ from torch.distributed import DistError
 
 from flowfuse import distributed
 from flowfuse.checkpoint import resolve_checkpoint
+from flowfuse.command_line import INTERRUPTED
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.training.adaptation import compare
 from flowfuse.training.devices import own_device
@@ -34,8 +35,6 @@ from flowfuse.training.sources import make_held_out, make_pool
 from flowfuse.training.state import RunDirectory, TrainingState, count_parameters
 from flowfuse.training.stopping import StopRequest
 from flowfuse.training.trainer import NotFiniteError, Trainer
-
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def check_shares(config: TrainConfig) -> None:

@@ -191,7 +191,7 @@ def test_files_of_events_alone(tmp_path, source, capsys):
     ]:
         assert run(*argv) == 1
         error = capsys.readouterr().err
-        assert error.startswith("convert: ") and message in error.splitlines()[-1]
+        assert error.startswith("convert: error: ") and message in error.splitlines()[-1]
     with pytest.raises(ValueError, match=r"events are written as h5 \(.h5\), .* got 'flo'"):
         write_event_parts(tmp_path / "e.flo", [], (1, 1))
     events = make_events()

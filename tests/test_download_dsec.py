@@ -209,6 +209,29 @@ def test_wrong_sizes_and_damage(tool, server, tmp_path, capsys):
     assert run(tool, server, tmp_path) == 0
 
 
+def test_nothing_of_a_half_unpacked_archive_is_in_its_place(
+    tool, server, tmp_path, capsys, monkeypatch
+):
+    server.files = {CALIBRATION: pack(cam_to_cam_dot_yaml=b"x" * 1000, other=b"y")}
+
+    def copy(source, target, block):
+        target.write(b"xxx")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tool.shutil, "copyfileobj", copy)
+        assert run(tool, server, tmp_path) == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "download_dsec: interrupted; the same command goes on from here"
+    assert not (tmp_path / "thun_00_a").exists()
+    downloads = tmp_path / ".downloads"
+    assert [path.name for path in downloads.iterdir()] == ["thun_00_a_calibration.zip"]
+    (downloads / "thun_00_a_calibration.zip.unpacking").mkdir()  # as a kill leaves it
+    assert run(tool, server, tmp_path) == 0
+    assert (tmp_path / "thun_00_a/calibration/cam_to_cam.yaml").read_bytes() == b"x" * 1000
+    assert not list(downloads.iterdir())
+
+
 def test_archives_stay_in_their_place(tool, server, tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -115,7 +115,11 @@ def test_faults(tool, path, tmp_path, capsys):
     ]:
         assert tool.main(argv) == 1
         error = capsys.readouterr().err
-        assert error.startswith("evaluate_mvsec: ") and message in error and error.count("\n") == 1
+        assert (
+            error.startswith("evaluate_mvsec: error: ")
+            and message in error
+            and error.count("\n") == 1
+        )
     for argv in (["--seconds", "3:2"], ["--stride", "0"]):
         with pytest.raises(SystemExit):
             tool.main([str(path), *argv])
