@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from flowfuse.checkpoint import save_checkpoint
+from flowfuse.command_line import ListedError
 from flowfuse.data.dsec.sequence import open_sequence
 from flowfuse.data.dsec.writer import default_rig, write_raw_events, write_sequence
 from flowfuse.estimator import load
@@ -177,15 +178,20 @@ def test_everything_missing_is_listed(run, small, tmp_path, capsys):
     out = tmp_path / "out.zip"
     assert run(small, "--submission", out) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "3 things are missing for a submission" in error
-    for text in (
+    first, *lines = error.splitlines()
+    assert f"{small}: 3 things are missing for a submission" in first
+    assert f"download_dsec.py {small} --split test` gets" in first
+    starts = (
         "interlaken_00_b: events not found as", "interlaken_00_b: rectify map not found as",
         "thun_01_a: no schedule",
-    ):  # fmt: skip
-        assert text in error
+    )  # fmt: skip
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(f"  {start}")
+    assert str(small / "test_events" / "interlaken_00_b") in lines[0]
     assert not out.exists() and list(tmp_path.iterdir()) == [small]
     assert run(tmp_path / "nowhere", "--submission", out) == 1
-    assert "nowhere: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "nowhere: no such directory" in error and error.count("\n") == 1
     assert run(small, "--submission", tmp_path / "no" / "out.zip") == 1
     assert "is not an existing directory" in capsys.readouterr().err
 
@@ -197,7 +203,7 @@ def test_what_does_not_fit_the_schedule_is_listed(small):
 
     def fault(changed: str, message: str) -> None:
         file.write_text(changed)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ListedError, match=message):
             plan_submission(small)
         file.write_text(text)
 

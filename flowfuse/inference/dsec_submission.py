@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse.atomic import atomic_path
+from flowfuse.command_line import ListedError
 from flowfuse.data.dsec.files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
 from flowfuse.data.dsec.sequence import DsecSequence, missing_files
 from flowfuse.estimator import Estimator
@@ -55,7 +56,8 @@ def submit(config: InferenceConfig, estimator: Estimator) -> str:
         What was done, in a few lines.
 
     Raises:
-        ValueError: listing all that is missing; or the zip is there already.
+        ListedError: all that is missing.
+        ValueError: the zip is there already.
         OSError: it cannot be written.
     """
     path = config.submission
@@ -99,12 +101,15 @@ def plan_submission(
             gap.
 
     Raises:
-        ValueError: listing everything that is missing or does not fit, of all sequences.
+        FileNotFoundError: there is no such root.
+        ListedError: everything that is missing or does not fit, of all sequences.
     """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such directory, expected the root of DSEC")
     problems, plans = [], {}
     for name, count in TEST_SEQUENCES.items():
         files = DsecFiles(root, name)
-        found = missing_files(files)
+        found = missing_files(files, "test")
         schedule = find_schedule(files, schedules)
         if schedule is None:
             place = schedules or root / "test_forward_optical_flow_timestamps"
@@ -121,9 +126,12 @@ def plan_submission(
                 found.append(str(error))
         problems += found
     if problems:
-        raise ValueError(
-            f"{root}: {len(problems)} things are missing for a submission: {'; '.join(problems)}"
+        count = f"{len(problems)} things are" if len(problems) > 1 else "1 thing is"
+        first = (
+            f"{root}: {count} missing for a submission, or wrong; "
+            f"`python data_tools/download_dsec.py {root} --split test` gets what is missing:"
         )
+        raise ListedError("\n  ".join([first, *problems]))
     return plans
 
 

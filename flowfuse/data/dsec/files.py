@@ -92,12 +92,12 @@ class DsecFiles:
         """Find an item of PLACES, or None."""
         return next((path for path in self.candidates(item) if path.exists()), None)
 
-    def missing(self, item: str) -> str:
+    def missing(self, item: str, split: str = "train") -> str:
         """Say that an item is missing, and where it is expected in each layout."""
         kind, merged, separate = PLACES[item]
         places = [
             self.root / self.name / merged[0],
-            self.root / f"train_{kind}" / self.name / merged[0],
+            self.root / f"{split}_{kind}" / self.name / merged[0],
             self.root / f"{self.name}_{separate[0]}",
         ]
         return f"{self.name}: {item.replace('_', ' ')} not found as {', '.join(map(str, places))}"

@@ -252,12 +252,12 @@ class DsecSequence:
         return found
 
 
-def missing_files(files: DsecFiles) -> list[str]:
+def missing_files(files: DsecFiles, split: str = "train") -> list[str]:
     """Say which files are missing that estimates need, one line each."""
     items = ["events", "rectify_map", "image_times"]
     if files.find("event_view_images") is None:
         items += ["images", "calibration"]
-    return [files.missing(item) for item in items if files.find(item) is None]
+    return [files.missing(item, split) for item in items if files.find(item) is None]
 
 
 def open_sequence(path: str | os.PathLike) -> DsecSequence:
