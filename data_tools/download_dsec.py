@@ -2,11 +2,12 @@
 
     python data_tools/download_dsec.py DSEC --list                    # files and sizes, no download
     python data_tools/download_dsec.py DSEC --sequences thun_00_a
-    python data_tools/download_dsec.py DSEC --split test --parts events images calibration
+    python data_tools/download_dsec.py DSEC --split test              # but not the schedules
 
 An interrupted download goes on where it stopped when the same command is given again. Archives are
 checked against the size that the server states, unpacked to DSEC/<sequence>/ in the layout that
-flowfuse reads, and removed.
+flowfuse reads, and removed. Which predictions the benchmark wants of the test sequences, their
+schedules, is told by files that are not downloaded: the tool checks that they are there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -28,8 +30,10 @@ from tqdm import tqdm
 
 from flowfuse.command_line import leave, run_command
 from flowfuse.data.dsec.dataset import FLOW_SEQUENCES
+from flowfuse.data.dsec.files import DsecFiles, find_schedule, read_schedule
 from flowfuse.inference.dsec_submission import TEST_SEQUENCES
 
+SITE = "https://dsec.ifi.uzh.ch"  # says where everything is; not a place to download from
 ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"
 # What the names of a part's files end with, and where in the sequence's directory they go.
 PARTS = {
@@ -94,12 +98,14 @@ def download_all(arguments: argparse.Namespace) -> None:
     items = plan(arguments)
     if arguments.list:
         list_items(items)
-        return
-    for item in items:
-        if item.is_done:
-            print(f"{item.target}: there already")
-        else:
-            fetch(item, arguments.root, arguments.keep_archives)
+    else:
+        for item in items:
+            if item.is_done:
+                print(f"{item.target}: there already")
+            else:
+                fetch(item, arguments.root, arguments.keep_archives)
+    if arguments.split == "test":
+        check_schedules(arguments.root, arguments.sequences or tuple(TEST_SEQUENCES))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -145,6 +151,32 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
         for part in parts
         for ending, place in PARTS[part].items()
     ]
+
+
+def check_schedules(root: Path, sequences: Sequence[str]) -> None:
+    """Warn where schedules are missing or not those of the benchmark; say where they come from."""
+    faults = []
+    for name in sequences:
+        path, expected = find_schedule(DsecFiles(root, name)), TEST_SEQUENCES[name]
+        if path is None:
+            faults.append(f"{name}.csv is missing")
+            continue
+        try:
+            found = len(read_schedule(path))
+        except ValueError as error:
+            faults.append(str(error))
+        else:
+            if found != expected:
+                faults.append(f"{path} has {found} predictions, {expected} expected")
+    if faults:
+        warnings.warn(
+            f"a submission needs the schedules of the test sequences ({'; '.join(faults)}): get "
+            f"the time stamps of the test set for forward optical flow from {SITE}, and put "
+            f"SEQ.csv into {root / 'test_forward_optical_flow_timestamps'}",
+            stacklevel=2,
+        )
+    else:
+        print(f"{root}: the schedules of these test sequences are there")
 
 
 def list_items(items: Sequence[Item]) -> None:

@@ -232,6 +232,34 @@ def test_nothing_of_a_half_unpacked_archive_is_in_its_place(
     assert not list(downloads.iterdir())
 
 
+def test_schedules_of_the_test_sequences_are_asked_for(tool, server, tmp_path, capsys):
+    prefix = "/test/thun_01_a/thun_01_a_"
+    server.files = {f"{prefix}calibration.zip": pack(cam_to_cam_dot_yaml=b"yaml")}
+    argv = [str(tmp_path), "--address", server.address, "--split", "test", "--parts", "calibration"]
+    argv += ["--sequences", "thun_01_a"]
+    folder = tmp_path / "test_forward_optical_flow_timestamps"
+    for action in (["--list"], []):
+        assert tool.main([*argv, *action]) == 0
+        said = capsys.readouterr().err
+        assert said.startswith("download_dsec: warning: a submission needs the schedules")
+        assert "(thun_01_a.csv is missing)" in said and said.count("\n") == 1
+        assert "https://dsec.ifi.uzh.ch" in said and f"SEQ.csv into {folder}" in said
+    assert (tmp_path / "thun_01_a/calibration/cam_to_cam.yaml").exists()
+    rows = [f"{1000 * i},{1000 * i + 900},{10 * i}\n" for i in range(18)]
+    folder.mkdir()
+    for lines, fault in (
+        (rows[:17], "thun_01_a.csv has 17 predictions, 18 expected"),
+        ([*rows[:3], "x\n"], "thun_01_a.csv, line 4: from_timestamp_us"),
+    ):
+        (folder / "thun_01_a.csv").write_text("".join(lines))
+        assert tool.main(argv) == 0
+        assert fault in capsys.readouterr().err
+    (folder / "thun_01_a.csv").write_text("".join(rows))
+    assert tool.main(argv) == 0
+    said = capsys.readouterr()
+    assert "the schedules of these test sequences are there" in said.out and said.err == ""
+
+
 def test_archives_stay_in_their_place(tool, server, tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
