@@ -265,6 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.prepare and options.cache is None:
         parser.error("--prepare keeps scenes in --cache, which is not given")
+    if not options.sets and (options.prepare or not (options.images or options.recording)):
+        others = "" if options.prepare else ", or --images or --recording"
+        parser.error(f"--sets names no set, so there is nothing to do: name some{others}")
     try:
         run(options)
     except (ValueError, OSError) as error:

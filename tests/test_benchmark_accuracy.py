@@ -510,6 +510,8 @@ def test_recordings_without_truth(capsys: pytest.CaptureFixture) -> None:
         (["--size", "8", "8", "--scenes", "1"], 1, "at least 16"),
         (["--prepare"], 2, "--cache"),
         (["--sets", "underwater"], 2, "underwater"),
+        (["--sets"], 2, "--sets names no set, so there is nothing to do: name some, or --images"),
+        (["--sets", "--prepare", "--cache", "/tmp"], 2, "--sets names no set"),
         (["--scenes", "0"], 2, "--scenes"),
         (["-o", "/no/such/folder/x"], 2, "/no/such/folder"),
         (["-o", __file__], 2, "no directory"),
