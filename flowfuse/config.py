@@ -59,6 +59,30 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], *, where: str
     return _build(cls, values, key="", where=where)
 
 
+def check_text(cls: type[Config], key: str, text: str | list[str]) -> None:
+    """Refuse text that is no value of a key, in the words that it has for the same in a file.
+
+    Args:
+        cls: the dataclass.
+        key: of one of its fields, dotted for one of a field of it; others are not looked at.
+        text: of the value, or of several for a list; read as YAML where text itself will not do.
+
+    Raises:
+        ConfigError: naming the key, the value and what was expected.
+    """
+    hint: Any = cls
+    for part in key.split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    if hint is None:
+        return
+    try:
+        _convert(text, hint, key, "")
+    except ConfigError:
+        texts = [text] if isinstance(text, str) else text
+        values = [_read_value(each) for each in texts]
+        _convert(values[0] if isinstance(text, str) else values, hint, key, "")
+
+
 def config_to_json(config: Any) -> str:
     """Write a configuration as one line of JSON with sorted keys."""
     return json.dumps(config_to_dict(config), sort_keys=True)
@@ -156,6 +180,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def _read_value(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, of which it would take the last.
 
@@ -210,7 +241,9 @@ def _build(cls: type[Config], values: Any, key: str, where: str) -> Config:
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(fields)}"
+            hint = f"known: {', '.join(fields)}"
+            if near:
+                hint = f"did you mean {' or '.join(prefix + name for name in near)}?"
             raise ConfigError(f"{_at(where)}unknown key {prefix}{name}; {hint}")
     missing = [
         name
@@ -231,7 +264,9 @@ def _build(cls: type[Config], values: Any, key: str, where: str) -> Config:
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:  # what the class's own __post_init__ refuses
-        raise ConfigError(f"{_at(where)}{error}") from None
+        # It names its own field first, where it speaks of one, and knows no more of the key.
+        own = prefix if str(error).split(" ")[0] in fields else ""
+        raise ConfigError(f"{_at(where)}{own}{error}") from None
 
 
 def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
@@ -263,7 +298,7 @@ def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
         return Path(value)
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    raise _wrong(value, getattr(hint, "__name__", str(hint)), key, where)
+    raise _wrong(value, _name(hint), key, where)
 
 
 def _convert_union(value: Any, choices: tuple[Any, ...], key: str, where: str) -> Any:
@@ -273,23 +308,28 @@ def _convert_union(value: Any, choices: tuple[Any, ...], key: str, where: str) -
             return _convert(value, choice, key, where)
         except ConfigError as error:
             errors.append(error)
-    kinds = " or ".join(
-        "null" if c is type(None) else getattr(c, "__name__", str(c)) for c in choices
-    )
-    raise _wrong(value, kinds, key, where) from errors[0]
+    raise _wrong(value, " or ".join(map(_name, choices)), key, where) from errors[0]
 
 
 def _convert_tuple(value: Any, kinds: tuple[Any, ...], key: str, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _wrong(value, "a list", key, where)
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
+    is_list, any_length = isinstance(value, (list, tuple)), kinds[1:] == (Ellipsis,)
+    if not is_list or (not any_length and len(value) != len(kinds)):
+        raise _wrong(value, _name(tuple[kinds]), key, where)
+    if any_length:
         kinds = (kinds[0],) * len(value)
-    if len(value) != len(kinds):
-        raise _wrong(value, f"{len(kinds)} values", key, where)
     return tuple(
         _convert(item, kind, f"{key}[{i}]", where)
         for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
     )
+
+
+def _name(hint: Any) -> str:
+    """What a value of a type is called in messages."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        count = "any number of" if kinds[1:] == (Ellipsis,) else len(kinds)
+        return f"a list of {count} values ({_name(kinds[0])})"
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def _wrong(value: Any, expected: str, key: str, where: str) -> ConfigError:

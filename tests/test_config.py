@@ -60,14 +60,18 @@ def test_yaml_reads_exponents_without_a_dot_as_numbers(tmp_path):
     [
         ({"rate": 1.0, "crops": [1, 2]}, "recipe: unknown key crops; did you mean crop"),
         ({"rate": 1.0, "zzz": 1}, "unknown key zzz; known: rate, inner"),
-        ({"rate": 1.0, "inner": {"fusio": 1}}, "unknown key inner.fusio; did you mean fusion"),
+        (
+            {"rate": 1.0, "inner": {"fusio": 1}},
+            "unknown key inner.fusio; did you mean inner.f",
+        ),
         ({}, "missing key rate"),
         ({"rate": "fast"}, "rate must be float, got 'fast'"),
         ({"rate": True}, "rate must be float, got True"),
         ({"rate": 1.0, "inner": {"fusion": "sum"}}, "inner.fusion must be guided or concatenation"),
         ({"rate": 1.0, "inner": 3}, "inner must be a mapping"),
-        ({"rate": 1.0, "inner": {"widths": [0]}}, "widths must be positive"),
-        ({"rate": 1.0, "crop": [1, 2, 3]}, "crop must be 2 values"),
+        ({"rate": 1.0, "inner": {"widths": [0]}}, r"recipe: inner\.widths must be positive"),
+        ({"rate": 1.0, "crop": [1, 2, 3]}, r"crop must be a list of 2 values \(int\), got \["),
+        ({"rate": 1.0, "crop": 3}, r"crop must be a list of 2 values \(int\), got 3"),
         ({"rate": 1.0, "crop": [1, 2.5]}, r"crop\[1\] must be int, got 2.5"),
         ({"rate": 1.0, "cache": 3}, "cache must be str or null, got 3"),
         ({"rate": 1.0, "bf16": "yes"}, "bf16 must be bool, got 'yes'"),
@@ -76,6 +80,24 @@ def test_yaml_reads_exponents_without_a_dot_as_numbers(tmp_path):
 def test_errors_name_the_key(values, message):
     with pytest.raises(c.ConfigError, match=message):
         c.config_from_dict(Outer, values, where="recipe")
+
+
+def test_text_of_a_command_line_is_refused_as_in_a_file():
+    for key, text in [
+        ("rate", "1e-4"), ("crop", ["3", "4"]), ("crop", "[3, 4]"), ("cache", "3"),
+        ("bf16", "true"), ("inner.widths", "[1, 2]"), ("nonsense", "1"),
+    ]:  # fmt: skip
+        c.check_text(Outer, key, text)
+    for key, text, message in [
+        ("rate", "fast", "^rate must be float, got 'fast'"),
+        ("crop", ["3", "x"], r"crop\[1\] must be int, got 'x'"),
+        ("bf16", "maybe", "bf16 must be bool, got 'maybe'"),
+        ("inner.fusion", "sum", "inner.fusion must be guided or concatenation, got 'sum'"),
+        ("rate", "[1", "rate must be float, got '\\[1'"),
+        ("inner", "3", "inner must be a mapping of keys, got 3"),
+    ]:
+        with pytest.raises(c.ConfigError, match=message):
+            c.check_text(Outer, key, text)
 
 
 def test_file_errors(tmp_path):

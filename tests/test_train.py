@@ -326,7 +326,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
         (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
         (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),
-        (["-o", "{new}", "--loss.flow", "-1"], "error: flow must be a number >= 0, got -1.0"),
+        (["-o", "{new}", "--loss.flow", "-1"], "error: loss.flow must be a number >= 0, got -1.0"),
         (["-o", "{new}", "--loss.matching", "nan"], "loss.matching"),
         (["-o", "{new}", "--crop", "15", "32"], "crop must be at least 16 x 16 px, got (15, 32)"),
         (["-o", "{new}", "--model.levels", "17"], "levels must be at most 16, got 17"),
@@ -335,9 +335,19 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--config", "{bad}"], "unknown key learning_rat; did you mean learning_"),
         (["-o", "{new}", "--stepz", "3"], "did you mean --steps"),
         (["-o", "{new}", "--model.fusio", "x"], "did you mean --model.fusion"),
-        (["-o", "{new}", "--model.fusion", "sum"], "model.fusion"),
+        (["-o", "{new}", "--nonsense", "1"], "unrecognized arguments: --nonsense 1; did you mean"),
+        (["-o", "{new}", "stray"], "unrecognized arguments: stray; see flowfuse-train --help"),
+        (["-o", "{new}", "--model.fusion", "sum"], "model.fusion must be guided or concatenation"),
+        (["-o", "{new}", "--model.hidden", "foo"], "error: model.hidden must be int, got 'foo'"),
+        (["-o", "{new}", "--batch", "x"], "error: batch must be int, got 'x'"),
+        (["-o", "{new}", "--crop", "3"], "error: crop must be a list of 2 values (int), got 3"),
+        (["-o", "{new}", "--iterations=x"], "error: iterations must be int or null, got 'x'"),
+        (["-o", "{new}", "--bf16", "true"], "--bf16 takes no value, got 'true': --bf16 or --no-"),
+        (["-o", "{new}", "--loss", "3"], "error: loss must be a mapping of keys, got 3"),
+        (["-o", "{new}", "--stop-after-minutes", "x"], "--stop-after-minutes: invalid float value"),
+        (["-o", "{new}", "--config", "{wrong}"], "wrong.yaml: model.hidden must be int, got 'foo'"),
         (["-o", "{new}", "--model", "smal"], "unknown model 'smal'; known: nano, small, base"),
-        (["-o", "{new}", "--steps", "many"], "steps"),
+        (["-o", "{new}", "--steps", "many"], "error: steps must be int, got 'many'"),
         (["-o", "{new}", "--steps", "0"], "flowfuse-train: error: steps must be at least 1, got 0"),
         (["-o", "{new}", "--crop", "200", "100"], "must not be larger than scene_size"),
         (
@@ -360,7 +370,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--data", "scenes:fats"], "unknown preset 'fats'"),
         (["-o", "{new}", "--data", "dsec"], "data must be scenes:PRESET, scenes:A=2,B=1,"),
         (["-o", "{new}", "--data", "scenes:fast=-1"], "weight of fast must be positive"),
-        (["-o", "{new}", "--augment.flip", "2"], r"flip must be in [0, 1], got 2"),
+        (["-o", "{new}", "--augment.flip", "2"], r"augment.flip must be in [0, 1], got 2"),
         (["-o", "{new}", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["-o", "{new}", "--scene-device", "tpu"], "cpu, cuda or cuda:N, got 'tpu'"),
         (["-o", "{new}", "--device", "cuda:77"], "device 'cuda:77' was asked for, but torch"),
@@ -374,11 +384,12 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
 def test_refused_in_one_line(finished, recipe, tmp_path, capsys, arguments, message):
     bad = tmp_path / "bad.yaml"
     bad.write_text("learning_rat: 1\n")
-    listed, twice = tmp_path / "listed.yaml", tmp_path / "twice.yaml"
+    listed, twice, wrong = (tmp_path / f"{name}.yaml" for name in ("listed", "twice", "wrong"))
+    wrong.write_text("model: {hidden: foo}\n")
     listed.write_text("model: [small]\n")
     twice.write_text("steps: 1\nsteps: 2\n")
     places = {"run": finished, "new": tmp_path / "new", "recipe": recipe, "bad": bad}
-    places |= {"listed": listed, "twice": twice}
+    places |= {"listed": listed, "twice": twice, "wrong": wrong}
     assert train.main([word.format(**places) for word in arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and message.replace("{recipe}", str(recipe)) in error

@@ -16,6 +16,7 @@ import jsonargparse
 
 from flowfuse.config import (
     ConfigError,
+    check_text,
     config_from_dict,
     config_to_dict,
     flatten,
@@ -241,11 +242,13 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_run_options(early)
     early.add_argument("--model")
-    parser = _build_parser()
+    parser, words = _build_parser(), []
     try:
-        options, rest = early.parse_known_args(argv)
-        given = parser.parse_args([_spell(word) for word in rest], defaults=False).as_dict()
+        options, words = early.parse_known_args(argv)
+        words = [_spell(word) for word in words]
+        given = parser.parse_args(words, defaults=False).as_dict()
     except argparse.ArgumentError as error:  # jsonargparse raises the same class
+        _check_values(words)
         raise ConfigError(" ".join(str(error).split()) + _suggest(str(error))) from None
     # Shown in the help of the second parser, read by the first.
     given = {key: value for key, value in given.items() if key == "model" or key not in options}
@@ -359,11 +362,34 @@ def _spell(word: str) -> str:
     return f"--{flag}{equals}{value}"
 
 
+def _check_values(words: Sequence[str]) -> None:
+    """Refuse a wrong value on the command line as one in a recipe is refused.
+
+    Raises:
+        ConfigError: one does not fit its key. Other faults are left to the parser.
+    """
+    given: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            values = given.setdefault(flag.replace("-", "_"), [])
+            values += [value] if equals else []
+        else:
+            values.append(word)
+    for key, texts in given.items():
+        if texts and typing.get_type_hints(TrainConfig).get(key) is bool:
+            flag = key.replace("_", "-")
+            raise ConfigError(f"--{flag} takes no value, got {texts[0]!r}: --{flag} or --no-{flag}")
+        if texts:
+            check_text(TrainConfig, key, texts if len(texts) > 1 else texts[0])
+
+
 def _suggest(message: str) -> str:
     """Near matches of an option that does not exist."""
-    unknown = next((word for word in message.split() if word.startswith("--")), None)
-    if unknown is None or "unrecognized" not in message:
+    if "unrecognized" not in message:
         return ""
+    unknown = next((word for word in message.split() if word.startswith("--")), "")
     known = [_spell(f"--{key}") for key in flatten(config_to_dict(TrainConfig()))]
     near = difflib.get_close_matches(unknown.partition("=")[0], known, n=2)
     return f"; did you mean {' or '.join(near)}?" if near else f"; see {PROGRAM} --help"
