@@ -15,10 +15,10 @@ from flowfuse.data.dsec.dataset import (
     FLOW_SEQUENCES,
     VALIDATION_SEQUENCES,
     DsecDataset,
-    flow_sample,
 )
 from flowfuse.data.dsec.sequence import open_sequence
 from flowfuse.data.dsec.writer import write_raw_events
+from flowfuse.data.pairs import true_sample
 from flowfuse.data.transforms import AugmentConfig, augment
 from flowfuse.losses import LossConfig, supervised_loss
 from flowfuse.model import FlowFuse, ModelConfig, ModelInputs
@@ -62,7 +62,7 @@ def test_data_sets_by_split(root):
 
 def test_samples_hold_what_the_sequence_gives(root):
     sequence = open_sequence(root / "thun_00_a")
-    sample = flow_sample(sequence, 2, 4, slices=2, bins=3)
+    sample = true_sample(sequence, 2, 4, sequence.truth(2), slices=2, bins=3)
     t0, t1 = (int(sequence.frame_times[i]) for i in (2, 4))
     size = {"height": HEIGHT, "width": WIDTH}
     events = sequence.events(t0 - 60_000, t1 + 60_000)

@@ -1,4 +1,4 @@
-"""What the network sees of two frames of a recording and the events around them, as a sample."""
+"""Two frames of a recording, the events around them and the true flow between, as a sample."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfuse.data.files.frames import as_gray
+from flowfuse.geometry import inside, pixel_grid
 from flowfuse.model.inputs import event_window, slice_events, sum_events
 
 if TYPE_CHECKING:
@@ -47,6 +48,40 @@ def pair_inputs(
         "event_sum": sum_events(events, t0, t1, *exposures, **size),
         "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
         "present": torch.tensor([True, fires, history]).float(),
+    }
+
+
+def true_sample(
+    recording: Recording | DsecSequence,
+    first: int,
+    last: int,
+    truth: tuple[np.ndarray, np.ndarray],
+    *,
+    slices: int,
+    bins: int,
+) -> dict[str, Tensor]:
+    """Make a training sample of two frames and the true flow between them.
+
+    Args:
+        recording, first, last, slices, bins: as of :func:`pair_inputs`.
+        truth: flow [2, H, W] px, and where it is valid, [H, W] bool.
+
+    Returns:
+        What :func:`flowfuse.data.generation.dataset.scene_sample` returns, with one time, tau = 1,
+        and ``present``. ``valid`` is where there is truth; the flow is 0 elsewhere. ``occluded``
+        covers, beside what leaves the image, all pixels without truth, where nothing can be
+        matched; what is hidden by something else is not known. ``boundary`` is NaN: unknown.
+    """
+    flow, valid = (torch.from_numpy(values)[None] for values in truth)
+    size = {"height": recording.height, "width": recording.width}
+    seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
+    return {
+        **pair_inputs(recording, first, last, slices=slices, bins=bins),
+        "tau": torch.ones(1),
+        "flow": flow,
+        "valid": valid,
+        "occluded": ~(valid & seen),
+        "boundary": torch.full((2, *valid.shape[1:]), torch.nan),
     }
 
 

@@ -7,14 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.dsec.files import DsecFiles, list_sequences
 from flowfuse.data.dsec.sequence import DsecSequence
-from flowfuse.data.pairs import pair_inputs
-from flowfuse.geometry import inside, pixel_grid
+from flowfuse.data.pairs import true_sample
 from flowfuse.model.inputs import event_window
 
 # The training sequences that have true flow.
@@ -48,42 +46,13 @@ VALIDATION_SEQUENCES = (
 )
 
 
-def flow_sample(
-    sequence: DsecSequence, first: int, last: int, *, slices: int, bins: int
-) -> dict[str, Tensor]:
-    """Make a training sample of the true flow between two frames.
-
-    Args:
-        sequence: it has the flow map that starts at ``first``.
-        first, last: frames.
-        slices, bins: see :func:`flowfuse.model.inputs.slice_events`.
-
-    Returns:
-        What :func:`flowfuse.data.generation.dataset.scene_sample` returns, with one time, tau = 1,
-        and ``present``. ``valid`` is where there is truth; the flow is 0 elsewhere. ``occluded``
-        covers, beside what leaves the image, all pixels without truth, where nothing can be
-        matched. ``boundary`` is NaN: unknown.
-    """
-    flow, valid = (torch.from_numpy(values)[None] for values in sequence.truth(first))
-    size = {"height": sequence.height, "width": sequence.width}
-    seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
-    return {
-        **pair_inputs(sequence, first, last, slices=slices, bins=bins),
-        "tau": torch.ones(1),
-        "flow": flow,
-        "valid": valid,
-        "occluded": ~(valid & seen),
-        "boundary": torch.full((2, *valid.shape[1:]), torch.nan),
-    }
-
-
 class DsecDataset(Dataset):
-    """Training samples (:func:`flow_sample`) of the sequences with true flow below a root.
+    """Training samples (:func:`true_sample`) of the sequences with true flow below a root.
 
     Args:
         root: of the data set, in any layout.
         split: "validation": those of VALIDATION_SEQUENCES; "train": all others; "all".
-        slices, bins: see :func:`flow_sample`.
+        slices, bins: see :func:`true_sample`.
 
     Attributes:
         sequences: the sequences.
@@ -134,7 +103,9 @@ class DsecDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"DsecDataset: index {index} of {len(self)} items")
         number, first, last = self.items[index]
-        return flow_sample(self.sequences[number], first, last, slices=self.slices, bins=self.bins)
+        sequence = self.sequences[number]
+        truth = sequence.truth(first)
+        return true_sample(sequence, first, last, truth, slices=self.slices, bins=self.bins)
 
     def _has_events(self, sequence: DsecSequence, first: int, last: int) -> bool:
         t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.mvsec.recording import MvsecRecording
-from flowfuse.data.pairs import pair_inputs
+from flowfuse.data.pairs import true_sample
 
 
 class MvsecDataset(Dataset):
-    """Training samples of one sequence; every item is a function of its index.
+    """Training samples (:func:`true_sample`) of one sequence with true flow.
 
     Args:
         recording: with true flow (:func:`flowfuse.data.mvsec.recording.open_mvsec`).
@@ -56,31 +55,10 @@ class MvsecDataset(Dataset):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Make sample ``index``.
-
-        Returns:
-            What :func:`flowfuse.data.generation.dataset.scene_sample` returns, where
-
-            exposure: [2] zeros, unknown.
-            present: [3], what there is: at the begin of a recording there is no history.
-            tau: [1]: 1, the only time with truth.
-            flow: [1, 2, H, W]; 0 where not valid.
-            valid: [1, H, W].
-            occluded: [1, H, W]: True where there is no truth: what is hidden is not known here, and
-                nothing is to be matched where the displacement is not known.
-            boundary: [2, H, W] NaN, unknown: a loss has to leave it out.
-        """
         if not 0 <= index < len(self):
             raise IndexError(f"MvsecDataset: index {index} of {len(self)} items")
         recording, first = self.recording, self.starts[index]
         second = first + self.step
         t0, t1 = (int(recording.frame_times[i]) for i in (first, second))
-        flow, valid = (torch.from_numpy(part) for part in recording.maps.between(t0, t1))
-        return {
-            **pair_inputs(recording, first, second, slices=self.slices, bins=self.bins),
-            "tau": torch.ones(1),
-            "flow": flow[None],
-            "valid": valid[None],
-            "occluded": ~valid[None],
-            "boundary": torch.full((2, recording.height, recording.width), torch.nan),
-        }
+        truth = recording.maps.between(t0, t1)
+        return true_sample(recording, first, second, truth, slices=self.slices, bins=self.bins)
