@@ -59,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--events-format",
         choices=tuple(EVENT_FORMATS),
-        default="h5",
-        help="of the events in a directory; dsec: .h5 with ms_to_idx and t_offset",
+        help="of the events in a directory (None: h5), or of a file of that kind; dsec: .h5 with "
+        "ms_to_idx and t_offset",
     )
     return parser
 

@@ -141,6 +141,8 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
             f"{', '.join(unknown)}: not in the {arguments.split} split, which has "
             f"{', '.join(known)} (training sequences without true flow are left out)"
         )
+    if arguments.split == "test" and arguments.parts == ["flow"]:
+        raise ValueError("--parts flow: the sequences of the test split have no true flow")
     parts = [part for part in arguments.parts if arguments.split == "train" or part != "flow"]
     return [
         Item(

@@ -9,9 +9,11 @@ flow_at/TAU/ (frame to a time in between), which flowfuse-infer reads.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowfuse.atomic import check_new_directory
 from flowfuse.command_line import leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.generation.scenes import PRESETS, Scene, generate_scene
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def generate(arguments: argparse.Namespace) -> None:
     """Write the recording, and say what is in it."""
     width, height = arguments.size
+    check_new_directory(arguments.output)
     scene = generate_scene(
         arguments.seed,
         arguments.preset,
@@ -81,11 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_times(text: str) -> tuple[float, ...]:
-    """Parse comma-separated times; the empty text is none."""
+    """Parse comma-separated times in (0, 1); the empty text is none."""
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        times = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers and commas, got {text!r}") from None
+        times = (math.nan,)
+    if not all(0 < time < 1 for time in times):
+        raise argparse.ArgumentTypeError(f"expected numbers in (0, 1) and commas, got {text!r}")
+    return times
 
 
 def write_scene(

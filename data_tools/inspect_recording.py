@@ -14,6 +14,7 @@ import numpy as np
 
 from flowfuse.command_line import leave, parse_count, run_command
 from flowfuse.data.calibration import read_calibration
+from flowfuse.data.files.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.visualize import contact_sheet, draw_events, draw_heat, write_image
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Print what the recording is like, and draw it."""
+    if arguments.sheet is not None:
+        check_picture_name(arguments.sheet)
     recording = open_recording(
         arguments.recording,
         events=arguments.events,
@@ -73,6 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reach", metavar="MS", type=parse_count, default=50, help="largest offset to look for")
     add("--sheet", metavar="PNG", type=Path, help="draw a contact sheet")
     return parser
+
+
+def check_picture_name(path: Path) -> None:
+    """Refuse, before all events are read, a name that no picture can be written to."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"--sheet: a name with one of {kinds} expected, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--sheet {path}: {path.parent} is not an existing directory")
 
 
 def describe_frames(recording: Recording) -> list[str]:

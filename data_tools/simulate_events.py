@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from flowfuse.atomic import atomic_directory
+from flowfuse.atomic import atomic_directory, check_new_directory
 from flowfuse.command_line import leave, run_command
 from flowfuse.data.files.event_writer import write_event_parts
 from flowfuse.data.files.frames import FrameSource, as_gray, list_images, open_frames
@@ -44,9 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_recording(arguments: argparse.Namespace) -> None:
     """Write the recording, and say what is in it."""
+    check_new_directory(arguments.output)
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {arguments.seed}")
     frames = open_source(arguments.source, arguments.frame_times, arguments.rate)
     if len(frames.times) < 2:
-        raise ValueError(f"{arguments.source}: at least 2 frames expected, found 1")
+        raise ValueError(
+            f"{arguments.source}: at least 2 frames expected, found {len(frames.times)}"
+        )
     config = SensorConfig(
         threshold_on=arguments.threshold,
         threshold_off=arguments.threshold,

@@ -16,7 +16,7 @@ from pathlib import Path
 from flowfuse.command_line import leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.dsec.files import FLOW_STEP
-from flowfuse.data.dsec.writer import LAYOUTS, write_sequence
+from flowfuse.data.dsec.writer import LAYOUTS, check_new_sequence, write_sequence
 from flowfuse.data.generation.scenes import PRESETS, generate_scene
 from flowfuse.estimator import select_device
 
@@ -34,6 +34,7 @@ def generate(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--frames must be at least {FLOW_STEP + 1} for a flow map, got {arguments.frames}"
         )
+    check_new_sequence(arguments.root, arguments.name)
     scene = generate_scene(
         arguments.seed,
         arguments.preset,

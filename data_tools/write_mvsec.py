@@ -21,6 +21,8 @@ from flowfuse.data.generation.scenes import Scene, generate_scene
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
 
+LEAST_FRAMES = 4
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
@@ -30,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Write the sequence, and say what is in it."""
+    if arguments.frames < LEAST_FRAMES:
+        raise ValueError(
+            f"--frames must be at least {LEAST_FRAMES} for two maps between them, "
+            f"got {arguments.frames}"
+        )
+    if arguments.output.is_dir():
+        raise ValueError(f"{arguments.output}: is a directory; name a sequence in it")
     # Names of real sequences are likely here, and a download must not be lost to a trial.
     for suffix in (DATA_SUFFIX, *TRUTH_SUFFIXES.values()):
         path = Path(f"{arguments.output}{suffix}")
@@ -57,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("output", type=Path, help="directory and name of the sequence, which must not be there yet")
     add("--preset", default="slow", choices=tuple(PRESETS), help="kind of motion and light")
     add("--seed", type=int, default=0, help="fixes everything in the scene")
-    add("--frames", type=int, default=8, help="number of frames, at least 4")
+    add("--frames", type=int, default=8, help=f"number of frames, at least {LEAST_FRAMES}")
     add("--width", type=int, default=346, help="of the sensor, px")
     add("--height", type=int, default=260, help="of the sensor, px")
     add("--truth-format", choices=tuple(TRUTH_SUFFIXES), default="hdf5", help="of the true flow")
@@ -65,10 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def write_scene(prefix: Path, scene: Scene, truth_format: str) -> Path:
-    """Write a scene of at least 4 frames; returns the path of the data file."""
+    """Write a scene of at least LEAST_FRAMES; returns the path of the data file."""
     count = len(scene.frames)
-    if count < 4:
-        raise ValueError(f"frames must be at least 4 for two maps between them, got {count}")
     interval = scene.t1 - scene.t0
     times = scene.t0 + interval // 2 + interval * np.arange(count - 1)
     # The last map has no end: it states the time up to which the one before it holds.

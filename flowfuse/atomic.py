@@ -63,8 +63,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         OSError: if it cannot be written.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already, expected a new or empty directory")
+    check_new_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkdtemp, which makes private directories.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -75,6 +74,17 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_new_directory(path: str | os.PathLike) -> None:
+    """Refuse, before the work is done, what :func:`atomic_directory` would refuse.
+
+    Raises:
+        ValueError: the path is a file, or a directory with content.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: exists already, expected a new or empty directory")
 
 
 def remove_abandoned(directory: Path) -> None:

@@ -79,6 +79,8 @@ def parse_count(text: str) -> int:
 def _describe(error: BaseException, output: Path | None) -> str:
     if isinstance(error, ListedError):
         return str(error)
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename}: exists, but is no directory"  # as mkdir says it
     if isinstance(error, OSError) and error.strerror:
         # A write to a full disk knows no file name.
         where = error.filename or output

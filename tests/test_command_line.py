@@ -9,9 +9,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowfuse.command_line import CLOSED_PIPE, INTERRUPTED, ListedError, parse_count, run_command
+from flowfuse.data.recording import write_recording
+from flowfuse.events import Events
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = sorted(path.stem for path in (ROOT / "data_tools").glob("*.py"))
@@ -22,7 +25,7 @@ FIRST_STEPS = {
     "download_dsec": (["OUT"], "fetch"),
     "evaluate_mvsec": (["IN", "-o", "OUT"], "open_mvsec"),
     "generate_recording": (["OUT"], "generate_scene"),
-    "inspect_recording": (["IN", "--sheet", "OUT"], "open_recording"),
+    "inspect_recording": (["IN"], "open_recording"),
     "simulate_events": (["IN", "OUT"], "open_source"),
     "write_dsec": (["OUT", "thun_00_a"], "generate_scene"),
     "write_mvsec": (["OUT"], "generate_scene"),
@@ -92,6 +95,68 @@ def test_tools_end_with_one_line_after_ctrl_c(name, tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert said.startswith(f"{name}: interrupted") and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_explain_themselves(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_tool(name, monkeypatch).main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and text.startswith("usage: ") and len(text.splitlines()) > 8
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("convert EMPTY new", "EMPTY: neither events (events.h5, "),
+        ("convert FILE new", "FILE, line 1: columns t x y p (t in seconds) expected, found 'text'"),
+        ("convert REC FILE/new", "FILE: exists, but is no directory"),
+        ("convert REC new.h5 --events-format npz", "new.h5: its name says .h5, events_format says"),
+        ("convert REC new_data.hdf5 --events-format h5", "its name says MVSEC, events_format says"),
+        ("convert REC new --frames EMPTY", "EMPTY: no images in this folder"),
+        ("inspect_recording none", "none: no such recording"),
+        ("inspect_recording REC --sheet new", "--sheet: a name with one of .png, .jpg,"),
+        ("inspect_recording REC --sheet none/a.png", "--sheet none/a.png: none is not an existing"),
+        ("simulate_events EMPTY new", "EMPTY: no images in this folder"),
+        ("simulate_events REC/images REC --rate 9", "REC: exists already, expected a new or empty"),
+        ("simulate_events REC/images new --seed -1", "--seed must not be negative, got -1"),
+        ("write_dsec FILE a --size 32x32 --image-size 32x32", "FILE: exists, but is no directory"),
+        ("write_dsec new a/b", "name must be one of a folder in new, got 'a/b'"),
+        ("write_dsec new a --image-size 0x0", "--image-size: expected WIDTHxHEIGHT, got '0x0'"),
+        ("write_mvsec new/a --frames 3", "--frames must be at least 4 for two maps between them, "),
+        ("write_mvsec EMPTY", "EMPTY: is a directory; name a sequence in it"),
+        ("generate_recording REC", "REC: exists already, expected a new or empty directory"),
+        (
+            "generate_recording new --times 0.5,2",
+            "expected numbers in (0, 1) and commas, got '0",
+        ),
+        ("evaluate_mvsec EMPTY", "EMPTY: no such file, expected <sequence>_data.hdf5"),
+        ("check_submission FILE EMPTY", "EMPTY: no schedules SEQ.csv there"),
+        ("check_submission FILE EMPTY --size 0x9", "--size: expected WIDTHxHEIGHT, got '0x9'"),
+        ("download_dsec new --split test --parts flow", "the test split have no true flow"),
+    ],
+)
+def test_bad_arguments_are_told_at_once(line, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE.txt").write_text("text\n")
+    frames = np.zeros((2, 16, 16), np.uint8)
+    write_recording(tmp_path / "REC", Events.empty(16, 16), frames, [0, 1000])
+    before = sorted(tmp_path.rglob("*"))
+    line, message = (text.replace("FILE", "FILE.txt") for text in (line, message))
+    name, *arguments = line.split()
+    tool = load_tool(name, monkeypatch)
+    if "FILE" not in line:
+        for step in {"generate_scene", "count_events", "estimate_motion"} & vars(tool).keys():
+            monkeypatch.setattr(tool, step, raising(AssertionError("this takes time")))
+    try:
+        assert tool.main(arguments) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+    except SystemExit as stop:
+        assert stop.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+    assert message in said and ": error: " in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_process_ends_with_the_code(tmp_path):

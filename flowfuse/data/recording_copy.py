@@ -23,7 +23,7 @@ Source = Recording | DsecSequence
 
 
 def copy_recording(
-    recording: Source, path: str | os.PathLike, *, events_format: str = "h5"
+    recording: Source, path: str | os.PathLike, *, events_format: str | None = None
 ) -> list[str]:
     """Write a recording in another layout, complete or not at all; what it cannot hold is told.
 
@@ -32,7 +32,7 @@ def copy_recording(
         path: ``<name>_data.hdf5``: MVSEC, with ``<name>_gt.hdf5`` beside it. A name that ends in
             .h5, .npz, .txt or .csv: the events alone. Else a directory, a plain recording.
         events_format: of the events in a directory, or of an .h5 file ("h5" or "dsec"): a key of
-            EVENT_FORMATS.
+            EVENT_FORMATS. None: "h5", or what the name of a file says.
 
     Returns:
         Lines that say what was written.
@@ -42,27 +42,33 @@ def copy_recording(
         OSError: a file cannot be written.
     """
     path = Path(path)
-    if events_format not in EVENT_FORMATS:
+    if events_format not in (None, *EVENT_FORMATS):
         known = ", ".join(EVENT_FORMATS)
         raise ValueError(f"events_format must be one of {known}, got {events_format!r}")
-    if path.name.endswith(DATA_SUFFIX):
+    is_mvsec, suffix = path.name.endswith(DATA_SUFFIX), path.suffix.lower()
+    is_file = is_mvsec or suffix in EVENT_FORMATS.values()
+    if is_file and events_format and (is_mvsec or EVENT_FORMATS[events_format] != suffix):
+        kind = "MVSEC" if is_mvsec else suffix
+        raise ValueError(
+            f"{path}: its name says {kind}, events_format says {events_format}: give one of them"
+        )
+    if is_mvsec:
         return _copy_to_mvsec(recording, path)
-    if path.suffix.lower() in EVENT_FORMATS.values():
+    if is_file:
         return _copy_events(recording, path, events_format)
-    return _copy_to_directory(recording, path, events_format)
+    return _copy_to_directory(recording, path, events_format or "h5")
 
 
-def _copy_events(recording: Source, path: Path, events_format: str) -> list[str]:
+def _copy_events(recording: Source, path: Path, events_format: str | None) -> list[str]:
     if path.exists():
         raise ValueError(f"{path}: exists already")
     if not recording.has_events:
         raise ValueError(f"{recording.path}: no events to write to {path}")
     if recording.has_frames:
         warnings.warn(f"{path} holds events alone, the frames are left out", stacklevel=3)
-    same = EVENT_FORMATS[events_format] == path.suffix.lower()
     size = (recording.height, recording.width)
     parts = iterate_events(recording)
-    count = write_event_parts(path, parts, size, events_format if same else None)
+    count = write_event_parts(path, parts, size, events_format)
     return [f"{path}: {count} events"]
 
 

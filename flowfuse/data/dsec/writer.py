@@ -181,13 +181,10 @@ def write_sequence(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"write_sequence: layout must be one of {LAYOUTS}, got {layout!r}")
-    if Path(name).name != name or name in ("", ".."):
-        raise ValueError(f"write_sequence: name must be one of a folder in {root}, got {name!r}")
+    check_new_sequence(root, name)
     if events.height is None or events.width is None:
         raise ValueError("write_sequence: events must know the height and width of their sensor")
     root, times = Path(root), np.asarray(frame_times, np.int64)
-    if find_sequence(root / name) is not None:
-        raise ValueError(f"{root / name}: this sequence exists already")
     size = (events.height, events.width)
     rig = default_rig(size, image_size) if rig is None else rig
     _check(events, frames, times, flow or {}, rig)
@@ -238,6 +235,18 @@ def write_sequence(
             path.parent.mkdir(parents=True, exist_ok=True)
             here.replace(path)
     return root / name
+
+
+def check_new_sequence(root: str | os.PathLike, name: str) -> None:
+    """Refuse, before the work is done, a name that :func:`write_sequence` would refuse.
+
+    Raises:
+        ValueError: it names no folder in the root, or a sequence that is there already.
+    """
+    if Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"write_sequence: name must be one of a folder in {root}, got {name!r}")
+    if find_sequence(Path(root) / name) is not None:
+        raise ValueError(f"{Path(root) / name}: this sequence exists already")
 
 
 def write_raw_events(path: Path, events: Events, t_offset: int) -> None:

@@ -178,6 +178,8 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
     if times is None:
         candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
         times = next((path for path in candidates if path.is_file()), None)
+        if times is None and not list_images(directory):
+            raise FileNotFoundError(f"{directory}: no images in this folder")
         if times is None:
             raise FileNotFoundError(
                 f"{directory}: the times of these images are unknown; put them into "
