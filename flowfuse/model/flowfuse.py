@@ -60,6 +60,41 @@ class ModelOutput(NamedTuple):
     frame_latent: Tensor
 
 
+class Scene(NamedTuple):
+    """What stays of :class:`ModelInputs` once the slices are encoded: padded, zero where absent.
+
+    Attributes:
+        frame0, frame1: [B, 1, H, W] lumas.
+        event_sum: [B, 1, H, W].
+        first_sum: [B, 1, H, W], polarity sum of slice E_1, normalized.
+        density: [B, K + 1, h, w], mean magnitude of every slice in the cells at 1/8.
+        exposure: [B, 2].
+        present: [B, 3].
+    """
+
+    frame0: Tensor
+    frame1: Tensor
+    event_sum: Tensor
+    first_sum: Tensor
+    density: Tensor
+    exposure: Tensor
+    present: Tensor
+
+
+class Coarse(NamedTuple):
+    """What is known at 1/8.
+
+    Attributes:
+        points: I + 1 times [B, 2 n, h, w] float32, as :class:`ModelOutput` has them, px of 1/8.
+        state: [B, hidden, h, w], recurrent state.
+        boundary: [B, 2, H, W] float32 logits.
+    """
+
+    points: list[Tensor]
+    state: Tensor
+    boundary: Tensor
+
+
 class FlowFuse(nn.Module):
     """Dense and continuous optical flow from events and frames.
 
@@ -133,51 +168,24 @@ class FlowFuse(nn.Module):
         iterations = config.iterations if iterations is None else iterations
         if iterations < 1:
             raise ValueError(f"FlowFuse: iterations must be at least 1, got {iterations}")
-        inputs = self._prepare(inputs)
-
-        event_stem, frame_stem, events, frames = self._encode(inputs)
-        correlations = self._correlate(events, frames)
-        points = self._first_points(events, frames, correlations)
-        if initial is not None:
-            points = self._replace_first(points, initial)
-        boundary, agreement = self._localize(inputs, event_stem, frame_stem, points.detach())
-        coarse_boundary = shrink(boundary, STRIDE)
-        cues = self._cues(inputs, agreement)
-        state, context = self._context(events, frames, cues, coarse_boundary)
-        update_context = self.update.context(context)
-        if config.fusion == "guided":
-            gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
-            weights = self.propagation.weights(context, coarse_boundary)
-
-        coarse = [points]
-        for iteration in range(iterations):
-            # An update learns from where it stands; only the first estimate is trained through.
-            here = points.detach()
-            windows = correlations(here.unflatten(1, (config.degree, 2)))
-            matches = self.matching(windows, correlations.tau)
-            tokens = self.tokens(windows, matches)
-            if config.fusion == "guided":
-                tokens = tokens * gates.to(tokens.dtype)
-            known = torch.cat((here, matches.change.flatten(1, 2)), dim=1)
-            motion = self.motion(tokens.flatten(1, 2), known)
-            if config.fusion == "guided":
-                motion = self.propagation(motion, weights)
-            state = self.update(state, motion, update_context)
-            points = (points if iteration == 0 else here) + self.head(state)
-            coarse.append(points)
+        # What is large lives no longer than it is needed: in a method of its own, or until `del`.
+        slices, scene = self._prepare(inputs)
+        event_stem, frame_stem, events, frames = self._encode(slices, scene)
+        del slices
+        coarse = self._estimate(scene, event_stem, frame_stem, events, frames, iterations, initial)
         refined = self.refinement(
-            points.detach(),
-            state,
+            coarse.points[-1].detach(),
+            coarse.state,
             event_stem,
             frame_stem,
-            shrink(boundary, STEM_STRIDE),
+            shrink(coarse.boundary, STEM_STRIDE),
             config.correlation,
         )
         return ModelOutput(
             control_points=refined.control_points[..., :height, :width],
             uncertainty=refined.uncertainty[..., :height, :width],
-            coarse_points=STRIDE * torch.stack(coarse).unflatten(2, (config.degree, 2)),
-            boundary=boundary[..., :height, :width],
+            coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
+            boundary=coarse.boundary[..., :height, :width],
             event_latent=events,
             frame_latent=frames,
         )
@@ -204,8 +212,11 @@ class FlowFuse(nn.Module):
                 )
         return height, width
 
-    def _prepare(self, inputs: ModelInputs) -> ModelInputs:
-        """Switch off what the configuration leaves out, zero what is absent, take lumas, pad."""
+    def _prepare(self, inputs: ModelInputs) -> tuple[Tensor, Scene]:
+        """Switch off what the configuration leaves out, zero what is absent, take lumas, pad.
+
+        The slices [B, K + 1, bins, H, W] come back normalized, apart from what outlives them.
+        """
         config = self.config
         switches = (config.frames, config.events, config.events)
         # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
@@ -216,45 +227,90 @@ class FlowFuse(nn.Module):
         history = torch.ones_like(present[:, :1]).repeat(1, config.slices + 1)
         history[:, 0] = present[:, 2]
         slices = normalize_slices(inputs.slices, history * present[:, 1:2])
-        return ModelInputs(
-            slices=pad_to_multiple(slices, STRIDE, mode="constant"),
+        slices = pad_to_multiple(slices, STRIDE, mode="constant")
+        return slices, Scene(
             frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, STRIDE),
             frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, STRIDE),
             event_sum=pad_to_multiple(inputs.event_sum * has_events, STRIDE, mode="constant"),
+            first_sum=slices[:, 1].sum(1, keepdim=True),
+            density=F.avg_pool2d(slices.abs().sum(2), STRIDE),
             exposure=inputs.exposure * present[:, :1],
             present=present,
         )
 
-    def _encode(self, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _encode(self, slices: Tensor, scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return stems [B, K + 1 | 2, C_stem, H/4, W/4] and latents [B, K + 1 | 2, C, h, w].
 
         An absent modality would still give the features of an empty image: they are made zero.
         """
-        batch, slices = inputs.slices.shape[:2]
-        has_frames, has_events = (inputs.present[:, i].view(-1, 1, 1, 1, 1) for i in range(2))
+        batch, count = slices.shape[:2]
+        has_frames, has_events = (scene.present[:, i].view(-1, 1, 1, 1, 1) for i in range(2))
         stems = []
         if self.config.events:
-            stem = self.event_stem(inputs.slices.flatten(0, 1)).unflatten(0, (batch, slices))
+            stem = self.event_stem(slices.flatten(0, 1)).unflatten(0, (batch, count))
             stems.append(stem * has_events.to(stem.dtype))
         if self.config.frames:
-            stem = self.frame_stem(torch.cat((inputs.frame0, inputs.frame1)) - 0.5)
+            stem = self.frame_stem(torch.cat((scene.frame0, scene.frame1)) - 0.5)
             stem = stem.unflatten(0, (2, batch)).transpose(0, 1)
             stems.append(stem * has_frames.to(stem.dtype))
         stem = torch.cat(stems, dim=1)
         latent = self.trunk(stem.flatten(0, 1)).unflatten(0, (batch, -1))
         absent = torch.zeros_like(latent[:, :1]), torch.zeros_like(stem[:, :1])
         if not self.config.events:
-            none, no_stem = (value.expand(-1, slices, -1, -1, -1) for value in absent)
+            none, no_stem = (value.expand(-1, count, -1, -1, -1) for value in absent)
             return no_stem, stem, none, latent * has_frames.to(latent.dtype)
         if not self.config.frames:
             none, no_stem = (value.expand(-1, 2, -1, -1, -1) for value in absent)
             return stem, no_stem, latent * has_events.to(latent.dtype), none
-        events, frames = latent.split((slices, 2), dim=1)
+        events, frames = latent.split((count, 2), dim=1)
         return (
-            *stem.split((slices, 2), dim=1),
+            *stem.split((count, 2), dim=1),
             events * has_events.to(latent.dtype),
             frames * has_frames.to(latent.dtype),
         )
+
+    def _estimate(
+        self,
+        scene: Scene,
+        event_stem: Tensor,
+        frame_stem: Tensor,
+        events: Tensor,
+        frames: Tensor,
+        iterations: int,
+        initial: Tensor | None,
+    ) -> Coarse:
+        """Estimate at 1/8: first points, boundaries, and the recurrent updates that they guide."""
+        config = self.config
+        correlations = self._correlate(events, frames)
+        points = self._first_points(events, frames, correlations)
+        if initial is not None:
+            points = self._replace_first(points, initial)
+        boundary, agreement = self._localize(scene, event_stem, frame_stem, points.detach())
+        coarse_boundary = shrink(boundary, STRIDE)
+        cues = self._cues(scene, agreement)
+        state, context = self._context(events, frames, cues, coarse_boundary)
+        update_context = self.update.context(context)
+        if config.fusion == "guided":
+            gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
+            weights = self.propagation.weights(context, coarse_boundary)
+
+        coarse = [points]
+        for iteration in range(iterations):
+            # An update learns from where it stands; only the first estimate is trained through.
+            here = points.detach()
+            windows = correlations(here.unflatten(1, (config.degree, 2)))
+            matches = self.matching(windows, correlations.tau)
+            tokens = self.tokens(windows, matches)
+            if config.fusion == "guided":
+                tokens = tokens * gates.to(tokens.dtype)
+            known = torch.cat((here, matches.change.flatten(1, 2)), dim=1)
+            motion = self.motion(tokens.flatten(1, 2), known)
+            if config.fusion == "guided":
+                motion = self.propagation(motion, weights)
+            state = self.update(state, motion, update_context)
+            points = (points if iteration == 0 else here) + self.head(state)
+            coarse.append(points)
+        return Coarse(coarse, state, boundary)
 
     def _correlate(self, events: Tensor, frames: Tensor) -> PairCorrelations:
         """Pair <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>."""
@@ -306,40 +362,43 @@ class FlowFuse(nn.Module):
         return torch.where(share > 0, straight.to(points.dtype), points)
 
     def _localize(
-        self, inputs: ModelInputs, event_stem: Tensor, frame_stem: Tensor, points: Tensor
+        self, scene: Scene, event_stem: Tensor, frame_stem: Tensor, points: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return boundary logits [B, 2, H, W] and the agreement S [B, 1, H, W]."""
+        """Return boundary logits [B, 2, H, W] and the agreement S [B, 1, h, w]."""
+        if not self.config.boundary:
+            boundary = torch.zeros_like(scene.event_sum).expand(-1, 2, -1, -1)
+            return boundary, torch.zeros_like(scene.density[:, :1])
+        gradients, agreement = self._gradients(scene, points)
+        boundary = self.localizer(gradients, event_stem[:, 0], frame_stem[:, 0], points[:, -2:])
+        return boundary, agreement
+
+    def _gradients(self, scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the localizer sees at full resolution, and the agreement S [B, 1, h, w]."""
         config = self.config
-        height, width = inputs.frame0.shape[-2:]
-        agreement = torch.zeros_like(inputs.frame0)
-        if not config.boundary:
-            return torch.zeros_like(inputs.event_sum).expand(-1, 2, -1, -1), agreement
-        raw = (inputs.frame0, inputs.frame1, compress(inputs.event_sum))
+        height, width = scene.frame0.shape[-2:]
+        agreement = torch.zeros_like(scene.density[:, :1])
+        raw = (scene.frame0, scene.frame1, compress(scene.event_sum))
         if config.common_gradient:
             # The gradient equation holds over short motion only: predict what slice E_1 saw.
             first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
             short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
-            gradients = common_gradient(inputs.frame0, inputs.frame1, inputs.event_sum, short)
+            gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
             gradients = gradients.float()
-            agreement = gradients[:, 4:5]
-            raw = (compress(4 * gradients), inputs.slices[:, 1].sum(1, keepdim=True))
-        present = inputs.present[:, :, None, None].expand(-1, -1, height, width)
-        boundary = self.localizer(
-            torch.cat((*raw, present), dim=1), event_stem[:, 0], frame_stem[:, 0], points[:, -2:]
-        )
-        return boundary, agreement
+            agreement = F.avg_pool2d(gradients[:, 4:5], STRIDE)
+            raw = (compress(4 * gradients), scene.first_sum)
+        present = scene.present[:, :, None, None].expand(-1, -1, height, width)
+        return torch.cat((*raw, present), dim=1), agreement
 
-    def _cues(self, inputs: ModelInputs, agreement: Tensor) -> Tensor:
+    def _cues(self, scene: Scene, agreement: Tensor) -> Tensor:
         """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
-        density = F.avg_pool2d(inputs.slices.abs().sum(2), STRIDE)  # [B, K + 1, h, w]
-        flat = torch.cat((inputs.exposure, inputs.present), dim=1)[:, :, None, None]
-        flat = flat.expand(-1, -1, *density.shape[-2:])
-        return torch.cat((F.avg_pool2d(agreement, STRIDE), density, flat), dim=1)
+        flat = torch.cat((scene.exposure, scene.present), dim=1)[:, :, None, None]
+        flat = flat.expand(-1, -1, *agreement.shape[-2:])
+        return torch.cat((agreement, scene.density, flat), dim=1)
 
 
 def compress(x: Tensor) -> Tensor:
     """x / sqrt(1 + |x|): linear near zero, a signed root far from it; cheaper than asinh."""
-    return x * torch.rsqrt(1 + x.abs())
+    return x * x.abs().add_(1).rsqrt_()
 
 
 def luma(frame: Tensor) -> Tensor:
