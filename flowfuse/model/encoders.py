@@ -75,6 +75,14 @@ class Trunk(nn.Module):
         return (F.normalize(x.float(), dim=1) * self.log_length.exp()).to(x.dtype)
 
 
+def in_turn(values: Tensor) -> tuple[Tensor, ...]:
+    """Parts of [B, N, ...] along N, to be worked on one after another.
+
+    On a CPU one at a time, so that little memory is in work; a GPU is kept busy by all at once.
+    """
+    return values.split(1 if values.device.type == "cpu" else values.shape[1], dim=1)
+
+
 def activate(x: Tensor) -> Tensor:
     """Leaky ReLU: units of a ReLU die in the first, rough steps of a short training."""
     return F.leaky_relu(x, 0.1)

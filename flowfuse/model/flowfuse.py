@@ -9,6 +9,7 @@ refinement <- recurrent update <- propagation <- gates <---------------------- t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from flowfuse.geometry import pad_to_multiple
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching
-from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count
+from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count, in_turn
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates
 from flowfuse.model.inputs import ModelInputs, normalize_slices
 from flowfuse.model.refinement import Refinement
@@ -79,6 +80,18 @@ class Scene(NamedTuple):
     density: Tensor
     exposure: Tensor
     present: Tensor
+
+
+class Encoded(NamedTuple):
+    """What the encoders make of one sense, N slices or frames; zero where it is absent.
+
+    Attributes:
+        stems: those of the features [B, C_stem, H/4, W/4] that are used again, in time.
+        latents: [B, N, C, h, w].
+    """
+
+    stems: list[Tensor]
+    latents: Tensor
 
 
 class Coarse(NamedTuple):
@@ -170,14 +183,14 @@ class FlowFuse(nn.Module):
             raise ValueError(f"FlowFuse: iterations must be at least 1, got {iterations}")
         # What is large lives no longer than it is needed: in a method of its own, or until `del`.
         slices, scene = self._prepare(inputs)
-        event_stem, frame_stem, events, frames = self._encode(slices, scene)
+        events, frames = self._encode(slices, scene)
         del slices
-        coarse = self._estimate(scene, event_stem, frame_stem, events, frames, iterations, initial)
+        coarse = self._estimate(scene, events, frames, iterations, initial)
         refined = self.refinement(
             coarse.points[-1].detach(),
             coarse.state,
-            event_stem,
-            frame_stem,
+            events.stems,
+            frames.stems,
             shrink(coarse.boundary, STEM_STRIDE),
             config.correlation,
         )
@@ -186,8 +199,8 @@ class FlowFuse(nn.Module):
             uncertainty=refined.uncertainty[..., :height, :width],
             coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
             boundary=coarse.boundary[..., :height, :width],
-            event_latent=events,
-            frame_latent=frames,
+            event_latent=events.latents,
+            frame_latent=frames.latents,
         )
 
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
@@ -238,57 +251,54 @@ class FlowFuse(nn.Module):
             present=present,
         )
 
-    def _encode(self, slices: Tensor, scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return stems [B, K + 1 | 2, C_stem, H/4, W/4] and latents [B, K + 1 | 2, C, h, w].
-
-        An absent modality would still give the features of an empty image: they are made zero.
-        """
-        batch, count = slices.shape[:2]
-        has_frames, has_events = (scene.present[:, i].view(-1, 1, 1, 1, 1) for i in range(2))
-        stems = []
+    def _encode(self, slices: Tensor, scene: Scene) -> tuple[Encoded, Encoded]:
+        """Encode the slices and the frames; what the configuration leaves out is zero."""
+        events = frames = None
         if self.config.events:
-            stem = self.event_stem(slices.flatten(0, 1)).unflatten(0, (batch, count))
-            stems.append(stem * has_events.to(stem.dtype))
+            present, used = scene.present[:, 1], self.refinement.used_slices
+            events = self._encode_sense(self.event_stem, slices, present, used)
         if self.config.frames:
-            stem = self.frame_stem(torch.cat((scene.frame0, scene.frame1)) - 0.5)
-            stem = stem.unflatten(0, (2, batch)).transpose(0, 1)
-            stems.append(stem * has_frames.to(stem.dtype))
-        stem = torch.cat(stems, dim=1)
-        latent = self.trunk(stem.flatten(0, 1)).unflatten(0, (batch, -1))
-        absent = torch.zeros_like(latent[:, :1]), torch.zeros_like(stem[:, :1])
-        if not self.config.events:
-            none, no_stem = (value.expand(-1, count, -1, -1, -1) for value in absent)
-            return no_stem, stem, none, latent * has_frames.to(latent.dtype)
-        if not self.config.frames:
-            none, no_stem = (value.expand(-1, 2, -1, -1, -1) for value in absent)
-            return stem, no_stem, latent * has_events.to(latent.dtype), none
-        events, frames = latent.split((count, 2), dim=1)
+            images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
+            frames = self._encode_sense(self.frame_stem, images, scene.present[:, 0], (0, 1))
         return (
-            *stem.split((count, 2), dim=1),
-            events * has_events.to(latent.dtype),
-            frames * has_frames.to(latent.dtype),
+            events or absent(frames, slices.shape[1], self.refinement.used_slices),
+            frames or absent(events, 2, (0, 1)),
         )
+
+    def _encode_sense(
+        self, stem: nn.Module, images: Tensor, present: Tensor, used: Sequence[int]
+    ) -> Encoded:
+        """Encode images [B, N, channels, H, W]; `used` are those whose features are kept.
+
+        An absent sense would still give the features of an empty image: they are made zero.
+        """
+        stems, latents = [], []
+        for part in in_turn(images):
+            features = stem(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            features = features * present.view(-1, 1, 1, 1, 1).to(features.dtype)
+            latent = self.trunk(features.flatten(0, 1)).unflatten(0, part.shape[:2])
+            latents.append(latent * present.view(-1, 1, 1, 1, 1).to(latent.dtype))
+            stems += features.unbind(dim=1)
+        return Encoded([stems[i] for i in used], torch.cat(latents, dim=1))
 
     def _estimate(
         self,
         scene: Scene,
-        event_stem: Tensor,
-        frame_stem: Tensor,
-        events: Tensor,
-        frames: Tensor,
+        events: Encoded,
+        frames: Encoded,
         iterations: int,
         initial: Tensor | None,
     ) -> Coarse:
         """Estimate at 1/8: first points, boundaries, and the recurrent updates that they guide."""
         config = self.config
-        correlations = self._correlate(events, frames)
-        points = self._first_points(events, frames, correlations)
+        correlations = self._correlate(events.latents, frames.latents)
+        points = self._first_points(events.latents, frames.latents, correlations)
         if initial is not None:
             points = self._replace_first(points, initial)
-        boundary, agreement = self._localize(scene, event_stem, frame_stem, points.detach())
+        boundary, agreement = self._localize(scene, events, frames, points.detach())
         coarse_boundary = shrink(boundary, STRIDE)
         cues = self._cues(scene, agreement)
-        state, context = self._context(events, frames, cues, coarse_boundary)
+        state, context = self._context(events.latents, frames.latents, cues, coarse_boundary)
         update_context = self.update.context(context)
         if config.fusion == "guided":
             gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
@@ -362,14 +372,14 @@ class FlowFuse(nn.Module):
         return torch.where(share > 0, straight.to(points.dtype), points)
 
     def _localize(
-        self, scene: Scene, event_stem: Tensor, frame_stem: Tensor, points: Tensor
+        self, scene: Scene, events: Encoded, frames: Encoded, points: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return boundary logits [B, 2, H, W] and the agreement S [B, 1, h, w]."""
         if not self.config.boundary:
             boundary = torch.zeros_like(scene.event_sum).expand(-1, 2, -1, -1)
             return boundary, torch.zeros_like(scene.density[:, :1])
         gradients, agreement = self._gradients(scene, points)
-        boundary = self.localizer(gradients, event_stem[:, 0], frame_stem[:, 0], points[:, -2:])
+        boundary = self.localizer(gradients, events.stems[0], frames.stems[0], points[:, -2:])
         return boundary, agreement
 
     def _gradients(self, scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -394,6 +404,12 @@ class FlowFuse(nn.Module):
         flat = torch.cat((scene.exposure, scene.present), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
         return torch.cat((agreement, scene.density, flat), dim=1)
+
+
+def absent(other: Encoded, count: int, used: Sequence[int]) -> Encoded:
+    """Zeros in place of a sense that is switched off, shaped by the other one."""
+    stem, latent = torch.zeros_like(other.stems[0]), torch.zeros_like(other.latents[:, :1])
+    return Encoded([stem for _ in used], latent.expand(-1, count, -1, -1, -1))
 
 
 def compress(x: Tensor) -> Tensor:

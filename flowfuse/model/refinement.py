@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,8 +63,9 @@ class Refinement(nn.Module):
     ) -> None:
         super().__init__()
         self.degree, self.radius, self.stride = degree, radius, stride
-        self.middle = (slices + 1) // 2
-        tau = torch.tensor((1.0, self.middle / slices, 1.0))
+        middle = (slices + 1) // 2
+        self.used_slices = (0, middle, slices)
+        tau = torch.tensor((1.0, middle / slices, 1.0))
         self.register_buffer("tau", tau, persistent=False)
         self.project = nn.Conv2d(stem_channels, channels, 1)
         self.matching = WindowMatching(radius, 1, degree)
@@ -85,8 +87,8 @@ class Refinement(nn.Module):
         self,
         points: Tensor,
         state: Tensor,
-        event_stem: Tensor,
-        frame_stem: Tensor,
+        event_stems: Sequence[Tensor],
+        frame_stems: Sequence[Tensor],
         boundary: Tensor,
         strategy: str,
     ) -> Refined:
@@ -95,15 +97,13 @@ class Refinement(nn.Module):
         Args:
             points: [B, 2 n, h, w] float32, control points in px of the state's grid.
             state: [B, hidden, h, w], recurrent state.
-            event_stem: [B, K + 1, C_stem, 2 h, 2 w], zero where events are absent.
-            frame_stem: [B, 2, C_stem, 2 h, 2 w].
+            event_stems: [B, C_stem, 2 h, 2 w] of the `used_slices`, zero where events are absent.
+            frame_stems: the same of both frames.
             boundary: [B, 2, 2 h, 2 w] probabilities of B_e and B_m.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        middle = slice(self.middle, self.middle + 1)
-        seen = (frame_stem, event_stem[:, :1], event_stem[:, middle], event_stem[:, -1:])
-        frame0, frame1, event0, *later = self._features(torch.cat(seen, dim=1))
+        frame0, frame1, event0, *later = map(self.project, (*frame_stems, *event_stems))
         correlations = PairCorrelations(
             torch.stack((frame0, event0, event0), dim=1),
             torch.stack((frame1, *later), dim=1),
@@ -119,7 +119,7 @@ class Refinement(nn.Module):
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
         )
         parts = [tokens, points, matches.change.flatten(1, 2), state]
-        parts += [event_stem[:, 0], frame_stem[:, 0]]
+        parts += [event_stems[0], frame_stems[0]]
         merged = self.merge(torch.cat([part.to(tokens.dtype) for part in parts], dim=1))
         if self.guide is not None:
             merged = merged + self.guide(boundary)
@@ -129,7 +129,3 @@ class Refinement(nn.Module):
         field = torch.cat((self.stride * points, out[:, -2:]), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         return Refined(field[:, :-2].unflatten(1, (self.degree, 2)), field[:, -2:])
-
-    def _features(self, stems: Tensor) -> tuple[Tensor, ...]:
-        """[B, N, C_stem, h, w] -> N times [B, C, h, w]."""
-        return self.project(stems.flatten(0, 1)).unflatten(0, stems.shape[:2]).unbind(dim=1)
