@@ -43,6 +43,7 @@ FUNCTIONS = {
     "flowfuse.model.flowfuse.FlowFuse._encode": "encode",
     "flowfuse.model.flowfuse.FlowFuse._correlate": "correlate",
     "flowfuse.model.flowfuse.FlowFuse._localize": "localize",
+    "flowfuse.model.correlation.WindowMatching.fit": "match",
     "flowfuse.model.correlation.PairCorrelations.__init__": "correlate",
     "flowfuse.model.correlation.PairCorrelations.__call__": "correlate",
     "flowfuse.model.fusion.BoundaryPropagation.weights": "fuse",

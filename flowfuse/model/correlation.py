@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowfuse.geometry import pixel_grid
+from flowfuse.model.encoders import in_turn
 from flowfuse.ops import Correlation
 from flowfuse.trajectory import bernstein, bezier
 
 
 class PairCorrelations:
-    """Correlations of several pairs of one input, looked up along trajectories.
+    """Correlations of pairs with a common source, looked up along trajectories.
 
     Args:
-        sources, targets: [B, P, C, h, w] latents; pair p correlates source p at every pixel with
-            target p around the pixel's place at tau_p.
-        tau: [P], when the target of each pair is, in (0, 1].
+        source: [B, C, h, w] latent, correlated at every pixel with each target around the pixel's
+            place at tau_p.
+        targets: [B, P, C, h, w] latents.
+        tau: [P], when each target is, in (0, 1].
+        kind: which of the kinds of pairs these are; kept for whom it concerns.
         radius, levels: window of each look-up, see :func:`flowfuse.ops.correlation_lookup`.
         strategy: ``"auto"``, ``"volume"`` or ``"on_demand"``.
     """
 
     def __init__(
         self,
-        sources: Tensor,
+        source: Tensor,
         targets: Tensor,
         tau: Tensor,
         *,
+        kind: int,
         radius: int,
         levels: int,
         strategy: str = "auto",
     ) -> None:
-        self.batch, self.pairs, _, height, width = sources.shape
+        self.batch, self.pairs, _, height, width = targets.shape
+        self.kind = kind
         self.correlation = Correlation(
-            sources.flatten(0, 1),
+            source.unsqueeze(1).expand_as(targets).flatten(0, 1),
             targets.flatten(0, 1),
             levels=levels,
             radius=radius,
             strategy=strategy,
         )
         self.tau = tau.expand(self.batch, -1)  # [B, P]
-        self.grid = pixel_grid(height, width, device=sources.device)
+        self.grid = pixel_grid(height, width, device=source.device)
 
     def __call__(self, control_points: Tensor) -> Tensor:
         """Look up along trajectories.
@@ -58,6 +64,28 @@ class PairCorrelations:
         return self.correlation(coords.flatten(0, 1)).unflatten(0, (self.batch, self.pairs))
 
 
+def correlate(
+    kinds: Sequence[tuple[Tensor, Tensor]], tau: Tensor, **options: Any
+) -> list[PairCorrelations]:
+    """Correlate pairs of several kinds, in parts whose windows are made in turn: they are large.
+
+    Args:
+        kinds: source [B, C, h, w] and targets [B, P_kind, C, h, w] of each.
+        tau: [P] of all targets.
+        options: radius, levels and strategy of :class:`PairCorrelations`.
+    """
+    parts = [
+        (kind, source, part)
+        for kind, (source, targets) in enumerate(kinds)
+        for part in in_turn(targets)
+    ]
+    times = tau.split([part.shape[1] for _, _, part in parts])
+    return [
+        PairCorrelations(source, part, time, kind=kind, **options)
+        for (kind, source, part), time in zip(parts, times, strict=True)
+    ]
+
+
 class Matches(NamedTuple):
     """What correlation windows say of the motion.
 
@@ -65,12 +93,10 @@ class Matches(NamedTuple):
         residual: [B, P, 2, h, w] float32, expected displacement of each pair's best match from
             where it was looked up, px of the latent.
         certainty: [B, P, 1, h, w] float32, log of the largest softmax weight; 0 = no doubt.
-        change: [B, n, 2, h, w] float32, change of the control points that follows from all pairs.
     """
 
     residual: Tensor
     certainty: Tensor
-    change: Tensor
 
 
 class WindowMatching(nn.Module):
@@ -106,16 +132,8 @@ class WindowMatching(nn.Module):
         self.log_trust = nn.Parameter(torch.zeros(()))
         self.log_stiffness = nn.Parameter(torch.tensor(-2.0))
 
-    def forward(self, correlations: Tensor, tau: Tensor) -> Matches:
-        """Match.
-
-        Args:
-            correlations: [B, P, levels (2 radius + 1)^2, h, w].
-            tau: [B, P], when each pair's motion has got to.
-
-        Returns:
-            :class:`Matches`.
-        """
+    def forward(self, correlations: Tensor) -> Matches:
+        """Match: [B, P, levels (2 radius + 1)^2, h, w] -> :class:`Matches`."""
         height, width = correlations.shape[-2:]
         # bfloat16 has eight bits: an offset of 12 cells would be good to half a px of the image.
         with torch.autocast(correlations.device.type, enabled=False):
@@ -123,8 +141,22 @@ class WindowMatching(nn.Module):
             weights = scores.softmax(dim=2)
             residual = (self.offsets @ weights).unflatten(3, (height, width))
             certainty = weights.amax(dim=2, keepdim=True).log().unflatten(3, (height, width))
+            return Matches(residual, certainty)
+
+    def fit(self, matches: Sequence[Matches], tau: Tensor) -> Tensor:
+        """Fit trajectories to all pairs.
+
+        Args:
+            matches: of some pairs each.
+            tau: [P], when each pair's motion has got to.
+
+        Returns:
+            [B, n, 2, h, w] float32, change of the control points.
+        """
+        residual, certainty = (torch.cat(parts, dim=1) for parts in zip(*matches, strict=True))
+        with torch.autocast(residual.device.type, enabled=False):
             share = (certainty * self.log_trust.exp()).softmax(dim=1)
-            return Matches(residual, certainty, self._fit(residual, share, tau))
+            return self._fit(residual, share, tau.expand(len(residual), -1))
 
     def _fit(self, residual: Tensor, share: Tensor, tau: Tensor) -> Tensor:
         basis = bernstein(len(self.stiffness), tau)  # [B, P, n]

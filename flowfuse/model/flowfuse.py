@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from flowfuse.geometry import pad_to_multiple
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
 from flowfuse.model.config import ModelConfig
-from flowfuse.model.correlation import PairCorrelations, WindowMatching
+from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count, in_turn
-from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates
+from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.inputs import ModelInputs, normalize_slices
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
@@ -136,7 +136,7 @@ class FlowFuse(nn.Module):
                 cues + 3, config.stem_channels, config.boundary_channels
             )
         window = config.levels * (2 * config.radius + 1) ** 2
-        self.tokens = CorrelationTokens(window, (slices, 1, 1), config.token_channels)
+        self.tokens = CorrelationTokens(window, 3, config.token_channels)
         cue_channels = 1 + (slices + 1) + 2 + 3
         self.context = nn.Conv2d(3 * channels + cue_channels, 2 * hidden, 3, padding=1)
         self.context_norm = nn.GroupNorm(group_count(2 * hidden), 2 * hidden)
@@ -308,12 +308,13 @@ class FlowFuse(nn.Module):
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            windows = correlations(here.unflatten(1, (config.degree, 2)))
-            matches = self.matching(windows, correlations.tau)
-            tokens = self.tokens(windows, matches)
+            tokens, matches = read_pairs(
+                correlations, here.unflatten(1, (config.degree, 2)), self.matching, self.tokens
+            )
             if config.fusion == "guided":
                 tokens = tokens * gates.to(tokens.dtype)
-            known = torch.cat((here, matches.change.flatten(1, 2)), dim=1)
+            change = self.matching.fit(matches, self.tau)
+            known = torch.cat((here, change.flatten(1, 2)), dim=1)
             motion = self.motion(tokens.flatten(1, 2), known)
             if config.fusion == "guided":
                 motion = self.propagation(motion, weights)
@@ -322,31 +323,28 @@ class FlowFuse(nn.Module):
             coarse.append(points)
         return Coarse(coarse, state, boundary)
 
-    def _correlate(self, events: Tensor, frames: Tensor) -> PairCorrelations:
+    def _correlate(self, events: Tensor, frames: Tensor) -> list[PairCorrelations]:
         """Pair <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>."""
-        config = self.config
-        # Views: the index [0, 0] would be a tensor copied to a GPU, which waits for it.
-        sources = [
-            values[:, :1].expand(-1, count, -1, -1, -1)
-            for values, count in ((events, config.slices), (frames, 2))
-        ]
-        return PairCorrelations(
-            torch.cat(sources, dim=1),
-            torch.cat((events[:, 1:], frames[:, 1:], events[:, -1:]), dim=1),
+        return correlate(
+            (
+                (events[:, 0], events[:, 1:]),
+                (frames[:, 0], frames[:, 1:]),
+                (frames[:, 0], events[:, -1:]),
+            ),
             self.tau,
-            radius=config.radius,
-            levels=config.levels,
-            strategy=config.correlation,
+            radius=self.config.radius,
+            levels=self.config.levels,
+            strategy=self.config.correlation,
         )
 
     def _first_points(
-        self, events: Tensor, frames: Tensor, correlations: PairCorrelations
+        self, events: Tensor, frames: Tensor, correlations: Sequence[PairCorrelations]
     ) -> Tensor:
         """Return first control points [B, 2 n, h, w]: matches around rest, and a regressed part."""
         regressed = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
         still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
-        matches = self.matching(correlations(still), correlations.tau)
-        return regressed + matches.change.flatten(1, 2)
+        matches = [self.matching(part(still)) for part in correlations]
+        return regressed + self.matching.fit(matches, self.tau).flatten(1, 2)
 
     def _context(
         self, events: Tensor, frames: Tensor, cues: Tensor, boundary: Tensor

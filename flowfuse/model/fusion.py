@@ -6,11 +6,13 @@ fusion *is* concatenation at step 0, so training can only gain by it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.model.correlation import Matches
+from flowfuse.model.correlation import Matches, PairCorrelations, WindowMatching
 from flowfuse.model.encoders import activate
 from flowfuse.model.update import start_at_zero
 
@@ -32,23 +34,36 @@ class CorrelationTokens(nn.Module):
 
     Args:
         window: channels of a correlation window.
-        kinds: how many pairs share their weights: (K, 1, 1) = K event pairs, frames, cross.
+        kinds: how many kinds of pairs there are; pairs of one kind share their weights.
         channels: of a token.
     """
 
-    def __init__(self, window: int, kinds: tuple[int, ...], channels: int) -> None:
+    def __init__(self, window: int, kinds: int, channels: int) -> None:
         super().__init__()
-        self.kinds = kinds
-        self.read = nn.ModuleList(nn.Conv2d(window + 3, channels, 1) for _ in kinds)
+        self.read = nn.ModuleList(nn.Conv2d(window + 3, channels, 1) for _ in range(kinds))
 
-    def forward(self, correlations: Tensor, matches: Matches) -> Tensor:
+    def forward(self, correlations: Tensor, matches: Matches, kind: int) -> Tensor:
         """[B, P, window, h, w] and what matches there -> tokens [B, P, channels, h, w]."""
-        values = torch.cat((correlations, matches.residual, matches.certainty), dim=2)
-        tokens = [
-            read(part.flatten(0, 1)).unflatten(0, part.shape[:2])
-            for read, part in zip(self.read, values.split(self.kinds, dim=1), strict=True)
-        ]
-        return activate(torch.cat(tokens, dim=1))
+        values = torch.cat((correlations, *matches), dim=2)
+        tokens = self.read[kind](values.flatten(0, 1))
+        return activate(tokens).unflatten(0, values.shape[:2])
+
+
+def read_pairs(
+    correlations: Sequence[PairCorrelations],
+    control_points: Tensor,
+    matching: WindowMatching,
+    tokens: CorrelationTokens,
+) -> tuple[Tensor, list[Matches]]:
+    """Look up along trajectories: tokens [B, P, channels, h, w] of all pairs, and what matches."""
+
+    def read(part: PairCorrelations) -> tuple[Tensor, Matches]:
+        windows = part(control_points)
+        matches = matching(windows)
+        return tokens(windows, matches, part.kind), matches
+
+    read_tokens, matches = zip(*map(read, correlations), strict=True)
+    return torch.cat(read_tokens, dim=1), list(matches)
 
 
 class TokenGates(nn.Module):

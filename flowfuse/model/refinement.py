@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.model.correlation import PairCorrelations, WindowMatching
+from flowfuse.model.correlation import WindowMatching, correlate
 from flowfuse.model.encoders import ResidualBlock, activate, group_count
-from flowfuse.model.fusion import CorrelationTokens
+from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
 
@@ -69,7 +69,7 @@ class Refinement(nn.Module):
         self.register_buffer("tau", tau, persistent=False)
         self.project = nn.Conv2d(stem_channels, channels, 1)
         self.matching = WindowMatching(radius, 1, degree)
-        self.tokens = CorrelationTokens((2 * radius + 1) ** 2, (1, 2), channels)
+        self.tokens = CorrelationTokens((2 * radius + 1) ** 2, 2, channels)
         self.start_mask = UpsampleMask(hidden, FACTOR)
         merged = 3 * channels + 4 * degree + hidden + 2 * stem_channels
         self.merge = nn.Conv2d(merged, hidden, 1)
@@ -103,22 +103,11 @@ class Refinement(nn.Module):
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        frame0, frame1, event0, *later = map(self.project, (*frame_stems, *event_stems))
-        correlations = PairCorrelations(
-            torch.stack((frame0, event0, event0), dim=1),
-            torch.stack((frame1, *later), dim=1),
-            self.tau,
-            radius=self.radius,
-            levels=1,
-            strategy=strategy,
-        )
-        windows = correlations(points.unflatten(1, (self.degree, 2)))
-        matches = self.matching(windows, correlations.tau)
-        tokens = self.tokens(windows, matches).flatten(1, 2)
+        tokens, change = self._match(points, event_stems, frame_stems, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
         )
-        parts = [tokens, points, matches.change.flatten(1, 2), state]
+        parts = [tokens, points, change, state]
         parts += [event_stems[0], frame_stems[0]]
         merged = self.merge(torch.cat([part.to(tokens.dtype) for part in parts], dim=1))
         if self.guide is not None:
@@ -129,3 +118,23 @@ class Refinement(nn.Module):
         field = torch.cat((self.stride * points, out[:, -2:]), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         return Refined(field[:, :-2].unflatten(1, (self.degree, 2)), field[:, -2:])
+
+    def _match(
+        self,
+        points: Tensor,
+        event_stems: Sequence[Tensor],
+        frame_stems: Sequence[Tensor],
+        strategy: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Return tokens [B, 3 channels, ..] and the change of the points, [B, 2 n, ..]."""
+        frame0, frame1, event0, *later = map(self.project, (*frame_stems, *event_stems))
+        correlations = correlate(
+            ((frame0, frame1.unsqueeze(1)), (event0, torch.stack(later, dim=1))),
+            self.tau,
+            radius=self.radius,
+            levels=1,
+            strategy=strategy,
+        )
+        control_points = points.unflatten(1, (self.degree, 2))
+        tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
+        return tokens.flatten(1, 2), self.matching.fit(matches, self.tau).flatten(1, 2)
