@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,11 @@ def in_turn(values: Tensor) -> tuple[Tensor, ...]:
     On a CPU one at a time, so that little memory is in work; a GPU is kept busy by all at once.
     """
     return values.split(1 if values.device.type == "cpu" else values.shape[1], dim=1)
+
+
+def stack_maps(maps: Sequence[Tensor]) -> Tensor:
+    """N times [B, C, h, w] -> [B, N, C, h, w], channels last: look-ups read it without a copy."""
+    return torch.stack([values.movedim(1, -1) for values in maps], dim=1).movedim(-1, 2)
 
 
 def activate(x: Tensor) -> Tensor:

@@ -20,7 +20,15 @@ from flowfuse.geometry import pad_to_multiple
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
-from flowfuse.model.encoders import EventStem, FrameStem, Trunk, activate, group_count, in_turn
+from flowfuse.model.encoders import (
+    EventStem,
+    FrameStem,
+    Trunk,
+    activate,
+    group_count,
+    in_turn,
+    stack_maps,
+)
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.inputs import ModelInputs, normalize_slices
 from flowfuse.model.refinement import Refinement
@@ -277,9 +285,10 @@ class FlowFuse(nn.Module):
             features = stem(part.flatten(0, 1)).unflatten(0, part.shape[:2])
             features = features * present.view(-1, 1, 1, 1, 1).to(features.dtype)
             latent = self.trunk(features.flatten(0, 1)).unflatten(0, part.shape[:2])
-            latents.append(latent * present.view(-1, 1, 1, 1, 1).to(latent.dtype))
+            latent = latent * present.view(-1, 1, 1, 1, 1).to(latent.dtype)
+            latents += latent.unbind(dim=1)
             stems += features.unbind(dim=1)
-        return Encoded([stems[i] for i in used], torch.cat(latents, dim=1))
+        return Encoded([stems[i] for i in used], stack_maps(latents))
 
     def _estimate(
         self,

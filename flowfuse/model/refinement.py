@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.model.correlation import WindowMatching, correlate
-from flowfuse.model.encoders import ResidualBlock, activate, group_count
+from flowfuse.model.encoders import ResidualBlock, activate, group_count, stack_maps
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
@@ -127,9 +127,9 @@ class Refinement(nn.Module):
         strategy: str,
     ) -> tuple[Tensor, Tensor]:
         """Return tokens [B, 3 channels, ..] and the change of the points, [B, 2 n, ..]."""
-        frame0, frame1, event0, *later = map(self.project, (*frame_stems, *event_stems))
+        maps = stack_maps([self.project(stem) for stem in (*frame_stems, *event_stems)])
         correlations = correlate(
-            ((frame0, frame1.unsqueeze(1)), (event0, torch.stack(later, dim=1))),
+            ((maps[:, 0], maps[:, 1:2]), (maps[:, 2], maps[:, 3:])),
             self.tau,
             radius=self.radius,
             levels=1,
