@@ -189,13 +189,14 @@ class Estimator:
         self._check_modalities(has_frames, has_events, t0, t1)
 
         config = self.model.config
-        blank = torch.zeros(1, height, width)
+        if not has_frames:
+            frames = [torch.zeros(1, height, width)] * 2
         # Events go to the device, not what is made of them, which is many times larger.
         size = {"height": height, "width": width, "device": self.device}
         inputs = ModelInputs(
             slices=slice_events(window, t0, t1, slices=config.slices, bins=config.bins, **size),
-            frame0=frames[0] if has_frames else blank,
-            frame1=frames[1] if has_frames else blank,
+            frame0=frames[0],
+            frame1=frames[1],
             event_sum=sum_events(window, t0, t1, *exposures, **size),
             exposure=torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
             present=torch.tensor([has_frames, has_events, has_events and history]).float(),

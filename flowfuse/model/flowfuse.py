@@ -194,6 +194,7 @@ class FlowFuse(nn.Module):
         events, frames = self._encode(slices, scene)
         del slices
         coarse = self._estimate(scene, events, frames, iterations, initial)
+        del scene
         refined = self.refinement(
             coarse.points[-1].detach(),
             coarse.state,
@@ -309,6 +310,7 @@ class FlowFuse(nn.Module):
         cues = self._cues(scene, agreement)
         state, context = self._context(events.latents, frames.latents, cues, coarse_boundary)
         update_context = self.update.context(context)
+        gates = None
         if config.fusion == "guided":
             gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
             weights = self.propagation.weights(context, coarse_boundary)
@@ -317,14 +319,7 @@ class FlowFuse(nn.Module):
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            tokens, matches = read_pairs(
-                correlations, here.unflatten(1, (config.degree, 2)), self.matching, self.tokens
-            )
-            if config.fusion == "guided":
-                tokens = tokens * gates.to(tokens.dtype)
-            change = self.matching.fit(matches, self.tau)
-            known = torch.cat((here, change.flatten(1, 2)), dim=1)
-            motion = self.motion(tokens.flatten(1, 2), known)
+            motion = self._motion_features(correlations, here, gates)
             if config.fusion == "guided":
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
@@ -354,6 +349,17 @@ class FlowFuse(nn.Module):
         still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
         matches = [self.matching(part(still)) for part in correlations]
         return regressed + self.matching.fit(matches, self.tau).flatten(1, 2)
+
+    def _motion_features(
+        self, correlations: Sequence[PairCorrelations], points: Tensor, gates: Tensor | None
+    ) -> Tensor:
+        """Return motion features [B, hidden, h, w]: what is found where the points lead."""
+        control_points = points.unflatten(1, (self.config.degree, 2))
+        tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
+        if gates is not None:
+            tokens = tokens * gates.to(tokens.dtype)
+        change = self.matching.fit(matches, self.tau)
+        return self.motion(tokens.flatten(1, 2), torch.cat((points, change.flatten(1, 2)), dim=1))
 
     def _context(
         self, events: Tensor, frames: Tensor, cues: Tensor, boundary: Tensor
@@ -400,9 +406,9 @@ class FlowFuse(nn.Module):
             first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
             short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
             gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
-            gradients = gradients.float()
-            agreement = F.avg_pool2d(gradients[:, 4:5], STRIDE)
-            raw = (compress(4 * gradients), scene.first_sum)
+            agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
+            gradients = 4 * gradients.float()
+            raw = (compress(gradients), scene.first_sum)
         present = scene.present[:, :, None, None].expand(-1, -1, height, width)
         return torch.cat((*raw, present), dim=1), agreement
 

@@ -109,7 +109,7 @@ class Refinement(nn.Module):
         )
         parts = [tokens, points, change, state]
         parts += [event_stems[0], frame_stems[0]]
-        merged = self.merge(torch.cat([part.to(tokens.dtype) for part in parts], dim=1))
+        merged = convolve_parts(self.merge, [part.to(tokens.dtype) for part in parts])
         if self.guide is not None:
             merged = merged + self.guide(boundary)
         features = self.block(activate(self.norm(merged)))
@@ -138,3 +138,13 @@ class Refinement(nn.Module):
         control_points = points.unflatten(1, (self.degree, 2))
         tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
         return tokens.flatten(1, 2), self.matching.fit(matches, self.tau).flatten(1, 2)
+
+
+def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
+    """Apply a 1 x 1 convolution to parts side by side in channels, without putting them there."""
+    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    first, *others = zip(parts, weights, strict=True)
+    total = F.conv2d(*first, layer.bias)
+    for part, weight in others:
+        total = total + F.conv2d(part, weight)
+    return total

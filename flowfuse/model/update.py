@@ -121,4 +121,4 @@ class UpsampleMask(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # A quarter keeps the softmax from saturating early, as RAFT found.
-        return 0.25 * self.out(features).float()
+        return self.out(features).float().mul_(0.25)
