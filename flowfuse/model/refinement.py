@@ -103,21 +103,32 @@ class Refinement(nn.Module):
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        tokens, change = self._match(points, event_stems, frame_stems, strategy)
-        state = F.interpolate(
-            state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
-        )
-        parts = [tokens, points, change, state]
-        parts += [event_stems[0], frame_stems[0]]
-        merged = convolve_parts(self.merge, [part.to(tokens.dtype) for part in parts])
-        if self.guide is not None:
-            merged = merged + self.guide(boundary)
-        features = self.block(activate(self.norm(merged)))
+        features = self._features(points, state, event_stems, frame_stems, boundary, strategy)
         out = self.out(features).float()
         points = points + out[:, :-2]
         field = torch.cat((self.stride * points, out[:, -2:]), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         return Refined(field[:, :-2].unflatten(1, (self.degree, 2)), field[:, -2:])
+
+    def _features(
+        self,
+        points: Tensor,
+        state: Tensor,
+        event_stems: Sequence[Tensor],
+        frame_stems: Sequence[Tensor],
+        boundary: Tensor,
+        strategy: str,
+    ) -> Tensor:
+        """Merge all that is known at 1/4 into features [B, hidden, 2 h, 2 w]."""
+        tokens, change = self._match(points, event_stems, frame_stems, strategy)
+        state = F.interpolate(
+            state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
+        )
+        parts = (tokens, points, change, state, event_stems[0], frame_stems[0])
+        merged = convolve_parts(self.merge, [part.to(tokens.dtype) for part in parts])
+        if self.guide is not None:
+            merged = merged + self.guide(boundary)
+        return self.block(activate(self.norm(merged)))
 
     def _match(
         self,
