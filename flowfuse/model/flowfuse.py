@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.geometry import pad_to_multiple
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
@@ -30,7 +29,7 @@ from flowfuse.model.encoders import (
     stack_maps,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
-from flowfuse.model.inputs import ModelInputs, normalize_slices
+from flowfuse.model.inputs import ModelInputs, Scene, prepare_inputs
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
     ConvGRU,
@@ -67,27 +66,6 @@ class ModelOutput(NamedTuple):
     boundary: Tensor
     event_latent: Tensor
     frame_latent: Tensor
-
-
-class Scene(NamedTuple):
-    """What stays of :class:`ModelInputs` once the slices are encoded: padded, zero where absent.
-
-    Attributes:
-        frame0, frame1: [B, 1, H, W] lumas.
-        event_sum: [B, 1, H, W].
-        first_sum: [B, 1, H, W], polarity sum of slice E_1, normalized.
-        density: [B, K + 1, h, w], mean magnitude of every slice in the cells at 1/8.
-        exposure: [B, 2].
-        present: [B, 3].
-    """
-
-    frame0: Tensor
-    frame1: Tensor
-    event_sum: Tensor
-    first_sum: Tensor
-    density: Tensor
-    exposure: Tensor
-    present: Tensor
 
 
 class Encoded(NamedTuple):
@@ -190,7 +168,9 @@ class FlowFuse(nn.Module):
         if iterations < 1:
             raise ValueError(f"FlowFuse: iterations must be at least 1, got {iterations}")
         # What is large lives no longer than it is needed: in a method of its own, or until `del`.
-        slices, scene = self._prepare(inputs)
+        slices, scene = prepare_inputs(
+            inputs, frames=config.frames, events=config.events, cell=STRIDE
+        )
         events, frames = self._encode(slices, scene)
         del slices
         coarse = self._estimate(scene, events, frames, iterations, initial)
@@ -233,32 +213,6 @@ class FlowFuse(nn.Module):
                     f"{' or '.join(map(str, channels))}, {height}, {width}], got {shape}"
                 )
         return height, width
-
-    def _prepare(self, inputs: ModelInputs) -> tuple[Tensor, Scene]:
-        """Switch off what the configuration leaves out, zero what is absent, take lumas, pad.
-
-        The slices [B, K + 1, bins, H, W] come back normalized, apart from what outlives them.
-        """
-        config = self.config
-        switches = (config.frames, config.events, config.events)
-        # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
-        present = torch.stack(
-            [inputs.present[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
-        )
-        has_frames, has_events = (present[:, i].view(-1, 1, 1, 1) for i in range(2))
-        history = torch.ones_like(present[:, :1]).repeat(1, config.slices + 1)
-        history[:, 0] = present[:, 2]
-        slices = normalize_slices(inputs.slices, history * present[:, 1:2])
-        slices = pad_to_multiple(slices, STRIDE, mode="constant")
-        return slices, Scene(
-            frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, STRIDE),
-            frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, STRIDE),
-            event_sum=pad_to_multiple(inputs.event_sum * has_events, STRIDE, mode="constant"),
-            first_sum=slices[:, 1].sum(1, keepdim=True),
-            density=F.avg_pool2d(slices.abs().sum(2), STRIDE),
-            exposure=inputs.exposure * present[:, :1],
-            present=present,
-        )
 
     def _encode(self, slices: Tensor, scene: Scene) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
@@ -428,11 +382,3 @@ def absent(other: Encoded, count: int, used: Sequence[int]) -> Encoded:
 def compress(x: Tensor) -> Tensor:
     """x / sqrt(1 + |x|): linear near zero, a signed root far from it; cheaper than asinh."""
     return x * x.abs().add_(1).rsqrt_()
-
-
-def luma(frame: Tensor) -> Tensor:
-    """Rec. 601 luma of RGB, or the gray image itself: [B, 1 | 3, H, W] -> [B, 1, H, W]."""
-    if frame.shape[1] == 1:
-        return frame
-    red, green, blue = frame.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue

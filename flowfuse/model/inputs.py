@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.events import Events
+from flowfuse.geometry import pad_to_multiple
 from flowfuse.ops import voxelize
 
 # A pixel is hot when it fires at least HOT_COUNT events in the window and HOT_RATIO times as many
@@ -38,6 +39,27 @@ class ModelInputs(NamedTuple):
     frame0: Tensor
     frame1: Tensor
     event_sum: Tensor
+    exposure: Tensor
+    present: Tensor
+
+
+class Scene(NamedTuple):
+    """What stays of :class:`ModelInputs` once the slices are encoded: padded, zero where absent.
+
+    Attributes:
+        frame0, frame1: [B, 1, H, W] lumas.
+        event_sum: [B, 1, H, W].
+        first_sum: [B, 1, H, W], polarity sum of slice E_1, normalized.
+        density: [B, K + 1, h, w], mean magnitude of every slice in the cells.
+        exposure: [B, 2].
+        present: [B, 3].
+    """
+
+    frame0: Tensor
+    frame1: Tensor
+    event_sum: Tensor
+    first_sum: Tensor
+    density: Tensor
     exposure: Tensor
     present: Tensor
 
@@ -201,3 +223,45 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
     scale = values.gather(1, index.clamp(0, values.shape[1] - 1))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (slices * (weight / scale.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
+
+
+def prepare_inputs(
+    inputs: ModelInputs, *, frames: bool, events: bool, cell: int
+) -> tuple[Tensor, Scene]:
+    """Switch off senses, zero what is absent, normalize slices, take lumas, pad.
+
+    Args:
+        inputs: as the network gets them.
+        frames, events: whether the network uses them at all.
+        cell: px; height and width become multiples of it.
+
+    Returns:
+        The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
+    """
+    switches = (frames, events, events)
+    # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
+    present = torch.stack(
+        [inputs.present[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
+    )
+    has_frames, has_events = (present[:, i].view(-1, 1, 1, 1) for i in range(2))
+    history = torch.ones_like(present[:, :1]).repeat(1, inputs.slices.shape[1])
+    history[:, 0] = present[:, 2]
+    slices = normalize_slices(inputs.slices, history * present[:, 1:2])
+    slices = pad_to_multiple(slices, cell, mode="constant")
+    return slices, Scene(
+        frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, cell),
+        frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, cell),
+        event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
+        first_sum=slices[:, 1].sum(1, keepdim=True),
+        density=F.avg_pool2d(slices.abs().sum(2), cell),
+        exposure=inputs.exposure * present[:, :1],
+        present=present,
+    )
+
+
+def luma(frame: Tensor) -> Tensor:
+    """Rec. 601 luma of RGB, or the gray image itself: [B, 1 | 3, H, W] -> [B, 1, H, W]."""
+    if frame.shape[1] == 1:
+        return frame
+    red, green, blue = frame.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
