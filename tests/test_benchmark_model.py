@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse import Events, ops
-from flowfuse.model import CONFIGS
+from flowfuse.model import CONFIGS, FlowFuse, ModelInputs
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 KEYS = {
@@ -301,6 +302,26 @@ def test_stages_of_modules(script: ModuleType) -> None:
     assert stage_of("refinement.block.conv1") == "refine"
     assert stage_of("refinement.mask.out") == "upsample"
     assert stage_of("new_part.conv") == "new part"
+
+
+def test_a_forward_needs_little_memory(script: ModuleType) -> None:
+    config = replace(CONFIGS["small"], correlation="on_demand")  # as at full size
+    model, size = FlowFuse(config).eval(), (240, 320)
+    inputs = ModelInputs(
+        torch.rand(1, config.slices + 1, config.bins, *size),
+        *torch.rand(3, 1, 1, *size),
+        torch.zeros(1, 2),
+        torch.ones(1, 3),
+    )
+
+    def forward() -> list[torch.Tensor]:
+        with torch.no_grad():
+            model(inputs)
+        return []
+
+    planes = load("measuring").extra_memory(forward, "cpu") / (4 * 240 * 320)
+    # 48 planes of all pixels. What is held too long shows: the slices are 15, all windows 14.
+    assert planes < 55
 
 
 def test_stopwatch_counts_a_second_for_the_innermost_stage(

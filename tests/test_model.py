@@ -230,6 +230,17 @@ def test_strategies_agree():
     torch.testing.assert_close(flow(model, inputs), flow(other, inputs), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_parts_in_turn_and_all_at_once_agree(batch, monkeypatch):
+    model = make_model(TINY)
+    inputs = make_inputs(TINY, batch=batch)
+    in_turn = flow(model, inputs)
+    for module in ("flowfuse", "correlation"):  # as on a GPU
+        monkeypatch.setattr(f"flowfuse.model.{module}.in_turn", lambda values: (values,))
+    # 1e-4: convolutions may sum in another order for another batch size
+    torch.testing.assert_close(flow(model, inputs), in_turn, atol=1e-4, rtol=1e-4)
+
+
 def test_autocast_runs_and_stays_close():
     model = make_model(TINY)
     inputs = make_inputs(TINY)
