@@ -1,7 +1,7 @@
 """Train variants of a small network alike, with several seeds, and compare them.
 
     python benchmarks/ablation.py --cache pool --test-cache scenes --runs runs/ablation -o ablation
-    python benchmarks/ablation.py --variants guided concatenation --seeds 0 1 2 --steps 6000 ...
+    python benchmarks/ablation.py --variants guided concatenation --seeds 0 1 2 3 4 ...
 
 All variants have the recipe `nano`, the same number of steps and, for each seed, the same samples
 in the same order; concatenation has wider tokens, which make up for the parameters of the guidance.

@@ -38,9 +38,10 @@ from accuracy_rows import (
 from accuracy_sets import SETS, SceneSet, prepare, recording_cases
 from accuracy_statistics import Tally, summarize, sweeps
 from measuring import commit, machine, versions
-from reporting import OneLineParser, thread_count, write
+from reporting import OneLineParser, write
 from tqdm import tqdm
 
+from flowfuse.command_line import parse_count
 from flowfuse.data.generation.presets import PRESETS
 from flowfuse.model import CONFIGS
 
@@ -226,9 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prepare", action="store_true", help="only generate the scenes into --cache"
     )
-    parser.add_argument(
-        "--workers", type=thread_count, default=1, help="processes of --prepare (1)"
-    )
+    parser.add_argument("--workers", type=parse_count, default=1, help="processes of --prepare (1)")
     parser.add_argument(
         "-o", "--output", type=output_name, metavar="OUT", help="write OUT.json, OUT.md and OUT/"
     )
@@ -242,7 +241,7 @@ def add_set_arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> N
         "--sets", nargs="*", default=list(sets), choices=list(PRESETS), metavar="SET",
         help=f"presets of generated scenes ({' '.join(sets)})",
     )  # fmt: skip
-    parser.add_argument("--scenes", type=thread_count, default=64, help="of each set (64)")
+    parser.add_argument("--scenes", type=parse_count, default=64, help="of each set (64)")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
     parser.add_argument("--cache", type=Path, help="folder that keeps the scenes between runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")

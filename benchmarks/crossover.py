@@ -20,9 +20,10 @@ from cases import with_gradients
 from correlation_cases import Correlated
 from measuring import QUICK, Budget, commit, machine, measure_limits, time_interleaved, versions
 from operators import evaluate
-from reporting import OneLineParser, limits_text, result_file, thread_count, write
+from reporting import OneLineParser, limits_text, result_file, write
 
 from flowfuse import ops
+from flowfuse.command_line import parse_count
 from flowfuse.ops.correlation import volume_bytes
 
 SIZES = ((8, 10), (12, 16), (16, 20), (24, 32), (30, 40), (45, 60), (60, 80))
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="crossover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
+    parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument("--quick", action="store_true", help="two sizes, few repeats: a trial")
     parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
     options = parser.parse_args(argv)

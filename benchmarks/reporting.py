@@ -16,6 +16,7 @@ from measuring import Limits, commit, machine, versions
 
 from flowfuse import ops
 from flowfuse.atomic import atomic_path
+from flowfuse.command_line import parse_count
 
 Row = dict[str, object]
 
@@ -25,12 +26,6 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
-
-
-def thread_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
 
 
 def result_file(text: str) -> Path:
@@ -57,7 +52,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, only: str) -> None:
         only: what makes up these names.
     """
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's own number)")
+    parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a trial")
     parser.add_argument(
         "--only", default="", metavar="SUBSTRING",

@@ -53,7 +53,7 @@ def run_command(
             sys.stdout.flush()
             return code
     except KeyboardInterrupt:
-        print(f"{name}: interrupted" + f"; {interrupted}" * bool(interrupted), file=sys.stderr)
+        print("; ".join([f"{name}: interrupted", *filter(None, [interrupted])]), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return CLOSED_PIPE

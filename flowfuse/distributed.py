@@ -28,7 +28,7 @@ _GLOO_LOST = re.compile(
     re.IGNORECASE,
 )
 # What NCCL and the store say of a fault of this process: one GPU for two, a port that is taken.
-_OWN_FAULT = re.compile(r"invalid (usage|argument)|EADDRINUSE")
+_OWN_FAULT = re.compile(r"invalid (usage|argument)|out of memory|EADDRINUSE", re.IGNORECASE)
 
 
 class ProcessLostError(RuntimeError):

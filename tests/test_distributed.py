@@ -344,6 +344,7 @@ def test_what_says_that_a_process_is_lost(error):
         torch.AcceleratorError("CUDA error: the launch timed out and was terminated"),
         torch.distributed.DistNetworkError("The server socket has failed: EADDRINUSE"),
         torch.distributed.DistBackendError("NCCL error, invalid usage\nLast error:\nDuplicate GPU"),
+        torch.distributed.DistBackendError("NCCL error, Cuda failure 2 'out of memory'"),
     ],
     ids=lambda error: str(error)[:40],
 )

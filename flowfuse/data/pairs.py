@@ -73,6 +73,7 @@ def true_sample(
         matched; what is hidden by something else is not known. ``boundary`` is NaN: unknown.
     """
     flow, valid = (torch.from_numpy(values)[None] for values in truth)
+    flow = torch.where(valid[:, None], flow, 0.0)  # files may hold anything there
     size = {"height": recording.height, "width": recording.width}
     seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
     return {

@@ -244,7 +244,8 @@ class OutputDirectory:
 
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
-        files = (path for directory in self._directories() for path in directory.rglob("*"))
+        files = [path for directory in self._directories() for path in directory.rglob("*")]
+        files += [self.metrics, self.windows, self.video]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:

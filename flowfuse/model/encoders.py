@@ -85,7 +85,7 @@ def in_turn(values: Tensor) -> tuple[Tensor, ...]:
 
 
 def stack_maps(maps: Sequence[Tensor]) -> Tensor:
-    """N times [B, C, h, w] -> [B, N, C, h, w], channels last: look-ups read it without a copy."""
+    """N times [B, C, h, w] -> [B, N, C, h, w], channels last: look-ups need no copy for B = 1."""
     return torch.stack([values.movedim(1, -1) for values in maps], dim=1).movedim(-1, 2)
 
 

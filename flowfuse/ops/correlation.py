@@ -20,9 +20,9 @@ from .extension import FACTS, LIBRARY, has_kernel
 from .registration import call, register_differentiable
 
 MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
-# Bytes of the largest volume that strategy "auto" stores. Below it on a CPU, "volume" is up to a
-# half faster after many look-ups and up to a half slower after one; above it "on_demand" is faster
-# (benchmarks/crossover.py). On a GPU not yet measured: a limit to the memory.
+# Bytes of the largest volume that strategy "auto" stores for a Correlation. Below it on a CPU,
+# "volume" is up to a half faster after many look-ups and up to a half slower after one; above it
+# "on_demand" is faster (benchmarks/crossover.py). On a GPU not yet measured: a limit to the memory.
 VOLUME_CAPS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 
 

@@ -86,7 +86,7 @@ class TrainingState:
                 {"params": matrices, "weight_decay": weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ],
-            fused=True,  # 150 small tensors, each a dozen operators otherwise
+            fused=True,  # many small tensors, each a dozen operators otherwise
         )
         self.step = 0
         self.seconds = 0.0  # spent training, over all sessions
