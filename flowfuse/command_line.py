@@ -53,7 +53,8 @@ def run_command(
             sys.stdout.flush()
             return code
     except KeyboardInterrupt:
-        print("; ".join([f"{name}: interrupted", *filter(None, [interrupted])]), file=sys.stderr)
+        told = f"{name}: interrupted"
+        print(f"{told}; {interrupted}" if interrupted else told, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return CLOSED_PIPE

@@ -235,14 +235,16 @@ class FlowFuse(nn.Module):
 
         An absent sense would still give the features of an empty image: they are made zero.
         """
-        stems, latents = [], []
+        stems: dict[int, Tensor] = {}
+        latents: list[Tensor] = []
         for part in in_turn(images):
             features = stem(part.flatten(0, 1)).unflatten(0, part.shape[:2])
             features = features * present.view(-1, 1, 1, 1, 1).to(features.dtype)
             latent = self.trunk(features.flatten(0, 1)).unflatten(0, part.shape[:2])
             latent = latent * present.view(-1, 1, 1, 1, 1).to(latent.dtype)
+            seen = enumerate(features.unbind(dim=1), start=len(latents))
+            stems |= {i: stem_features for i, stem_features in seen if i in used}
             latents += latent.unbind(dim=1)
-            stems += features.unbind(dim=1)
         return Encoded([stems[i] for i in used], stack_maps(latents))
 
     def _estimate(
