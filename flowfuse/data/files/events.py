@@ -30,7 +30,6 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +43,7 @@ import numpy as np
 from flowfuse.atomic import atomic_path
 from flowfuse.data.files.block_times import BlockTimes
 from flowfuse.data.files.hdf5 import Hdf5Handle, open_hdf5
-from flowfuse.data.files.npz import map_member
+from flowfuse.data.files.npz import map_member, open_npz
 from flowfuse.data.files.text import TextIndex
 from flowfuse.events import Events
 
@@ -328,25 +327,20 @@ class NpzEvents(_ColumnFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                stored = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
-                names = [name for name in "xytp" if name in stored]
-                packed = [archive.getinfo(f"{name}.npy") for name in names]
-                packed = [info for info in packed if info.compress_type != zipfile.ZIP_STORED]
-                if packed:
-                    size = sum(info.file_size for info in packed) / 2**20
-                    warnings.warn(
-                        f"{path} is compressed and is unpacked into temporary files of {size:.1f} "
-                        "MiB; np.savez (not savez_compressed) avoids that",
-                        stacklevel=4,
-                    )
-                arrays = {name: map_member(path, archive, name) for name in names}
+        with open_npz(path) as archive:
+            stored = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
+            names = [name for name in "xytp" if name in stored]
+            packed = [archive.getinfo(f"{name}.npy") for name in names]
+            packed = [info for info in packed if info.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                size = sum(info.file_size for info in packed) / 2**20
+                warnings.warn(
+                    f"{path} is compressed and is unpacked into temporary files of {size:.1f} "
+                    "MiB; np.savez (not savez_compressed) avoids that",
+                    stacklevel=4,
+                )
+            arrays = {name: map_member(path, archive, name) for name in names}
             _check_columns(arrays, "arrays", sorted(stored))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise ValueError(f"{path}: not a readable .npz, is it truncated? ({error})") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
         self._arrays = _Columns(**arrays)
         self._check_ends()
 

@@ -5,11 +5,31 @@ from __future__ import annotations
 import tempfile
 import tokenize
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 _BLOCK_BYTES = 1 << 20  # unpacked at once
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive, and name it in the errors of all that is done with it meanwhile.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or what is done with it raises a ValueError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path}: not a readable .npz, is it truncated? ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:

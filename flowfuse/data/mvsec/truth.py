@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from flowfuse.data.files.hdf5 import find_dataset, increasing_microseconds, open_hdf5
-from flowfuse.data.files.npz import map_member
+from flowfuse.data.files.npz import map_member, open_npz
 
 GROUP = "davis/left"
 Flow = tuple[np.ndarray, np.ndarray]  # flow [2, H, W] float32 px, valid [H, W] bool
@@ -143,13 +141,12 @@ def _nearest(image: np.ndarray, position: np.ndarray) -> np.ndarray:
 def _map_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of ``_gt_flow_dist.npz`` as memory maps."""
     shapes = {"timestamps": "[F]", "x_flow_dist": "[F, H, W]", "y_flow_dist": "[F, H, W]"}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            missing = [name for name in shapes if name not in names]
-            if missing:
-                raise ValueError(f"keys {list(shapes)} expected, found {names}, missing {missing}")
-            arrays = {name: map_member(path, archive, name) for name in shapes}
+    with open_npz(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        missing = [name for name in shapes if name not in names]
+        if missing:
+            raise ValueError(f"keys {list(shapes)} expected, found {names}, missing {missing}")
+        arrays = {name: map_member(path, archive, name) for name in shapes}
         for name, array in arrays.items():
             if array.ndim != shapes[name].count(",") + 1 or array.dtype.kind != "f":
                 raise ValueError(
@@ -159,8 +156,4 @@ def _map_arrays(path: Path) -> dict[str, np.ndarray]:
         if arrays["x_flow_dist"].shape != arrays["y_flow_dist"].shape:
             x, y = (list(arrays[f"{axis}_flow_dist"].shape) for axis in "xy")
             raise ValueError(f"x_flow_dist is {x}, y_flow_dist is {y}; they must agree")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a readable .npz, is it truncated? ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return arrays
