@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flowfuse.atomic import atomic_path
+from flowfuse.atomic import atomic_path, check_file_path
 from flowfuse.command_line import leave, parse_count, run_command
 from flowfuse.data.mvsec.protocols import PROTOCOLS, EvaluationWindow, Protocol, find_protocol
 from flowfuse.data.mvsec.recording import MvsecRecording, open_mvsec
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print the errors, and write them where that is asked for."""
+    if arguments.output is not None:
+        check_file_path(arguments.output)
     recording = open_mvsec(
         arguments.recording, truth=arguments.truth, undistort=arguments.undistort
     )

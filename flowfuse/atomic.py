@@ -29,11 +29,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: if the directory does not exist.
-        OSError: if the block wrote no file, or the directory cannot be written.
+        OSError: if the path is a directory or a device, the block wrote no file, or the directory
+            cannot be written.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: cannot write, {path.parent} is not an existing directory")
+    check_file_path(path)
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
     try:
@@ -74,6 +74,21 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_file_path(path: str | os.PathLike) -> None:
+    """Refuse, before the work is done, what :func:`atomic_path` would refuse.
+
+    Raises:
+        FileNotFoundError: the directory does not exist.
+        OSError: the path is a directory or a device.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: cannot write, {path.parent} is not an existing directory")
+    # A rename would put a file in the place of /dev/null, too.
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: cannot write, it exists and is no regular file")
 
 
 def check_new_directory(path: str | os.PathLike) -> None:

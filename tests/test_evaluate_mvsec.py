@@ -112,6 +112,7 @@ def test_faults(tool, path, tmp_path, capsys):
         ([str(path), "--protocol", "dceiflow"], "no window of protocol dceiflow has truth"),
         ([str(path), "--dt", "3"], "dt must be 1 or 4, got 3"),
         ([str(path), "--model", "none"], "none"),
+        ([str(path), "-o", str(tmp_path)], f"{tmp_path}: cannot write"),
     ]:
         assert tool.main(argv) == 1
         error = capsys.readouterr().err

@@ -131,6 +131,15 @@ def test_a_failed_write_keeps_the_former_file(tmp_path):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.flo"]
 
 
+def test_only_a_file_is_replaced(tmp_path):
+    (tmp_path / "a.flo").mkdir()
+    os.mkfifo(tmp_path / "b.flo")
+    for name in ("a.flo", "b.flo"):
+        with pytest.raises(OSError, match=f"{name}: cannot write, it exists and is no regular"):
+            write_flow(tmp_path / name, FLOW)
+    assert not (tmp_path / "b.flo").is_file() and len(os.listdir(tmp_path)) == 2
+
+
 # The fixture's directory serves all examples: each overwrites the file.
 SHARED = [HealthCheck.function_scoped_fixture]
 

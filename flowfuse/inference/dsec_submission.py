@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from flowfuse.atomic import atomic_path
+from flowfuse.atomic import atomic_path, check_file_path
 from flowfuse.command_line import ListedError
 from flowfuse.data.dsec.files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
 from flowfuse.data.dsec.sequence import DsecSequence, missing_files
@@ -63,8 +63,7 @@ def submit(config: InferenceConfig, estimator: Estimator) -> str:
     path = config.submission
     if path.exists() and not config.overwrite:
         raise ValueError(f"{path}: exists already; give another name, or --overwrite")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: {path.parent} is not an existing directory")
+    check_file_path(path)
     plans = plan_submission(config.input, config.schedules, warm_start=config.warm_start)
     total = sum(len(plan.windows) for plan in plans.values())
     seconds = []
