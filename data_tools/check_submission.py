@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,8 +111,9 @@ def open_submission(path: Path) -> Iterator[tuple[set[str], Callable[[str], byte
             if twice:
                 raise ValueError(f"{path}: {len(twice)} names are there twice, e.g. {twice[0]}")
             yield set(names), archive.read
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a zip, or it is damaged ({error})") from error
+    # RuntimeError: the zip is encrypted, or compressed in a way that Python does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a zip that can be read ({error})") from error
 
 
 def check_prediction(data: bytes, size: tuple[int, int]) -> tuple[str, np.ndarray | None]:

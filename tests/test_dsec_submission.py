@@ -407,6 +407,20 @@ def test_faults_of_a_submission_are_named(small, tmp_path, capsys, entry, conten
     assert entry in captured.err and message in captured.err and "1 fault" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("offset", "value"), [(6, 1), (8, 99)], ids=["encrypted", "unknown compression"]
+)
+def test_a_zip_that_python_cannot_unpack_is_named(small, tmp_path, capsys, offset, value):
+    data = bytearray(entries(small, {}))
+    # The same fields are in the header of the first entry and in its row of the directory.
+    data[offset] = data[data.find(b"PK\1\2") + offset + 2] = value
+    path = tmp_path / "out.zip"
+    path.write_bytes(data)
+    schedules = small / "test_forward_optical_flow_timestamps"
+    assert check(path, schedules, "--size", f"{WIDTH}x{HEIGHT}") == 1
+    assert f"{path}: not a zip that can be read" in capsys.readouterr().err
+
+
 def test_right_submissions_pass_as_zip_and_as_directory(small, tmp_path, capsys):
     schedules = small / "test_forward_optical_flow_timestamps"
     path = tmp_path / "out.zip"
