@@ -362,6 +362,16 @@ def test_other_faults_of_event_files(tmp_path, events, monkeypatch):
         Hdf5Events(path)
 
 
+def test_npz_that_leads_before_its_beginning(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, **GOOD)
+    data = bytearray(path.read_bytes())
+    data[data.find(b"PK\5\6") + 17] += 64  # where the directory begins, and with it all members
+    path.write_bytes(data)
+    with pytest.raises((OSError, ValueError), match=r"a\.npz: "):
+        open_event_file(path)
+
+
 def test_empty_event_files(tmp_path):
     none = Events.empty(HEIGHT, WIDTH)
     for name in [*FORMATS[:3], "stored.npz", "blank.txt", "comma.csv"]:

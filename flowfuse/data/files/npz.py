@@ -30,6 +30,11 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ValueError(f"{path}: not a readable .npz, is it truncated? ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # Damaged offsets lead before the file, where no seek goes.
+        raise OSError(f"{path}: cannot be read, is it damaged? ({error.strerror})") from error
 
 
 def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
