@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowfuse.atomic import check_file_path
 from flowfuse.command_line import leave, parse_count, run_command
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.files.frames import IMAGE_SUFFIXES
@@ -47,7 +48,8 @@ def inspect(arguments: argparse.Namespace) -> None:
         times=arguments.frame_times,
         calibration=arguments.calibration,
     )
-    print(f"{arguments.recording or arguments.events}: {recording.width} x {recording.height}")
+    named = arguments.recording or arguments.events or arguments.frames
+    print(f"{named}: {recording.width} x {recording.height}")
     statistics = count_events(recording)
     lines = describe_frames(recording) + describe_events(recording, statistics)
     if arguments.calibration is not None:
@@ -83,8 +85,7 @@ def check_picture_name(path: Path) -> None:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"--sheet: a name with one of {kinds} expected, got {path}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--sheet {path}: {path.parent} is not an existing directory")
+    check_file_path(path)
 
 
 def describe_frames(recording: Recording) -> list[str]:
