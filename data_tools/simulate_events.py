@@ -100,8 +100,8 @@ def open_source(source: Path, times: Path | None, rate: float | None) -> FrameSo
         return open_frames(source, times)
     if times is not None:
         raise ValueError("give --frame-times or --rate, not both")
-    if not 0 < rate <= 1e6:
-        raise ValueError(f"--rate must be in (0, 1e6] Hz, got {rate:g}")
+    if not 1e-6 <= rate <= 1e6:
+        raise ValueError(f"--rate must be in [1e-6, 1e6] Hz, got {rate:g}")
     if not source.is_dir():
         frames = open_frames(source)
         count = len(frames.times)

@@ -162,6 +162,7 @@ def test_simulated_events_of_a_folder(tmp_path, capsys):
     folder.mkdir()
     for index, image in enumerate(images):
         cv2.imwrite(str(folder / f"{index}.png"), image)
+    (folder / "._0.png").write_bytes(b"as macOS leaves it")
     tool = load_tool("simulate_events")
     good = [str(folder), str(tmp_path / "out"), "--rate", "200", "--noiseless"]
     assert tool.main(good) == 0
@@ -180,6 +181,7 @@ def test_simulated_events_of_a_folder(tmp_path, capsys):
         ([str(folder), str(tmp_path / "b")], "times of these images are unknown"),
         ([str(tmp_path), str(tmp_path / "b"), "--rate", "9"], f"{tmp_path}: no images in this"),
         ([str(folder), str(tmp_path / "b"), "--rate", "-1"], "--rate must be in"),
+        ([str(folder), str(tmp_path / "b"), "--rate", "1e-13"], "--rate must be in"),
         ([str(folder), str(tmp_path / "b"), "--rate", "9", "--threshold", "0"], "threshold_on"),
     ]:
         assert tool.main(argv) == 1

@@ -199,7 +199,12 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
 
 def list_images(directory: Path) -> list[Path]:
     """The images of a directory, ``frame_2`` before ``frame_10``."""
-    images = [path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [
+        path
+        for path in directory.iterdir()
+        # macOS leaves ._NAME.png beside NAME.png on foreign disks and in archives.
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
     return sorted(
         images,
         key=lambda path: [
