@@ -41,7 +41,7 @@ from measuring import commit, machine, versions
 from reporting import OneLineParser, write
 from tqdm import tqdm
 
-from flowfuse.command_line import parse_count
+from flowfuse.command_line import leave, parse_count, run_command
 from flowfuse.data.generation.presets import PRESETS
 from flowfuse.model import CONFIGS
 
@@ -267,13 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.sets and (options.prepare or not (options.images or options.recording)):
         others = "" if options.prepare else ", or --images or --recording"
         parser.error(f"--sets names no set, so there is nothing to do: name some{others}")
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"accuracy: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("accuracy", lambda: run(options), output=options.output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

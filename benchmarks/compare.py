@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -31,6 +30,7 @@ from accuracy_statistics import SEED, Tally, drawn_counts, interval, quotient, r
 from reporting import OneLineParser, head, line
 from tqdm import tqdm
 
+from flowfuse.command_line import leave, run_command
 from flowfuse.training.validation import MODES
 
 MEASURES = {
@@ -258,13 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--pair: no group is called {name!r}, but {', '.join(names)}")
     if not options.sets:
         parser.error("--sets: name at least one set")
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("compare", lambda: run(options), output=options.output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
