@@ -58,7 +58,8 @@ def prepare(
     """Open the run's directory, new or resumed, and make the state to go on from.
 
     Raises:
-        ValueError: the directory already has a training; or it is of another model, or longer.
+        ValueError: the directory already has a training, or files like those of one; or the
+            training is of another model, or longer.
         OSError: the directory cannot be written.
     """
     run, first = RunDirectory(options.output), distributed.this().is_first
@@ -67,6 +68,12 @@ def prepare(
         raise ValueError(
             f"{options.output} already holds a training, up to {saved[-1].name}: "
             "add --resume to go on with it, or choose another -o"
+        )
+    foreign = distributed.from_first(run.foreign_files())
+    if foreign and not options.resume:
+        raise ValueError(
+            f"{options.output} holds {', '.join(foreign)}, but no checkpoints/: no training made "
+            "them, and they would be replaced; choose another -o"
         )
     state = TrainingState(
         config.model,

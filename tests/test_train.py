@@ -321,6 +321,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--resume"], "nothing to resume: no config.yaml"),
         (["-o", "{run}", "--resume", "--model.hidden", "16"], "model.hidden = 8; 16 cannot go on"),
         (["-o", "{recipe}/x"], ": Not a directory"),
+        (["-o", "{foreign}"], "holds config.yaml, but no checkpoints/: no training made them"),
         (["-o", "{run}", "--resume", "--steps", "9"], "what the run has done, 16, got 9"),
         (["-o", "{new}", "--config", "absent"], "of that name (shipped: adapt, dsec, nano, small)"),
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
@@ -389,11 +390,15 @@ def test_refused_in_one_line(finished, recipe, tmp_path, capsys, arguments, mess
     listed.write_text("model: [small]\n")
     twice.write_text("steps: 1\nsteps: 2\n")
     places = {"run": finished, "new": tmp_path / "new", "recipe": recipe, "bad": bad}
-    places |= {"listed": listed, "twice": twice, "wrong": wrong}
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("port: 80\n")
+    places |= {"listed": listed, "twice": twice, "wrong": wrong, "foreign": foreign}
     assert train.main([word.format(**places) for word in arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and message.replace("{recipe}", str(recipe)) in error
     assert not (tmp_path / "new").exists()
+    assert [path.name for path in foreign.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

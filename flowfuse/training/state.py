@@ -234,6 +234,12 @@ class RunDirectory:
         for directory in (self.path, self._checkpoints, self.pictures):
             remove_abandoned(directory)
 
+    def foreign_files(self) -> list[str]:
+        """Names of files that a training would replace, in a directory that none has made."""
+        if self._checkpoints.is_dir():
+            return []
+        return [p.name for p in (self.config, self.model, self.validation) if p.exists()]
+
     def checkpoints(self) -> list[Path]:
         """Training checkpoints, oldest first."""
         return sorted(self._checkpoints.glob(f"step_*{SUFFIX}"))
