@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "events": ("--model.frames", "false", *ONE_SENSE),
     "no_common_gradient": ("--model.common_gradient", "false"),
     "no_boundary": ("--model.boundary", "false"),
+    "no_gradient_steps": ("--model.gradient_steps", "0"),
 }
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 STAGES = (
     "voxelize", "normalize", "encode", "correlate", "match", "first estimate", "localize", "fuse",
-    "update", "refine", "upsample",
+    "update", "refine", "upsample", "follow gradients",
 )  # fmt: skip
 OTHER = "other"
 # Parts of the network; what is not named here belongs to the part around it, or is its own stage.
@@ -48,6 +48,7 @@ FUNCTIONS = {
     "flowfuse.model.correlation.PairCorrelations.__call__": "correlate",
     "flowfuse.model.fusion.BoundaryPropagation.weights": "fuse",
     "flowfuse.model.refinement.convex_upsample": "upsample",
+    "flowfuse.model.flowfuse.follow_gradients": "follow gradients",
 }
 
 

@@ -41,7 +41,7 @@ class LossConfig:
 
     flow: float = 1.0
     absolute: float = 0.25
-    coarse: float = 0.1
+    coarse: float = 0.3
     decay: float = 0.8
     boundary: float = 1.0
     matching: float = 1.0

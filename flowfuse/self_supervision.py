@@ -82,7 +82,7 @@ def self_supervised_loss(
 
 
 def dense_estimates(output: ModelOutput) -> list[Tensor]:
-    """All estimates at full resolution, [B, n, 2, H, W] each: the coarse ones, then the refined."""
+    """All estimates at full resolution, [B, n, 2, H, W] each: the coarse ones, then the last."""
     height, width = output.control_points.shape[-2:]
     dense = []
     for points in output.coarse_points:

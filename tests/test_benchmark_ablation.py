@@ -73,7 +73,7 @@ def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):
         ablation.train_variant(variant, 0, options)
         config, _ = read_command_line(trained[-1])
         counts.append(sum(p.numel() for p in FlowFuse(config.model).parameters()))
-    assert counts[1] == pytest.approx(counts[0], rel=0.001)
+    assert counts[1] == pytest.approx(counts[0], rel=0.002)
 
 
 def test_a_training_with_other_settings_is_not_taken_up(ablation, trained, tmp_path, capsys):

@@ -102,6 +102,7 @@ def test_sizes_stay_in_their_budget(name, million, giga):
         {"common_gradient": False},
         {"fusion": "concatenation"},
         {"frames": False, "boundary": False},
+        {"gradient_steps": 0},
     ],
 )
 def test_every_switch_builds_runs_and_trains(change):
@@ -118,11 +119,10 @@ def test_every_switch_builds_runs_and_trains(change):
 def switched(model, **change):
     """The same weights under another configuration, as far as it has them."""
     other = FlowFuse(replace(model.config, **change)).eval()
-    weights = model.state_dict()
-    fitting = {
-        k: weights[k] if weights[k].shape == v.shape else torch.zeros_like(v)
-        for k, v in other.state_dict().items()
-    }
+    weights, fitting = model.state_dict(), other.state_dict()
+    for name, value in fitting.items():
+        common = tuple(map(slice, map(min, value.shape, weights[name].shape)))
+        value.zero_()[common] = weights[name][common]
     other.load_state_dict(fitting)
     return other
 
@@ -135,6 +135,7 @@ def switched(model, **change):
         {"boundary": False},
         {"common_gradient": False},
         {"fusion": "concatenation"},
+        {"gradient_steps": 0},
     ],
 )
 def test_switching_a_part_off_changes_the_output(change):
@@ -280,6 +281,7 @@ def test_wrong_shapes_are_named(change, message):
         ({"frames": False, "events": False}, "both switched off"),
         ({"fusion": "sum"}, "fusion must be one of"),
         ({"dilations": (1, 3)}, "dilations must be 1, 2, 4"),
+        ({"gradient_steps": -1}, "gradient_steps must be at least 0, got -1"),
     ],
 )
 def test_wrong_configurations_are_named(change, message):

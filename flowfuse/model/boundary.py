@@ -24,12 +24,12 @@ class BoundaryLocalizer(nn.Module):
 
     def __init__(self, gradient_channels: int, stem_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(gradient_channels, channels // 2, 5, stride=2, padding=2)
+        self.conv1 = nn.Conv2d(gradient_channels, channels // 2, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
         self.norm = nn.GroupNorm(group_count(channels), channels)
         self.merge = nn.Conv2d(channels + 2 * stem_channels + 2, channels, 1)
         self.mix = ResidualBlock(channels)
-        self.logits = nn.Conv2d(channels, 2 * 4 * 4, 3, padding=1)
+        self.logits = nn.Conv2d(channels, 2 * 4 * 4, 1)
 
     def forward(
         self, gradients: Tensor, event_stem: Tensor, frame_stem: Tensor, flow: Tensor

@@ -27,6 +27,8 @@ class ModelConfig:
         radius: correlations are looked up in windows of (2 radius + 1)^2.
         levels: pyramid levels of the look-up.
         dilations: steps of the boundary-guided propagation.
+        gradient_steps: steps along the brightness constancy equation at the end; none without
+            frames.
         frames: use the frames (ablation switch).
         events: use the events (ablation switch).
         boundary: localize boundaries; without it guided fusion has no maps to go by (switch).
@@ -50,6 +52,7 @@ class ModelConfig:
     radius: int = 3
     levels: int = 3
     dilations: tuple[int, ...] = (1, 2, 4, 8)
+    gradient_steps: int = 2
     frames: bool = True
     events: bool = True
     boundary: bool = True
@@ -70,6 +73,10 @@ class ModelConfig:
         ):
             if getattr(self, key) < 1:
                 raise ValueError(f"ModelConfig: {key} must be at least 1, got {getattr(self, key)}")
+        if self.gradient_steps < 0:
+            raise ValueError(
+                f"ModelConfig: gradient_steps must be at least 0, got {self.gradient_steps}"
+            )
         for key in ("radius", "levels"):
             if getattr(self, key) > MAX_WINDOW:
                 raise ValueError(

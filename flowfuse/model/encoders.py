@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGEST_CORRELATION = 12.0  # at the start: sharp enough for a softmax over a window
+
+
+class Encoded(NamedTuple):
+    """What the encoders make of one sense, N slices or frames; zero where it is absent.
+
+    Attributes:
+        stem: [B, C_stem, H/4, W/4], features of the first one.
+        fine: [B, N, C_t, H/4, W/4], of all of them, to be matched at 1/4.
+        latents: [B, N, C, h, w], of all of them at 1/8.
+    """
+
+    stem: Tensor
+    fine: Tensor
+    latents: Tensor
 
 
 class ResidualBlock(nn.Module):

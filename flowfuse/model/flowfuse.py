@@ -4,7 +4,7 @@ slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations --------------
 frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
 frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
                                                       |                           v
-refinement <- recurrent update <- propagation <- gates <---------------------- tokens
+gradient steps <- refinement <- recurrent update <- propagation <- gates <--- tokens
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flowfuse.model.boundary import BoundaryLocalizer, shrink
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import (
+    Encoded,
     EventStem,
     FrameStem,
     Trunk,
@@ -29,6 +30,7 @@ from flowfuse.model.encoders import (
     stack_maps,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
+from flowfuse.model.gradient_step import follow_gradients
 from flowfuse.model.inputs import ModelInputs, Scene, prepare_inputs
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
@@ -68,18 +70,6 @@ class ModelOutput(NamedTuple):
     frame_latent: Tensor
 
 
-class Encoded(NamedTuple):
-    """What the encoders make of one sense, N slices or frames; zero where it is absent.
-
-    Attributes:
-        stems: those of the features [B, C_stem, H/4, W/4] that are used again, in time.
-        latents: [B, N, C, h, w].
-    """
-
-    stems: list[Tensor]
-    latents: Tensor
-
-
 class Coarse(NamedTuple):
     """What is known at 1/8.
 
@@ -111,6 +101,7 @@ class FlowFuse(nn.Module):
             self.event_stem = EventStem(config.bins, config.stem_channels)
         if config.frames:
             self.frame_stem = FrameStem(config.stem_channels)
+        self.fine = nn.Conv2d(config.stem_channels, config.token_channels, 1)
         self.trunk = Trunk(config.stem_channels, channels, config.blocks)
         tau = torch.tensor([*(k / slices for k in range(1, slices + 1)), 1.0, 1.0])
         self.register_buffer("tau", tau, persistent=False)
@@ -142,6 +133,7 @@ class FlowFuse(nn.Module):
             degree=config.degree,
             radius=config.radius,
             stride=STEM_STRIDE,
+            gradient_steps=config.gradient_steps if config.frames else 0,
         )
 
     def forward(
@@ -174,17 +166,19 @@ class FlowFuse(nn.Module):
         events, frames = self._encode(slices, scene)
         del slices
         coarse = self._estimate(scene, events, frames, iterations, initial)
+        frame0, frame1 = scene.frame0, scene.frame1
         del scene
         refined = self.refinement(
             coarse.points[-1].detach(),
             coarse.state,
-            events.stems,
-            frames.stems,
-            shrink(coarse.boundary, STEM_STRIDE),
+            events,
+            frames,
+            coarse.boundary,
             config.correlation,
         )
+        control_points = follow_gradients(refined.control_points, frame0, frame1, refined.priors)
         return ModelOutput(
-            control_points=refined.control_points[..., :height, :width],
+            control_points=control_points[..., :height, :width],
             uncertainty=refined.uncertainty[..., :height, :width],
             coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
             boundary=coarse.boundary[..., :height, :width],
@@ -218,34 +212,33 @@ class FlowFuse(nn.Module):
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         if self.config.events:
-            present, used = scene.present[:, 1], self.refinement.used_slices
-            events = self._encode_sense(self.event_stem, slices, present, used)
+            events = self._encode_sense(self.event_stem, slices, scene.present[:, 1])
         if self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
-            frames = self._encode_sense(self.frame_stem, images, scene.present[:, 0], (0, 1))
+            frames = self._encode_sense(self.frame_stem, images, scene.present[:, 0])
         return (
-            events or absent(frames, slices.shape[1], self.refinement.used_slices),
-            frames or absent(events, 2, (0, 1)),
+            events or absent(frames, slices.shape[1]),
+            frames or absent(events, 2),
         )
 
-    def _encode_sense(
-        self, stem: nn.Module, images: Tensor, present: Tensor, used: Sequence[int]
-    ) -> Encoded:
-        """Encode images [B, N, channels, H, W]; `used` are those whose features are kept.
+    def _encode_sense(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
+        """Encode images [B, N, channels, H, W].
 
         An absent sense would still give the features of an empty image: they are made zero.
         """
-        stems: dict[int, Tensor] = {}
+        stems: list[Tensor] = []
+        fine: list[Tensor] = []
         latents: list[Tensor] = []
         for part in in_turn(images):
-            features = stem(part.flatten(0, 1)).unflatten(0, part.shape[:2])
-            features = features * present.view(-1, 1, 1, 1, 1).to(features.dtype)
-            latent = self.trunk(features.flatten(0, 1)).unflatten(0, part.shape[:2])
-            latent = latent * present.view(-1, 1, 1, 1, 1).to(latent.dtype)
-            seen = enumerate(features.unbind(dim=1), start=len(latents))
-            stems |= {i: stem_features for i, stem_features in seen if i in used}
-            latents += latent.unbind(dim=1)
-        return Encoded([stems[i] for i in used], stack_maps(latents))
+            there = present.view(-1, 1, 1, 1).repeat_interleave(part.shape[1], dim=0)
+            features = stem(part.flatten(0, 1))
+            features = features * there.to(features.dtype)
+            latent = self.trunk(features)
+            latent = latent * there.to(latent.dtype)
+            stems = stems or [features.unflatten(0, part.shape[:2])[:, 0]]
+            fine += self.fine(features).unflatten(0, part.shape[:2]).unbind(dim=1)
+            latents += latent.unflatten(0, part.shape[:2]).unbind(dim=1)
+        return Encoded(stems[0], stack_maps(fine), stack_maps(latents))
 
     def _estimate(
         self,
@@ -348,7 +341,7 @@ class FlowFuse(nn.Module):
             boundary = torch.zeros_like(scene.event_sum).expand(-1, 2, -1, -1)
             return boundary, torch.zeros_like(scene.density[:, :1])
         gradients, agreement = self._gradients(scene, points)
-        boundary = self.localizer(gradients, events.stems[0], frames.stems[0], points[:, -2:])
+        boundary = self.localizer(gradients, events.stem, frames.stem, points[:, -2:])
         return boundary, agreement
 
     def _gradients(self, scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -375,10 +368,13 @@ class FlowFuse(nn.Module):
         return torch.cat((agreement, scene.density, flat), dim=1)
 
 
-def absent(other: Encoded, count: int, used: Sequence[int]) -> Encoded:
+def absent(other: Encoded, count: int) -> Encoded:
     """Zeros in place of a sense that is switched off, shaped by the other one."""
-    stem, latent = torch.zeros_like(other.stems[0]), torch.zeros_like(other.latents[:, :1])
-    return Encoded([stem for _ in used], latent.expand(-1, count, -1, -1, -1))
+    fine, latents = (
+        torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)
+        for maps in (other.fine, other.latents)
+    )
+    return Encoded(torch.zeros_like(other.stem), fine, latents)
 
 
 def compress(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The last update, at 1/4 resolution: sharp borders and fractions of a pixel."""
+"""The update at 1/4 resolution: sharp borders, and how trajectories bend."""
 
 from __future__ import annotations
 
@@ -10,43 +10,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.model.correlation import WindowMatching, correlate
-from flowfuse.model.encoders import ResidualBlock, activate, group_count, stack_maps
+from flowfuse.model.encoders import Encoded, ResidualBlock, activate, group_count
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
 
 FACTOR = 2  # from the recurrent state's 1/8 to 1/4
+START_TRUST = -3.0  # logit: what the matches propose is as good as not followed
 START_LOG_SCALE = 2.5  # of the wide Laplace: about 13 px
+START_LOG_PRIOR = -6.0  # of the gradient steps: what faint texture has
+LOG_PRIORS = (-14.0, 6.0)  # from what eight bits resolve to far beyond the sharpest edge
 
 
 class Refined(NamedTuple):
-    """What :class:`Refinement` gives, at full resolution.
+    """What :class:`Refinement` gives.
 
     Attributes:
-        control_points: [B, n, 2, H, W] float32, px.
-        uncertainty: [B, 2, H, W] float32, see :mod:`flowfuse.uncertainty`.
+        control_points: [B, n, 2, H, W] float32, px, before the gradient steps.
+        uncertainty: [B, 2, H, W] float32 of what the gradient steps make of them, see
+            :mod:`flowfuse.uncertainty`.
+        priors: [B, S, 2 h, 2 w] float32 > 0 for the gradient steps: how little each is trusted.
     """
 
     control_points: Tensor
     uncertainty: Tensor
+    priors: Tensor
 
 
 class Refinement(nn.Module):
     """Update trajectories once at 1/4 resolution, then upsample them to pixels.
 
-    The stems' features are matched again, where the coarse trajectories lead: frame 0 with frame 1,
-    and slice E_0 with the one half-way and the last. Each is looked up in a small window: what is
-    left is the error of the coarse estimate.
+    Fine features are matched, where the coarse trajectories lead: frame 0 with frame 1,
+    and slice E_0 with every other one. Each is looked up in a small window: what is left is the
+    error of the coarse estimate, and how trajectories bend, which is mostly by less than a cell
+    of 1/8.
 
     Args:
         stem_channels: channels of the stems' features.
-        channels: of the features that are matched, and of the tokens.
+        channels: of the tokens.
         hidden: channels of the recurrent state.
         guided: by the boundary maps.
         slices: K.
         degree: control points per trajectory.
         radius: of the look-ups.
         stride: of the stems' features, px.
+        gradient_steps: S, the number of gradient steps that follow.
     """
 
     def __init__(
@@ -60,35 +68,37 @@ class Refinement(nn.Module):
         degree: int,
         radius: int,
         stride: int,
+        gradient_steps: int,
     ) -> None:
         super().__init__()
         self.degree, self.radius, self.stride = degree, radius, stride
-        middle = (slices + 1) // 2
-        self.used_slices = (0, middle, slices)
-        tau = torch.tensor((1.0, middle / slices, 1.0))
+        tau = torch.tensor([1.0, *(k / slices for k in range(1, slices + 1))])
         self.register_buffer("tau", tau, persistent=False)
-        self.project = nn.Conv2d(stem_channels, channels, 1)
         self.matching = WindowMatching(radius, 1, degree)
         self.tokens = CorrelationTokens((2 * radius + 1) ** 2, 2, channels)
         self.start_mask = UpsampleMask(hidden, FACTOR)
-        merged = 3 * channels + 4 * degree + hidden + 2 * stem_channels
+        merged = (slices + 1) * channels + 4 * degree + hidden + 2 * stem_channels
         self.merge = nn.Conv2d(merged, hidden, 1)
-        self.guide = start_at_zero(nn.Conv2d(2, hidden, 3, padding=1)) if guided else None
+        self.guide = start_at_zero(nn.Conv2d(2 * stride**2, hidden, 1)) if guided else None
         self.norm = nn.GroupNorm(group_count(hidden), hidden)
         self.block = ResidualBlock(hidden)
-        self.out = nn.Conv2d(hidden, 2 * degree + 2, 3, padding=1)
+        self.splits = (2 * degree, 1, 2, gradient_steps)
+        self.out = nn.Conv2d(hidden, sum(self.splits), 1)
         self.mask = UpsampleMask(hidden, stride)
         start_near_zero(self.out)
+        _, trust, uncertainty, log_priors = self.out.bias.detach().split(self.splits)
+        trust.fill_(START_TRUST)
         # The errors of the first steps are many px: a scale that starts small would be driven up
         # through all that comes before it.
-        nn.init.constant_(self.out.bias[2 * degree + 1 :], START_LOG_SCALE)
+        uncertainty[1] = START_LOG_SCALE
+        log_priors.fill_(START_LOG_PRIOR)
 
     def forward(
         self,
         points: Tensor,
         state: Tensor,
-        event_stems: Sequence[Tensor],
-        frame_stems: Sequence[Tensor],
+        events: Encoded,
+        frames: Encoded,
         boundary: Tensor,
         strategy: str,
     ) -> Refined:
@@ -97,50 +107,45 @@ class Refinement(nn.Module):
         Args:
             points: [B, 2 n, h, w] float32, control points in px of the state's grid.
             state: [B, hidden, h, w], recurrent state.
-            event_stems: [B, C_stem, 2 h, 2 w] of the `used_slices`, zero where events are absent.
-            frame_stems: the same of both frames.
-            boundary: [B, 2, 2 h, 2 w] probabilities of B_e and B_m.
+            events: the K + 1 slices, of whose latents nothing is used.
+            frames: the two frames, likewise.
+            boundary: [B, 2, H, W] logits of B_e and B_m.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        features = self._features(points, state, event_stems, frame_stems, boundary, strategy)
-        out = self.out(features).float()
-        points = points + out[:, :-2]
-        field = torch.cat((self.stride * points, out[:, -2:]), dim=1)
-        field = convex_upsample(field, self.mask(features), self.stride)
-        return Refined(field[:, :-2].unflatten(1, (self.degree, 2)), field[:, -2:])
-
-    def _features(
-        self,
-        points: Tensor,
-        state: Tensor,
-        event_stems: Sequence[Tensor],
-        frame_stems: Sequence[Tensor],
-        boundary: Tensor,
-        strategy: str,
-    ) -> Tensor:
-        """Merge all that is known at 1/4 into features [B, hidden, 2 h, 2 w]."""
-        tokens, change = self._match(points, event_stems, frame_stems, strategy)
+        tokens, proposed = self._match(points, events.fine, frames.fine, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
         )
-        parts = (tokens, points, change, state, event_stems[0], frame_stems[0])
-        merged = convolve_parts(self.merge, [part.to(tokens.dtype) for part in parts])
+        parts = (tokens, points, proposed, state, events.stem, frames.stem)
+        merged = self._merge(parts, boundary)
+        del tokens, state, parts  # memory is scarcest from here on
+        features = self.block(activate(self.norm(merged)))
+        del merged
+        out = self.out(features).float()
+        change, trust, uncertainty, log_priors = out.split(self.splits, dim=1)
+        points = points + change + torch.sigmoid(trust) * proposed
+        del proposed
+        field = torch.cat((self.stride * points, uncertainty), dim=1)
+        field = convex_upsample(field, self.mask(features), self.stride)
+        control_points = field[:, :-2].unflatten(1, (self.degree, 2))
+        return Refined(control_points, field[:, -2:], log_priors.clamp(*LOG_PRIORS).exp())
+
+    def _merge(self, parts: Sequence[Tensor], boundary: Tensor) -> Tensor:
+        """Merge all that is known at 1/4, the tokens first: [B, hidden, 2 h, 2 w]."""
+        merged = convolve_parts(self.merge, [part.to(parts[0].dtype) for part in parts])
         if self.guide is not None:
-            merged = merged + self.guide(boundary)
-        return self.block(activate(self.norm(merged)))
+            # All pixels of a cell, so that the mask can part those on two sides of a border.
+            pixels = F.pixel_unshuffle(torch.sigmoid(boundary), self.stride)
+            merged = merged + self.guide(pixels.to(merged.dtype))
+        return merged
 
     def _match(
-        self,
-        points: Tensor,
-        event_stems: Sequence[Tensor],
-        frame_stems: Sequence[Tensor],
-        strategy: str,
+        self, points: Tensor, events: Tensor, frames: Tensor, strategy: str
     ) -> tuple[Tensor, Tensor]:
-        """Return tokens [B, 3 channels, ..] and the change of the points, [B, 2 n, ..]."""
-        maps = stack_maps([self.project(stem) for stem in (*frame_stems, *event_stems)])
+        """Return tokens [B, (K + 1) channels, ..] and the change they propose, [B, 2 n, ..]."""
         correlations = correlate(
-            ((maps[:, 0], maps[:, 1:2]), (maps[:, 2], maps[:, 3:])),
+            ((frames[:, 0], frames[:, 1:]), (events[:, 0], events[:, 1:])),
             self.tau,
             radius=self.radius,
             levels=1,
