@@ -26,7 +26,7 @@ STAGES = (
 OTHER = "other"
 # Parts of the network; what is not named here belongs to the part around it, or is its own stage.
 MODULES = {
-    "event_stem": "encode", "frame_stem": "encode", "trunk": "encode",
+    "event_stem": "encode", "frame_stem": "encode", "trunk": "encode", "fine": "encode",
     "matching": "match", "refinement.matching": "match",
     "first_estimate": "first estimate",
     "localizer": "localize",

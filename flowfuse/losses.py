@@ -126,7 +126,7 @@ def overall_mean(values: Tensor) -> Tensor:
 
 
 def likelihood_loss(output: ModelOutput, batch: Mapping[str, Tensor], absolute: float) -> Tensor:
-    """Likelihood and absolute error of the refined trajectories at all given times."""
+    """Likelihood and absolute error of the final trajectories at all given times."""
     flow = bezier(output.control_points, batch["tau"])  # [B, T, 2, H, W]
     # An invalid truth may be NaN: it must not enter the backward at all.
     error = torch.where(batch["valid"].unsqueeze(2), flow - batch["flow"], 0)

@@ -116,7 +116,7 @@ def test_tools_explain_themselves(name, monkeypatch, capsys):
         ("convert REC new --frames EMPTY", "EMPTY: no images in this folder"),
         ("inspect_recording none", "none: no such recording"),
         ("inspect_recording REC --sheet new", "--sheet: a name with one of .png, .jpg,"),
-        ("inspect_recording REC --sheet none/a.png", "--sheet none/a.png: none is not an existing"),
+        ("inspect_recording REC --sheet none/a.png", "none/a.png: cannot write, none is not an"),
         ("simulate_events EMPTY new", "EMPTY: no images in this folder"),
         ("simulate_events REC/images REC --rate 9", "REC: exists already, expected a new or empty"),
         ("simulate_events REC/images new --seed -1", "--seed must not be negative, got -1"),

@@ -19,7 +19,7 @@ class ModelConfig:
         stem_channels: width at 1/4 resolution.
         channels: C, width of the common latent at 1/8 resolution.
         hidden: width of the recurrent state and of the motion features.
-        token_channels: width of one correlation token.
+        token_channels: C_t, width of one correlation token, and of what is matched at 1/4.
         boundary_channels: width of the boundary localizer.
         blocks: residual blocks of the shared trunk.
         degree: n, control points of a trajectory.

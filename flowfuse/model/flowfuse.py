@@ -224,7 +224,8 @@ class FlowFuse(nn.Module):
     def _encode_sense(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
         """Encode images [B, N, channels, H, W].
 
-        An absent sense would still give the features of an empty image: they are made zero.
+        An absent sense would still give the features of an empty image: stem and latents are made
+        zero.
         """
         stems: list[Tensor] = []
         fine: list[Tensor] = []

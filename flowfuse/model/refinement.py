@@ -18,7 +18,7 @@ from flowfuse.ops import convex_upsample
 FACTOR = 2  # from the recurrent state's 1/8 to 1/4
 START_TRUST = -3.0  # logit: what the matches propose is as good as not followed
 START_LOG_SCALE = 2.5  # of the wide Laplace: about 13 px
-START_LOG_PRIOR = -6.0  # of the gradient steps: what faint texture has
+START_LOG_PRIOR = -6.0  # of the gradient steps: what moderate texture has
 LOG_PRIORS = (-14.0, 6.0)  # from what eight bits resolve to far beyond the sharpest edge
 
 
