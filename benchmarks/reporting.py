@@ -15,7 +15,7 @@ import torch
 from measuring import Limits, commit, machine, versions
 
 from flowfuse import ops
-from flowfuse.atomic import atomic_path
+from flowfuse.atomic import atomic_path, check_file_path
 from flowfuse.command_line import parse_count
 
 Row = dict[str, object]
@@ -31,10 +31,12 @@ class OneLineParser(argparse.ArgumentParser):
 def result_file(text: str) -> Path:
     """A path that can be written, known before anything is measured."""
     path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path.parent} is not an existing directory")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a directory")
+    try:
+        check_file_path(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return path
 
 

@@ -43,10 +43,12 @@ device: cpu
 """
 
 
-def write_moving_texture(path: Path, frames: int = 6, *, events: bool = True, colour: bool = False):
+def write_moving_texture(
+    path: Path, frames: int = 6, *, speed: int = SPEED, events: bool = True, colour: bool = False
+):
     """A texture that moves to the right; an event wherever it changes enough within 1 px."""
     rng = np.random.default_rng(0)
-    length = WIDTH + SPEED * frames
+    length = WIDTH + speed * frames
     texture = cv2.GaussianBlur(rng.random((HEIGHT, length)), (0, 0), 1.5)
     texture = 20 + 220 * (texture - texture.min()) / np.ptp(texture)
 
@@ -55,13 +57,13 @@ def write_moving_texture(path: Path, frames: int = 6, *, events: bool = True, co
         return texture[:, start : start + WIDTH]
 
     found = []
-    for step in range(SPEED * (frames - 1)):
+    for step in range(speed * (frames - 1)):
         change = np.log(view(step + 1)) - np.log(view(step))
         y, x = np.nonzero(np.abs(change) > 0.15)
-        times = np.full(len(x), (2 * step + 1) * GAP // (2 * SPEED))
+        times = np.full(len(x), (2 * step + 1) * GAP // (2 * speed))
         found.append((x, y, times, change[y, x] > 0))
     columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    images = np.stack([view(SPEED * i).astype(np.uint8) for i in range(frames)])
+    images = np.stack([view(speed * i).astype(np.uint8) for i in range(frames)])
     if colour:
         images = images[..., None].repeat(3, axis=3)
     sequence = Events(*columns, height=HEIGHT, width=WIDTH) if events else None
@@ -206,17 +208,16 @@ def test_samples_do_not_depend_on_worker_processes(tiny, tmp_path):
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
-def test_the_shipped_model_adapts_and_loses_nothing_on_held_out_frames(recording, tmp_path, capsys):
+def test_the_shipped_model_improves_on_held_out_frames(tmp_path, capsys):
     """The recipe as it is, but shorter, and on frames that are smaller."""
-    run = tmp_path / "run"
+    recording, run = tmp_path / "recording", tmp_path / "run"
+    write_moving_texture(recording, speed=5)
     arguments = ["--self-supervised", str(recording), "-o", str(run), "--no-tensorboard"]
     arguments += ["--steps", "12", "--crop", str(HEIGHT), str(WIDTH), "--ema", "0.8"]
     assert train.main([*arguments, "--device", "cpu"]) == 0
     before, after = read_validation(run)[0], read_validation(run)[-1]
-    # The scene is like those that the model was trained on: on held-out frames there is nothing
-    # left to gain, at a fortieth of the error of zero flow.
-    assert after["photometric_learned"] < 0.98 * before["photometric_learned"]
-    assert after["photometric"] < 1.1 * before["photometric"] < 0.05 * before["photometric_zero"]
+    # The scene is like those that the model was trained on: there is little left to learn.
+    assert after["photometric"] < 0.98 * before["photometric"]
     assert after["sharpness"] > 0.95 * before["sharpness"]
     assert compare(run / "validation.csv") in capsys.readouterr().err
 

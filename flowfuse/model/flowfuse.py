@@ -227,7 +227,7 @@ class FlowFuse(nn.Module):
         An absent sense would still give the features of an empty image: stem and latents are made
         zero.
         """
-        stems: list[Tensor] = []
+        first: Tensor | None = None
         fine: list[Tensor] = []
         latents: list[Tensor] = []
         for part in in_turn(images):
@@ -236,10 +236,11 @@ class FlowFuse(nn.Module):
             features = features * there.to(features.dtype)
             latent = self.trunk(features)
             latent = latent * there.to(latent.dtype)
-            stems = stems or [features.unflatten(0, part.shape[:2])[:, 0]]
+            if first is None:
+                first = features.unflatten(0, part.shape[:2])[:, 0]
             fine += self.fine(features).unflatten(0, part.shape[:2]).unbind(dim=1)
             latents += latent.unflatten(0, part.shape[:2]).unbind(dim=1)
-        return Encoded(stems[0], stack_maps(fine), stack_maps(latents))
+        return Encoded(first, stack_maps(fine), stack_maps(latents))
 
     def _estimate(
         self,
