@@ -23,6 +23,7 @@ from accuracy_sets import SETS
 from reporting import OneLineParser
 
 from flowfuse import train
+from flowfuse.command_line import leave, run_command
 from flowfuse.config import changed_keys, config_to_dict, read_yaml
 from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory
@@ -41,39 +42,32 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def train_variant(variant: str, seed: int, options: argparse.Namespace) -> Path:
+def train_variant(variant: str, seed: int, options: argparse.Namespace, place: RunDirectory) -> int:
     """Train a variant, as far as it is not trained yet.
 
     Returns:
-        The run's model.
+        The exit code of the training; unless it is 0, the training has said why.
 
     Raises:
-        RuntimeError: the training failed or was stopped, and has said why; or it was begun with
-            other settings.
+        ValueError: it was begun with other settings.
     """
-    output = options.runs / f"{variant}_{seed}"
-    arguments = ["--config", "nano", *VARIANTS[variant], "--seed", str(seed), "-o", str(output)]
+    arguments = ["--config", "nano", *VARIANTS[variant], "--seed", str(seed), "-o", str(place.path)]
     arguments += ["--no-tensorboard", "--workers", str(options.workers)]
     if options.cache is not None:
         arguments += ["--cache", str(options.cache)]
     if options.steps is not None:
         arguments += ["--steps", str(options.steps)]
-    run = RunDirectory(output)
-    if run.checkpoints():
+    if place.checkpoints():
         wanted, _ = read_command_line(arguments)
-        changed = changed_keys(read_yaml(run.config), config_to_dict(wanted))
+        changed = changed_keys(read_yaml(place.config), config_to_dict(wanted))
         if changed.keys() - {"workers", "cache"}:
-            raise RuntimeError(
-                f"{output} is a training with other settings ({', '.join(changed)}), which would "
-                "not be comparable: choose another --runs"
+            raise ValueError(
+                f"{place.path} is a training with other settings ({', '.join(changed)}), which "
+                "would not be comparable: choose another --runs"
             )
         arguments.append("--resume")
     print(f"ablation: {variant}, seed {seed}", file=sys.stderr, flush=True)
-    if code := train.main(arguments):
-        raise RuntimeError(
-            f"the training of {variant} with seed {seed} ended with exit code {code}"
-        )
-    return run.model
+    return train.main(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,7 +75,12 @@ def run(options: argparse.Namespace) -> int:
     models: dict[str, list[str]] = {variant: [] for variant in options.variants}
     for seed in options.seeds:
         for variant in options.variants:
-            models[variant].append(str(train_variant(variant, seed, options)))
+            place = RunDirectory(options.runs / f"{variant}_{seed}")
+            if code := train_variant(variant, seed, options, place):
+                told = f"the training of {variant} with seed {seed} ended with exit code {code}"
+                print(f"ablation: {told}", file=sys.stderr)
+                return code
+            models[variant].append(str(place.model))
     first, *others = options.variants
     pairs = [(first, other) for other in others]
     alone = [other for other in others if other in SENSES and first not in SENSES]
@@ -131,12 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if len(set(options.variants)) < max(len(options.variants), 2):
         parser.error("--variants: name at least two, each once")
-    try:
-        return run(options)
-    except (RuntimeError, ValueError, OSError) as error:
-        print(f"ablation: {error}", file=sys.stderr)
-        return 1
+    return run_command("ablation", lambda: run(options), output=options.output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

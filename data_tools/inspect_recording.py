@@ -21,6 +21,7 @@ from flowfuse.data.recording import Recording, open_recording
 from flowfuse.visualize import contact_sheet, draw_events, draw_heat, write_image
 
 PAIRS_SHOWN = 4
+MAX_REACH = 1000  # ms
 _LISTED = 5  # gaps and hot pixels named
 _SLICE = 10_000  # us of events drawn over a frame
 # A frame this much later than usual after the one before has lost others in between.
@@ -75,9 +76,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=Path, help="frames, likewise")
     add("--frame-times", type=Path, help="times of the frames, likewise")
     add("--calibration", type=Path, help="of the rig")
-    add("--reach", metavar="MS", type=parse_count, default=50, help="largest offset to look for")
+    add("--reach", metavar="MS", type=parse_reach, default=50, help="largest offset to look for")
     add("--sheet", metavar="PNG", type=Path, help="draw a contact sheet")
     return parser
+
+
+def parse_reach(text: str) -> int:
+    """Read milliseconds; the events of every one of them are summed into an image that is held."""
+    if (reach := parse_count(text)) > MAX_REACH:
+        raise argparse.ArgumentTypeError(f"expected at most {MAX_REACH} ms, got {reach}")
+    return reach
 
 
 def check_picture_name(path: Path) -> None:

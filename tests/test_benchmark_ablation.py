@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowfuse import train
+from flowfuse.command_line import INTERRUPTED
 from flowfuse.config import write_yaml
 from flowfuse.model import FlowFuse
 from flowfuse.training.settings import read_command_line
@@ -70,7 +71,7 @@ def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):
     counts = []
     for variant in ("guided", "concatenation"):
         options = ablation.build_parser().parse_args(["--runs", str(tmp_path)])
-        ablation.train_variant(variant, 0, options)
+        ablation.train_variant(variant, 0, options, RunDirectory(tmp_path / variant))
         config, _ = read_command_line(trained[-1])
         counts.append(sum(p.numel() for p in FlowFuse(config.model).parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.002)
@@ -78,25 +79,27 @@ def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):
 
 def test_a_training_with_other_settings_is_not_taken_up(ablation, trained, tmp_path, capsys):
     arguments = ["--runs", str(tmp_path), "--steps", "7", "--variants", "guided", "events"]
-    ablation.train_variant("guided", 0, ablation.build_parser().parse_args(arguments))
+    run = RunDirectory(tmp_path / "guided_0")
+    ablation.train_variant("guided", 0, ablation.build_parser().parse_args(arguments), run)
     config, options = read_command_line(trained[-1])
-    run = RunDirectory(options.output)
+    assert options.output == run.path
     run.create()
     write_yaml(run.config, config)
     (run.path / "checkpoints" / "step_00000007.safetensors").touch()
     options = ablation.build_parser().parse_args(arguments)
-    ablation.train_variant("guided", 0, options)
+    ablation.train_variant("guided", 0, options, run)
     assert trained[-1][-1] == "--resume"
     options.steps = 8
-    with pytest.raises(RuntimeError, match=r"guided_0 is a training with other settings \(steps\)"):
-        ablation.train_variant("guided", 0, options)
+    with pytest.raises(ValueError, match=r"guided_0 is a training with other settings \(steps\)"):
+        ablation.train_variant("guided", 0, options, run)
 
 
-def test_a_failed_training_ends_it(ablation, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(train, "main", lambda arguments: 1)
-    assert ablation.main(["--runs", str(tmp_path)]) == 1
+@pytest.mark.parametrize("code", [1, INTERRUPTED])
+def test_a_failed_training_ends_it(ablation, monkeypatch, tmp_path, capsys, code):
+    monkeypatch.setattr(train, "main", lambda arguments: code)
+    assert ablation.main(["--runs", str(tmp_path)]) == code
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message == "ablation: the training of guided with seed 0 ended with exit code 1"
+    assert message == f"ablation: the training of guided with seed 0 ended with exit code {code}"
 
 
 @pytest.mark.parametrize("variants", [["guided"], ["guided", "guided"]])

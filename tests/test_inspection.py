@@ -144,6 +144,9 @@ def test_inspection_of_a_recording(tmp_path, moving, capsys):
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / "r"), "--reach", "-5"])
     assert "--reach: expected a whole number of at least 1, got '-5'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / "r"), "--reach", "1001"])
+    assert "--reach: expected at most 1000 ms, got 1001" in capsys.readouterr().err
 
 
 def test_inspection_of_slider_depth(shared_data, capsys):
