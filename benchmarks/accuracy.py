@@ -24,6 +24,7 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from accuracy_images import ImageSet
 from accuracy_pictures import draw_case, draw_sweep, pick
 from accuracy_report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
@@ -31,12 +32,13 @@ from accuracy_rows import (
     DIS,
     ZERO,
     Network,
+    certainty,
     estimate_all,
     sums_without_truth,
     true_sums,
 )
 from accuracy_sets import SETS, SceneSet, prepare, recording_cases
-from accuracy_statistics import Tally, summarize, sweeps
+from accuracy_statistics import Tally, certain_sums, summarize, sweeps
 from measuring import commit, machine, versions
 from reporting import OneLineParser, write
 from tqdm import tqdm
@@ -51,10 +53,16 @@ CaseSet = SceneSet | ImageSet
 def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
     """Run all rows on all cases of a set, one case in memory at a time."""
     tally = Tally()
+    histograms: dict[str, list[np.ndarray]] = {}
     for index in tqdm(range(len(cases)), desc=cases.name):
         case = cases[index]
         estimates = estimate_all(networks, case)
         tally.add(case.facts, {row: true_sums(found, case) for row, found in estimates.items()})
+        for row, found in estimates.items():
+            if found.uncertainty is not None:
+                histograms.setdefault(row, []).append(certainty(found, case))
+    for row, found in histograms.items():
+        tally.extend(row, "epe_certain_set", certain_sums(np.stack(found)))
     return tally
 
 

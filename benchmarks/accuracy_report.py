@@ -16,7 +16,8 @@ PATH = {
     "TEPE px": "tepe", "line to own end": "tepe_line_own_end",
     "line to true end": "tepe_line_true_end", "deviation error": "deviation_error",
     "AUSE": "ause", "AUSE by magnitude": "ause_magnitude",
-    "EPE of the 80 % most certain / EPE": "epe_certain",
+    "80 % most certain of each scene": "epe_certain", "by true error": "epe_certain_limit",
+    "80 % of the set": "epe_certain_set",
 }  # fmt: skip
 WITHOUT_TRUTH = {
     "photometric": "photometric", "event sharpness (FWL)": "sharpness", "mean u px": "mean_u",
@@ -30,7 +31,9 @@ scenes, those of ratios paired. `boundary`: EPE within 5 px of motion discontinu
 elsewhere. TEPE: EPE over times between the frames; beside it, that of straight lines to the row's \
 own and to the true end. Deviation error: 0 = the true path, 1 = a straight line; sums over the \
 set, where the true path deviates by more than 1 px. AUSE: mean over scenes, 0 = the uncertainty \
-ranks as the errors do. DIS, Farneback and zero know no path: theirs is straight."""
+ranks as the errors do. 80 % most certain: their EPE over that of all; `by true error` is what no \
+uncertainty can fall below, `of the set` removes 20 % of all pixels wherever they are. \
+DIS, Farneback and zero know no path: theirs is straight."""
 
 
 def as_markdown(report: Mapping) -> str:

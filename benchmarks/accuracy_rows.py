@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from accuracy_sets import Case, Estimate, Slicing
-from accuracy_statistics import displacement_sums
+from accuracy_statistics import certainty_histogram, displacement_sums
 
 import flowfuse
 from flowfuse.checkpoint import read_header, resolve_checkpoint
@@ -126,8 +126,8 @@ def true_sums(estimate: Estimate, case: Case) -> Sums:
     """All measures of an estimate against truth, as sums over the case.
 
     What is no average over pixels (``ause``, ``ause_magnitude``) counts once per case;
-    ``epe_certain`` counts by the sum of its errors: of the set it is the EPE that remains over the
-    EPE, each scene's most certain pixels being kept.
+    ``epe_certain`` and its limit count by the sum of their errors: of the set they are the EPE that
+    remains over the EPE, the most certain pixels of each scene being kept.
     """
     flow, truth, valid = estimate.displacements[-1], case.truth[-1], case.valid[-1]
     motion_boundary = None if case.boundary is None else case.boundary[1]
@@ -143,8 +143,16 @@ def true_sums(estimate: Estimate, case: Case) -> Sums:
         ranked = uncertainty_metrics(flow, truth, estimate.uncertainty, valid)
         sums |= {name: (ranked[name], 1) for name in ("ause", "ause_magnitude")}
         total = sums["epe"][0]
-        sums["epe_certain"] = (ranked["epe_certain"] * total, total)
+        for name in ("epe_certain", "epe_certain_limit"):
+            sums[name] = (ranked[name] * total, total)
     return sums
+
+
+def certainty(estimate: Estimate, case: Case) -> np.ndarray:
+    """The histogram of errors at t1 by expected error, of an estimate that expects one."""
+    valid = case.valid[-1]
+    error = np.hypot(*(estimate.displacements[-1] - case.truth[-1]).astype(np.float64))
+    return certainty_histogram(error[valid], estimate.uncertainty[valid])
 
 
 def sums_without_truth(estimate: Estimate, case: Case) -> Sums:

@@ -240,8 +240,9 @@ def uncertainty_metrics(
 
     Returns:
         ``ause`` and ``ause_magnitude``; 0 when there is no error at all, NaN without valid pixels.
-        ``epe_certain``: EPE of the 80 % most certain pixels over the EPE of all; 1 when there is
-        no error at all, NaN without valid pixels.
+        ``epe_certain``: EPE of the 80 % most certain pixels over the EPE of all, and
+        ``epe_certain_limit``: that of the 80 % with the smallest errors, which no ranking can
+        fall below; 1 when there is no error at all, NaN without valid pixels.
     """
     flow, truth, valid = _check_fields(flow, truth, valid)
     uncertainty = np.asarray(uncertainty)
@@ -258,17 +259,20 @@ def uncertainty_metrics(
         return np.cumsum(kept)[count - 1] / count / errors.mean()
 
     if not len(errors):
-        return dict.fromkeys(("ause", "ause_magnitude", "epe_certain"), math.nan)
+        names = ("ause", "ause_magnitude", "epe_certain", "epe_certain_limit")
+        return dict.fromkeys(names, math.nan)
     if errors.mean() == 0:
-        return {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0}
+        return {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0, "epe_certain_limit": 1.0}
     best = remaining(errors)
-    order = np.argsort(uncertainty[valid], kind="stable")
-    certain = errors[order[: math.ceil(CERTAIN * len(errors))]]
+    kept = math.ceil(CERTAIN * len(errors))
+    certain = errors[np.argsort(uncertainty[valid], kind="stable")[:kept]]
+    smallest = np.partition(errors, kept - 1)[:kept]
     magnitude = _length(flow, axis=0)[valid]
     return {
         "ause": float(np.mean(remaining(uncertainty[valid]) - best)),
         "ause_magnitude": float(np.mean(remaining(magnitude) - best)),
         "epe_certain": float(certain.mean() / errors.mean()),
+        "epe_certain_limit": float(smallest.mean() / errors.mean()),
     }
 
 

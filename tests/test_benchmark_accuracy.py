@@ -166,8 +166,33 @@ def test_true_sums_by_hand() -> None:
     assert sums["ause"] == (0, 1)
     # 12 of 15 pixels are kept: 10 without an error and 2 with 4 px.
     assert sums["epe_certain"] == (pytest.approx(20 * (8 / 12) / (20 / 15)), 20)
+    assert sums["epe_certain_limit"] == sums["epe_certain"]
     alone = rows.true_sums(sets.Estimate(flow[1:]), pair_case(truth[1:], valid))
-    assert not {"tepe", "ause"} & set(alone) and alone["epe_interior"] == (0, 0)
+    assert not {"tepe", "ause", "epe_certain"} & set(alone) and alone["epe_interior"] == (0, 0)
+
+
+def test_the_most_certain_pixels_of_a_set() -> None:
+    rows, sets, statistics = (load(f"accuracy_{name}") for name in ("rows", "sets", "statistics"))
+    truth = np.zeros((1, 2, 2, 5))
+    valid = np.ones((2, 5), bool)
+    valid[1] = False
+
+    def histogram(errors, expected):
+        flow = np.zeros_like(truth)
+        flow[0, 1, 0], flow[0, 1, 1] = errors, 1000
+        uncertainty = np.stack((expected, np.zeros(5)))
+        return rows.certainty(sets.Estimate(flow, uncertainty), pair_case(truth, valid))
+
+    first = histogram([1, 1, 1, 1, 6], [0.25, 1, 1, 1, 2])
+    second = histogram([2, 2, 3, 9, 9], [0, 0.5, 8, 8, 5000])
+    # Of 10 pixels 8 are kept: the first scene's and two of the second, and of the two at 8 px, of
+    # which one is wanted, the half of each.
+    found = statistics.certain_sums(np.stack((first, second)))
+    assert found.tolist() == [[10 / 0.8, 10], [(2 + 2 + 12 / 2) / 0.8, 25]]
+    tally = make_tally({"a": [(10.0, 5.0), (25.0, 5.0)]})
+    tally.extend("a", "epe_certain_set", found)
+    summary = statistics.summarize(tally, {}, [])["a"]["measures"]["epe_certain_set"]
+    assert summary["value"] == pytest.approx(20 / 0.8 / 35)
 
 
 def test_baselines_move_along_straight_lines() -> None:

@@ -132,7 +132,7 @@ def test_uncertainty_ranking():
     found = uncertainty_metrics(flow, truth, np.exp(error))
     assert found["ause"] == 0 < found["ause_magnitude"]
     assert uncertainty_metrics(flow, truth, -error)["ause"] > found["ause_magnitude"]
-    perfect = {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0}
+    perfect = {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0, "epe_certain_limit": 1.0}
     assert uncertainty_metrics(truth, truth, error) == perfect
     nothing = uncertainty_metrics(flow, truth, error, np.zeros((20, 20)))
     assert set(nothing) == set(perfect) and all(map(math.isnan, nothing.values()))
@@ -144,7 +144,7 @@ def test_uncertainty_ranking():
     # Of five errors 1, 1, 1, 1, 6 (mean 2) the four most certain leave out one 1: mean 9 / 4.
     five = np.array([[[1.0, 1, 1, 1, 6]], [[0, 0, 0, 0, 0]]])
     found = uncertainty_metrics(five, np.zeros((2, 1, 5)), np.array([[9, 1, 1, 1, 1]]))
-    assert found["epe_certain"] == 1.125
+    assert found["epe_certain"] == 1.125 and found["epe_certain_limit"] == 0.5
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
