@@ -35,3 +35,16 @@ def test_paths_are_averaged_over_pixels_not_over_pairs():
     average = metrics.averages()["trajectory"]
     assert average["deviation_error"] == pytest.approx((20 * 1 + 3) / (20 * 2 + 4))
     assert average["tepe"] == pytest.approx((20 * 1 + 3) / 40)
+
+
+def test_a_truth_without_any_valid_pixel_is_told():
+    metrics = RunMetrics()
+    frame, flow = np.zeros(SIZE, np.uint8), constant(1.0)
+    truth = np.full((2, *SIZE), np.nan), np.zeros(SIZE, bool)
+    recording = SimpleNamespace(truth_at=lambda index, tau: truth)
+    window = SimpleNamespace(index=0, t0=0, t1=10)
+    metrics.add(recording, window, flow, {}, (frame, frame))
+    assert metrics.latest == ""
+    told, photometric = metrics.lines()
+    assert told == "EPE: unknown, the truth of 1 pair has no valid pixel"
+    assert photometric.startswith("photometric error")

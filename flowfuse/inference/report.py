@@ -78,7 +78,8 @@ class RunMetrics:
             zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *truth)
             if tau == 1:
                 pair |= {"flow": found, "zero_flow": zero}
-                self.latest = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
+                if math.isfinite(found["epe"]):
+                    self.latest = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
             else:
                 entry = {"flow": found, "zero_flow": zero}
                 pair.setdefault("flow_at", {})[str(tau)] = entry
@@ -149,13 +150,16 @@ class RunMetrics:
             **({"EPE": average} if "flow" in average else {}),
         }.items():
             found, zero = (entry[key]["per_pixel"] for key in ("flow", "zero_flow"))
-            pairs = entry["flow"]["frames"]
+            pairs = counted(entry["flow"]["frames"], "pair")
+            if not entry["flow"]["valid_pixels"]:
+                lines.append(f"{name}: unknown, the truth of {pairs} has no valid pixel")
+                continue
             lines.append(
                 f"{name}: {found['epe']:.3f} px, zero flow {zero['epe']:.3f} px "
-                f"({found['3pe']:.1f} % off by more than 3 px; {counted(pairs, 'pair')}, "
+                f"({found['3pe']:.1f} % off by more than 3 px; {pairs}, "
                 "averaged per pixel)"
             )
-        if "flow" in average:
+        if "flow" in average and average["flow"]["valid_pixels"]:
             for name in ("per pixel", "per frame"):
                 found = average["flow"][name.replace(" ", "_")]
                 lines.append(
