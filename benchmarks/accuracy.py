@@ -5,8 +5,9 @@
     python benchmarks/accuracy.py --checkpoint small --checkpoint plain=runs/x/model.safetensors
     python benchmarks/accuracy.py --sets --images ../data/alley_1 --recording ../data/slider_depth
 
-Rows: every checkpoint with both senses and with each of them alone; OpenCV's DIS (medium) and
-Farneback on the frames; zero flow. Ratios are to the first row and to DIS. The scenes are always
+Rows: every checkpoint with both senses and with each of them alone, and, on generated scenes, what
+it would give if it knew the true boundaries; OpenCV's DIS (medium) and Farneback on the frames;
+zero flow. Ratios are to the first row and to DIS. The scenes are always
 the same: their seed, and the families of textures and motions that they are drawn from, belong to
 this script, and no training uses them. Sweeps pool all generated sets. -o OUT writes OUT.json,
 OUT.md and pictures in OUT/: the sweeps, and of every set the case that is best, median and worst in
@@ -24,7 +25,6 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from accuracy_images import ImageSet
 from accuracy_pictures import draw_case, draw_sweep, pick
 from accuracy_report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
@@ -32,13 +32,13 @@ from accuracy_rows import (
     DIS,
     ZERO,
     Network,
-    certainty,
     estimate_all,
     sums_without_truth,
     true_sums,
 )
 from accuracy_sets import SETS, SceneSet, prepare, recording_cases
-from accuracy_statistics import Tally, certain_sums, summarize, sweeps
+from accuracy_statistics import Tally, summarize, sweeps
+from accuracy_thresholds import Histograms, scene_histograms, set_sums
 from measuring import commit, machine, versions
 from reporting import OneLineParser, write
 from tqdm import tqdm
@@ -53,16 +53,16 @@ CaseSet = SceneSet | ImageSet
 def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
     """Run all rows on all cases of a set, one case in memory at a time."""
     tally = Tally()
-    histograms: dict[str, list[np.ndarray]] = {}
+    histograms: dict[str, list[Histograms]] = {}
     for index in tqdm(range(len(cases)), desc=cases.name):
         case = cases[index]
         estimates = estimate_all(networks, case)
         tally.add(case.facts, {row: true_sums(found, case) for row, found in estimates.items()})
         for row, found in estimates.items():
-            if found.uncertainty is not None:
-                histograms.setdefault(row, []).append(certainty(found, case))
+            histograms.setdefault(row, []).append(scene_histograms(found, case))
     for row, found in histograms.items():
-        tally.extend(row, "epe_certain_set", certain_sums(np.stack(found)))
+        for measure, sums in set_sums(found).items():
+            tally.extend(row, measure, sums)
     return tally
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from accuracy_sets import Case, Estimate, Slicing
-from accuracy_statistics import certainty_histogram, displacement_sums
+from accuracy_sets import TRUE_BOUNDARIES, Case, Estimate, Slicing
+from accuracy_statistics import displacement_sums
 
 import flowfuse
 from flowfuse.checkpoint import read_header, resolve_checkpoint
@@ -72,15 +72,21 @@ class Network:
 
     @property
     def modes(self) -> dict[str, str]:
-        """Row -> mode: first what it was built for, then each sense alone if it has both."""
+        """Row -> mode: first what it was built for, then each sense alone if it has both.
+
+        Last what it would be with a perfect localizer, if boundaries guide it.
+        """
         config = self.estimator.model.config
         if not (config.frames and config.events):
             return {self.label: "fused"}
-        return {
+        modes = {
             f"{self.label} fused": "fused",
             f"{self.label} frames only": "frames",
             f"{self.label} events only": "events",
         }
+        if config.boundary and config.fusion == "guided":
+            modes[f"{self.label} {TRUE_BOUNDARIES}"] = TRUE_BOUNDARIES
+        return modes
 
     @property
     def row(self) -> str:
@@ -94,6 +100,7 @@ def estimate_all(networks: Sequence[Network], case: Case) -> dict[str, Estimate]
         row: case.estimate(network.estimator, mode)
         for network in networks
         for row, mode in network.modes.items()
+        if mode != TRUE_BOUNDARIES or case.boundary is not None
     }
     return found | estimate_baselines(case)
 
@@ -146,13 +153,6 @@ def true_sums(estimate: Estimate, case: Case) -> Sums:
         for name in ("epe_certain", "epe_certain_limit"):
             sums[name] = (ranked[name] * total, total)
     return sums
-
-
-def certainty(estimate: Estimate, case: Case) -> np.ndarray:
-    """The histogram of errors at t1 by expected error, of an estimate that expects one."""
-    valid = case.valid[-1]
-    error = np.hypot(*(estimate.displacements[-1] - case.truth[-1]).astype(np.float64))
-    return certainty_histogram(error[valid], estimate.uncertainty[valid])
 
 
 def sums_without_truth(estimate: Estimate, case: Case) -> Sums:

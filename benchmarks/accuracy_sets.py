@@ -11,13 +11,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accuracy_statistics import Facts
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowfuse.data.files.frames import as_gray
@@ -28,12 +31,15 @@ from flowfuse.data.recording import open_recording
 from flowfuse.data.transforms import Sample, with_present
 from flowfuse.estimator import Estimator
 from flowfuse.events import Events
+from flowfuse.model import FlowFuse
 from flowfuse.training.samples import TEST_SEED, model_inputs
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
 from flowfuse.trajectory import bezier
 from flowfuse.uncertainty import expected_error
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving")
+TRUE_BOUNDARIES = "true boundaries"  # a mode: both senses, and a localizer that is always right
+SURE = 6.0  # logit of a boundary where the localizer is told the truth
 MAX_STEP = 0.5  # px between two instants that are rendered
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
 
@@ -87,7 +93,13 @@ class Case(ABC):
 
     @abstractmethod
     def estimate(self, estimator: Estimator, mode: str) -> Estimate:
-        """Run a network with what a mode of ``flowfuse.training.validation.MODES`` shows it."""
+        """Run a network.
+
+        Args:
+            estimator: the network.
+            mode: one of ``flowfuse.training.validation.MODES``, what is shown to it; of a generated
+                scene TRUE_BOUNDARIES, too.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +114,9 @@ class SceneCase(Case):
 
     def estimate(self, estimator: Estimator, mode: str) -> Estimate:
         config = estimator.model.config
+        if mode == TRUE_BOUNDARIES:
+            with told_boundaries(estimator.model, torch.from_numpy(self.boundary)):
+                return self.estimate(estimator, "fused")
         sample = MODES[mode](self.samples[config.slices, config.bins])
         batch = {name: tensor[None].to(estimator.device) for name, tensor in sample.items()}
         mixed = estimator.dtype != torch.float32
@@ -115,7 +130,9 @@ class SceneCase(Case):
             return Estimate(
                 bezier(points, batch["tau"])[0].cpu().numpy(),
                 expected_error(output.uncertainty.float())[0].cpu().numpy(),
-                torch.sigmoid(output.boundary.float())[0].cpu().numpy(),
+                torch.sigmoid(output.boundary.float())[0].cpu().numpy()
+                if config.boundary
+                else None,
             )
 
 
@@ -142,6 +159,22 @@ class PairCase(Case):
             t1=self.t1,
         )
         return Estimate(result.at(self.tau), result.uncertainty, result.boundary)
+
+
+@contextmanager
+def told_boundaries(model: FlowFuse, truth: Tensor) -> Iterator[None]:
+    """Have a network's localizer give the true boundaries, [2, H, W], whatever it sees."""
+
+    def tell(module: nn.Module, given: object, found: Tensor) -> Tensor:
+        padding = (0, found.shape[-1] - truth.shape[-1], 0, found.shape[-2] - truth.shape[-2])
+        logits = F.pad(SURE * (2 * truth - 1), padding, value=-SURE)
+        return logits.to(found).expand_as(found)
+
+    hook = model.localizer.register_forward_hook(tell)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class SceneSet:

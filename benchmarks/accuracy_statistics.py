@@ -16,14 +16,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from flowfuse.metrics import CERTAIN, Sums
+from flowfuse.metrics import Sums
 
 RESAMPLES = 2000
 SEED = 20_011  # of all bootstraps: the same results give the same intervals
 DISPLACEMENTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)  # px, limits of bins
 EXPOSURES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the interval between frames
-# Limits of the bins of expected error, px: 64 per octave, as far as a network can say it.
-EXPECTED = np.concatenate(([0.0], np.geomspace(2.0**-3, 2.0**11, 14 * 64 + 1), [math.inf]))
 LIGHTS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of full scale, linear
 
 
@@ -205,41 +203,6 @@ def displacement_sums(error: np.ndarray, length: np.ndarray) -> Sums:
     return {
         displacement_measure(i): (float(totals[i]), int(counts[i])) for i in range(len(edges) - 1)
     }
-
-
-def certainty_histogram(error: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Sums of errors and counts by expected error.
-
-    Args:
-        error: [N] px, of the valid pixels.
-        expected: [N] px, the error that the estimate expects.
-
-    Returns:
-        [2, bins], the bins of ``EXPECTED``.
-    """
-    bins = len(EXPECTED) - 1
-    place = np.searchsorted(EXPECTED, expected, side="right") - 1
-    return np.stack((np.bincount(place, error, bins), np.bincount(place, minlength=bins)))
-
-
-def certain_sums(histograms: np.ndarray, share: float = CERTAIN) -> np.ndarray:
-    """What remains where the least certain pixels of all scenes together are removed.
-
-    Unlike with a share of every scene, a scene that is wrong everywhere can be left out altogether.
-
-    Args:
-        histograms: [N, 2, bins] of every scene.
-        share: of the pixels that are kept.
-
-    Returns:
-        [N, 2] numerators and divisors of the EPE that remains over the EPE.
-    """
-    counts = histograms[:, 1].sum(axis=0)
-    before = np.cumsum(counts) - counts
-    # Of the bin in which the limit lies, every pixel counts in part.
-    kept = np.clip((share * counts.sum() - before) / np.maximum(counts, 1), 0, 1)
-    errors = histograms[:, 0]
-    return np.stack((errors @ kept / share, errors.sum(axis=1)), axis=1)
 
 
 def displacement_measure(index: int) -> str:

@@ -172,27 +172,54 @@ def test_true_sums_by_hand() -> None:
 
 
 def test_the_most_certain_pixels_of_a_set() -> None:
-    rows, sets, statistics = (load(f"accuracy_{name}") for name in ("rows", "sets", "statistics"))
+    sets, statistics, thresholds = (
+        load(f"accuracy_{name}") for name in ("sets", "statistics", "thresholds")
+    )
     truth = np.zeros((1, 2, 2, 5))
     valid = np.ones((2, 5), bool)
     valid[1] = False
 
-    def histogram(errors, expected):
+    def histograms(errors, expected):
         flow = np.zeros_like(truth)
         flow[0, 1, 0], flow[0, 1, 1] = errors, 1000
         uncertainty = np.stack((expected, np.zeros(5)))
-        return rows.certainty(sets.Estimate(flow, uncertainty), pair_case(truth, valid))
+        case = pair_case(truth, valid)
+        return thresholds.scene_histograms(sets.Estimate(flow, uncertainty), case)
 
-    first = histogram([1, 1, 1, 1, 6], [0.25, 1, 1, 1, 2])
-    second = histogram([2, 2, 3, 9, 9], [0, 0.5, 8, 8, 5000])
-    # Of 10 pixels 8 are kept: the first scene's and two of the second, and of the two at 8 px, of
-    # which one is wanted, the half of each.
-    found = statistics.certain_sums(np.stack((first, second)))
+    first = histograms([1, 1, 1, 1, 6], [0.25, 1, 1, 1, 2])
+    second = histograms([2, 2, 3, 9, 9], [0, 0.5, 8, 8, 5000])
+    # Of 10 pixels 8 are kept: the first scene's, two of the second, and one of its two at 8 px,
+    # which is the half of each.
+    sums = thresholds.set_sums([first, second])
+    assert list(sums) == ["epe_certain_set"]
+    found = sums["epe_certain_set"]
     assert found.tolist() == [[10 / 0.8, 10], [(2 + 2 + 12 / 2) / 0.8, 25]]
     tally = make_tally({"a": [(10.0, 5.0), (25.0, 5.0)]})
     tally.extend("a", "epe_certain_set", found)
     summary = statistics.summarize(tally, {}, [])["a"]["measures"]["epe_certain_set"]
     assert summary["value"] == pytest.approx(20 / 0.8 / 35)
+    assert thresholds.set_sums([{}, {}]) == {}
+
+
+def test_boundaries_by_hand() -> None:
+    sets, thresholds = load("accuracy_sets"), load("accuracy_thresholds")
+    truth = np.zeros((1, 2, 9, 12))
+    boundary = np.zeros((2, 9, 12))
+    boundary[1, :, 3] = 1  # 9 px
+    case = pair_case(truth, np.ones((9, 12), bool), boundary)
+    found = np.full((2, 9, 12), 0.1)
+    found[1, :6, 5] = 0.9  # two px beside it: right
+    found[1, 7, 4] = 0.5  # likewise, and less sure; it is 2 px from the pixels of rows 6 and 8
+    found[1, 2, 6] = 0.7  # three px beside it
+    estimate = sets.Estimate(truth, boundary=found)
+    sums = thresholds.set_sums([thresholds.scene_histograms(estimate, case)] * 2)
+    # At 0.5, of 8 that are found 7 are right, of 9 true ones all have one. At 0.9, 6 of 6 and 6
+    # of 9: 12 of 15, which is less than 16 of 17.
+    assert sums["boundary_motion_precision"].tolist() == [[7, 8]] * 2
+    assert sums["boundary_motion_recall"].tolist() == [[9, 9]] * 2
+    assert sums["boundary_motion_f"].tolist() == [[16, 17]] * 2
+    assert not sums["boundary_event_f"][:, 0].any()  # there is none
+    assert not thresholds.scene_histograms(estimate, replace(case, boundary=None))
 
 
 def test_baselines_move_along_straight_lines() -> None:
@@ -217,7 +244,8 @@ def test_labels_of_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, FlowFuse(replace(CONFIGS["small"], events=False, slices=6)))
     assert network.parse("small").row == "small fused"
-    assert list(network.parse("a=small").modes.values()) == ["fused", "frames", "events"]
+    modes = ["fused", "frames", "events", "true boundaries"]
+    assert list(network.parse("a=small").modes.values()) == modes
     alone = network.parse(f"plain={path}")
     assert alone.modes == {"plain": "fused"} and alone.slicing == (6, 3)
     assert network.parse(str(path)).label == "model"
@@ -264,6 +292,10 @@ def test_modes_show_a_network_less(tmp_path: Path) -> None:
     assert not np.allclose(flows[0], flows[1]) and not np.allclose(flows[0], flows[2])
     fused = found["small fused"]
     assert fused.uncertainty.shape == (64, 80) and fused.boundary.shape == (2, 64, 80)
+    told = found["small true boundaries"]
+    assert np.array_equal(told.boundary > 0.5, case.boundary > 0.5)
+    assert not np.allclose(told.displacements, fused.displacements)
+    assert np.array_equal(case.estimate(network.estimator, "fused").boundary, fused.boundary)
     low = rows.Network.parse("small", bf16=True)
     rough = case.estimate(low.estimator, "fused").displacements
     # bfloat16 has 8 bits: something changes, by a few percent of the motion at most.
@@ -464,11 +496,17 @@ def test_the_command_writes_report_and_pictures(
     assert [result["name"] for result in report["sets"]] == ["slow", "moved"]
     rows = ["small fused", "small frames only", "small events only", "DIS", "Farneback", "zero"]
     scenes, images = report["sets"]
-    assert list(scenes["rows"]) == rows and list(images["rows"]) == rows
+    assert list(images["rows"]) == rows
+    rows.insert(3, "small true boundaries")  # which images do not have
+    assert list(scenes["rows"]) == rows
     measures = scenes["rows"]["small fused"]["measures"]
     for name in ("epe", "3pe", "f1_all", "ae", "tepe", "tepe_line_true_end", "ause", "epe_certain"):
         assert measures[name]["low"] <= measures[name]["value"] <= measures[name]["high"], name
     assert scenes["rows"]["DIS"]["measures"]["ause"]["value"] is None
+    assert measures["epe_certain_limit"]["value"] <= measures["epe_certain"]["value"]
+    assert 0 < measures["epe_certain_set"]["value"] < 1
+    told = scenes["rows"]["small true boundaries"]["measures"]
+    assert 0 < measures["boundary_motion_f"]["value"] < told["boundary_motion_f"]["value"] == 1
     ratios = scenes["rows"]["zero"]["ratios"]
     assert set(ratios) == {"small fused", "DIS"}
     expected = scenes["rows"]["zero"]["measures"]["epe"]["value"] / measures["epe"]["value"]
