@@ -42,7 +42,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def train_variant(variant: str, seed: int, options: argparse.Namespace, place: RunDirectory) -> int:
+def run_directory(variant: str, seed: int, options: argparse.Namespace) -> RunDirectory:
+    """Where a variant is trained."""
+    return RunDirectory(options.runs / f"{variant}_{seed}")
+
+
+def train_variant(variant: str, seed: int, options: argparse.Namespace) -> int:
     """Train a variant, as far as it is not trained yet.
 
     Returns:
@@ -51,6 +56,7 @@ def train_variant(variant: str, seed: int, options: argparse.Namespace, place: R
     Raises:
         ValueError: it was begun with other settings.
     """
+    place = run_directory(variant, seed, options)
     arguments = ["--config", "nano", *VARIANTS[variant], "--seed", str(seed), "-o", str(place.path)]
     arguments += ["--no-tensorboard", "--workers", str(options.workers)]
     if options.cache is not None:
@@ -75,12 +81,11 @@ def run(options: argparse.Namespace) -> int:
     models: dict[str, list[str]] = {variant: [] for variant in options.variants}
     for seed in options.seeds:
         for variant in options.variants:
-            place = RunDirectory(options.runs / f"{variant}_{seed}")
-            if code := train_variant(variant, seed, options, place):
+            if code := train_variant(variant, seed, options):
                 told = f"the training of {variant} with seed {seed} ended with exit code {code}"
                 print(f"ablation: {told}", file=sys.stderr)
                 return code
-            models[variant].append(str(place.model))
+            models[variant].append(str(run_directory(variant, seed, options).model))
     first, *others = options.variants
     pairs = [(first, other) for other in others]
     alone = [other for other in others if other in SENSES and first not in SENSES]

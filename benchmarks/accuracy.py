@@ -5,13 +5,12 @@
     python benchmarks/accuracy.py --checkpoint small --checkpoint plain=runs/x/model.safetensors
     python benchmarks/accuracy.py --sets --images ../data/alley_1 --recording ../data/slider_depth
 
-Rows: every checkpoint with both senses and with each of them alone, and, on generated scenes, what
-it would give if it knew the true boundaries; OpenCV's DIS (medium) and Farneback on the frames;
-zero flow. Ratios are to the first row and to DIS. The scenes are always
-the same: their seed, and the families of textures and motions that they are drawn from, belong to
-this script, and no training uses them. Sweeps pool all generated sets. -o OUT writes OUT.json,
-OUT.md and pictures in OUT/: the sweeps, and of every set the case that is best, median and worst in
-the first row's EPE over that of zero flow.
+Rows: every checkpoint with both senses and with each of them alone, and, on generated scenes, told
+the true boundaries; OpenCV's DIS (medium) and Farneback on the frames; zero flow. Ratios are to the
+first row and to DIS. The scenes are always the same: their seed, and the families of textures and
+motions that they are drawn from, belong to this script, and no training uses them. Sweeps pool all
+generated sets. -o OUT writes OUT.json, OUT.md and pictures in OUT/: the sweeps, and of every set
+the case that is best, median and worst in the first row's EPE over that of zero flow.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from accuracy_rows import (
     ZERO,
     Network,
     estimate_all,
+    histograms,
     sums_without_truth,
     true_sums,
 )
-from accuracy_sets import SETS, SceneSet, prepare, recording_cases
+from accuracy_sets import SETS, TRUE_BOUNDARIES, SceneSet, prepare, recording_cases
 from accuracy_statistics import Tally, summarize, sweeps
-from accuracy_thresholds import Histograms, scene_histograms, set_sums
 from measuring import commit, machine, versions
-from reporting import OneLineParser, write
+from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
 
 from flowfuse.command_line import leave, parse_count, run_command
@@ -53,16 +52,14 @@ CaseSet = SceneSet | ImageSet
 def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
     """Run all rows on all cases of a set, one case in memory at a time."""
     tally = Tally()
-    histograms: dict[str, list[Histograms]] = {}
     for index in tqdm(range(len(cases)), desc=cases.name):
         case = cases[index]
         estimates = estimate_all(networks, case)
-        tally.add(case.facts, {row: true_sums(found, case) for row, found in estimates.items()})
-        for row, found in estimates.items():
-            histograms.setdefault(row, []).append(scene_histograms(found, case))
-    for row, found in histograms.items():
-        for measure, sums in set_sums(found).items():
-            tally.extend(row, measure, sums)
+        tally.add(
+            case.facts,
+            {row: true_sums(found, case) for row, found in estimates.items()},
+            {row: histograms(found, case) for row, found in estimates.items()},
+        )
     return tally
 
 
@@ -103,7 +100,9 @@ def draw_picks(
 
 def draw_sweeps(found: Mapping[str, dict], networks: Sequence[Network], output: Path) -> None:
     """Plot every sweep: all rows of a single checkpoint, or the main row of each of several."""
-    own = list(networks[0].modes) if len(networks) == 1 else [network.row for network in networks]
+    own = [network.row for network in networks]
+    if len(networks) == 1:
+        own = [row for row, mode in networks[0].modes.items() if mode != TRUE_BOUNDARIES]
     for name, sweep in found.items():
         if not any(sweep["scenes"]):
             continue
@@ -259,10 +258,12 @@ def add_set_arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> N
 def output_name(text: str) -> Path:
     """A name beside which results can be written, known before anything is measured."""
     path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path.parent} is not an existing directory")
+    if not path.name:
+        raise argparse.ArgumentTypeError(f"{path} is a directory, expected a name in it")
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} exists and is no directory for pictures")
+    for suffix in (".json", ".md"):
+        result_file(f"{path}{suffix}")
     return path
 
 

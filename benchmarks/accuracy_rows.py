@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import torch
 from accuracy_sets import TRUE_BOUNDARIES, Case, Estimate, Slicing
-from accuracy_statistics import displacement_sums
+from accuracy_statistics import Histograms, displacement_sums
+from accuracy_thresholds import boundary_histogram, certainty_histogram
 
 import flowfuse
 from flowfuse.checkpoint import read_header, resolve_checkpoint
@@ -72,9 +73,9 @@ class Network:
 
     @property
     def modes(self) -> dict[str, str]:
-        """Row -> mode: first what it was built for, then each sense alone if it has both.
+        """Row -> mode: first what it was built for, then, if it has both senses, each alone.
 
-        Last what it would be with a perfect localizer, if boundaries guide it.
+        Last what it gives when it is told the true boundaries, if it has both and is guided by any.
         """
         config = self.estimator.model.config
         if not (config.frames and config.events):
@@ -139,8 +140,9 @@ def true_sums(estimate: Estimate, case: Case) -> Sums:
     flow, truth, valid = estimate.displacements[-1], case.truth[-1], case.valid[-1]
     motion_boundary = None if case.boundary is None else case.boundary[1]
     sums = flow_sums(flow, truth, valid, motion_boundary)
-    error = np.hypot(*(flow - truth).astype(np.float64))[valid]
-    sums |= displacement_sums(error, np.hypot(*truth.astype(np.float64))[valid])
+    sums |= displacement_sums(
+        end_point_error(estimate, case), np.hypot(*truth.astype(np.float64))[valid]
+    )
     if len(case.tau) > 1:
         sums |= trajectory_sums(
             estimate.displacements[:-1], case.truth[:-1], case.tau[:-1],
@@ -153,6 +155,26 @@ def true_sums(estimate: Estimate, case: Case) -> Sums:
         for name in ("epe_certain", "epe_certain_limit"):
             sums[name] = (ranked[name] * total, total)
     return sums
+
+
+def end_point_error(estimate: Estimate, case: Case) -> np.ndarray:
+    """At t1, of the valid pixels: [N] px."""
+    error = np.hypot(*(estimate.displacements[-1] - case.truth[-1]).astype(np.float64))
+    return error[case.valid[-1]]
+
+
+def histograms(estimate: Estimate, case: Case) -> Histograms:
+    """What measures need whose thresholds are those of a set; empty for flow alone."""
+    found = {}
+    if estimate.uncertainty is not None:
+        error = end_point_error(estimate, case)
+        expected = estimate.uncertainty[case.valid[-1]]
+        found["certain_set"] = certainty_histogram(error, expected)
+        found["certain_set_limit"] = certainty_histogram(error, error)
+    if estimate.boundary is not None and case.boundary is not None:
+        for i, name in enumerate(("event", "motion")):
+            found[name] = boundary_histogram(estimate.boundary[i], case.boundary[i] > 0.5)
+    return found
 
 
 def sums_without_truth(estimate: Estimate, case: Case) -> Sums:

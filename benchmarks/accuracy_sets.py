@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from flowfuse.trajectory import bezier
 from flowfuse.uncertainty import expected_error
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving")
-TRUE_BOUNDARIES = "true boundaries"  # a mode: both senses, and a localizer that is always right
+TRUE_BOUNDARIES = "true boundaries"  # a mode: both senses, and told where boundaries are
 SURE = 6.0  # logit of a boundary where the localizer is told the truth
 MAX_STEP = 0.5  # px between two instants that are rendered
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
@@ -116,7 +116,7 @@ class SceneCase(Case):
         config = estimator.model.config
         if mode == TRUE_BOUNDARIES:
             with told_boundaries(estimator.model, torch.from_numpy(self.boundary)):
-                return self.estimate(estimator, "fused")
+                return replace(self.estimate(estimator, "fused"), boundary=None)
         sample = MODES[mode](self.samples[config.slices, config.bins])
         batch = {name: tensor[None].to(estimator.device) for name, tensor in sample.items()}
         mixed = estimator.dtype != torch.float32
@@ -152,18 +152,24 @@ class PairCase(Case):
         return self.events.slice_time(self.t0, self.t1)
 
     def estimate(self, estimator: Estimator, mode: str) -> Estimate:
+        if mode not in MODES:
+            raise ValueError(f"{self.facts.name}: there is no mode {mode!r} of a pair of images")
         result = estimator(
             *(self.frames if mode != "events" else (None, None)),
             self.events if mode != "frames" else None,
             t0=self.t0,
             t1=self.t1,
         )
-        return Estimate(result.at(self.tau), result.uncertainty, result.boundary)
+        boundary = result.boundary if estimator.model.config.boundary else None
+        return Estimate(result.at(self.tau), result.uncertainty, boundary)
 
 
 @contextmanager
 def told_boundaries(model: FlowFuse, truth: Tensor) -> Iterator[None]:
-    """Have a network's localizer give the true boundaries, [2, H, W], whatever it sees."""
+    """Have a network's localizer give the true boundaries, [2, H, W], whatever it sees.
+
+    The network was not trained on maps that are as sure.
+    """
 
     def tell(module: nn.Module, given: object, found: Tensor) -> Tensor:
         padding = (0, found.shape[-1] - truth.shape[-1], 0, found.shape[-2] - truth.shape[-2])

@@ -1,6 +1,6 @@
 """Averages over a set of scenes, with bootstrap intervals; sweeps over what scenes differ in.
 
-Every measure is a ratio of sums: numerator and divisor are kept per scene, and a set's value is the
+Most measures are ratios of sums: numerator and divisor are kept per scene, and a set's value is the
 sum of numerators over the sum of divisors. A flow measure is thus an average over all pixels of the
 set, and the deviation error weighs a scene by how much of it deviates. Intervals hold 95 % of what
 comes out when the scenes are drawn anew, with replacement; all rows are drawn alike, so that ratios
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from accuracy_thresholds import boundary_values, certain_values
 
 from flowfuse.metrics import Sums
 
@@ -23,6 +24,9 @@ SEED = 20_011  # of all bootstraps: the same results give the same intervals
 DISPLACEMENTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)  # px, limits of bins
 EXPOSURES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the interval between frames
 LIGHTS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of full scale, linear
+
+
+Histograms = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,25 @@ class Tally:
 
     def __init__(self) -> None:
         self.facts: list[Facts] = []
-        self._scenes: list[dict[str, Sums]] = []
+        self._scenes: list[Mapping[str, Sums]] = []
+        self._histograms: list[Mapping[str, Histograms]] = []
 
-    def add(self, facts: Facts, rows: Mapping[str, Sums]) -> None:
-        """Add a scene: row -> measure -> (numerator, divisor)."""
+    def add(
+        self,
+        facts: Facts,
+        rows: Mapping[str, Sums],
+        histograms: Mapping[str, Histograms] | None = None,
+    ) -> None:
+        """Add a scene.
+
+        Args:
+            facts: of the scene.
+            rows: row -> measure -> (numerator, divisor).
+            histograms: row -> the same ones in every scene, for :func:`set_values`.
+        """
         self.facts.append(facts)
-        self._scenes.append({row: dict(sums) for row, sums in rows.items()})
-
-    def extend(self, row: str, measure: str, sums: np.ndarray) -> None:
-        """Add a measure of a row that is known once all scenes are: [N, 2]."""
-        for scene, pair in zip(self._scenes, sums.tolist(), strict=True):
-            scene[row][measure] = tuple(pair)
+        self._scenes.append(rows)
+        self._histograms.append(histograms or {})
 
     def __len__(self) -> int:
         return len(self._scenes)
@@ -88,6 +100,12 @@ class Tally:
         found = [scene.get(row, {}).get(measure, (0.0, 0.0)) for scene in self._scenes]
         return np.array(found, np.float64).reshape(-1, 2)
 
+    def histograms(self, row: str) -> dict[str, np.ndarray]:
+        """What scenes have of a row, stacked: name -> [N, ...]; empty if it has none."""
+        found = [scene.get(row, {}) for scene in self._histograms]
+        names = found[0] if found else {}
+        return {name: np.stack([scene[name] for scene in found]) for name in names}
+
     def scenes_with(self, row: str, measure: str) -> int:
         """In how many scenes there is something that the measure counts."""
         return int((self.sums(row, measure)[:, 1] > 0).sum())
@@ -95,9 +113,9 @@ class Tally:
     def select(self, chosen: Iterable[bool]) -> Tally:
         """The tally of some of the scenes."""
         part = Tally()
-        for keep, facts, scene in zip(chosen, self.facts, self._scenes, strict=True):
+        for keep, *scene in zip(chosen, self.facts, self._scenes, self._histograms, strict=True):
             if keep:
-                part.add(facts, scene)
+                part.add(*scene)
         return part
 
     @staticmethod
@@ -105,9 +123,28 @@ class Tally:
         """The scenes of several sets as one."""
         whole = Tally()
         for tally in tallies:
-            for facts, scene in zip(tally.facts, tally._scenes, strict=True):
-                whole.add(facts, scene)
+            for scene in zip(tally.facts, tally._scenes, tally._histograms, strict=True):
+                whole.add(*scene)
         return whole
+
+
+def set_values(weights: np.ndarray, histograms: Histograms) -> dict[str, np.ndarray]:
+    """Measures of a row whose thresholds are those of the set: measure -> [R].
+
+    Args:
+        weights: [R, N].
+        histograms: name -> [N, ...]: ``certain_set`` and ``certain_set_limit`` (errors by expected
+            and by true error), ``event`` and ``motion`` (B_e and B_m), as far as a row has them.
+    """
+    found = {}
+    for name in ("certain_set", "certain_set_limit"):
+        if name in histograms:
+            found[f"epe_{name}"] = certain_values(weights, histograms[name])
+    for name in ("event", "motion"):
+        if name in histograms:
+            values = boundary_values(weights, histograms[name])
+            found |= {f"boundary_{name}_{measure}": drawn for measure, drawn in values.items()}
+    return found
 
 
 def drawn_counts(count: int, *, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
@@ -168,9 +205,12 @@ def summarize(tally: Tally, references: Mapping[str, str], compared: Sequence[st
         row: {name: ratios_of_sums(weights, tally.sums(row, name)) for name in tally.measures}
         for row in tally.rows
     }
+    for row, found in values.items():
+        found |= set_values(weights, tally.histograms(row))
 
     def between(drawn: np.ndarray, row: str, name: str) -> dict[str, float]:
-        return asdict(interval(drawn, tally.scenes_with(row, name)))
+        scenes = tally.scenes_with(row, name) if name in tally.measures else len(tally)
+        return asdict(interval(drawn, scenes))
 
     return {
         row: {

@@ -76,7 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=Path, help="frames, likewise")
     add("--frame-times", type=Path, help="times of the frames, likewise")
     add("--calibration", type=Path, help="of the rig")
-    add("--reach", metavar="MS", type=parse_reach, default=50, help="largest offset to look for")
+    add(
+        "--reach",
+        metavar="MS",
+        type=parse_reach,
+        default=50,
+        help="largest offset to look for, at most 1000",
+    )
     add("--sheet", metavar="PNG", type=Path, help="draw a contact sheet")
     return parser
 
@@ -168,11 +174,14 @@ def describe_offset(recording: Recording, reach: int) -> list[str]:
             f"time offset: none is evident (correlation {found.as_given:.2f} as given; at best "
             f"{found.correlation:.2f}, at {found.offset / 1000:+.2f} ms; {found.pairs} pairs)"
         ]
-    edge = " (the end of what was tried: give a larger --reach)"
+    edge = ""
+    if abs(found.offset) >= reach:
+        larger = ": give a larger --reach" if reach < 1000 * MAX_REACH else ""
+        edge = f" (the end of what was tried{larger})"
     return [
         f"time offset: add {found.offset / 1000:+.2f} ms to the frame times "
         f"(correlation {found.correlation:.2f} there, {found.as_given:.2f} as given; "
-        f"{found.pairs} pairs){edge if abs(found.offset) >= reach else ''}",
+        f"{found.pairs} pairs){edge}",
         "  (events lag behind the light by half a threshold, a few ms where motion is slow)",
     ]
 

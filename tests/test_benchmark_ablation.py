@@ -71,7 +71,7 @@ def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):
     counts = []
     for variant in ("guided", "concatenation"):
         options = ablation.build_parser().parse_args(["--runs", str(tmp_path)])
-        ablation.train_variant(variant, 0, options, RunDirectory(tmp_path / variant))
+        ablation.train_variant(variant, 0, options)
         config, _ = read_command_line(trained[-1])
         counts.append(sum(p.numel() for p in FlowFuse(config.model).parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.002)
@@ -79,19 +79,19 @@ def test_concatenation_has_as_many_parameters(ablation, trained, tmp_path):
 
 def test_a_training_with_other_settings_is_not_taken_up(ablation, trained, tmp_path, capsys):
     arguments = ["--runs", str(tmp_path), "--steps", "7", "--variants", "guided", "events"]
-    run = RunDirectory(tmp_path / "guided_0")
-    ablation.train_variant("guided", 0, ablation.build_parser().parse_args(arguments), run)
+    ablation.train_variant("guided", 0, ablation.build_parser().parse_args(arguments))
     config, options = read_command_line(trained[-1])
-    assert options.output == run.path
+    run = RunDirectory(options.output)
+    assert run.path == tmp_path / "guided_0"
     run.create()
     write_yaml(run.config, config)
     (run.path / "checkpoints" / "step_00000007.safetensors").touch()
     options = ablation.build_parser().parse_args(arguments)
-    ablation.train_variant("guided", 0, options, run)
+    ablation.train_variant("guided", 0, options)
     assert trained[-1][-1] == "--resume"
     options.steps = 8
     with pytest.raises(ValueError, match=r"guided_0 is a training with other settings \(steps\)"):
-        ablation.train_variant("guided", 0, options, run)
+        ablation.train_variant("guided", 0, options)
 
 
 @pytest.mark.parametrize("code", [1, INTERRUPTED])

@@ -172,54 +172,90 @@ def test_true_sums_by_hand() -> None:
 
 
 def test_the_most_certain_pixels_of_a_set() -> None:
-    sets, statistics, thresholds = (
-        load(f"accuracy_{name}") for name in ("sets", "statistics", "thresholds")
+    statistics, thresholds = load("accuracy_statistics"), load("accuracy_thresholds")
+    errors = np.array([1.0, 1, 1, 1, 6]), np.array([2.0, 2, 3, 9, 9, 9])
+    expected = np.array([0.25, 1, 1, 1, 2]), np.array([0, 0.5, 8, 8, 5000, math.nan])
+    scenes = np.stack(
+        [thresholds.certainty_histogram(*pair) for pair in zip(errors, expected, strict=True)]
     )
-    truth = np.zeros((1, 2, 2, 5))
-    valid = np.ones((2, 5), bool)
-    valid[1] = False
-
-    def histograms(errors, expected):
-        flow = np.zeros_like(truth)
-        flow[0, 1, 0], flow[0, 1, 1] = errors, 1000
-        uncertainty = np.stack((expected, np.zeros(5)))
-        case = pair_case(truth, valid)
-        return thresholds.scene_histograms(sets.Estimate(flow, uncertainty), case)
-
-    first = histograms([1, 1, 1, 1, 6], [0.25, 1, 1, 1, 2])
-    second = histograms([2, 2, 3, 9, 9], [0, 0.5, 8, 8, 5000])
-    # Of 10 pixels 8 are kept: the first scene's, two of the second, and one of its two at 8 px,
-    # which is the half of each.
-    sums = thresholds.set_sums([first, second])
-    assert list(sums) == ["epe_certain_set"]
-    found = sums["epe_certain_set"]
-    assert found.tolist() == [[10 / 0.8, 10], [(2 + 2 + 12 / 2) / 0.8, 25]]
-    tally = make_tally({"a": [(10.0, 5.0), (25.0, 5.0)]})
-    tally.extend("a", "epe_certain_set", found)
-    summary = statistics.summarize(tally, {}, [])["a"]["measures"]["epe_certain_set"]
-    assert summary["value"] == pytest.approx(20 / 0.8 / 35)
-    assert thresholds.set_sums([{}, {}]) == {}
+    assert scenes.sum(axis=-1).tolist() == [[10, 5], [34, 6]]
+    weights = np.array([[1, 1], [2, 0], [0, 2]])
+    found = thresholds.certain_values(weights, scenes, share=8 / 11)
+    # Of 11 pixels 8 are kept: the first scene's, two of the second, and one of its two at 8 px,
+    # which is the half of each. Of one scene alone, twice, 80 / 11 of 10 or 96 / 11 of 12 are kept:
+    # errors of 1, or all but part of the least certain.
+    both = (10 + 2 + 2 + 12 / 2) / 8 / (44 / 11)
+    first = 1 / 2
+    second = (2 * (2 + 2 + 3 + 9) + (96 / 11 - 8) * 9) / (96 / 11) / (34 / 6)
+    assert found == pytest.approx([both, first, second])
+    perfect = thresholds.certainty_histogram(np.zeros(3), np.ones(3))[None]
+    nothing = thresholds.certainty_histogram(np.zeros(0), np.zeros(0))[None]
+    for empty in (perfect, nothing):
+        assert np.isnan(thresholds.certain_values(np.ones((1, 1)), empty)).all()
+    # Drawn with the scenes: a set of equal scenes is the same whichever are drawn.
+    tally = statistics.Tally()
+    for index in range(4):
+        facts = statistics.Facts(str(index), math.nan, math.nan)
+        tally.add(facts, {"a": {"epe": (34.0, 6)}, "b": {}}, {"a": {"certain_set": scenes[1]}})
+    summary = statistics.summarize(tally, {}, [])
+    value = summary["a"]["measures"]["epe_certain_set"]
+    # 19.2 of 24 pixels, all those at 8 px and 3.2 of those whose error is expected to be larger.
+    expected_value = (4 * (2 + 2 + 12) + 3.2 * 9) / 19.2 / (34 / 6)
+    assert [value[key] for key in ("value", "low", "high")] == pytest.approx([expected_value] * 3)
+    assert "epe_certain_set" not in summary["b"]["measures"]
+    picked = statistics.Tally.pooled([tally.select([True, False, True, False])])
+    assert picked.histograms("a")["certain_set"].shape[0] == 2
 
 
 def test_boundaries_by_hand() -> None:
-    sets, thresholds = load("accuracy_sets"), load("accuracy_thresholds")
-    truth = np.zeros((1, 2, 9, 12))
-    boundary = np.zeros((2, 9, 12))
-    boundary[1, :, 3] = 1  # 9 px
-    case = pair_case(truth, np.ones((9, 12), bool), boundary)
-    found = np.full((2, 9, 12), 0.1)
-    found[1, :6, 5] = 0.9  # two px beside it: right
-    found[1, 7, 4] = 0.5  # likewise, and less sure; it is 2 px from the pixels of rows 6 and 8
-    found[1, 2, 6] = 0.7  # three px beside it
-    estimate = sets.Estimate(truth, boundary=found)
-    sums = thresholds.set_sums([thresholds.scene_histograms(estimate, case)] * 2)
-    # At 0.5, of 8 that are found 7 are right, of 9 true ones all have one. At 0.9, 6 of 6 and 6
-    # of 9: 12 of 15, which is less than 16 of 17.
-    assert sums["boundary_motion_precision"].tolist() == [[7, 8]] * 2
-    assert sums["boundary_motion_recall"].tolist() == [[9, 9]] * 2
-    assert sums["boundary_motion_f"].tolist() == [[16, 17]] * 2
-    assert not sums["boundary_event_f"][:, 0].any()  # there is none
-    assert not thresholds.scene_histograms(estimate, replace(case, boundary=None))
+    thresholds = load("accuracy_thresholds")
+    truth = np.zeros((9, 12), bool)
+    truth[:, 3] = True  # 9 px
+    found = np.full((9, 12), 0.1)
+    found[:6, 5] = 0.9  # two px beside it: right
+    found[7, 4] = 0.5  # likewise, and less sure; it is at most 2 px from the pixels of rows 6 to 8
+    found[2, 6] = 0.7  # three px beside it
+    found[0, 11] = math.nan
+    sure = np.full((9, 12), 0.2)
+    sure[:, 3] = 0.4
+    scenes = np.stack([thresholds.boundary_histogram(map_, truth) for map_ in (found, sure)])
+    values = thresholds.boundary_values(np.array([[1, 0], [0, 1], [1, 1]]), scenes)
+    # Alone: at 0.5, of 8 that are found 7 are right, and all of 9 true ones have one; at 0.9, 6
+    # of 6 and 6 of 9, which is worse. The second scene has no error at 0.4, which is best for
+    # both together, too: 7 + 9 of 8 + 9, and all.
+    assert values["precision"] == pytest.approx([7 / 8, 1, 16 / 17])
+    assert values["recall"] == pytest.approx([1, 1, 1])
+    assert values["f"] == pytest.approx([14 / 15, 1, 32 / 33])
+    # Everywhere: five of twelve columns are near a true one.
+    assert values["f_everywhere"] == pytest.approx([2 * (5 / 12) / (5 / 12 + 1)] * 3)
+
+
+def test_the_threshold_of_boundaries_is_that_of_the_set() -> None:
+    thresholds = load("accuracy_thresholds")
+    truth = np.zeros((9, 40), bool)
+    truth[:, 3] = True
+    low, high = np.zeros((2, 9, 40))
+    low[:, 3] = 0.3  # right, and unsure
+    high[:, 3], high[:, 20] = 0.9, 0.6  # sure, and where it is less sure wrong
+    scenes = np.stack([thresholds.boundary_histogram(map_, truth) for map_ in (low, high)])
+    values = thresholds.boundary_values(np.array([[1, 0], [0, 1], [1, 1]]), scenes)
+    assert values["f"][:2].tolist() == [1, 1]
+    # At 0.3: 18 of 27 are right, all 18 are found.
+    assert values["precision"][2] == pytest.approx(2 / 3) and values["recall"][2] == 1
+    empty = thresholds.boundary_histogram(high, np.zeros((9, 40), bool))[None]
+    for value in thresholds.boundary_values(np.ones((1, 1)), empty).values():
+        assert np.isnan(value).all()
+
+
+def test_a_boundary_is_found_within_a_disc() -> None:
+    thresholds = load("accuracy_thresholds")
+    truth, found = np.zeros((2, 9, 9))
+    truth[4, 4] = 1
+    for place, near in (((4, 6), 1), ((2, 4), 1), ((5, 5), 1), ((6, 6), 0), ((5, 6), 0)):
+        found[:] = 0
+        found[place] = 0.9
+        _, beside, around = thresholds.boundary_histogram(found, truth > 0)
+        assert beside[90] == near and around[90] == near
 
 
 def test_baselines_move_along_straight_lines() -> None:
@@ -293,13 +329,50 @@ def test_modes_show_a_network_less(tmp_path: Path) -> None:
     fused = found["small fused"]
     assert fused.uncertainty.shape == (64, 80) and fused.boundary.shape == (2, 64, 80)
     told = found["small true boundaries"]
-    assert np.array_equal(told.boundary > 0.5, case.boundary > 0.5)
-    assert not np.allclose(told.displacements, fused.displacements)
+    assert told.boundary is None and not np.allclose(told.displacements, fused.displacements)
     assert np.array_equal(case.estimate(network.estimator, "fused").boundary, fused.boundary)
+    measures = rows.histograms(fused, case)
+    assert set(measures) == {"certain_set", "certain_set_limit", "event", "motion"}
+    assert set(rows.histograms(told, case)) == {"certain_set", "certain_set_limit"}
+    assert rows.histograms(found["zero"], case) == {}
     low = rows.Network.parse("small", bf16=True)
     rough = case.estimate(low.estimator, "fused").displacements
     # bfloat16 has 8 bits: something changes, by a few percent of the motion at most.
     assert 0 < np.abs(rough - flows[0]).max() < 0.1 * max(np.abs(flows[0]).max(), 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_localizer_is_told_the_truth(dtype: torch.dtype) -> None:
+    sets = load("accuracy_sets")
+    localizer = torch.nn.Conv2d(2, 2, 1, dtype=dtype)
+    model = SimpleNamespace(localizer=localizer)
+    truth = (torch.rand(2, 12, 13) > 0.5).float()
+    seen = torch.ones(1, 2, 16, 16, dtype=dtype)  # padded to a multiple of 8
+    usual = localizer(seen)
+    with sets.told_boundaries(model, truth):
+        found = localizer(seen)
+    assert found.shape == usual.shape and found.dtype == dtype
+    assert torch.equal(found[0, :, :12, :13] > 0, truth > 0.5)
+    assert (found[..., 12:, :] < 0).all() and (found[..., 13:] < 0).all()
+    assert torch.equal(localizer(seen), usual)
+
+
+def test_without_a_localizer_there_are_no_boundaries(tmp_path: Path) -> None:
+    sets, rows = load("accuracy_sets"), load("accuracy_rows")
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, FlowFuse(replace(CONFIGS["nano"], boundary=False)))
+    network = rows.Network.parse(str(path))
+    assert "model true boundaries" not in network.modes
+    case = sets.SceneSet("slow", 1, (64, 80), {(4, 3)}, tmp_path)[0]
+    assert case.estimate(network.estimator, "fused").boundary is None
+    frames = tuple(texture() for _ in range(2))
+    events = Events(*np.zeros((3, 1), np.int64), np.ones(1, bool), height=48, width=64)
+    pair = replace(
+        pair_case(np.zeros((1, 2, 48, 64)), np.ones((48, 64), bool)), frames=frames, events=events
+    )
+    assert pair.estimate(network.estimator, "fused").boundary is None
+    with pytest.raises(ValueError, match="there is no mode 'true boundaries'"):
+        pair.estimate(network.estimator, sets.TRUE_BOUNDARIES)
 
 
 @pytest.mark.slow
@@ -505,8 +578,12 @@ def test_the_command_writes_report_and_pictures(
     assert scenes["rows"]["DIS"]["measures"]["ause"]["value"] is None
     assert measures["epe_certain_limit"]["value"] <= measures["epe_certain"]["value"]
     assert 0 < measures["epe_certain_set"]["value"] < 1
-    told = scenes["rows"]["small true boundaries"]["measures"]
-    assert 0 < measures["boundary_motion_f"]["value"] < told["boundary_motion_f"]["value"] == 1
+    for kind in ("event", "motion"):
+        f, everywhere = (
+            measures[f"boundary_{kind}_f{end}"]["value"] for end in ("", "_everywhere")
+        )
+        assert everywhere < f < 1
+    assert "boundary_motion_f" not in scenes["rows"]["small true boundaries"]["measures"]
     ratios = scenes["rows"]["zero"]["ratios"]
     assert set(ratios) == {"small fused", "DIS"}
     expected = scenes["rows"]["zero"]["measures"]["epe"]["value"] / measures["epe"]["value"]
@@ -534,7 +611,8 @@ def test_sweeps_are_plotted(tmp_path: Path) -> None:
         exposure=[0.05, 0.5],
         light=[0.3, 0.3],
     )
-    networks = [SimpleNamespace(modes={"small fused": "fused"}, row="small fused")]
+    modes = {"small fused": "fused", "small true boundaries": "true boundaries"}
+    networks = [SimpleNamespace(modes=modes, row="small fused")]
     load("accuracy").draw_sweeps(statistics.sweeps(tally), networks, tmp_path)
     pictures = sorted(path.name for path in tmp_path.iterdir())
     assert pictures == ["epe-by-exposure.png", "epe-by-light.png"]  # nothing by displacement

@@ -78,8 +78,8 @@ class RunMetrics:
             zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *truth)
             if tau == 1:
                 pair |= {"flow": found, "zero_flow": zero}
-                if math.isfinite(found["epe"]):
-                    self.latest = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
+                told = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
+                self.latest = told if math.isfinite(found["epe"]) else ""
             else:
                 entry = {"flow": found, "zero_flow": zero}
                 pair.setdefault("flow_at", {})[str(tau)] = entry
