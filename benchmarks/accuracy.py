@@ -208,7 +208,7 @@ def run(options: argparse.Namespace) -> None:
         if find_spec("matplotlib") is None:
             print(
                 "accuracy: no plots of the sweeps, as matplotlib is not installed "
-                '(pip install "flowfuse[bench]"); their tables are in the report',
+                "(pip install matplotlib); their tables are in the report",
                 file=sys.stderr,
             )
         else:

@@ -53,7 +53,7 @@ class InferenceConfig:
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
         output: directory of the results.
-        checkpoint: shipped name or path.
+        checkpoint: shipped name, path of a file, or directory of a training.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "float32", or "bf16": automatic mixed precision.
         iterations: recurrent updates; None = the network's default.
@@ -167,7 +167,8 @@ def build_parser() -> ArgumentParser:
         metavar="NAME",
         type=str,
         default="small",
-        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}) or a .safetensors file",
+        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}), .safetensors file, or "
+        "directory of a training",
     )
     add("--iterations", metavar="N", type=int, help="recurrent updates: fewer are faster")
     add(

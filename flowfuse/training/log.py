@@ -106,7 +106,7 @@ def _open_board(directory: Path, last_step: int) -> Any | None:
     except ImportError:
         print(
             "TensorBoard is not installed, so log.csv alone is written; "
-            "`pip install flowfuse[train]` adds it",
+            "`pip install tensorboard` adds it",
             file=sys.stderr,
         )
         return None

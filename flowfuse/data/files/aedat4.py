@@ -31,7 +31,7 @@ def open_aedat4(path: Path) -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"{path}: .aedat4 is read by dv-processing, which is not installed: "
-            'pip install "flowfuse[aedat4]"'
+            "pip install dv-processing"
         ) from error
     try:
         return dv_processing.io.MonoCameraRecording(str(path))

@@ -78,7 +78,7 @@ class Bag:
         except ImportError as error:
             raise ModuleNotFoundError(
                 f"{self.path}: ROS bags are read by rosbags, which is not installed: "
-                'pip install "flowfuse[rosbag]"'
+                "pip install rosbags"
             ) from error
         # Bags of ROS 2 before Iron do not hold the definitions of their messages.
         store = get_typestore(Stores.ROS2_HUMBLE) if self.path.is_dir() else None
