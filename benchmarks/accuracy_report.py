@@ -16,14 +16,14 @@ PATH = {
     "TEPE px": "tepe", "line to own end": "tepe_line_own_end",
     "line to true end": "tepe_line_true_end", "deviation error": "deviation_error",
     "AUSE": "ause", "AUSE by magnitude": "ause_magnitude",
-    "EPE ratio, surest 80 % of each scene": "epe_certain", "its bound": "epe_certain_limit",
-    "surest 80 % of the set": "epe_certain_set", "its bound ": "epe_certain_set_limit",
+    "surest 80 % of each scene": "epe_certain", "bound of each scene": "epe_certain_limit",
+    "surest 80 % of the set": "epe_certain_set", "bound of the set": "epe_certain_set_limit",
 }  # fmt: skip
 BOUNDARY = {
     "B_e precision": "boundary_event_precision", "B_e recall": "boundary_event_recall",
-    "B_e F": "boundary_event_f", "everywhere": "boundary_event_f_everywhere",
+    "B_e F": "boundary_event_f", "B_e everywhere": "boundary_event_f_everywhere",
     "B_m precision": "boundary_motion_precision", "B_m recall": "boundary_motion_recall",
-    "B_m F": "boundary_motion_f", "everywhere ": "boundary_motion_f_everywhere",
+    "B_m F": "boundary_motion_f", "B_m everywhere": "boundary_motion_f_everywhere",
 }  # fmt: skip
 BOUNDARY_F = {"boundary_event_f", "boundary_motion_f"}
 WITHOUT_TRUTH = {
@@ -38,14 +38,14 @@ scenes, those of ratios paired. `boundary`: EPE within 5 px of motion discontinu
 elsewhere. TEPE: EPE over times between the frames; beside it, that of straight lines to the row's \
 own and to the true end. Deviation error: 0 = the true path, 1 = a straight line; sums over the \
 set, where the true path deviates by more than 1 px. AUSE: mean over scenes, 0 = the uncertainty \
-ranks as the errors do. EPE ratio: the EPE of the 80 % of the pixels that are called most certain, \
-over that of all; its bound: of the 80 % with the smallest errors; `of the set` removes 20 % of \
-all pixels wherever they are. True boundaries: the network when it is told them, which it was not \
+ranks as the errors do. Surest 80 %: the EPE of the pixels that are called most certain, over that \
+of all; of the set, the other 20 % are left out wherever they are; the bounds are those of the 80 \
+% with the smallest errors. True boundaries: the network when it is told them, which it was not \
 trained on. Boundaries: at the threshold that is best for the set, without thinning: precision, \
 the share of what is found that has a true boundary within 2 px; recall, the share of the true \
 ones that have one that is found (a true B_m is a band within 1.5 px of a border); F, their \
-harmonic mean; beside it, that of a map that says "boundary" everywhere. DIS, Farneback and zero \
-know no path: theirs is straight."""
+harmonic mean; everywhere, that of a map that says "boundary" at every pixel. DIS, Farneback and \
+zero know no path: theirs is straight."""
 
 
 def as_markdown(report: Mapping) -> str:
