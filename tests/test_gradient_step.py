@@ -144,10 +144,30 @@ def test_the_second_step_ends_nearer():
     assert errors[2] < 0.3 * errors[1] < 0.3 * 0.3 * errors[0]
 
 
-def test_the_flow_passes_gradients_on_unchanged():
+@pytest.mark.parametrize(("value", "left"), [(1e-7, 0.0), (3e-3, 0.45), (1e3, 1.0)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_gradient_of_the_flow_is_what_the_step_leaves_of_it(value, left, axis):
+    """Against the difference that a shift of the whole flow makes."""
+    frames = [image.double() for image in (pattern(), pattern((0.4, 0.1)))]
+
+    def end(shift):
+        points = torch.zeros(1, 1, 2, HEIGHT, WIDTH, dtype=torch.float64)
+        points[:, :, axis] += shift
+        found = follow_gradients(points, *frames, prior(value).double())
+        return found[0, -1, axis, 8:-8, 8:-8].mean()
+
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    end(shift).backward()
+    with torch.no_grad():
+        difference = (end(0.05) - end(-0.05)) / 0.1
+    assert shift.grad == pytest.approx(float(difference), abs=0.05)
+    assert shift.grad == pytest.approx(left, abs=0.15)
+
+
+def test_where_nothing_is_seen_the_flow_keeps_its_gradient():
     points = torch.zeros(1, 2, 2, HEIGHT, WIDTH, requires_grad=True)
-    end = follow_gradients(points, pattern(), pattern((0.4, 0.1)), prior(1e-3))[:, -1]
-    end.sum().backward()
+    flat = torch.zeros(1, 1, HEIGHT, WIDTH)
+    follow_gradients(points, flat, flat, prior(1e-3))[:, -1].sum().backward()
     torch.testing.assert_close(points.grad[:, -1], torch.ones_like(points.grad[:, -1]))
 
 

@@ -51,9 +51,10 @@ def gradient_step(frame0: Tensor, frame1: Tensor, flow: Tensor, prior: Tensor) -
         mean (g . d + I1 - I0 - offset)^2 + prior |d|^2,    g = grad (I0 + I1) / 2
 
     over d and the offset: brightness that is added evenly does not matter, and a gain does so
-    little. d is at most 2 px long. It depends on the prior differentiably; the flow is taken as it
-    is. Where the flow leaves the image the border's pixels are compared: that is for the prior to
-    know.
+    little. d is at most 2 px long. It depends differentiably on the prior, and on the flow as the
+    linear model has it: a step that corrects any error of the flow leaves it no gradient. Were the
+    gradient passed on unchanged, training would push on and on at a flow that makes no difference.
+    Where the flow leaves the image the border's pixels are compared: that is for the prior to know.
 
     Args:
         frame0, frame1: [B, 1, H, W] float32 in [0, 1].
@@ -68,6 +69,9 @@ def gradient_step(frame0: Tensor, frame1: Tensor, flow: Tensor, prior: Tensor) -
     warped = warp(frame1, flow.detach())
     x, y = image_gradient((frame0 + warped) / 2)
     t = warped - frame0
+    if flow.requires_grad:
+        u, v = (flow - flow.detach()).split(1, dim=1)  # zero, but for its gradient
+        t = t + x * u + y * v
     pairs = ((x, x), (x, y), (y, y), (x, t), (y, t))
     means = [F.avg_pool2d(image, cell) for image in (x, y, t)]
     means += [F.avg_pool2d(first * second, cell) for first, second in pairs]  # one at a time
