@@ -150,10 +150,10 @@ def test_the_gradient_of_the_flow_is_what_the_step_leaves_of_it(value, left, axi
     """Against the difference that a shift of the whole flow makes."""
     frames = [image.double() for image in (pattern(), pattern((0.4, 0.1)))]
 
-    def end(shift):
+    def end(shift, corrected=True):
         points = torch.zeros(1, 1, 2, HEIGHT, WIDTH, dtype=torch.float64)
         points[:, :, axis] += shift
-        found = follow_gradients(points, *frames, prior(value).double())
+        found = follow_gradients(points, *frames, prior(value).double(), corrected=corrected)
         return found[0, -1, axis, 8:-8, 8:-8].mean()
 
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -162,12 +162,15 @@ def test_the_gradient_of_the_flow_is_what_the_step_leaves_of_it(value, left, axi
         difference = (end(0.05) - end(-0.05)) / 0.1
     assert shift.grad == pytest.approx(float(difference), abs=0.05)
     assert shift.grad == pytest.approx(left, abs=0.15)
+    unchanged = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    end(unchanged, corrected=False).backward()
+    assert unchanged.grad == pytest.approx(1)
 
 
 def test_where_nothing_is_seen_the_flow_keeps_its_gradient():
     points = torch.zeros(1, 2, 2, HEIGHT, WIDTH, requires_grad=True)
     flat = torch.zeros(1, 1, HEIGHT, WIDTH)
-    follow_gradients(points, flat, flat, prior(1e-3))[:, -1].sum().backward()
+    follow_gradients(points, flat, flat, prior(1e-3), corrected=True)[:, -1].sum().backward()
     torch.testing.assert_close(points.grad[:, -1], torch.ones_like(points.grad[:, -1]))
 
 

@@ -137,7 +137,12 @@ class FlowFuse(nn.Module):
         )
 
     def forward(
-        self, inputs: ModelInputs, iterations: int | None = None, initial: Tensor | None = None
+        self,
+        inputs: ModelInputs,
+        iterations: int | None = None,
+        initial: Tensor | None = None,
+        *,
+        corrected: bool = False,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
@@ -147,6 +152,8 @@ class FlowFuse(nn.Module):
             initial: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
+            corrected: how gradients pass the gradient steps, see :func:`follow_gradients`; for
+                training without truth.
 
         Returns:
             :class:`ModelOutput`.
@@ -176,7 +183,9 @@ class FlowFuse(nn.Module):
             coarse.boundary,
             config.correlation,
         )
-        control_points = follow_gradients(refined.control_points, frame0, frame1, refined.priors)
+        control_points = follow_gradients(
+            refined.control_points, frame0, frame1, refined.priors, corrected=corrected
+        )
         return ModelOutput(
             control_points=control_points[..., :height, :width],
             uncertainty=refined.uncertainty[..., :height, :width],

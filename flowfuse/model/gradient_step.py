@@ -18,16 +18,28 @@ MAX_CHANGE = 2.0  # px; beyond it no linear model of an image holds
 
 
 def follow_gradients(
-    control_points: Tensor, frame0: Tensor, frame1: Tensor, priors: Tensor
+    control_points: Tensor,
+    frame0: Tensor,
+    frame1: Tensor,
+    priors: Tensor,
+    *,
+    corrected: bool = False,
 ) -> Tensor:
     """Improve trajectories by as many gradient steps as there are priors.
 
     Frames tell where a trajectory ends, not how it gets there: every step is a uniform motion.
 
+    What a step corrects anyway needs no training, and by its own loss it would get no gradient. But
+    a flow that is near before the steps is worth having, so its gradient is passed on unchanged, as
+    long as there is truth to pull it there. Without truth it must be ``corrected``: where all that
+    is seen is the loss behind the steps, training would push on and on at a flow that makes no
+    difference, until the steps lose it.
+
     Args:
         control_points: [B, n, 2, H, W] float32, px.
         frame0, frame1: [B, 1, H, W] float32 in [0, 1], zero where they are absent.
         priors: [B, S, h, w], see :func:`gradient_step`.
+        corrected: the flow has the gradient that the steps leave it.
 
     Returns:
         [B, n, 2, H, W] float32, px.
@@ -36,7 +48,9 @@ def follow_gradients(
         return control_points
     start = end = control_points[:, -1]
     for i in range(priors.shape[1]):
-        change = gradient_step(frame0, frame1, end, priors[:, i : i + 1])
+        change = gradient_step(
+            frame0, frame1, end if corrected else end.detach(), priors[:, i : i + 1]
+        )
         end = end + F.interpolate(change, end.shape[-2:], mode="bilinear", align_corners=False)
     degree = control_points.shape[1]
     shares = torch.arange(1, degree + 1, device=end.device, dtype=end.dtype) / degree
@@ -52,9 +66,8 @@ def gradient_step(frame0: Tensor, frame1: Tensor, flow: Tensor, prior: Tensor) -
 
     over d and the offset: brightness that is added evenly does not matter, and a gain does so
     little. d is at most 2 px long. It depends differentiably on the prior, and on the flow as the
-    linear model has it: a step that corrects any error of the flow leaves it no gradient. Were the
-    gradient passed on unchanged, training would push on and on at a flow that makes no difference.
-    Where the flow leaves the image the border's pixels are compared: that is for the prior to know.
+    linear model has it. Where the flow leaves the image the border's pixels are compared: that is
+    for the prior to know.
 
     Args:
         frame0, frame1: [B, 1, H, W] float32 in [0, 1].

@@ -141,7 +141,11 @@ class Trainer:
         torch.manual_seed((config.seed * 2**32 + step) % 2**63)
         moved = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            output = self.network(model_inputs(moved), iterations=config.iterations)
+            output = self.network(
+                model_inputs(moved),
+                iterations=config.iterations,
+                corrected=config.supervision == "self",
+            )
         if config.supervision == "truth":
             loss, parts = supervised_loss(output, moved, config.loss)
         else:
