@@ -105,6 +105,25 @@ def test_no_frame_is_both_learned_from_and_measured(recording):
     assert [w.frames for w in pairs.measured] == [(3, 4), (4, 5)]
 
 
+@pytest.mark.parametrize("supervision", ["self", "truth"])
+def test_gradients_are_corrected_without_truth_alone(tiny, tmp_path, monkeypatch, supervision):
+    corrected = set()
+    forward = FlowFuse.forward
+
+    def watched(self, *args, **kwargs):
+        if self.training:
+            corrected.add(kwargs["corrected"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(FlowFuse, "forward", watched)
+    arguments = [*tiny, "-o", str(tmp_path / "run"), "--steps", "1"]
+    if supervision == "truth":
+        arguments[2:4] = ["--data", "scenes:slow", "--supervision", "truth", "--scenes", "1"]
+        arguments += ["--scene_size", "32", "40", "--validation_scenes", "1", "--workers", "0"]
+    assert train.main(arguments) == 0
+    assert corrected == {supervision == "self"}
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_samples_are_what_the_network_is_shown_in_inference(tmp_path, monkeypatch, colour):
     write_moving_texture(tmp_path / "recording", colour=colour)

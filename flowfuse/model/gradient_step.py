@@ -29,11 +29,9 @@ def follow_gradients(
 
     Frames tell where a trajectory ends, not how it gets there: every step is a uniform motion.
 
-    What a step corrects anyway needs no training, and by its own loss it would get no gradient. But
-    a flow that is near before the steps is worth having, so its gradient is passed on unchanged, as
-    long as there is truth to pull it there. Without truth it must be ``corrected``: where all that
-    is seen is the loss behind the steps, training would push on and on at a flow that makes no
-    difference, until the steps lose it.
+    What a step corrects anyway would get no gradient, yet a flow that is near before the steps is
+    worth having: its gradient is passed on unchanged. Without truth it must be ``corrected``, or
+    training pushes on and on at a flow that makes no difference, until the steps lose it.
 
     Args:
         control_points: [B, n, 2, H, W] float32, px.
@@ -66,8 +64,9 @@ def gradient_step(frame0: Tensor, frame1: Tensor, flow: Tensor, prior: Tensor) -
 
     over d and the offset: brightness that is added evenly does not matter, and a gain does so
     little. d is at most 2 px long. It depends differentiably on the prior, and on the flow as the
-    linear model has it. Where the flow leaves the image the border's pixels are compared: that is
-    for the prior to know.
+    linear model has it: right for a shift of a whole window, in which pixels count by how steep the
+    image is. Where the flow leaves the image the border's pixels are compared: that is for the
+    prior to know.
 
     Args:
         frame0, frame1: [B, 1, H, W] float32 in [0, 1].
