@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from accuracy_rows import BASELINES, ZERO
 from accuracy_sets import Case, Estimate
-from accuracy_statistics import quotient
+from accuracy_thresholds import quotient
 
 from flowfuse.visualize import (
     as_rgb,

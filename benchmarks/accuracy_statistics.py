@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from accuracy_thresholds import boundary_values, certain_values
+from accuracy_thresholds import boundary_values, certain_values, quotient
 
 from flowfuse.metrics import Sums
 
@@ -165,12 +165,6 @@ def ratios_of_sums(weights: np.ndarray, sums: np.ndarray) -> np.ndarray:
         [R].
     """
     return quotient(*(weights @ sums).T)
-
-
-def quotient(numerators: np.ndarray, divisors: np.ndarray) -> np.ndarray:
-    """Elementwise quotient, NaN where the divisor is 0 or not known."""
-    known = np.nan_to_num(divisors) != 0
-    return np.where(known, numerators / np.where(known, divisors, 1), np.nan)
 
 
 def interval(values: np.ndarray, scenes: int) -> Interval:

@@ -54,7 +54,7 @@ def certain_values(
     wanted = share * counts.sum(axis=1, keepdims=True)
     # Of the bin in which the limit lies, every pixel counts in part.
     kept = np.clip((wanted - before) / np.maximum(counts, 1), 0, 1)
-    return _quotient((errors * kept).sum(axis=1) / share, errors.sum(axis=1))
+    return quotient((errors * kept).sum(axis=1) / share, errors.sum(axis=1))
 
 
 def boundary_histogram(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -94,16 +94,19 @@ def boundary_values(weights: np.ndarray, histograms: np.ndarray) -> dict[str, np
     above = totals[..., ::-1].cumsum(axis=-1)[..., ::-1]  # [R, 3, thresholds]
     found, right, matched = above.transpose(1, 0, 2)
     true = np.where(matched[:, :1] > 0, matched[:, :1], np.nan)
-    precision, recall = right / np.maximum(found, 1), matched / true
-    # Without the largest, 0 / 0 would be met where nothing is found.
+    precision = np.where(np.isnan(true), np.nan, right / np.maximum(found, 1))
+    recall = matched / true
+    # Where nothing is found both are 0, and so is F.
     f = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = np.argmax(np.nan_to_num(f), axis=1)[:, None]
-    values = {"precision": precision + 0 * true, "recall": recall, "f": f}
+    values = {"precision": precision, "recall": recall, "f": f}
     found_values = {
         name: np.take_along_axis(value, best, axis=1)[:, 0] for name, value in values.items()
     }
     return found_values | {"f_everywhere": f[:, 0]}
 
 
-def _quotient(numerators: np.ndarray, divisors: np.ndarray) -> np.ndarray:
-    return np.where(divisors > 0, numerators / np.where(divisors > 0, divisors, 1), np.nan)
+def quotient(numerators: np.ndarray, divisors: np.ndarray) -> np.ndarray:
+    """Elementwise quotient, NaN where the divisor is 0 or not known."""
+    known = np.nan_to_num(divisors) != 0
+    return np.where(known, numerators / np.where(known, divisors, 1), np.nan)

@@ -26,7 +26,8 @@ from accuracy import add_set_arguments, describe_run, output_name, write_report
 from accuracy_report import cell, what_ran
 from accuracy_rows import Network, true_sums
 from accuracy_sets import SceneSet
-from accuracy_statistics import SEED, Tally, drawn_counts, interval, quotient, ratios_of_sums
+from accuracy_statistics import SEED, Tally, drawn_counts, interval, ratios_of_sums
+from accuracy_thresholds import quotient
 from reporting import OneLineParser, head, line
 from tqdm import tqdm
 
