@@ -18,7 +18,7 @@ Build switches, all environment variables:
   CXX, CXXFLAGS, LDFLAGS, NVCC, NVCCFLAGS   as usual, e.g. CXXFLAGS=-fsanitize=address
 
 At run time (no rebuild): FLOWFUSE_DISABLE_EXTENSION=1 leaves the library unloaded and
-FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16 forces an instruction set.
+FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16|amx forces an instruction set.
 """
 
 import os

@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "cpu/feature_lookup.h"
+#include "cpu/matrix_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -22,15 +23,7 @@ FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index,
 }
 
 template <class T, class F>
-Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& coords, int64_t radius,
-               ScalarType dtype) {
-  const char* op = "correlation_lookup";
-  PreparedLookup<T, F> prepared(op, f0, f1_levels, coords, radius, dtype);
-  FeatureLookup<T, F>& job = prepared.job;
-  const Tensor output =
-      allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
-  if (output.numel() == 0) return output;
-  job.output = mutable_data<T>(output);
+void make_windows(const char* op, const FeatureLookup<T, F>& job, const Tensor& output) {
   const Workers workers(op, output, job.tiles(), kTilePixels * job.block() + kOverread);
   workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     T* taps = static_cast<T*>(workspace);
@@ -45,6 +38,50 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
                             tile_forward<kVectorBytes>(job, index, taps))
     }
   });
+}
+
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+void make_windows_by_matrices(const char* op, const FeatureLookup<float, BFloat16>& job, const Tensor& output) {
+  const int64_t values = MatrixWorkspace::bytes(job.channels) / int64_t{sizeof(float)};
+  const Workers workers(op, output, job.tiles(), values);
+  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* memory) {
+    const MatrixWorkspace workspace(memory, job.channels);
+    [&]() FLOWFUSE_TARGET_AVX512 {
+      MatrixUnit unit;
+      Tile<float> tile;
+      for (int64_t index = first; index < last; ++index) {
+        take_tile(job, index, tile);
+        take_features(job, tile, workspace.features);
+        for (int level = 0; level < job.levels; ++level) {
+          take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
+          expect_values(job, tile, level);
+          look_up_by_matrices(unit, job, tile, level, workspace);
+        }
+      }
+    }();
+  });
+}
+#endif
+
+template <class T, class F>
+Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& coords, int64_t radius,
+               ScalarType dtype) {
+  const char* op = "correlation_lookup";
+  PreparedLookup<T, F> prepared(op, f0, f1_levels, coords, radius, dtype);
+  FeatureLookup<T, F>& job = prepared.job;
+  const Tensor output =
+      allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
+  if (output.numel() == 0) return output;
+  job.output = mutable_data<T>(output);
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+  if constexpr (std::is_same_v<F, BFloat16>) {
+    if (cpu_capability() == CpuCapability::kAmx) {
+      make_windows_by_matrices(op, job, output);
+      return output;
+    }
+  }
+#endif
+  make_windows(op, job, output);
   return output;
 }
 
@@ -58,7 +95,7 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
       dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(), [&](const Tensor& level) {
         return level.scalar_type() == dtype;
       });
-  if (all_bfloat16 && cpu_capability() == CpuCapability::kAvx512Bf16) {
+  if (all_bfloat16 && cpu_capability() >= CpuCapability::kAvx512Bf16) {
     return forward<float, BFloat16>(f0, f1_levels, exact, radius, dtype);
   }
 #endif

@@ -14,9 +14,9 @@
 
 namespace flowfuse {
 
-enum class CpuCapability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
+enum class CpuCapability { kDefault, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// The best one this machine has, or the one FLOWFUSE_CPU_CAPABILITY (default, avx2, avx512, avx512_bf16) asks for.
+// The best one this machine has, or the one FLOWFUSE_CPU_CAPABILITY (a name as below) asks for.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 std::string cpu_capabilities_compiled();
@@ -25,8 +25,8 @@ std::string cpu_capabilities_compiled();
 
 // FLOWFUSE_VARIANTS(call) runs `call`, an expression whose functions are all FLOWFUSE_INLINE, compiled for the
 // chosen instruction set, whose vectors have kVectorBytes. The lambdas have internal linkage: no inline function
-// compiled for a newer processor can be picked by the linker for an older one. (Only the products of bfloat16 differ
-// between avx512_bf16 and avx512: they choose for themselves.)
+// compiled for a newer processor can be picked by the linker for an older one. (avx512, avx512_bf16 and
+// amx differ in the products of bfloat16 alone, which choose for themselves.)
 #define FLOWFUSE_VARIANT(bytes, ...)                     \
   {                                                      \
     [[maybe_unused]] constexpr int kVectorBytes = bytes; \
@@ -42,6 +42,7 @@ std::string cpu_capabilities_compiled();
 #endif
 #define FLOWFUSE_VARIANTS(...)                                                  \
   switch (::flowfuse::cpu_capability()) {                                       \
+    case ::flowfuse::CpuCapability::kAmx:                                       \
     case ::flowfuse::CpuCapability::kAvx512Bf16:                                \
     case ::flowfuse::CpuCapability::kAvx512:                                    \
       [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }();     \
