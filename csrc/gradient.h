@@ -47,18 +47,19 @@ FLOWFUSE_INLINE T log_intensity(T value, bool linear, T* slope) {
   const T offset = static_cast<T>(kLogOffset);
   const bool below = value < 0;  // NaN is not below and stays NaN
   const T encoded = below ? T(0) : value;
-  T intensity = encoded, derivative = 1;
+  T intensity = encoded, derivative = 1, divisor = 1;  // d intensity / d value: derivative / divisor
   if (!linear) {
     if (encoded <= static_cast<T>(0.04045)) {
-      intensity = encoded / static_cast<T>(12.92);
-      derivative = 1 / static_cast<T>(12.92);
+      intensity = encoded * static_cast<T>(1 / 12.92);
+      derivative = static_cast<T>(1 / 12.92);
     } else {
-      const T base = (encoded + static_cast<T>(0.055)) / static_cast<T>(1.055);
+      const T base = (encoded + static_cast<T>(0.055)) * static_cast<T>(1 / 1.055);
       intensity = Functions::decoding_power(base);
-      derivative = static_cast<T>(2.4 / 1.055) * intensity / base;
+      derivative = static_cast<T>(2.4 / 1.055) * intensity;
+      divisor = base;
     }
   }
-  if (slope != nullptr) *slope = below ? T(0) : derivative / (intensity + offset);
+  if (slope != nullptr) *slope = below ? T(0) : derivative / (divisor * (intensity + offset));
   return Functions::log(intensity + offset);
 }
 
@@ -76,19 +77,20 @@ FLOWFUSE_INLINE T similarity_scale(T var_a, T var_b) {
   return 1 / std::sqrt((var_a + static_cast<T>(kFrameFloor)) * (var_b + static_cast<T>(kEventFloor)));
 }
 
-// With g = dS of a window of `count` pixels, its pixel j receives
+// With g = dS of a window, its pixel j receives
 //   dS/da_j = p (b_j - mean_b) - q (a_j - mean_a),  dS/db_j = p (a_j - mean_a) - r (b_j - mean_b).
 template <class T>
 struct SimilarityGradient {
   T p, q, r;
 };
 
+// share: one over the number of the window's pixels.
 template <class T>
-FLOWFUSE_INLINE SimilarityGradient<T> similarity_gradient(T grad, T count, T var_a, T var_b, T covariance) {
-  const T scale = similarity_scale(var_a, var_b), g = grad / count;
+FLOWFUSE_INLINE SimilarityGradient<T> similarity_gradient(T grad, T share, T var_a, T var_b, T covariance) {
+  const T scale = similarity_scale(var_a, var_b), p = grad * share * scale;
   const T similarity = covariance * scale;
-  return {g * scale, g * similarity / (var_a + static_cast<T>(kFrameFloor)),
-          g * similarity / (var_b + static_cast<T>(kEventFloor))};
+  return {p, p * similarity * (scale * (var_b + static_cast<T>(kEventFloor))),
+          p * similarity * (scale * (var_a + static_cast<T>(kFrameFloor)))};
 }
 
 }  // namespace flowfuse

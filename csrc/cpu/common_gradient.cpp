@@ -71,12 +71,10 @@ struct InlineFunctions {
   static FLOWFUSE_INLINE T log(T x) {
     return logarithm(x);
   }
-  // As base^2 base^0.4: the logarithm's error is multiplied by 0.4 alone.
-  static FLOWFUSE_INLINE float decoding_power(float base) {
-    const float finite = base < 1e38f ? base : 1e38f;
-    return base * base * exponential(0.4f * logarithm(finite));
+  template <class T>
+  static FLOWFUSE_INLINE T decoding_power(T base) {
+    return power_2_4(base);
   }
-  static FLOWFUSE_INLINE double decoding_power(double base) { return __builtin_pow(base, 2.4); }
 };
 
 // Log intensity of one row and, when kSlope, d log / d luma.
@@ -166,7 +164,7 @@ struct ColumnMoments {
       b[k] = signals.events.row(inside ? row : y);
       share[k] = inside ? T(1) : T(0);
     }
-    const T count = static_cast<T>(rows.end - rows.begin);
+    const T part = 1 / static_cast<T>(rows.end - rows.begin);
     ColumnMoments out = *this;
 #pragma GCC ivdep
     for (int64_t x = 0; x < lanes; ++x) {
@@ -177,7 +175,7 @@ struct ColumnMoments {
         sum_a += a[k][x] - centre_a;
         sum_b += b[k][x] - centre_b;
       }
-      const T middle_a = sum_a / count, middle_b = sum_b / count;
+      const T middle_a = sum_a * part, middle_b = sum_b * part;
       T aa = 0, bb = 0, ab = 0;
 #pragma GCC unroll 7
       for (int k = 0; k < kSide; ++k) {
@@ -195,58 +193,74 @@ struct ColumnMoments {
     }
   }
 
-  // Of the columns [begin, end) around x, each of so many rows. centre_a, centre_b: the row of the windows' centres.
-  FLOWFUSE_INLINE Moments<T> over(const T* centre_a, const T* centre_b, int64_t x, int64_t begin, int64_t end,
-                                  T rows) const {
-    T a[kSide], b[kSide], sum_a = 0, sum_b = 0, aa = 0, bb = 0, ab = 0;
+  // Of the columns around x, each of so many rows: all seven, or where not kWhole those inside the image.
+  template <bool kWhole>
+  FLOWFUSE_INLINE Moments<T> over(const T* centre_a, const T* centre_b, int32_t x, int32_t width, T rows,
+                                  T& columns) const {
+    T a[kSide], b[kSide], share[kSide], sum_a = 0, sum_b = 0, aa = 0, bb = 0, ab = 0;
+    columns = 0;
 #pragma GCC unroll 7
-    for (int64_t dx = begin; dx < end; ++dx) {
-      a[dx + kReach] = (centre_a[x + dx] - centre_a[x]) + mean_a[x + dx];
-      b[dx + kReach] = (centre_b[x + dx] - centre_b[x]) + mean_b[x + dx];
-      sum_a += a[dx + kReach];
-      sum_b += b[dx + kReach];
+    for (int k = 0; k < kSide; ++k) {
+      const int32_t at = x + k - kReach;
+      share[k] = kWhole || (at >= 0 && at < width) ? T(1) : T(0);
+      columns += share[k];
+      a[k] = (centre_a[at] - centre_a[x]) + mean_a[at];
+      b[k] = (centre_b[at] - centre_b[x]) + mean_b[at];
+      sum_a += kWhole ? a[k] : share[k] * a[k];
+      sum_b += kWhole ? b[k] : share[k] * b[k];
     }
-    const T columns = static_cast<T>(end - begin);
-    const T middle_a = sum_a / columns, middle_b = sum_b / columns;
-#pragma GCC unroll 7
-    for (int64_t dx = begin; dx < end; ++dx) {
-      const T da = a[dx + kReach] - middle_a, db = b[dx + kReach] - middle_b;
-      aa += da * da;
-      bb += db * db;
-      ab += da * db;
-    }
+    const T part = 1 / columns, middle_a = sum_a * part, middle_b = sum_b * part;
     T within_aa = 0, within_bb = 0, within_ab = 0;
 #pragma GCC unroll 7
-    for (int64_t dx = begin; dx < end; ++dx) {
-      within_aa += square_a[x + dx];
-      within_bb += square_b[x + dx];
-      within_ab += product[x + dx];
+    for (int k = 0; k < kSide; ++k) {
+      const int32_t at = x + k - kReach;
+      const T da = a[k] - middle_a, db = b[k] - middle_b;
+      const T part_a = kWhole ? da : share[k] * da, part_b = kWhole ? db : share[k] * db;
+      aa += part_a * da;
+      bb += part_b * db;
+      ab += part_a * db;
+      within_aa += kWhole ? square_a[at] : share[k] * square_a[at];
+      within_bb += kWhole ? square_b[at] : share[k] * square_b[at];
+      within_ab += kWhole ? product[at] : share[k] * product[at];
     }
     return {middle_a, middle_b, within_aa + rows * aa, within_bb + rows * bb, within_ab + rows * ab};
   }
 
-  // Calls work(x, count, moments) for the windows around all x of row y; count is that of a window's pixels.
+  // Calls work(x, share, moments) for the windows around all x of row y; share is one over the number of a window's
+  // pixels.
   template <class Work>
   FLOWFUSE_INLINE void for_windows(const Signals<T>& signals, int64_t y, int64_t height, int64_t width,
                                    const Work& work) const {
     const Span rows = around(y, height);
-    const int64_t lanes = whole_lanes(width);
+    const int32_t lanes = static_cast<int32_t>(whole_lanes(width)), columns = static_cast<int32_t>(width);
     if (rows.end - rows.begin == kSide) {
       take<true>(signals, y, rows, lanes);
     } else {
       take<false>(signals, y, rows, lanes);
     }
     const T down = static_cast<T>(rows.end - rows.begin);
-    const ColumnMoments columns = *this;
+    const ColumnMoments from = *this;
     const T *a = signals.change.row(y), *b = signals.events.row(y);
+    const auto cut = [=](int32_t begin, int32_t end) FLOWFUSE_INLINE_LAMBDA {
 #pragma GCC ivdep
-    for (int64_t x = 0; x < lanes; ++x) work(x, down * kSide, columns.over(a, b, x, -kReach, kReach + 1, down));
-    for (int64_t x = 0; x < width; ++x) {  // again where a window is cut off
-      if (x == kReach && width > 2 * kReach) x = width - kReach;
-      const Span inside = around(x, width);
-      work(x, down * static_cast<T>(inside.end - inside.begin),
-           columns.over(a, b, x, inside.begin - x, inside.end - x, down));
+      for (int32_t x = begin; x < end; ++x) {
+        T across;
+        const Moments<T> moments = from.template over<false>(a, b, x, columns, down, across);
+        work(x, 1 / (down * across), moments);
+      }
+    };
+    // Whole vectors: in the first and the last, windows are cut off.
+    constexpr int32_t kVector = static_cast<int32_t>(kMostLanes);
+    const int32_t inner = (columns - kReach) / kVector * kVector;
+    if (inner <= kVector) return cut(0, lanes);
+    cut(0, kVector);
+    const T share = 1 / (down * kSide);
+#pragma GCC ivdep
+    for (int32_t x = kVector; x < inner; ++x) {
+      T across;
+      work(x, share, from.template over<true>(a, b, x, columns, down, across));
     }
+    cut(inner, lanes);
   }
 };
 
@@ -273,9 +287,9 @@ FLOWFUSE_INLINE void forward_rows(const Images<T>& images, T* output, Scratch<T>
     for (int64_t y = begin; y < end; ++y) {
       for (; ready < around(y, height).end; ++ready) signals.template take_row<false>(images, b, ready);
       columns.for_windows(signals, y, height, width,
-                          [=](int64_t x, T count, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
-                            const T scale = similarity_scale(m.square_a / count, m.square_b / count);
-                            similarity[x] = m.product / count * scale;
+                          [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
+                            const T scale = similarity_scale(m.square_a * share, m.square_b * share);
+                            similarity[x] = m.product * share * scale;
                           });
       const T *log = signals.log0.row(y), *up = signals.log0.row(y > 0 ? y - 1 : y);
       const T* down = signals.log0.row(y + 1 < height ? y + 1 : y);
@@ -326,9 +340,9 @@ struct WindowGradients {
     T *to_centre_a = centre_a.row(y), *to_centre_b = centre_b.row(y);
     T *to_mean_a = mean_a.row(y), *to_mean_b = mean_b.row(y), *to_p = p.row(y), *to_q = q.row(y), *to_r = r.row(y);
     columns.for_windows(signals, y, height, width,
-                        [=](int64_t x, T count, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
+                        [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
                           const SimilarityGradient<T> found = similarity_gradient(
-                              grad[x], count, m.square_a / count, m.square_b / count, m.product / count);
+                              grad[x], share, m.square_a * share, m.square_b * share, m.product * share);
                           to_centre_a[x] = a[x];
                           to_centre_b[x] = b[x];
                           to_mean_a[x] = m.mean_a;

@@ -69,4 +69,22 @@ FLOWFUSE_INLINE float logarithm(float x) {
 
 FLOWFUSE_INLINE double logarithm(double x) { return __builtin_log(x); }
 
+// x^2.4 for normal x > 0, within 8 * 2^-24 of its value; infinity and NaN stay.
+// As (x y)^3 with y = x^(-1/5), which begins with a line through the bits, 3.2 % off. With r = 1 - x y^5 it is
+// y (1 - r)^(-1/5): a step by the series to r^4, then one to r.
+FLOWFUSE_INLINE float power_2_4(float x) {
+  const float finite = x < 1e38f ? x : 1e38f;
+  float y = float_of(static_cast<uint32_t>(
+      static_cast<int32_t>(1277920000.0f - 0.2f * static_cast<float>(static_cast<int32_t>(bits_of(finite))))));
+  float square = y * y, rest = 1.0f - finite * (square * square * y);
+  y = y + y * rest * (0.2f + rest * (0.12f + rest * (0.088f + rest * 0.0704f)));
+  square = y * y;
+  rest = 1.0f - finite * (square * square * y);
+  y = y + y * rest * 0.2f;
+  const float root = x * y;
+  return root * root * root;
+}
+
+FLOWFUSE_INLINE double power_2_4(double x) { return __builtin_pow(x, 2.4); }
+
 }  // namespace flowfuse

@@ -100,7 +100,7 @@ __device__ __forceinline__ void load_signals(const Inputs<T, F>& in, const Tile&
 // Moments of a = change and b = events in the window of a pixel.
 template <class T>
 struct Moments {
-  T count, mean_a, mean_b, var_a, var_b, covariance;
+  T share, mean_a, mean_b, var_a, var_b, covariance;  // share: one over the number of pixels
 };
 
 // The window begins at cell `first` of the tile. kWhole: no column is cut off, so that a row unrolls.
@@ -115,7 +115,7 @@ __device__ __forceinline__ Moments<T> window_moments(const Signals<T>& signals, 
       sum_b += signals.events[cell];
     }
   }
-  const T count = static_cast<T>(rows * columns), mean_a = sum_a / count, mean_b = sum_b / count;
+  const T share = 1 / static_cast<T>(rows * columns), mean_a = sum_a * share, mean_b = sum_b * share;
   T var_a = 0, var_b = 0, covariance = 0;
   for (int row = first; row < end; row += kSideX) {
     for (int cell = row; cell < row + columns; ++cell) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ Moments<T> window_moments(const Signals<T>& signals, 
       covariance += da * db;
     }
   }
-  return {count, mean_a, mean_b, var_a / count, var_b / count, covariance / count};
+  return {share, mean_a, mean_b, var_a * share, var_b * share, covariance * share};
 }
 
 template <class T>
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight)
     if (y >= in.height || x >= in.width) continue;
     const T* g = grad.at(tile.b, y, x);
     const Moments<T> moments = moments_at(signals, tile, y, x, in.height, in.width);
-    const SimilarityGradient<T> similarity = similarity_gradient(g[4 * grad.channel], moments.count, moments.var_a,
+    const SimilarityGradient<T> similarity = similarity_gradient(g[4 * grad.channel], moments.share, moments.var_a,
                                                                  moments.var_b, moments.covariance);
     T* out = fields + tile.b * plane + y * in.width + x;
     const int64_t field = in.batch * plane;
