@@ -87,10 +87,10 @@ FLOWFUSE_INLINE void prefetch(const M* row, int64_t count) {
   for (int64_t x = 0; x < count; x += 64 / int64_t{sizeof(M)}) __builtin_prefetch(row + x);
 }
 
-// Softmax over the neighbours inside the field for one fine position of a block's pixels.
+// Softmax over the neighbours inside the field for one fine position of a block's pixels: shares * weights.
 template <class T, class M>
 FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, const Block& block, int64_t cell,
-                                       T weights[9][kBlock]) {
+                                       T weights[9][kBlock], T shares[kBlock]) {
   const T outside = -static_cast<T>(__builtin_inf());
   const int64_t lanes = block.lanes();
   const M* logits[9];
@@ -128,9 +128,9 @@ FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, const Block& b
       weight[k] = exponential(weight[k] - top);
       sum += weight[k];
     }
-    const T share = 1 / sum;
+    shares[x] = 1 / sum;
 #pragma GCC unroll 9
-    for (int k = 0; k < 9; ++k) weights[k][x] = weight[k] * share;
+    for (int k = 0; k < 9; ++k) weights[k][x] = weight[k];
   }
 }
 
@@ -152,9 +152,9 @@ FLOWFUSE_INLINE void for_fine(int64_t factor, int64_t cells, int64_t count, cons
 
 template <class T, class M>
 FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& block, int64_t first, int64_t cells) {
-  alignas(64) T weights[kCells][9][kBlock], values[kCells][kBlock];
+  alignas(64) T weights[kCells][9][kBlock], shares[kCells][kBlock], values[kCells][kBlock];
   const int64_t lanes = block.lanes();
-  for (int64_t c = 0; c < cells; ++c) neighbour_weights(job, block, first + c, weights[c]);
+  for (int64_t c = 0; c < cells; ++c) neighbour_weights(job, block, first + c, weights[c], shares[c]);
   for (int64_t d = 0; d < job.channels; ++d) {
     const T* top = job.neighbour(block.b, d, 0, block.y) + block.x;
     const int64_t stride = job.stride + 2;
@@ -164,7 +164,7 @@ FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& bloc
         T value = T(0);
 #pragma GCC unroll 9
         for (int k = 0; k < 9; ++k) value += weights[c][k][x] * top[k / 3 * stride + k % 3 + x];
-        values[c][x] = value;
+        values[c][x] = shares[c][x] * value;
       }
     }
     T* fine = job.fine + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
@@ -173,16 +173,17 @@ FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& bloc
   }
 }
 
-// With g the gradient of a fine pixel and s_k = sum_d g_d field_d(k): that of logit k is
-// w_k (s_k - sum_l w_l s_l), that of neighbour k in channel d receives w_k g_d.
+// With e_k the weights of the neighbours, of which w_k = share e_k is the softmax, g the gradient of a fine pixel times
+// its share and s_k = sum_d g_d field_d(k): the gradient of logit k is e_k (s_k - share sum_l e_l s_l), and neighbour k
+// in channel d receives e_k g_d.
 template <class T, class M>
 FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& block, int64_t first, int64_t cells) {
-  alignas(64) T weights[kCells][9][kBlock], slopes[kCells][9][kBlock], grad[kCells][kBlock];
+  alignas(64) T weights[kCells][9][kBlock], shares[kCells][kBlock], slopes[kCells][9][kBlock], grad[kCells][kBlock];
   const int64_t lanes = block.lanes();
   for (int64_t c = 0; c < cells; ++c) {
     const M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
     for (int64_t k = 0; k < 9; ++k) prefetch(target + k * job.neighbour_stride(), block.count);
-    neighbour_weights(job, block, first + c, weights[c]);
+    neighbour_weights(job, block, first + c, weights[c], shares[c]);
   }
   for (int64_t d = 0; d < job.channels; ++d) {
     for (int64_t c = 0; c < cells; ++c) {
@@ -190,7 +191,7 @@ FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& bloc
     }
     const T* fine = job.grad + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
     for_fine(job.factor, cells, block.count,
-             [&](int64_t c, int64_t x, int64_t at) FLOWFUSE_INLINE_LAMBDA { grad[c][x] = fine[at]; });
+             [&](int64_t c, int64_t x, int64_t at) FLOWFUSE_INLINE_LAMBDA { grad[c][x] = shares[c][x] * fine[at]; });
     for (int64_t k = 0; k < 9; ++k) {
       const T* field = job.neighbour(block.b, d, k, block.y) + block.x;
       T* part = job.part(block.b, d, k, block.y) + block.x;
@@ -223,6 +224,7 @@ FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& bloc
       T mean = T(0);
 #pragma GCC unroll 9
       for (int k = 0; k < 9; ++k) mean += weights[c][k][x] * slopes[c][k][x];
+      mean *= shares[c][x];
 #pragma GCC unroll 9
       for (int k = 0; k < 9; ++k) {
         target[k * stride + x] = static_cast<M>(weights[c][k][x] * (slopes[c][k][x] - mean));

@@ -23,12 +23,11 @@ FLOWFUSE_INLINE float float_of(uint32_t bits) {
 // ln 2 in two parts: products of the first with exponents of floats are exact.
 constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 
-// e^x for x <= 88, within 2 units in the last place; 0 below -87. NaN stays NaN.
+// e^x for x <= 88, within 2 units in the last place; 0 below -87.7. NaN stays NaN.
 // Cody-Waite reduction to |r| <= ln 2 / 2 and a minimax polynomial.
 FLOWFUSE_INLINE float exponential(float x) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, the low bits of the sum
-  const bool under = x < -87.0f;
-  const float bounded = under ? -87.0f : x;
+  const float bounded = x < -88.0f ? -88.0f : x;
   const float shifted = bounded * 1.44269504f + kRounder;
   const float n = shifted - kRounder;
   const float r = (bounded - n * kLn2High) - n * kLn2Low;
@@ -39,8 +38,8 @@ FLOWFUSE_INLINE float exponential(float x) {
   value = value * r + 0.49999994f;
   value = value * r + 1.0f;
   value = value * r + 1.0f;
-  const float scale = float_of((bits_of(shifted) << 23) + bits_of(1.0f));  // 2^n
-  return under ? 0.0f : value * scale;
+  const float scale = float_of((bits_of(shifted) << 23) + bits_of(1.0f));  // 2^n, and 0 for n = -127
+  return value * scale;
 }
 
 FLOWFUSE_INLINE double exponential(double x) { return __builtin_exp(x); }
