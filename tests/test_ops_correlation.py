@@ -59,7 +59,7 @@ def reference_look_up(f0, f1, coords, levels, radius, strategy="volume"):
 
 def assert_close(actual, expected, tolerance):
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
-    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    scale = float(expected.detach().nan_to_num().abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
@@ -185,6 +185,36 @@ def test_reference_scattered_windows(strategy, reach, shape1):
 
 
 @needs_extension
+@pytest.mark.parametrize(
+    ("shape1", "reach", "jump", "radius"),
+    [
+        ((23, 37), 0.7, 0.0, 4),
+        ((23, 37), 6.0, 0.0, 4),
+        ((23, 37), 0.7, 21.0, 4),  # a motion boundary: two groups of windows
+        ((40, 600), 200.0, 0.0, 2),  # windows that have no cell in common
+        ((2, 5), 2.0, 0.0, 1),  # fewer cells than are multiplied together
+        ((16, 16), 0.7, 0.0, 0),
+        ((9, 70), 2.0, 0.0, 16),  # windows larger than the map
+    ],
+)
+def test_reference_bfloat16_products(shape1, reach, jump, radius):
+    """Whole rows of a tile and parts of one, windows beside each other, far apart and outside."""
+    f0 = features((2, 40, 6, 35), torch.bfloat16)
+    pyramid = [
+        features((2, 40, shape1[0] >> level, shape1[1] >> level), torch.bfloat16, seed=level + 1)
+        for level in range(3)
+    ]
+    coords = grid_coords(2, 6, 35, reach)
+    coords += torch.tensor([shape1[1] / 2 - 17, shape1[0] / 2 - 3]).view(1, 2, 1, 1)
+    coords[..., 20:] += jump
+    coords[0, 0, 2, 3], coords[1, 1, 5, 34] = math.nan, math.inf
+    actual = ops.correlation_lookup(f0, pyramid, coords, radius)
+    exact = [level.double() for level in pyramid]
+    expected = reference.correlation_lookup(f0.double(), exact, coords.double(), radius)
+    assert_close(actual.double(), expected, TOLERANCE[torch.bfloat16])
+
+
+@needs_extension
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_reference_bfloat16_gradients_of_many_lookups(strategy):
     """Added up in float32 and rounded to bfloat16 once, by up to 2^-8 of the largest."""
@@ -202,10 +232,11 @@ def test_reference_bfloat16_gradients_of_many_lookups(strategy):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_edge_infinite_features(strategy):
+def test_edge_infinite_features(strategy, dtype):
     """A tap outside the map is 0 whatever the features are; one inside is not hidden."""
-    f0, f1 = torch.ones(1, 3, 3, 3), torch.ones(1, 3, 3, 3)
+    f0, f1 = torch.ones(1, 3, 3, 3, dtype=dtype), torch.ones(1, 3, 3, 3, dtype=dtype)
     f0[0, 0] = torch.inf
     coords = grid_coords(1, 3, 3, 0.0) + torch.tensor([2.0, 1.0]).view(1, 2, 1, 1)
     actual = look_up(strategy, f0, f1, coords, 1, 1)
@@ -398,9 +429,10 @@ def test_edge_negative_coordinates(strategy):
     assert result.item() == pytest.approx(0.7, abs=1e-7)  # one rounding of 1 - 0.3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_edge_nan_features_stay_local(strategy):
-    f0, f1 = torch.ones(1, 1, 1, 6), torch.ones(1, 1, 1, 6)
+def test_edge_nan_features_stay_local(strategy, dtype):
+    f0, f1 = torch.ones(1, 1, 1, 6, dtype=dtype), torch.ones(1, 1, 1, 6, dtype=dtype)
     f1[..., 5] = math.nan
     result = look_up(strategy, f0, f1, grid_coords(1, 1, 6, 0.0), 1, 1)
     assert not result[..., :3].isnan().any()
@@ -571,7 +603,9 @@ def test_same_bits_for_thread_counts(strategy, shape):
         f0, f1 = features(shape).requires_grad_(), features(shape).requires_grad_()
         coords = grid_coords(shape[0], *shape[2:]).requires_grad_()
         result = look_up(strategy, f0, f1, coords, 3, 3)
-        return result, *torch.autograd.grad(result.square().sum(), (f0, f1, coords))
+        half = look_up(strategy, f0.detach().bfloat16(), f1.detach().bfloat16(), coords, 3, 3)
+        gradients = torch.autograd.grad(result.square().sum(), (f0, f1, coords))
+        return result, half.detach(), *gradients
 
     threads = torch.get_num_threads()
     try:

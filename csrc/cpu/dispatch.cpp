@@ -21,7 +21,7 @@ constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_bf16", "a
 #if FLOWFUSE_BFLOAT16_PRODUCTS
 // The registers of the matrix unit are large: a process has them only where it asks the system for them.
 bool allow_matrix_unit() {
-#if FLOWFUSE_PLAIN_MATRIX_UNIT
+#if FLOWFUSE_NO_ASSEMBLY
   return true;
 #elif defined(__linux__)
   if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return false;

@@ -11,6 +11,8 @@
 #if defined(FLOWFUSE_X86) && !defined(__clang__) && __GNUC__ >= 11
 #define FLOWFUSE_BFLOAT16_PRODUCTS 1
 #endif
+// FLOWFUSE_NO_ASSEMBLY: what reads or writes memory in assembly does so in plain C++ instead, where sanitizers see it.
+// The matrix unit is then there on every processor with AVX-512 BF16. For tests alone.
 
 namespace flowfuse {
 

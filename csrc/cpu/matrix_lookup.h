@@ -184,10 +184,16 @@ FLOWFUSE_INLINE void take_tap_places(const FeatureLookup<float, BFloat16>& job, 
 FLOWFUSE_INLINE void gather(const float* from, const VectorType<float, 64>::Index& index, uint32_t lanes,
                             Vector<float, 64>& values) {
   values = Vector<float, 64>{};
+#if FLOWFUSE_NO_ASSEMBLY
+  for (int i = 0; i < kLanes<float, 64>; ++i) {
+    if (lanes >> i & 1) values[i] = from[index[i]];
+  }
+#else
   asm("kmovw %2, %%k1\n\tvgatherdps (%1,%3,4), %0%{%%k1%}"
       : "+&v"(values)
       : "r"(from), "r"(lanes), "v"(index)
       : "k1", "memory");
+#endif
 }
 
 // Writes the values of the windows of those pixels for one level.

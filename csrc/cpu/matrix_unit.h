@@ -17,7 +17,7 @@ constexpr int kMatrixRegisters = 8;
 // While it lives, the registers of this thread have their full shape. It must have been allowed (cpu/dispatch.cpp).
 //
 // Registers are named by constants; memory needs no alignment.
-#if FLOWFUSE_PLAIN_MATRIX_UNIT  // the same in plain C++, for tests: its accesses are seen by sanitizers
+#if FLOWFUSE_NO_ASSEMBLY
 class MatrixUnit {
  public:
   template <int kRegister>

@@ -30,7 +30,10 @@ VARIANTS = {  # what to compile with, and to link with
     # Few enough that every block's loop over its items is run through.
     "few_blocks": ([*RECORD, "-DFLOWFUSE_MOST_BLOCKS=3"], []),
     "sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
-    "cpu_sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
+    "cpu_sanitizers": (
+        [*SANITIZE, "-DFLOWFUSE_NO_ASSEMBLY=1"],
+        ["-fsanitize=address,undefined"],
+    ),
 }
 FLAGS = [
     "-std=c++17",
