@@ -214,13 +214,14 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
     hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
     weight = (~hot).unsqueeze(1) * present  # [B, K + 1, 1, H, W]
 
-    # A part of the pixels gives the percentile as well, and sorts so much faster.
+    # A part of the pixels gives the percentile as well. It is among the largest fiftieth of all.
     step = next((s for s in PERCENTILE_STEPS if slices.shape[-1] % s), 1)
     part = slices.flatten(3)[..., ::step] * weight.flatten(3)[..., ::step]
-    values = part.abs().flatten(1).sort(dim=1).values
+    values = part.abs().flatten(1)
     nonzero = (values > 0).sum(dim=1, keepdim=True)
-    index = values.shape[1] - nonzero + (0.98 * (nonzero - 1)).long()
-    scale = values.gather(1, index.clamp(0, values.shape[1] - 1))
+    above = nonzero - 1 - (0.98 * (nonzero - 1)).long()  # how many values are larger
+    largest = values.topk(min(values.shape[1], values.shape[1] // 50 + 2), dim=1).values
+    scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (slices * (weight / scale.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
 
