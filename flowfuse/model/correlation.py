@@ -126,7 +126,8 @@ class WindowMatching(nn.Module):
         offsets = np.concatenate([window * 2**level for level in range(levels)], axis=1)
         # Second differences of P_0 = 0, P_1 .. P_n: zero for uniform motion.
         bend = np.diff(np.eye(degree + 1, dtype=np.float32), 2, axis=0)[:, 1:]
-        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+        sums = np.concatenate([offsets, np.ones_like(offsets[:1])])  # of displacements, of weights
+        self.register_buffer("sums", torch.tensor(sums), persistent=False)
         self.register_buffer("stiffness", torch.tensor(bend.T @ bend), persistent=False)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.log_trust = nn.Parameter(torch.zeros(()))
@@ -138,10 +139,12 @@ class WindowMatching(nn.Module):
         # bfloat16 has eight bits: an offset of 12 cells would be good to half a px of the image.
         with torch.autocast(correlations.device.type, enabled=False):
             scores = correlations.float().flatten(3) * self.log_sharpness.exp()
-            weights = scores.softmax(dim=2)
-            residual = (self.offsets @ weights).unflatten(3, (height, width))
-            certainty = weights.amax(dim=2, keepdim=True).log().unflatten(3, (height, width))
-            return Matches(residual, certainty)
+            # The softmax, divided by its sum only where the window has been summed over: torch's
+            # own is slow over a dimension that is not the last. The largest weight is 1 here.
+            weights = (scores - scores.amax(dim=2, keepdim=True)).exp_()
+            moments = (self.sums @ weights).unflatten(3, (height, width))
+            total = moments[:, :, 2:]
+            return Matches(moments[:, :, :2] / total, -total.log())
 
     def fit(self, matches: Sequence[Matches], tau: Tensor) -> Tensor:
         """Fit trajectories to all pairs.

@@ -209,7 +209,7 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
         The shape of ``slices``, in [-3, 3]; zeros stay zeros.
     """
     present = present[:, :, None, None, None]
-    activity = (slices.abs().sum(dim=2, keepdim=True) * present).sum(dim=1)  # [B, 1, H, W]
+    activity = (magnitude(slices).unsqueeze(2) * present).sum(dim=1)  # [B, 1, H, W]
     neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
     hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
     weight = (~hot).unsqueeze(1) * present  # [B, K + 1, 1, H, W]
@@ -224,6 +224,17 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
     scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (slices * (weight / scale.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
+
+
+def magnitude(slices: Tensor) -> Tensor:
+    """Sum absolute values over the bins: [B, K + 1, bins, H, W] -> [B, K + 1, H, W].
+
+    Bin by bin: a copy of all of them is large, and torch sums slowly over a dimension in the middle.
+    """
+    total = slices[:, :, 0].abs()
+    for index in range(1, slices.shape[2]):
+        total += slices[:, :, index].abs()
+    return total
 
 
 def prepare_inputs(
@@ -254,7 +265,7 @@ def prepare_inputs(
         frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, cell),
         event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
         first_sum=slices[:, 1].sum(1, keepdim=True),
-        density=F.avg_pool2d(slices.abs().sum(2), cell),
+        density=F.avg_pool2d(magnitude(slices), cell),
         exposure=inputs.exposure * present[:, :1],
         present=present,
     )
