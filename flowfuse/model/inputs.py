@@ -229,7 +229,7 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
 def magnitude(slices: Tensor) -> Tensor:
     """Sum absolute values over the bins: [B, K + 1, bins, H, W] -> [B, K + 1, H, W].
 
-    Bin by bin: a copy of all of them is large, and torch sums slowly over a dimension in the middle.
+    Bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the middle.
     """
     total = slices[:, :, 0].abs()
     for index in range(1, slices.shape[2]):

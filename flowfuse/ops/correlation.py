@@ -176,8 +176,8 @@ class Correlation:
             shape and dtype alone, so that resumed and compiled runs choose the same.
 
     With bfloat16 features that need no gradient, "on_demand" on a processor that multiplies
-    bfloat16 (AVX-512 BF16, AMX) takes all levels in it: each feature of the coarser ones is rounded by
-    up to 2^-8 of its value. Every other sum is of exact products.
+    bfloat16 (AVX-512 BF16, AMX) takes all levels in it: each feature of the coarser ones is rounded
+    by up to 2^-8 of its value. Every other sum is of exact products.
 
     Raises:
         ValueError: a shape, dtype, the radius or the strategy is wrong.
