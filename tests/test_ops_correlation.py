@@ -199,7 +199,7 @@ def test_reference_scattered_windows(strategy, reach, shape1):
 )
 def test_reference_bfloat16_products(shape1, reach, jump, radius):
     """Whole rows of a tile and parts of one, windows beside each other, far apart and outside."""
-    f0 = features((2, 40, 6, 35), torch.bfloat16)
+    f0 = features((2, 40, 6, 35), torch.bfloat16, "expanded" if jump else "channels_last")
     pyramid = [
         features((2, 40, shape1[0] >> level, shape1[1] >> level), torch.bfloat16, seed=level + 1)
         for level in range(3)
