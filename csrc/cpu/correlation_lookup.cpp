@@ -16,7 +16,7 @@ FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index,
   take_tile(job, index, tile);
   for (int level = 0; level < job.levels; ++level) {
     take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-    expect_values(job, tile, level);
+    expect_windows<true>(job, tile, level, job.output);
     make_taps<kBytes>(job, tile, level, taps);
     write_values<kBytes>(job, tile, level, taps);
   }
@@ -54,7 +54,7 @@ void make_windows_by_matrices(const char* op, const FeatureLookup<float, BFloat1
         take_features(job, tile, workspace.features);
         for (int level = 0; level < job.levels; ++level) {
           take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-          expect_values(job, tile, level);
+          expect_windows<true>(job, tile, level, job.output);
           look_up_by_matrices(unit, job, tile, level, workspace);
         }
       }

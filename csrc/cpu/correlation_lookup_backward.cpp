@@ -11,33 +11,53 @@
 namespace flowfuse {
 namespace {
 
-using torch::stable::parallel_for;
-
 constexpr int64_t kWorkspace = int64_t{16} << 20;  // bytes of tap gradients held at a time
+// Channels of a tile's pixels that are gone through at a time, copied to lie side by side: in place they would not stay
+// in the first-level cache, where features of 2^n bytes compete for a few sets.
+constexpr int kChunk = 64;
 
-// The pixels of a group, taken out of their mask: the gradients of their taps at the four cells, which lie scattered
-// and are used for every pass over channels, and where their features lie.
+// Four cells (y, x), (y, x + 1), ... of a level and the pixels of a tile that have a tap in them.
+struct Group {
+  int64_t y, x;
+  uint64_t pixels;
+};
+
+// The groups of a tile at a level: taken out of the windows once, gone through for some channels at a time.
 template <class T>
-struct Members {
+struct Groups {
+  Group* groups;
   int count;
-  T factors[kTilePixels][4];
-  int64_t features[kTilePixels];
+  int64_t taps[kTilePixels];  // where the gradient of a tap at cell (0, 0) would lie
+  int stride;                 // from a tap to the one below
+
+  // A window of 2 r + 2 taps along an axis lies in r + 2 groups at most.
+  static int64_t most(int radius) { return int64_t{kTilePixels} * (radius + 2) * (radius + 2); }
 };
 
 template <class T>
-FLOWFUSE_INLINE void take_members(const Places& places, const T* grad_taps, int64_t at, int stride, uint64_t pixels,
-                                  Members<T>& members) {
-  int count = 0;
-  for (; pixels != 0; pixels &= pixels - 1) {
-    const int i = __builtin_ctzll(pixels);
-    const T *upper = grad_taps + (places.taps[i] + at), *lower = upper + stride;
-    members.factors[count][0] = upper[0];
-    members.factors[count][1] = upper[1];
-    members.factors[count][2] = lower[0];
-    members.factors[count][3] = lower[1];
-    members.features[count++] = places.features[i];
+FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& job, const Tile<T>& tile, int level, Groups<T>& list) {
+  list.stride = job.stride() * kTileColumns;
+  for (int i = 0; i < kTilePixels; ++i) {
+    const Window<T>& window = tile.windows[i];
+    if (!tile.has(i)) continue;
+    const int64_t first = i / kTileColumns * job.block() + job.first_tap() - window.y * job.stride() - window.x;
+    list.taps[i] = first * kTileColumns + i % kTileColumns;
   }
-  members.count = count;
+  list.count = 0;
+  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels)
+                                     FLOWFUSE_INLINE_LAMBDA { list.groups[list.count++] = {y, x, pixels}; });
+}
+
+// Calls visit(pixel, gradients of its taps at the four cells of a group) for the pixels of the group.
+template <class T, class Visit>
+FLOWFUSE_INLINE void for_pixels(const Groups<T>& list, const Group& group, const T* grad_taps, const Visit& visit) {
+  const T* at = grad_taps + group.y * list.stride + group.x * kTileColumns;
+  for (uint64_t pixels = group.pixels; pixels != 0; pixels &= pixels - 1) {
+    const int i = __builtin_ctzll(pixels);
+    const T *upper = at + list.taps[i], *lower = upper + list.stride;
+    const T factors[4] = {upper[0], upper[kTileColumns], lower[0], lower[kTileColumns]};
+    visit(i, factors);
+  }
 }
 
 // Calls pass(constant number of vectors, first channel) for stretches that make up the channels [first, last).
@@ -61,45 +81,44 @@ FLOWFUSE_INLINE void load_group(const T* const* from, Vector<T, kBytes> (&to)[4]
   }
 }
 
-// Adds what the taps at four cells give to the gradients of f0 at the members.
+// Adds what the taps at four cells give to the gradients `sums` [kTilePixels][kChunk] of f0.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Members<T>& members, T* grad) {
+FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Groups<T>& list, const Group& group, const T* grad_taps,
+                               T* sums) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V cell[4][kVectors];
   load_group<T, kBytes>(cells, cell);
-  for (int m = 0; m < members.count; ++m) {
-    const T* factor = members.factors[m];
-    T* target = grad + members.features[m];
+  for_pixels(list, group, grad_taps, [&](int i, const T* factors) FLOWFUSE_INLINE_LAMBDA {
+    T* target = sums + i * kChunk;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       V sum;
       load(target + v * kAll, sum);
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) sum += factor[k] * cell[k][v];
+      for (int k = 0; k < 4; ++k) sum += factors[k] * cell[k][v];
       store(sum, target + v * kAll);
     }
-  }
+  });
 }
 
-// Adds what the members give to the gradients of f1 at four cells.
+// Adds what the pixels of a group give, their `features` [kTilePixels][kChunk], to the gradients of f1 at four cells.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, T* const* grads) {
+FLOWFUSE_INLINE void add_to_f1(const T* features, const Groups<T>& list, const Group& group, const T* grad_taps,
+                               T* const* grads) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   V sum[4][kVectors];
   load_group<T, kBytes>(grads, sum);
-  for (int m = 0; m < members.count; ++m) {
-    const T* factor = members.factors[m];
-    const T* features = f0 + members.features[m];
+  for_pixels(list, group, grad_taps, [&](int i, const T* factors) FLOWFUSE_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       V feature;
-      load(features + v * kAll, feature);
+      load(features + i * kChunk + v * kAll, feature);
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) sum[k][v] += factor[k] * feature;
+      for (int k = 0; k < 4; ++k) sum[k][v] += factors[k] * feature;
     }
-  }
+  });
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
 #pragma GCC unroll 4
@@ -107,71 +126,107 @@ FLOWFUSE_INLINE void add_to_f1(const T* f0, const Members<T>& members, T* const*
   }
 }
 
+// What a worker has: blocks of a tile, those of a row of it, features of its pixels, groups.
+template <class T>
+struct BackwardWorkspace {
+  T *taps, *values, *features;
+  Groups<T> list;
+
+  static int64_t count(const FeatureLookup<T, T>& job) {
+    return (kTilePixels + kTileColumns) * job.block() + kTilePixels * kChunk +
+           Groups<T>::most(job.radius) * int64_t{sizeof(Group)} / int64_t{sizeof(T)};
+  }
+  BackwardWorkspace(const FeatureLookup<T, T>& job, void* memory)
+      : taps(static_cast<T*>(memory)),
+        values(taps + kTilePixels * job.block()),
+        features(values + kTileColumns * job.block()),
+        list{reinterpret_cast<Group*>(features + kTilePixels * kChunk), 0, {}, 0} {}
+};
+
 // Gradients that belong to the pixels of a tile: those of f0 and of the coordinates. The gradients of the taps are
-// kept [levels, kTilePixels, block] for f1's. workspace: blocks of a tile, and one more.
+// kept [levels, kTilePixels, block] for f1's.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index, T* kept, T* workspace) {
-  T* taps = workspace;
-  T* values = taps + kTilePixels * job.block();
+FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index, T* kept,
+                                   BackwardWorkspace<T>& workspace) {
   T gx[kTilePixels] = {}, gy[kTilePixels] = {};
-  Places places;
-  Members<T> members;
   Tile<T> tile;
   take_tile(job, index, tile);
   T* grad_f0 = job.grad_f0 + tile.b * job.pixels() * job.channels;
-  for (int i = 0; i < kTilePixels; ++i) {
-    if (!tile.has(i)) continue;
-    T* grad = grad_f0 + tile.pixel(job, i) * job.channels;
-    for (int64_t c = 0; c < job.channels; ++c) grad[c] = T(0);
-  }
   for (int level = 0; level < job.levels; ++level) {
     take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-    if (job.grad_coords != nullptr) make_taps<kBytes>(job, tile, level, taps);
-    T* grad_taps = kept + level * kTilePixels * job.block();
-    for (int i = 0; i < kTilePixels; ++i) {
-      if (!tile.has(i)) continue;
-      if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
-      tap_gradients(job, tile, level, i, job.scale, values, grad_taps + i * job.block());
+    if (job.grad_coords != nullptr) {
+      make_taps<kBytes>(job, tile, level, workspace.taps);
+      for (int i = 0; i < kTilePixels; ++i) {
+        if (tile.has(i)) add_coordinate_gradient(job, tile, level, i, workspace.taps, gx[i], gy[i]);
+      }
     }
-    take_places(job, tile, places);
-    visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
-      const T* cells[4];
-      take_cells(job, tile, level, y, x, cells);
-      take_members(places, grad_taps, y * job.stride() + x, job.stride(), pixels, members);
-      in_passes<kBytes, T>(0, job.channels, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
-        const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
-        add_to_f0<kBytes, decltype(vectors)::value>(at, members, grad_f0 + channel);
-      });
-    });
+    T* grad_taps = kept + level * kTilePixels * job.block();
+    for (int row = 0; row < tile.rows; ++row) {
+      tap_gradients<kBytes>(job, tile, level, row, job.scale, workspace.values,
+                            grad_taps + row * kTileColumns * job.block());
+    }
+    if (level + 1 < job.levels) expect_windows<false>(job, tile, level + 1, job.grad);
+    list_groups(job, tile, level, workspace.list);
+    for (int64_t first = 0; first < job.channels; first += kChunk) {
+      const int64_t count = job.channels - first < kChunk ? job.channels - first : kChunk;
+      T* sums = workspace.features;
+      for (int k = 0; k < kTilePixels * kChunk; ++k) sums[k] = T(0);
+      for (int g = 0; g < workspace.list.count; ++g) {
+        const Group& group = workspace.list.groups[g];
+        const T* cells[4];
+        take_cells(job, tile, level, group.y, group.x, cells);
+        in_passes<kBytes, T>(first, first + count, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
+          const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
+          add_to_f0<kBytes, decltype(vectors)::value>(at, workspace.list, group, grad_taps, sums + channel - first);
+        });
+      }
+      for (int i = 0; i < kTilePixels; ++i) {
+        if (!tile.has(i)) continue;
+        T* grad = grad_f0 + tile.pixel(job, i) * job.channels + first;
+        for (int64_t c = 0; c < count; ++c) {
+          const T sum = sums[i * kChunk + c];
+          grad[c] = level == 0 ? sum : grad[c] + sum;
+        }
+      }
+    }
   }
   write_coordinate_gradients(job, tile, gx, gy);
 }
 
-// The gradient of f1's level in the channels [first, last): adds what tile `index` gives. `unused` [channels] receives
+// The gradient of f1's level in the channels [begin, end): adds what tile `index` gives. `unused` [channels] receives
 // what falls outside the map.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, int level, int64_t first, int64_t last,
-                                const T* grad_taps, T* unused) {
+FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, int level, int64_t begin, int64_t end,
+                                const T* grad_taps, T* unused, BackwardWorkspace<T>& workspace) {
   const FeatureLevel<T, T>& map = job.maps[level];
-  Places places;
-  Members<T> members;
   Tile<T> tile;
   take_tile(job, index, tile);
   take_windows(job, level, map.rows, map.columns, tile);
-  take_places(job, tile, places);
   const T* f0 = job.f0 + tile.b * job.f0_stride;
-  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
-    T* grads[4];
-    for (int k = 0; k < 4; ++k) {
-      const int64_t cell = cell_of_group(map, y, x, k);
-      grads[k] = cell < 0 ? unused : map.grad + (tile.b * map.rows * map.columns + cell) * job.channels;
+  T* map_grad = map.grad + tile.b * map.rows * map.columns * job.channels;
+  list_groups(job, tile, level, workspace.list);
+  for (int64_t first = begin; first < end; first += kChunk) {
+    const int64_t count = end - first < kChunk ? end - first : kChunk;
+    T* features = workspace.features;
+    for (int i = 0; i < kTilePixels; ++i) {
+      if (!tile.has(i)) continue;
+      const T* from = f0 + tile.pixel(job, i) * job.channels + first;
+      for (int64_t c = 0; c < count; ++c) features[i * kChunk + c] = from[c];
+      for (int64_t c = 0; c < count; c += 64 / int64_t{sizeof(T)}) __builtin_prefetch(from + kChunk + c);
     }
-    take_members(places, grad_taps, y * job.stride() + x, job.stride(), pixels, members);
-    in_passes<kBytes, T>(first, last, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
-      T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
-      add_to_f1<kBytes, decltype(vectors)::value>(f0 + channel, members, at);
-    });
-  });
+    for (int g = 0; g < workspace.list.count; ++g) {
+      const Group& group = workspace.list.groups[g];
+      T* grads[4];
+      for (int k = 0; k < 4; ++k) {
+        const int64_t cell = cell_of_group(map, group.y, group.x, k);
+        grads[k] = cell < 0 ? unused : map_grad + cell * job.channels;
+      }
+      in_passes<kBytes, T>(first, first + count, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
+        T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
+        add_to_f1<kBytes, decltype(vectors)::value>(features + channel - first, workspace.list, group, grad_taps, at);
+      });
+    }
+  }
 }
 
 // The tasks of f1's gradient: each owns some channels of a level of an item, and goes through the tiles in their order.
@@ -194,7 +249,8 @@ struct GradientTasks {
 
 template <int kBytes, class T>
 FLOWFUSE_INLINE void run_gradient_tasks(const FeatureLookup<T, T>& job, const GradientTasks<T>& tasks, int64_t first,
-                                        int64_t last, int64_t begin, int64_t end, const T* kept, T* unused) {
+                                        int64_t last, int64_t begin, int64_t end, const T* kept, T* unused,
+                                        BackwardWorkspace<T>& workspace) {
   const int64_t tiles = job.tiles_of_item(), kept_of_level = kTilePixels * job.block();
   for (int64_t task = first; task < last; ++task) {
     const int64_t item = tasks.item + task / (tasks.chunks * job.levels);
@@ -205,7 +261,8 @@ FLOWFUSE_INLINE void run_gradient_tasks(const FeatureLookup<T, T>& job, const Gr
     const int64_t to = (item + 1) * tiles < end ? (item + 1) * tiles : end;
     for (int64_t index = from; index < to; ++index) {
       const T* grad_taps = kept + ((index - begin) * job.levels + level) * kept_of_level;
-      tile_to_f1<kBytes>(job, index, level, channel, stop, grad_taps, unused + task * job.channels);
+      tile_to_f1<kBytes>(job, index, level, channel, stop, grad_taps, unused + task * job.channels,
+                         workspace);
     }
   }
 }
@@ -215,23 +272,24 @@ void run_backward(const char* op, const FeatureLookup<T, T>& job, const Tensor& 
   const int64_t kept_of_tile = int64_t{job.levels} * kTilePixels * job.block();
   const int64_t group =
       std::min(job.tiles(), std::max<int64_t>(1, kWorkspace / (kept_of_tile * int64_t{sizeof(T)})));
-  const Tensor memory = allocate(op, like, {group, kept_of_tile}, like.scalar_type());
-  const Workers workers(op, like, group, (kTilePixels + 1) * job.block());
-  T* kept = mutable_data<T>(memory);
+  const Tensor tap_memory = allocate(op, like, {group, kept_of_tile}, like.scalar_type());
+  const Workers workers(op, like, job.tiles(), BackwardWorkspace<T>::count(job));
+  T* kept = mutable_data<T>(tap_memory);
   for (int64_t begin = 0; begin < job.tiles(); begin += group) {
     const int64_t end = std::min(begin + group, job.tiles());
-    workers.run(begin, end, [&](int64_t first, int64_t last, void* workspace) {
+    workers.run(begin, end, [&](int64_t first, int64_t last, void* memory) {
+      BackwardWorkspace<T> workspace(job, memory);
       FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                            tile_backward<kVectorBytes>(job, index, kept + (index - begin) * kept_of_tile,
-                                                        static_cast<T*>(workspace)))
+                            tile_backward<kVectorBytes>(job, index, kept + (index - begin) * kept_of_tile, workspace))
     });
     const GradientTasks<T> tasks(job, begin, end);
     Tensor unused = allocate(op, like, {tasks.count(job), job.channels}, like.scalar_type());
     torch::stable::zero_(unused);
     T* outside = mutable_data<T>(unused);
-    parallel_for(0, tasks.count(job), 1, [&](int64_t first, int64_t last) {
+    workers.run(0, tasks.count(job), [&](int64_t first, int64_t last, void* memory) {
+      BackwardWorkspace<T> workspace(job, memory);
       FLOWFUSE_VARIANTS(run_gradient_tasks<kVectorBytes>(job, tasks, first, last, begin, end,
-                                                         static_cast<const T*>(kept), outside))
+                                                         static_cast<const T*>(kept), outside, workspace))
     });
   }
 }

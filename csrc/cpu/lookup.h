@@ -94,17 +94,17 @@ FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, in
   }
 }
 
-// The lines that write_values will write come from memory: asked for before the taps are made, they are there in time.
-// More of them than the first-level cache holds would only push out features.
-template <class T>
-FLOWFUSE_INLINE void expect_values(const Lookup<T>& job, const Tile<T>& tile, int level) {
+// Windows are written and read a line at a time, each line in another place: asked for before taps are made, the lines
+// are there in time. More of them than the first-level cache holds would only push out features.
+template <bool kWrite, class T>
+FLOWFUSE_INLINE void expect_windows(const Lookup<T>& job, const Tile<T>& tile, int level, const T* windows) {
   constexpr int kMostLines = 512;
   const int window = job.side() * job.side();
   if (window * tile.rows > kMostLines) return;
-  T* out = job.output + job.window_values(tile.b, level);
+  const T* first = windows + job.window_values(tile.b, level);
   for (int k = 0; k < window; ++k) {
     for (int row = 0; row < tile.rows; ++row) {
-      __builtin_prefetch(out + k * job.pixels() + tile.pixel(job, row * kTileColumns), 1, 2);
+      __builtin_prefetch(first + k * job.pixels() + tile.pixel(job, row * kTileColumns), kWrite, 2);
     }
   }
 }
@@ -158,27 +158,51 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int
   }
 }
 
-// Gradients of the taps of pixel i, times `factor`; the border of its block receives zeros, as does all of it where
-// no tap is inside the map. `values` [block] is workspace.
-template <class T>
-FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int i, T factor, T* values,
-                                   T* block) {
+// Gradients of the taps of a row of a tile, times `factor`, as blocks of vectors [block][kTileColumns]; the border of
+// the blocks receives zeros. What they say of pixels without a tap inside the map has no meaning. `values`, as many, is
+// workspace.
+template <int kBytes, class T>
+FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int row, T factor, T* values,
+                                   T* blocks) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  using V = Vector<T, kBytes>;
   const int side = job.side(), stride = job.stride();
-  for (int k = 0; k < job.block(); ++k) block[k] = T(0);
-  if (tile.windows[i].reach != Reach::kNear) return;
-  for (int k = 0; k < job.block(); ++k) values[k] = T(0);
-  const T* grad = job.grad + job.window_values(tile.b, level) + tile.pixel(job, i);
+  for (int k = 0; k < job.block() * kTileColumns; ++k) blocks[k] = values[k] = T(0);
+  const T* grad = job.grad + job.window_values(tile.b, level) + tile.pixel(job, row * kTileColumns);
   for (int dy = 0; dy < side; ++dy) {
     for (int dx = 0; dx < side; ++dx) {
-      values[job.first_tap() + dy * stride + dx] = factor * grad[(dx * side + dy) * job.pixels()];
+      const T* from = grad + (dx * side + dy) * job.pixels();
+      T* to = values + (job.first_tap() + dy * stride + dx) * kTileColumns;
+      for (int i = 0; i < tile.columns; ++i) to[i] = from[i];
     }
   }
-  const Corners<T> w = corners_of(tile.windows[i]);
-  for (int y = 1; y <= job.taps(); ++y) {
-    const T *lower = values + y * stride, *upper = lower - stride;
-    T* out = block + y * stride;
-    for (int x = 1; x <= job.taps(); ++x) {
-      out[x] = w.w00 * lower[x] + w.w10 * lower[x - 1] + w.w01 * upper[x] + w.w11 * upper[x - 1];
+  alignas(64) Corners<T> corners[kTileColumns] = {};
+  alignas(64) T weights[4][kTileColumns];
+  for (int i = 0; i < tile.columns; ++i) corners[i] = corners_of(tile.windows[row * kTileColumns + i]);
+  for (int i = 0; i < kTileColumns; ++i) {
+    weights[0][i] = factor * corners[i].w00;
+    weights[1][i] = factor * corners[i].w10;
+    weights[2][i] = factor * corners[i].w01;
+    weights[3][i] = factor * corners[i].w11;
+  }
+  for (int first = 0; first < kTileColumns; first += kAll) {
+    V w00, w10, w01, w11;
+    load(weights[0] + first, w00);
+    load(weights[1] + first, w10);
+    load(weights[2] + first, w01);
+    load(weights[3] + first, w11);
+    for (int y = 1; y <= job.taps(); ++y) {
+      const T *lower = values + y * stride * kTileColumns + first, *upper = lower - stride * kTileColumns;
+      T* out = blocks + y * stride * kTileColumns + first;
+      for (int x = 1; x <= job.taps(); ++x) {
+        V here, left, above, beyond;
+        load(lower + x * kTileColumns, here);
+        load(lower + (x - 1) * kTileColumns, left);
+        load(upper + x * kTileColumns, above);
+        load(upper + (x - 1) * kTileColumns, beyond);
+        const V sum = w00 * here + w10 * left + w01 * above + w11 * beyond;
+        store(sum, out + x * kTileColumns);
+      }
     }
   }
 }

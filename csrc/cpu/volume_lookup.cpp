@@ -67,12 +67,12 @@ FLOWFUSE_INLINE void tile_forward(const VolumeLookup<T>& job, int64_t index, T* 
   }
 }
 
-// workspace: blocks of the taps of a tile, then one block for their gradients and one more.
-template <class T>
+// workspace: blocks of the taps of a tile, then those of a row of it for their gradients, and as many more.
+template <int kBytes, class T>
 FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& job, int64_t index, T* workspace) {
   T* taps = workspace;
   T* grad_taps = taps + kTilePixels * job.block();
-  T* values = grad_taps + job.block();
+  T* values = grad_taps + kTileColumns * job.block();
   T gx[kTilePixels] = {}, gy[kTilePixels] = {};
   Tile<T> tile;
   take_tile(job, index, tile);
@@ -80,15 +80,17 @@ FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& job, int64_t index, T*
     const VolumeLevel<T>& map = job.volumes[level];
     take_windows(job, level, map.rows, map.columns, tile);
     if (job.grad_coords != nullptr) read_taps(job, tile, level, taps);
-    for (int i = 0; i < kTilePixels; ++i) {
-      if (!tile.has(i)) continue;
-      if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
-      T* grad = map.grad + map.slice(job, tile, i);
-      for (int64_t cell = 0; cell < map.rows * map.columns; ++cell) grad[cell] = T(0);
-      tap_gradients(job, tile, level, i, T(1), values, grad_taps);
-      visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
-        for (int k = 0; k < count; ++k) grad[cell + k] = grad_taps[tap + k];
-      });
+    for (int row = 0; row < tile.rows; ++row) {
+      tap_gradients<kBytes>(job, tile, level, row, T(1), values, grad_taps);
+      for (int column = 0; column < tile.columns; ++column) {
+        const int i = row * kTileColumns + column;
+        if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
+        T* grad = map.grad + map.slice(job, tile, i);
+        for (int64_t cell = 0; cell < map.rows * map.columns; ++cell) grad[cell] = T(0);
+        visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
+          for (int k = 0; k < count; ++k) grad[cell + k] = grad_taps[(tap + k) * kTileColumns + column];
+        });
+      }
     }
   }
   write_coordinate_gradients(job, tile, gx, gy);
@@ -139,10 +141,10 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector
     job.volumes[level].grad = mutable_data<T>(grads.back());
   }
   const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, job);
-  const Workers workers(op, grad, job.tiles(), (kTilePixels + 2) * job.block());
+  const Workers workers(op, grad, job.tiles(), (kTilePixels + 2 * kTileColumns) * job.block());
   workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                          tile_backward(job, index, static_cast<T*>(workspace)))
+                          tile_backward<kVectorBytes>(job, index, static_cast<T*>(workspace)))
   });
   return {grads, grad_coords};
 }
