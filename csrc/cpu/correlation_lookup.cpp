@@ -24,7 +24,7 @@ FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index,
 
 template <class T, class F>
 void make_windows(const char* op, const FeatureLookup<T, F>& job, const Tensor& output) {
-  const Workers workers(op, output, job.tiles(), kTilePixels * job.block() + kOverread);
+  const Workers workers(op, output, job.tiles(), kTilePixels * job.block());
   workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     T* taps = static_cast<T*>(workspace);
     if constexpr (std::is_same_v<F, BFloat16>) {

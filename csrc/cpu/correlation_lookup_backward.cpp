@@ -27,8 +27,8 @@ template <class T>
 struct Groups {
   Group* groups;
   int count;
-  int64_t taps[kTilePixels];  // where the gradient of a tap at cell (0, 0) would lie
-  int stride;                 // from a tap to the one below
+  Places places;
+  int down;  // from a tap to the one below
 
   // A window of 2 r + 2 taps along an axis lies in r + 2 groups at most.
   static int64_t most(int radius) { return int64_t{kTilePixels} * (radius + 2) * (radius + 2); }
@@ -36,13 +36,8 @@ struct Groups {
 
 template <class T>
 FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& job, const Tile<T>& tile, int level, Groups<T>& list) {
-  list.stride = job.stride() * kTileColumns;
-  for (int i = 0; i < kTilePixels; ++i) {
-    const Window<T>& window = tile.windows[i];
-    if (!tile.has(i)) continue;
-    const int64_t first = i / kTileColumns * job.block() + job.first_tap() - window.y * job.stride() - window.x;
-    list.taps[i] = first * kTileColumns + i % kTileColumns;
-  }
+  list.down = job.stride() * kTileColumns;
+  take_places(job, tile, list.places);
   list.count = 0;
   visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels)
                                      FLOWFUSE_INLINE_LAMBDA { list.groups[list.count++] = {y, x, pixels}; });
@@ -51,10 +46,10 @@ FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& job, const Tile<T>& 
 // Calls visit(pixel, gradients of its taps at the four cells of a group) for the pixels of the group.
 template <class T, class Visit>
 FLOWFUSE_INLINE void for_pixels(const Groups<T>& list, const Group& group, const T* grad_taps, const Visit& visit) {
-  const T* at = grad_taps + group.y * list.stride + group.x * kTileColumns;
+  const T* at = grad_taps + group.y * list.down + group.x * kTileColumns;
   for (uint64_t pixels = group.pixels; pixels != 0; pixels &= pixels - 1) {
     const int i = __builtin_ctzll(pixels);
-    const T *upper = at + list.taps[i], *lower = upper + list.stride;
+    const T *upper = at + list.places.taps[i], *lower = upper + list.down;
     const T factors[4] = {upper[0], upper[kTileColumns], lower[0], lower[kTileColumns]};
     visit(i, factors);
   }
@@ -154,16 +149,14 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
   T* grad_f0 = job.grad_f0 + tile.b * job.pixels() * job.channels;
   for (int level = 0; level < job.levels; ++level) {
     take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-    if (job.grad_coords != nullptr) {
-      make_taps<kBytes>(job, tile, level, workspace.taps);
-      for (int i = 0; i < kTilePixels; ++i) {
-        if (tile.has(i)) add_coordinate_gradient(job, tile, level, i, workspace.taps, gx[i], gy[i]);
-      }
-    }
+    const bool coords_needed = job.grad_coords != nullptr;
+    if (coords_needed) make_taps<kBytes>(job, tile, level, workspace.taps);
     T* grad_taps = kept + level * kTilePixels * job.block();
     for (int row = 0; row < tile.rows; ++row) {
-      tap_gradients<kBytes>(job, tile, level, row, job.scale, workspace.values,
-                            grad_taps + row * kTileColumns * job.block());
+      const T *taps = workspace.taps, *values = workspace.values;
+      read_gradients(job, tile, level, row, workspace.values);
+      tap_gradients<kBytes>(job, tile, row, job.scale, values, grad_taps + row * kTileColumns * job.block());
+      if (coords_needed) add_coordinate_gradients<kBytes>(job, tile, level, row, taps, values, gx, gy);
     }
     if (level + 1 < job.levels) expect_windows<false>(job, tile, level + 1, job.grad);
     list_groups(job, tile, level, workspace.list);

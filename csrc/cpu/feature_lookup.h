@@ -157,7 +157,7 @@ FLOWFUSE_INLINE void take_places(const FeatureLookup<T, F>& job, const Tile<T>& 
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
     const Window<T>& window = tile.windows[i];
-    places.taps[i] = i * job.block() + job.first_tap() - window.y * job.stride() - window.x;
+    places.taps[i] = job.tap_at(i, job.first_tap() - window.y * job.stride() - window.x);
     places.features[i] = tile.pixel(job, i) * job.channels;
   }
 }
@@ -176,7 +176,7 @@ FLOWFUSE_INLINE void multiply_add(const BFloat16*, const V& a, const V& b, V& su
 #endif
 
 // Products of the features at four cells and at the pixels of a mask, into the blocks of those pixels, `at` behind the
-// places of their taps. What lies outside the map and on the border of a block afterwards has no meaning.
+// places of their taps at cell (0, 0). What lies outside the map and on the border of a block afterwards has no meaning.
 template <int kBytes, class T, class F>
 FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0, const Places& places,
                                     const F* const* cells, int64_t at, uint64_t pixels, T* taps) {
@@ -185,7 +185,7 @@ FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0,
   constexpr int kStep = kBytes / static_cast<int>(sizeof(F));
   using V = Vector<T, kBytes>;
   const int64_t channels = job.channels;
-  const int stride = job.stride();
+  const int down = job.stride() * kTileColumns;
   while (pixels != 0) {
     int pixel[kTogether];
     const F* features[kTogether];
@@ -217,11 +217,11 @@ FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0,
     }
 #pragma GCC unroll 4
     for (int j = 0; j < kTogether; ++j) {
-      T* target = taps + (places.taps[pixel[j]] + at);
-      target[0] = values[4 * j];
-      target[1] = values[4 * j + 1];
-      target[stride] = values[4 * j + 2];
-      target[stride + 1] = values[4 * j + 3];
+      T *upper = taps + (places.taps[pixel[j]] + at), *lower = upper + down;
+      upper[0] = values[4 * j];
+      upper[kTileColumns] = values[4 * j + 1];
+      lower[0] = values[4 * j + 2];
+      lower[kTileColumns] = values[4 * j + 3];
     }
   }
 }
@@ -236,7 +236,7 @@ FLOWFUSE_INLINE void make_taps(const FeatureLookup<T, F>& job, const Tile<T>& ti
   visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
     const F* cells[4];
     take_cells(job, tile, level, y, x, cells);
-    multiply_group<kBytes>(job, f0, places, cells, y * job.stride() + x, pixels, taps);
+    multiply_group<kBytes>(job, f0, places, cells, (y * job.stride() + x) * kTileColumns, pixels, taps);
   });
   clear_outside(job, tile, map.rows, map.columns, taps);
 }

@@ -1,6 +1,6 @@
 // What look-ups in a volume and on demand share. Pixels are taken a tile at a time. The taps of their windows lie in
-// blocks, one a pixel, with a border one tap wide around them; rows of taps lie along the map, results along the
-// pixels, and small transpositions lie between.
+// blocks, one a pixel, with a border one tap wide around them. The blocks of a row of a tile lie side by side, tap by
+// tap: what is done to one is done to 16 pixels at once, along which windows lie in memory, too.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -16,7 +16,6 @@ namespace flowfuse {
 
 constexpr int kTileRows = 4, kTileColumns = 16;          // a row of float32 results is a cache line
 constexpr int kTilePixels = kTileRows * kTileColumns;    // a bit each of a 64-bit mask
-constexpr int kOverread = 64;                            // values behind the blocks of a tile that may be read
 
 // Of B maps of windows around coords.
 template <class T>
@@ -33,6 +32,10 @@ struct Lookup {
   FLOWFUSE_INLINE int stride() const { return taps() + 2; }    // of the rows of a block
   FLOWFUSE_INLINE int block() const { return stride() * stride(); }
   FLOWFUSE_INLINE int first_tap() const { return stride() + 1; }
+  // Where tap number `tap` of the block of pixel i lies among the blocks of a tile.
+  FLOWFUSE_INLINE int64_t tap_at(int i, int64_t tap) const {
+    return (i / kTileColumns * block() + tap) * kTileColumns + i % kTileColumns;
+  }
   FLOWFUSE_INLINE int64_t pixels() const { return height * width; }
   FLOWFUSE_INLINE int64_t tiles_across() const { return (width + kTileColumns - 1) / kTileColumns; }
   FLOWFUSE_INLINE int64_t tiles_of_item() const {
@@ -85,11 +88,11 @@ FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, in
     const TapRange range = taps_inside(tile.windows[i], job.radius, rows, columns);
     if ((range.x1 - range.x0) * (range.y1 - range.y0) == side * side) continue;
     for (int dy = 0; dy < side; ++dy) {
-      T* row = taps + i * job.block() + job.first_tap() + dy * job.stride();
+      T* row = taps + job.tap_at(i, job.first_tap() + dy * job.stride());
       const bool inside = dy >= range.y0 && dy < range.y1;
       const int left = inside ? range.x0 : side, right = inside ? range.x1 : side;
-      for (int dx = 0; dx < left; ++dx) row[dx] = T(0);
-      for (int dx = right; dx < side; ++dx) row[dx] = T(0);
+      for (int dx = 0; dx < left; ++dx) row[dx * kTileColumns] = T(0);
+      for (int dx = right; dx < side; ++dx) row[dx * kTileColumns] = T(0);
     }
   }
 }
@@ -109,91 +112,99 @@ FLOWFUSE_INLINE void expect_windows(const Lookup<T>& job, const Tile<T>& tile, i
   }
 }
 
+// Weights of the corners of each value for the pixels of a row of a tile, times `factor`; NaN for one without a place.
+template <class T>
+struct RowWeights {
+  alignas(64) T w00[kTileColumns], w10[kTileColumns], w01[kTileColumns], w11[kTileColumns];
+
+  FLOWFUSE_INLINE RowWeights(const Tile<T>& tile, int row, T factor) {
+    for (int i = 0; i < kTileColumns; ++i) {
+      Corners<T> corners{T(0), T(0), T(0), T(0)};
+      if (i < tile.columns) corners = corners_of(tile.windows[row * kTileColumns + i]);
+      const bool missing = i < tile.columns && tile.windows[row * kTileColumns + i].reach == Reach::kMissing;
+      const T times = missing ? static_cast<T>(__builtin_nan("")) : factor;
+      w00[i] = times * corners.w00;
+      w10[i] = times * corners.w10;
+      w01[i] = times * corners.w01;
+      w11[i] = times * corners.w11;
+    }
+  }
+};
+
 // Combines taps to the values of the windows of one level; NaN for a pixel without a place.
 template <int kBytes, class T>
 FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int level, const T* taps) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
-  const int side = job.side(), stride = job.stride();
+  const int side = job.side(), down = job.stride() * kTileColumns;
   for (int row = 0; row < tile.rows; ++row) {
+    const RowWeights<T> weights(tile, row, T(1));
     for (int first = 0; first < tile.columns; first += kAll) {
-      const int count = tile.columns - first < kAll ? tile.columns - first : kAll;
       const int i = row * kTileColumns + first;
-      Corners<T> corners[kAll];
-      for (int j = 0; j < count; ++j) {
-        const T nan = static_cast<T>(__builtin_nan(""));
-        const bool missing = tile.windows[i + j].reach == Reach::kMissing;
-        corners[j] = missing ? Corners<T>{nan, nan, nan, nan} : corners_of(tile.windows[i + j]);
-      }
+      V w00, w10, w01, w11;
+      load(weights.w00 + first, w00);
+      load(weights.w10 + first, w10);
+      load(weights.w01 + first, w01);
+      load(weights.w11 + first, w11);
       T* out = job.output + job.window_values(tile.b, level) + tile.pixel(job, i);
       for (int dy = 0; dy < side; ++dy) {
-        for (int dx = 0; dx < side; dx += kAll) {
-          V values[kAll];
-          for (int j = 0; j < kAll; ++j) {
-            if (j >= count) {
-              values[j] = V{};
-              continue;
-            }
-            const T* upper = taps + (i + j) * job.block() + job.first_tap() + dy * stride + dx;
-            V t00, t10, t01, t11;
-            load(upper, t00);
-            load(upper + 1, t10);
-            load(upper + stride, t01);
-            load(upper + stride + 1, t11);
-            const Corners<T>& w = corners[j];
-            values[j] = w.w00 * t00 + w.w10 * t10 + w.w01 * t01 + w.w11 * t11;
+        const T* upper = taps + job.tap_at(i, job.first_tap() + dy * job.stride());
+        V t00, t01, t10, t11;
+        load(upper, t00);
+        load(upper + down, t01);
+        for (int dx = 0; dx < side; ++dx) {
+          load(upper + (dx + 1) * kTileColumns, t10);
+          load(upper + (dx + 1) * kTileColumns + down, t11);
+          const V values = w00 * t00 + w10 * t10 + w01 * t01 + w11 * t11;
+          T* target = out + (dx * side + dy) * job.pixels();
+          if (tile.columns - first >= kAll) {
+            store(values, target);
+          } else {
+            for (int j = 0; j < tile.columns - first; ++j) target[j] = values[j];
           }
-          transpose<T, kBytes>(values);
-          for (int k = 0; k < kAll && dx + k < side; ++k) {
-            T* target = out + ((dx + k) * side + dy) * job.pixels();
-            if (count == kAll) {
-              store(values[k], target);
-            } else {
-              for (int j = 0; j < count; ++j) target[j] = values[k][j];
-            }
-          }
+          t00 = t10;
+          t01 = t11;
         }
       }
     }
   }
 }
 
-// Gradients of the taps of a row of a tile, times `factor`, as blocks of vectors [block][kTileColumns]; the border of
-// the blocks receives zeros. What they say of pixels without a tap inside the map has no meaning. `values`, as many, is
-// workspace.
-template <int kBytes, class T>
-FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int row, T factor, T* values,
-                                   T* blocks) {
-  constexpr int kAll = kLanes<T, kBytes>;
-  using V = Vector<T, kBytes>;
-  const int side = job.side(), stride = job.stride();
-  for (int k = 0; k < job.block() * kTileColumns; ++k) blocks[k] = values[k] = T(0);
+// Gradients of the values of the windows of a row of a tile, as those of taps lie: blocks [block][kTileColumns], with
+// zeros where there is none.
+template <class T>
+FLOWFUSE_INLINE void read_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int row, T* values) {
+  const int side = job.side();
+  for (int k = 0; k < job.block() * kTileColumns; ++k) values[k] = T(0);
   const T* grad = job.grad + job.window_values(tile.b, level) + tile.pixel(job, row * kTileColumns);
   for (int dy = 0; dy < side; ++dy) {
     for (int dx = 0; dx < side; ++dx) {
       const T* from = grad + (dx * side + dy) * job.pixels();
-      T* to = values + (job.first_tap() + dy * stride + dx) * kTileColumns;
+      T* to = values + (job.first_tap() + dy * job.stride() + dx) * kTileColumns;
       for (int i = 0; i < tile.columns; ++i) to[i] = from[i];
     }
   }
-  alignas(64) Corners<T> corners[kTileColumns] = {};
-  alignas(64) T weights[4][kTileColumns];
-  for (int i = 0; i < tile.columns; ++i) corners[i] = corners_of(tile.windows[row * kTileColumns + i]);
-  for (int i = 0; i < kTileColumns; ++i) {
-    weights[0][i] = factor * corners[i].w00;
-    weights[1][i] = factor * corners[i].w10;
-    weights[2][i] = factor * corners[i].w01;
-    weights[3][i] = factor * corners[i].w11;
-  }
+}
+
+// From these, the gradients of taps, times `factor`, as blocks with a border of zeros. What they say of pixels without a
+// tap inside the map has no meaning.
+template <int kBytes, class T>
+FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, int row, T factor, const T* values,
+                                   T* blocks) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  using V = Vector<T, kBytes>;
+  for (int k = 0; k < job.block() * kTileColumns; ++k) blocks[k] = T(0);
+  const RowWeights<T> weights(tile, row, factor);
+  const int down = job.stride() * kTileColumns;
   for (int first = 0; first < kTileColumns; first += kAll) {
     V w00, w10, w01, w11;
-    load(weights[0] + first, w00);
-    load(weights[1] + first, w10);
-    load(weights[2] + first, w01);
-    load(weights[3] + first, w11);
+    load(weights.w00 + first, w00);
+    load(weights.w10 + first, w10);
+    load(weights.w01 + first, w01);
+    load(weights.w11 + first, w11);
     for (int y = 1; y <= job.taps(); ++y) {
-      const T *lower = values + y * stride * kTileColumns + first, *upper = lower - stride * kTileColumns;
-      T* out = blocks + y * stride * kTileColumns + first;
+      const T *lower = values + y * down + first, *upper = lower - down;
+      T* out = blocks + y * down + first;
       for (int x = 1; x <= job.taps(); ++x) {
         V here, left, above, beyond;
         load(lower + x * kTileColumns, here);
@@ -207,30 +218,51 @@ FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, in
   }
 }
 
-// Adds the gradient in the coordinates of pixel i that one level's taps make to (gx, gy).
-template <class T>
-FLOWFUSE_INLINE void add_coordinate_gradient(const Lookup<T>& job, const Tile<T>& tile, int level, int i,
-                                             const T* taps, T& gx, T& gy) {
-  const Window<T>& window = tile.windows[i];
-  if (window.reach != Reach::kNear) return;
-  const int side = job.side(), stride = job.stride();
-  const T fx = window.fx, fy = window.fy;
-  const T* grad = job.grad + job.window_values(tile.b, level) + tile.pixel(job, i);
-  T sum_x = 0, sum_y = 0;
-  for (int dy = 0; dy < side; ++dy) {
-    const T *upper = taps + i * job.block() + job.first_tap() + dy * stride, *lower = upper + stride;
-    for (int dx = 0; dx < side; ++dx) {
-      const T g = grad[(dx * side + dy) * job.pixels()];
-      sum_x += g * ((1 - fy) * (upper[dx + 1] - upper[dx]) + fy * (lower[dx + 1] - lower[dx]));
-      sum_y += g * ((1 - fx) * (lower[dx] - upper[dx]) + fx * (lower[dx + 1] - upper[dx + 1]));
+// Adds the gradients in the coordinates that the taps of a row of a tile on one level make to gx, gy [kTilePixels].
+// values: as read_gradients made them.
+template <int kBytes, class T>
+FLOWFUSE_INLINE void add_coordinate_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int row,
+                                              const T* taps, const T* values, T* gx, T* gy) {
+  constexpr int kAll = kLanes<T, kBytes>;
+  using V = Vector<T, kBytes>;
+  const int side = job.side(), down = job.stride() * kTileColumns;
+  alignas(64) T fx[kTileColumns], fy[kTileColumns], sums_x[kTileColumns], sums_y[kTileColumns];
+  for (int i = 0; i < kTileColumns; ++i) {
+    fx[i] = i < tile.columns ? tile.windows[row * kTileColumns + i].fx : T(0);
+    fy[i] = i < tile.columns ? tile.windows[row * kTileColumns + i].fy : T(0);
+  }
+  for (int first = 0; first < kTileColumns; first += kAll) {
+    V right, lower, sum_x = {}, sum_y = {};
+    load(fx + first, right);
+    load(fy + first, lower);
+    for (int dy = 0; dy < side; ++dy) {
+      const int64_t at = (job.first_tap() + dy * job.stride()) * kTileColumns + first;
+      const T* upper = taps + row * job.block() * kTileColumns + at;
+      V t00, t01, t10, t11, g;
+      load(upper, t00);
+      load(upper + down, t01);
+      for (int dx = 0; dx < side; ++dx) {
+        load(upper + (dx + 1) * kTileColumns, t10);
+        load(upper + (dx + 1) * kTileColumns + down, t11);
+        load(values + at + dx * kTileColumns, g);
+        sum_x += g * ((T(1) - lower) * (t10 - t00) + lower * (t11 - t01));
+        sum_y += g * ((T(1) - right) * (t01 - t00) + right * (t11 - t10));
+        t00 = t10;
+        t01 = t11;
+      }
     }
+    store(sum_x, sums_x + first);
+    store(sum_y, sums_y + first);
   }
   const T scale = T(1) / static_cast<T>(int64_t{1} << level);
-  gx += scale * sum_x;
-  gy += scale * sum_y;
+  for (int i = 0; i < tile.columns; ++i) {
+    if (tile.windows[row * kTileColumns + i].reach != Reach::kNear) continue;
+    gx[row * kTileColumns + i] += scale * sums_x[i];
+    gy[row * kTileColumns + i] += scale * sums_y[i];
+  }
 }
 
-// Writes what add_coordinate_gradient made of all levels, if it was asked for.
+// Writes what add_coordinate_gradients made of all levels, if it was asked for.
 template <class T>
 FLOWFUSE_INLINE void write_coordinate_gradients(const Lookup<T>& job, const Tile<T>& tile, const T* gx, const T* gy) {
   if (job.grad_coords == nullptr) return;

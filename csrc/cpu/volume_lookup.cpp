@@ -48,9 +48,9 @@ FLOWFUSE_INLINE void read_taps(const VolumeLookup<T>& job, const Tile<T>& tile, 
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
     const T* values = map.values + map.slice(job, tile, i);
-    T* block = taps + i * job.block();
     visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
-      for (int k = 0; k < count; ++k) block[tap + k] = values[cell + k];
+      T* row = taps + job.tap_at(i, tap);
+      for (int k = 0; k < count; ++k) row[k * kTileColumns] = values[cell + k];
     });
   }
   clear_outside(job, tile, map.rows, map.columns, taps);
@@ -81,10 +81,11 @@ FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& job, int64_t index, T*
     take_windows(job, level, map.rows, map.columns, tile);
     if (job.grad_coords != nullptr) read_taps(job, tile, level, taps);
     for (int row = 0; row < tile.rows; ++row) {
-      tap_gradients<kBytes>(job, tile, level, row, T(1), values, grad_taps);
+      read_gradients(job, tile, level, row, values);
+      tap_gradients<kBytes>(job, tile, row, T(1), values, grad_taps);
+      if (job.grad_coords != nullptr) add_coordinate_gradients<kBytes>(job, tile, level, row, taps, values, gx, gy);
       for (int column = 0; column < tile.columns; ++column) {
         const int i = row * kTileColumns + column;
-        if (job.grad_coords != nullptr) add_coordinate_gradient(job, tile, level, i, taps, gx[i], gy[i]);
         T* grad = map.grad + map.slice(job, tile, i);
         for (int64_t cell = 0; cell < map.rows * map.columns; ++cell) grad[cell] = T(0);
         visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
@@ -113,7 +114,7 @@ Tensor forward(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radiu
   VolumeLookup<T> job = lookup_of<T>(volumes, coords, radius);
   const Tensor output = allocate(op, coords, windows_shape(coords, volumes.size(), radius), volumes[0].scalar_type());
   job.output = mutable_data<T>(output);
-  const Workers workers(op, output, job.tiles(), kTilePixels * job.block() + kOverread);
+  const Workers workers(op, output, job.tiles(), kTilePixels * job.block());
   workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
                           tile_forward<kVectorBytes>(job, index, static_cast<T*>(workspace)))
