@@ -338,6 +338,7 @@ def test_predictions_beyond_the_range_are_clipped_with_a_warning():
         (("data", "-o", "out", "--warm-start"), "--warm-start belongs to --submission"),
         (("data", "-o", "out", "--schedules", "s"), "--schedules belongs to --submission"),
         (("data",), "name the directory of the results: -o OUT"),
+        (("data", "-o", ""), "name the directory of the results: -o OUT"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, message, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +37,18 @@ def test_models_are_what_their_names_say(name):
     assert model.config == CONFIGS[name]
     assert all(np.isfinite(p.detach().numpy()).all() for p in model.parameters())
     assert resolve_checkpoint(name).with_suffix(".md").is_file()
+
+
+def test_import_beside_a_folder_of_the_same_name(tmp_path):
+    """`git clone` makes one: a script beside it must not take it for the package."""
+    (tmp_path / "flowfuse").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "import flowfuse; flowfuse.load"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_small_is_shipped():

@@ -314,6 +314,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
     ("arguments", "message"),
     [
         ([], "name the directory of the run: -o"),
+        (["-o", ""], "name the directory of the run: -o"),
         (
             ["-o", "{run}"],
             "already holds a training, up to step_00000016.safetensors: add --resume",

@@ -267,7 +267,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
 
 def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
     if given.submission is None:
-        if given.output is None:
+        if not given.output:  # an unset variable of a shell is an empty name
             parser.error("name the directory of the results: -o OUT")
         for name in ("schedules", "warm_start"):
             if given[name]:

@@ -60,6 +60,19 @@ def cases() -> Iterator[tuple[str, list[Tensor], Operator, Operator]]:
 
         yield f"correlation ({strategy})", maps, look_up, reference_look_up
 
+    # Products of bfloat16 have instructions of their own.
+    half = [random(2, 37, 13 >> n, 11 >> n).detach().bfloat16() for n in (0, 0, 1, 2)]
+
+    def look_up_half(f0: Tensor, *rest: Tensor) -> Tensor:
+        return ops.correlation_lookup(f0, rest[:-1], rest[-1], 4)
+
+    def reference_look_up_half(f0: Tensor, *rest: Tensor) -> Tensor:
+        levels = [level.double() for level in rest[:-1]]
+        return reference.correlation_lookup(f0.double(), levels, rest[-1].double(), 4)
+
+    halves = [*half, coords.detach().float()]
+    yield "correlation (bfloat16)", halves, look_up_half, reference_look_up_half
+
     frames = [torch.rand(2, 3, height, width).double() for _ in range(2)]
     gradient = [*frames, random(2, 1, height, width, scale=2.0), random(2, 2, height, width)]
     yield "common_gradient", gradient, ops.common_gradient, reference.common_gradient

@@ -48,7 +48,11 @@ def library_facts() -> dict[str, str]:
     """
     if LIBRARY is None:
         return {}
-    lines = torch.ops.flowfuse.build_info().splitlines()
+    try:
+        lines = torch.ops.flowfuse.build_info().splitlines()
+    except RuntimeError as error:  # torch's message has more lines, and a place in the sources
+        message = str(error).splitlines()[0]
+        raise ImportError(message[max(0, message.find("FLOWFUSE_CPU_CAPABILITY")) :]) from None
     return dict(line.split("=", maxsplit=1) for line in lines)
 
 

@@ -252,7 +252,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         raise ConfigError(" ".join(str(error).split()) + _suggest(str(error))) from None
     # Shown in the help of the second parser, read by the first.
     given = {key: value for key, value in given.items() if key == "model" or key not in options}
-    if options.output is None:
+    if not options.output:  # an unset variable of a shell is an empty name
         raise ConfigError("name the directory of the run: -o DIRECTORY")
     output = Path(options.output)
     if options.stop_after_minutes is not None and not options.stop_after_minutes >= 0:
