@@ -25,6 +25,12 @@
 #define FLOWFUSE_MOST_BLOCKS 1048576  // of a launch: a block goes through its items in a loop
 #endif
 
+// A device function that touches nothing but its thread's registers. The emulator, which records accesses to memory,
+// names it otherwise: registers are memory there.
+#ifndef FLOWFUSE_ARITHMETIC
+#define FLOWFUSE_ARITHMETIC __device__ __forceinline__
+#endif
+
 namespace flowfuse {
 
 constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
@@ -39,6 +45,40 @@ extern __shared__ __align__(16) unsigned char shared_arena[];
 template <class Layout>
 __device__ __forceinline__ Layout* shared_memory() {
   return reinterpret_cast<Layout*>(shared_arena);
+}
+
+template <class T>
+FLOWFUSE_INLINE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+FLOWFUSE_INLINE T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+// What one instruction moves: 16 bytes.
+template <class T>
+struct alignas(16) Quad {
+  static constexpr int kCount = 16 / static_cast<int>(sizeof(T));
+  T values[kCount];
+};
+
+// Copies from global to shared memory while the thread goes on. The values are there for this thread after
+// copies_done(), for others after a barrier behind it.
+template <class T>
+__device__ __forceinline__ void copy_async(Quad<T>* shared, const Quad<T>* global) {
+#if defined(__CUDA_ARCH__)
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
+#else
+  *shared = *global;
+#endif
+}
+
+__device__ __forceinline__ void copies_done() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 // Integers that threads add up atomically, in two's complement: the type that atomicAdd takes.

@@ -19,6 +19,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 #define CUDART_VERSION 13000
+#define FLOWFUSE_ARITHMETIC __attribute__((noinline, no_sanitize("thread")))  // of registers: not recorded
 
 struct uint3 {
   unsigned x, y, z;
