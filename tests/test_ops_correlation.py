@@ -160,6 +160,94 @@ def test_reference_odd_sizes(strategy, shape0, shape1, levels, radius):
         assert_close(a, e, 1e-5)  # sums over up to 34^2 taps and 51 pixels of rounded values
 
 
+def misaligned(values):
+    """The same in channels_last, a value behind the beginning of its memory."""
+    shape = [values.shape[i] for i in (0, 2, 3, 1)]
+    memory = values.new_empty(values.numel() + 1)[1:].view(shape).permute(0, 3, 1, 2)
+    return memory.copy_(values)
+
+
+def scattered_coords(batch, height, width, map_height, map_width):
+    """Anywhere on the map and a little beyond it."""
+    generator = torch.Generator().manual_seed(7)
+    size = torch.tensor([map_width, map_height]).view(1, 2, 1, 1)
+    return (torch.rand(batch, 2, height, width, generator=generator) * 1.1 - 0.05) * size
+
+
+def boundary_coords(batch, height, width, map_height, map_width):
+    """Two smooth motions; their boundary crosses blocks of pixels."""
+    coords = grid_coords(batch, height, width, 0.1)
+    moves = (coords[:, :1] + 0.5 * coords[:, 1:] > 0.7 * width).float()
+    return coords + moves * torch.tensor([map_width - width, map_height - height]).view(1, 2, 1, 1)
+
+
+@needs_extension
+@pytest.mark.parametrize("place", [scattered_coords, boundary_coords])
+@pytest.mark.parametrize(
+    ("channels", "dtype", "radius"),
+    [
+        (1, torch.float32, 3),
+        (3, torch.bfloat16, 7),
+        (33, torch.float16, 2),
+        (64, torch.bfloat16, 3),
+        (96, torch.float32, 4),
+        (264, torch.float32, 2),
+        (20, torch.float64, 6),
+    ],
+)
+def test_reference_far_windows(place, channels, dtype, radius):
+    """Windows of neighbouring pixels that lie far apart on the first level and close on the last,
+    and in several parts on a GPU; numbers of channels that fill no, one and several chunks.
+    """
+    f0 = features((1, channels, 6, 11), dtype).requires_grad_()
+    f1 = features((1, channels, 34, 47), dtype, seed=1).requires_grad_()
+    coords = place(1, 6, 11, 34, 47).requires_grad_()
+    actual = look_up("on_demand", f0, f1, coords, 3, radius)
+    expected = reference_look_up(f0, f1, coords, 3, radius, "on_demand")
+    assert_close(actual, expected, 4 * TOLERANCE[dtype])  # up to 264 products instead of 37
+    grad = features(actual.shape, actual.dtype, seed=5)
+    actual_grads = torch.autograd.grad(actual, (f0, f1, coords), grad)
+    expected_grads = torch.autograd.grad(expected, (f0, f1, coords), grad)
+    # Sums over up to 256 taps of 3 levels; the coordinates' and their sums are float32.
+    limits = [max(GRADIENT_TOLERANCE[dtype], 1e-13 if dtype == torch.float64 else 1e-5)] * 2
+    for a, e, limit in zip(actual_grads, expected_grads, [*limits, 1e-5], strict=True):
+        assert_close(a, e, limit)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_reference_misaligned_memory(dtype):
+    """Features that no load of several channels at once may read, though their number allows it."""
+    f0, f1 = (misaligned(features((2, 16, 5, 9), dtype, seed=seed)) for seed in (0, 1))
+    f0.requires_grad_(), f1.requires_grad_()
+    coords = grid_coords(2, 5, 9)
+    actual = ops.correlation_lookup(f0, [f1], coords, 2)
+    expected = reference.correlation_lookup(f0, [f1], coords, 2)
+    assert_close(actual, expected, TOLERANCE[dtype])
+    grad = features(actual.shape, actual.dtype, seed=5)
+    actual_grads = torch.autograd.grad(actual, (f0, f1), grad)
+    for a, e in zip(actual_grads, torch.autograd.grad(expected, (f0, f1), grad), strict=True):
+        assert_close(a, e, GRADIENT_TOLERANCE[dtype])
+
+
+@needs_extension
+def test_edge_many_levels():
+    """As many as are taken, the last ones empty, for pixels that no block divides."""
+    f0, f1 = features((1, 4, 5, 9)), features((1, 4, 9, 10), seed=1)
+    levels = [level.requires_grad_() for level in ops.pool_levels(f1, 16)]
+    f0.requires_grad_()
+    coords = grid_coords(1, 5, 9).requires_grad_()
+    actual = ops.correlation_lookup(f0, levels, coords, 1)
+    expected = reference.correlation_lookup(f0, levels, coords, 1)
+    assert_close(actual, expected, TOLERANCE[torch.float32])
+    inputs = (f0, *levels[:4], coords)  # the others take no part in the reference
+    actual_grads = torch.autograd.grad(actual.square().sum(), inputs)
+    for a, e in zip(
+        actual_grads, torch.autograd.grad(expected.square().sum(), inputs), strict=True
+    ):
+        assert_close(a, e, 1e-5)
+
+
 @of_cpu_blocks
 @needs_extension
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -437,6 +525,31 @@ def test_edge_nan_features_stay_local(strategy, dtype):
     result = look_up(strategy, f0, f1, grid_coords(1, 1, 6, 0.0), 1, 1)
     assert not result[..., :3].isnan().any()
     assert result[..., 5].isnan().any()
+
+
+@needs_extension
+@pytest.mark.skipif(
+    "FLOWFUSE_TEST_EMULATOR" not in os.environ, reason="a promise of the CUDA kernels alone"
+)
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_edge_gradients_beside_spoilt_features(spoilt):
+    """Gradients of pixels and cells without a tap in common with the feature are not touched."""
+    f0, f1 = features((1, 8, 4, 24)), features((1, 8, 4, 24), seed=1)
+    coords = grid_coords(1, 4, 24, 0.1)
+    grad = features((1, 9, 4, 24), seed=2)
+
+    def backward(f0, f1):
+        arguments = (grad, f0, [f1], coords, 1, False)
+        grad_f0, (grad_f1,), _ = torch.ops.flowfuse.correlation_lookup_backward(*arguments)
+        return grad_f0, grad_f1
+
+    clean = backward(f0, f1)
+    f0[..., 0, 5], f1[..., 2, 9] = spoilt, spoilt
+    for whole, found, place in zip(clean, backward(f0, f1), [(2, 9), (0, 5)], strict=True):
+        y, x = place
+        assert not found[..., y, x].isfinite().any()
+        assert torch.equal(found[..., x + 4 :], whole[..., x + 4 :])
+        assert torch.equal(found[..., : x - 3], whole[..., : x - 3])
 
 
 def test_edge_strategies_agree():

@@ -3,8 +3,8 @@
 // A warp owns 8 pixels (4 x 2, for f0's gradient) or 8 cells (2 x 4, for f1's) and a quad of channels a lane. It goes
 // through the cells, or the pixels, whose taps they share: a matrix of tap gradients, 8 for each, is put into shared
 // memory, 0 where there is no tap, and multiplied with their features, which are read along the channels from global
-// memory. A load of 16 bytes of features and two of factors serve 32 multiply-adds. As in correlation_tiles.cuh about
-// 70 % of these are asked for where windows of radius 4 lie as the pixels do: 8 x 100 of 8 x 143.
+// memory. A load of 16 bytes of features and two of factors serve 32 multiply-adds. Where windows of radius 4 lie as the
+// pixels do, 70 % of these are asked for: 8 x 100 of 8 x 143.
 //
 // No sum depends on the order in which blocks run: each has one owner, or parts that are added in a fixed order.
 #pragma once
@@ -15,6 +15,7 @@ namespace flowfuse {
 
 constexpr int kRegionColumns = 2, kRegionRows = 4;  // cells of a warp: taps along y lie side by side in memory
 constexpr int kBatch = 64;                          // cells or pixels whose factors are in shared memory
+constexpr int kLoads = 4;                           // of features that a lane has under way
 constexpr int64_t kWantedWarps = 512;               // for a level of an item: small ones are summed in slices
 
 static_assert(kRegionColumns * kRegionRows == kOwned, "a lane has eight sums of each channel");
@@ -43,6 +44,7 @@ struct GradientJob : FeatureLookup<T> {
   T* kept;                 // gradients of taps, [rows, kPixels, taps]
   Origin* origins;         // [rows, kPixels]
   Box* footprints;         // [rows]
+  Box* group_footprints;   // around those of kWarp tiles each, [items, levels, groups]
   T* centre_sums;          // gradients in the coordinates, [levels * parts, items, tiles, kPixels, 2], or null
   T* grad_coords;          // [B, 2, pixels]
   T* grad_f0;              // [B, pixels, C]
@@ -51,6 +53,7 @@ struct GradientJob : FeatureLookup<T> {
   __device__ __forceinline__ int64_t row(int64_t item_in_hand, int level, int64_t tile_in_hand) const {
     return (item_in_hand * this->levels + level) * tiles_in_hand + tile_in_hand;
   }
+  FLOWFUSE_INLINE int64_t groups() const { return (tiles_in_hand + kWarp - 1) / kWarp; }
   __device__ __forceinline__ int64_t rows_in_hand() const { return items_in_hand * this->levels * tiles_in_hand; }
   FLOWFUSE_INLINE int64_t chunk() const { return int64_t{lanes} * Quad<T>::kCount; }  // channels of a warp
   FLOWFUSE_INLINE int64_t chunks() const { return (this->channels + chunk() - 1) / chunk(); }
@@ -61,7 +64,8 @@ template <class T>
 struct FactorMemory {
   Quad<T> factors[kOwned / Quad<T>::kCount][kBatch + 1];  // eight for each cell or pixel
   int64_t features_at[kBatch];                            // where its features lie
-  int64_t taps_at[kBatch];  // for pixels: their row of taps, and the tap on the first cell of the region
+  int64_t taps_at[kBatch];                                // and, of pixels, their taps
+  // Of pixels listed: their tap on the first cell of the region; of pixels owned: where in the box their first tap is.
   int dx[kBatch], dy[kBatch];
 };
 
@@ -83,23 +87,51 @@ FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kOwned], const Quad<T>&
   }
 }
 
-// Adds the products of `count` factors and features, which begin at `features` for this lane and have `left` channels.
-template <bool kCareful, class T, class F>
-__device__ __forceinline__ void add_batch(const F* features, int64_t left, bool aligned, int first, int step, int count,
+// Adds the products of the first `count` factors and features in shared memory, a multiple of kLoads * step: number
+// first, first + step ... for this lane, whose features begin at `features` and have `left` channels.
+template <bool kCareful, bool kAligned, class T, class F>
+__device__ __forceinline__ void add_batch(const F* features, int64_t left, int first, int step, int count,
                                           const FactorMemory<T>& memory, T (&sums)[kOwned][Quad<T>::kCount]) {
-  if (left <= 0) return;
-#pragma unroll 4
-  for (int k = first; k < count; k += step) {
-    const Quad<T> feature = load_quad<T>(features + memory.features_at[k], left, aligned);
-    T factors[kOwned];
+  constexpr int kMost = kAligned ? kLoads : 1;
+  for (int begin = first; begin < count; begin += kMost * step) {
+    Quad<T> loaded[kMost];
 #pragma unroll
-    for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) {
-      const Quad<T> quad = memory.factors[part][k];
-#pragma unroll
-      for (int c = 0; c < Quad<T>::kCount; ++c) factors[part * Quad<T>::kCount + c] = quad.values[c];
+    for (int n = 0; n < kMost; ++n) {
+      loaded[n] = load_quad<kAligned, T>(features + memory.features_at[begin + n * step], left);
     }
-    add_products<kCareful>(factors, feature, sums);
+#pragma unroll
+    for (int n = 0; n < kMost; ++n) {
+      T factors[kOwned];
+#pragma unroll
+      for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) {
+        const Quad<T> quad = memory.factors[part][begin + n * step];
+#pragma unroll
+        for (int c = 0; c < Quad<T>::kCount; ++c) factors[part * Quad<T>::kCount + c] = quad.values[c];
+      }
+      add_products<kCareful>(factors, loaded[n], sums);
+    }
   }
+}
+
+// The same for all lanes, which share the features among them.
+template <bool kCareful, class T, class F>
+__device__ __forceinline__ void add_batch(const GradientJob<T>& job, const F* features, int64_t channel, bool aligned,
+                                          int count, T (&sums)[kOwned][Quad<T>::kCount]) {
+  const int first = static_cast<int>(threadIdx.x) % kWarp / job.lanes, step = kWarp / job.lanes;
+  const int64_t left = job.channels - channel;
+  if (left <= 0) return;
+  if (aligned && !kCareful) {
+    add_batch<false, true>(features + channel, left, first, step, count, factor_memory<T>(), sums);
+  } else {
+    add_batch<kCareful, false>(features + channel, left, first, step, count, factor_memory<T>(), sums);
+  }
+}
+
+// Factors and features in shared memory where there are `count`: the rest has the factor 0 and a feature of those.
+template <class T>
+__device__ __forceinline__ int padded_count(const GradientJob<T>& job, int count) {
+  const int multiple = kLoads * (kWarp / job.lanes);
+  return (count + multiple - 1) / multiple * multiple;
 }
 
 // Adds up the sums of the lanes that took different features of the same channels.
@@ -123,9 +155,10 @@ __device__ __forceinline__ bool all_finite(const T (&sums)[kOwned][Quad<T>::kCou
   return __all_sync(kWholeWarp, finite);
 }
 
-// What a lane has of the gradients in eight features, into those that are `there`.
+// A quad of a gradient, or as much of it as is left.
 template <class T>
-__device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned, bool add, T scale, const T (&sums)[Quad<T>::kCount]) {
+__device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned, bool add, T scale,
+                                           const T (&sums)[Quad<T>::kCount]) {
   if (aligned && !add) {
     Quad<T> quad;
     for (int c = 0; c < Quad<T>::kCount; ++c) quad.values[c] = scale * sums[c];
@@ -137,55 +170,79 @@ __device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned
 
 // ---- the gradient in f0 --------------------------------------------------------------------------
 
-// Adds one level's share of the gradients in the f0 of the eight pixels of this warp in a tile.
+// Adds the products of `count` cells of a box from number `first` on, column by column. The box begins at cell number
+// `corner` of the map; where the pixels have their first taps in it is in shared memory.
 template <bool kCareful, class T>
-__device__ __forceinline__ void add_level(const GradientJob<T>& job, int64_t item, int level, int64_t tile,
+__device__ __forceinline__ void add_cells(const GradientJob<T>& job, const Map& map, const T* taps, int64_t corner,
+                                          int height, int first, int count, int64_t item, int64_t channel,
+                                          T (&sums)[kOwned][Quad<T>::kCount]) {
+  FactorMemory<T>& memory = factor_memory<T>();
+  const int side = job.side(), padded = padded_count(job, count);
+  for (int begin = 0; begin < padded; begin += kWarp) {
+    const int k = begin + static_cast<int>(threadIdx.x) % kWarp, cell = first + smaller(k, count - 1);
+    const int x = cell / height, y = cell % height;
+    Quad<T> factors[kOwned / Quad<T>::kCount];
+#pragma unroll
+    for (int j = 0; j < kOwned; ++j) {
+      const int dx = x - memory.dx[j], dy = y - memory.dy[j];
+      const bool inside = k < count && dx >= 0 && dx < side && dy >= 0 && dy < side;
+      const T tap = taps[inside ? j * job.taps() + dx * side + dy : 0];  // without a branch: all loads under way
+      factors[j / Quad<T>::kCount].values[j % Quad<T>::kCount] = inside ? tap : T(0);
+    }
+#pragma unroll
+    for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) memory.factors[part][k] = factors[part];
+    memory.features_at[k] = (corner + y * map.columns + x) * job.channels;
+  }
+  __syncwarp();
+  with_kind<T>(map.kind, [&](auto zero) {
+    using F = decltype(zero);
+    const F* f1 = static_cast<const F*>(map.values) + (job.item + item) * map.batch_stride;
+    add_batch<kCareful>(job, f1, channel, map.aligned, padded, sums);
+  });
+  __syncwarp();  // the factors have been read
+}
+
+// Whether the box around the windows of the pixels of a warp, which lanes have one each, has at most as many cells as
+// they have taps.
+template <class T>
+__device__ __forceinline__ bool lie_close(const GradientJob<T>& job, const Map& map, const Origin& origin) {
+  const Box own = cells_under(map, origin.x, origin.y, job.side(), job.side()), all = around_lanes(own, kOwned);
+  int taps = static_cast<int>(own.width() * own.height());
+  for (int step = 1; step < kOwned; step *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, step);
+  return all.width() * all.height() <= taps;
+}
+
+// Adds one level's share of the gradients in the f0 of the eight pixels of this warp in a tile: of all together, or one
+// by one where their windows lie far apart.
+template <bool kCareful, class T>
+__device__ __forceinline__ void add_level(const GradientJob<T>& job, int item, int level, int tile,
                                           int64_t channel, T (&sums)[kOwned][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int j = static_cast<int>(threadIdx.x) % kOwned;
   const Map& map = job.maps[level];
-  const int64_t first_pixel = job.row(item, level, tile) * kPixels + warp * kOwned;
-  const Origin origin = job.origins[first_pixel + lane % kOwned];
-  const Box own = cells_under(map, origin.x, origin.y, job.side(), job.side());
-  const Box box = around_lanes(own, kOwned);
-  const int left = own.empty() ? 1 << 20 : static_cast<int>(origin.x - box.x0);
-  const int top = own.empty() ? 1 << 20 : static_cast<int>(origin.y - box.y0);
-  const int64_t height = box.height(), cells = box.width() * height;
-  for (int64_t first = 0; first < cells; first += kBatch) {
-    const int count = static_cast<int>(smaller<int64_t>(kBatch, cells - first));
-    for (int begin = 0; begin < count; begin += kWarp) {  // the lanes stay together for the shuffles
-      const int k = begin + lane;
-      const int64_t cell = first + smaller(k, count - 1);
-      const int64_t x = cell / height, y = cell % height;
-      T factors[kOwned];
-#pragma unroll
-      for (int j = 0; j < kOwned; ++j) {
-        const int64_t dx = x - __shfl_sync(kWholeWarp, left, j), dy = y - __shfl_sync(kWholeWarp, top, j);
-        const bool inside = dx >= 0 && dx < job.side() && dy >= 0 && dy < job.side();
-        factors[j] = inside ? job.kept[(first_pixel + j) * job.taps() + dx * job.side() + dy] : T(0);
-      }
-      if (k >= count) continue;
-#pragma unroll
-      for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) {
-        Quad<T> quad;
-        for (int c = 0; c < Quad<T>::kCount; ++c) quad.values[c] = factors[part * Quad<T>::kCount + c];
-        memory.factors[part][k] = quad;
-      }
-      memory.features_at[k] = ((box.y0 + y) * map.columns + box.x0 + x) * job.channels;
+  const int64_t first_pixel = job.row(item, level, tile) * kPixels + threadIdx.x / kWarp * kOwned;
+  const Origin origin = job.origins[first_pixel + j];
+  const int turns = lie_close(job, map, origin) ? 1 : kOwned;
+  for (int turn = 0; turn < turns; ++turn) {
+    const bool counts = turns == 1 || j == turn;
+    const Box own = counts ? cells_under(map, origin.x, origin.y, job.side(), job.side()) : empty_box();
+    const Box box = around_lanes(own, kOwned);
+    if (threadIdx.x % kWarp < kOwned) {
+      memory.dx[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.x - box.x0);
+      memory.dy[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.y - box.y0);
     }
     __syncwarp();
-    with_kind<T>(map.kind, [&](auto zero) {
-      using F = decltype(zero);
-      const F* f1 = static_cast<const F*>(map.values) + (job.item + item) * map.batch_stride + channel;
-      add_batch<kCareful>(f1, job.channels - channel, map.aligned, lane / job.lanes, kWarp / job.lanes, count, memory,
-                          sums);
-    });
-    __syncwarp();  // the factors have been read
+    const int height = static_cast<int>(box.height()), cells = static_cast<int>(box.width()) * height;
+    const int64_t corner = box.y0 * map.columns + box.x0;
+    for (int first = 0; first < cells; first += kBatch) {
+      add_cells<kCareful>(job, map, job.kept + first_pixel * job.taps(), corner, height, first,
+                          smaller(kBatch, cells - first), item, channel, sums);
+    }
   }
 }
 
 template <bool kCareful, class T>
-__device__ __forceinline__ void sum_pixels(const GradientJob<T>& job, int64_t item, int64_t tile, int64_t channel,
+__device__ __forceinline__ void sum_pixels(const GradientJob<T>& job, int item, int tile, int64_t channel,
                                            T (&sums)[kOwned][Quad<T>::kCount]) {
   for (int j = 0; j < kOwned; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
@@ -195,11 +252,13 @@ __device__ __forceinline__ void sum_pixels(const GradientJob<T>& job, int64_t it
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) gather_f0(GradientJob<T> job) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f0(GradientJob<T> job) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t index = blockIdx.x; index < job.items_in_hand * job.tiles_in_hand * job.chunks(); index += gridDim.x) {
     const int64_t channel = index % job.chunks() * job.chunk() + lane % job.lanes * Quad<T>::kCount;
-    const int64_t tile = index / job.chunks() % job.tiles_in_hand, item = index / job.chunks() / job.tiles_in_hand;
+    // What is in hand fits into the workspace: its numbers are small, and registers are few.
+    const int tile = static_cast<int>(index / job.chunks() % job.tiles_in_hand);
+    const int item = static_cast<int>(index / job.chunks() / job.tiles_in_hand);
     T sums[kOwned][Quad<T>::kCount];
     sum_pixels<false>(job, item, tile, channel, sums);
     if (!all_finite(sums)) sum_pixels<true>(job, item, tile, channel, sums);
@@ -221,6 +280,10 @@ __global__ void __launch_bounds__(kTileThreads) gather_f0(GradientJob<T> job) {
 struct Region {
   int64_t item, x, y, first, last, row;  // row of tile 0 in hand
   int level;
+
+  __device__ __forceinline__ bool meets(const Box& box) const {
+    return box.x0 < x + kRegionColumns && x < box.x1 && box.y0 < y + kRegionRows && y < box.y1;
+  }
 };
 
 // Adds the products of the pixels listed in shared memory.
@@ -228,56 +291,73 @@ template <bool kCareful, class T>
 __device__ __forceinline__ void add_listed(const GradientJob<T>& job, const Region& region, int count, int64_t channel,
                                            T (&sums)[kOwned][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, cell = lane % kOwned, padded = padded_count(job, count);
   __syncwarp();  // the list is there
-#pragma unroll 4
-  for (int index = lane; index < count * kOwned; index += kWarp) {
-    const int k = index / kOwned, cell = index % kOwned;
-    const int dx = memory.dx[k] + cell / kRegionRows, dy = memory.dy[k] + cell % kRegionRows;
-    const bool inside = dx >= 0 && dx < job.side() && dy >= 0 && dy < job.side();
-    memory.factors[cell / Quad<T>::kCount][k].values[cell % Quad<T>::kCount] =
-        inside ? job.kept[memory.taps_at[k] + dx * job.side() + dy] : T(0);
+  if (lane < padded - count) memory.features_at[count + lane] = memory.features_at[0];
+  for (int begin = lane / kOwned; begin < padded; begin += kLoads * kWarp / kOwned) {
+    T factors[kLoads];
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      const int k = begin + n * kWarp / kOwned, place = smaller(k, count - 1);
+      const int dx = memory.dx[place] + cell / kRegionRows, dy = memory.dy[place] + cell % kRegionRows;
+      const bool inside = k < count && dx >= 0 && dx < job.side() && dy >= 0 && dy < job.side();
+      const T tap = job.kept[memory.taps_at[place] + (inside ? dx * job.side() + dy : 0)];  // as above: no branch
+      factors[n] = inside ? tap : T(0);
+    }
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      const int k = begin + n * kWarp / kOwned;
+      memory.factors[cell / Quad<T>::kCount][k].values[cell % Quad<T>::kCount] = factors[n];
+    }
   }
   __syncwarp();
-  add_batch<kCareful>(job.f0 + (job.item + region.item) * job.f0_stride + channel, job.channels - channel,
-                      job.f0_aligned, lane / job.lanes, kWarp / job.lanes, count, memory, sums);
+  add_batch<kCareful>(job, job.f0 + (job.item + region.item) * job.f0_stride, channel, job.f0_aligned, padded, sums);
   __syncwarp();  // list and factors have been read
+}
+
+// Lists the pixels of a tile whose windows meet the region behind the `count` that are listed; returns how many it
+// then has.
+template <class T>
+__device__ __forceinline__ int list_pixels(const GradientJob<T>& job, const Region& region, int64_t tile, int count) {
+  FactorMemory<T>& memory = factor_memory<T>();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t pixel = (region.row + tile) * kPixels + lane;
+  const Origin origin = job.origins[pixel];
+  const int64_t dx = region.x - origin.x, dy = region.y - origin.y;
+  const bool shares = dx > -kRegionColumns && dx < job.side() && dy > -kRegionRows && dy < job.side();
+  const unsigned sharing = __ballot_sync(kWholeWarp, shares);
+  if (shares) {
+    const int place = count + __popc(sharing & ((1u << lane) - 1));
+    memory.features_at[place] = spot_of(job, job.first_tile + tile, lane).pixel * job.channels;
+    memory.taps_at[place] = pixel * job.taps();
+    memory.dx[place] = static_cast<int>(dx);
+    memory.dy[place] = static_cast<int>(dy);
+  }
+  return count + __popc(sharing);
 }
 
 template <bool kCareful, class T>
 __device__ __forceinline__ void sum_region(const GradientJob<T>& job, const Region& region, int64_t channel,
                                            T (&sums)[kOwned][Quad<T>::kCount]) {
-  FactorMemory<T>& memory = factor_memory<T>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Box* groups = job.group_footprints + (region.item * job.levels + region.level) * job.groups();
+  const int64_t last_group = (region.last + kWarp - 1) / kWarp;
   for (int j = 0; j < kOwned; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
   int count = 0;  // of pixels in the list
-  for (int64_t base = region.first; base < region.last; base += kWarp) {
-    bool touches = false;
-    if (base + lane < region.last) {
-      const Box box = job.footprints[region.row + base + lane];
-      touches = box.x0 < region.x + kRegionColumns && region.x < box.x1 && box.y0 < region.y + kRegionRows &&
-                region.y < box.y1;
-    }
-    for (unsigned votes = __ballot_sync(kWholeWarp, touches); votes != 0; votes &= votes - 1) {
-      const int64_t tile = base + __ffs(static_cast<int>(votes)) - 1;
-      const int64_t pixel = (region.row + tile) * kPixels + lane;
-      const Origin origin = job.origins[pixel];
-      const int64_t dx = region.x - origin.x, dy = region.y - origin.y;
-      const bool shares = dx > -kRegionColumns && dx < job.side() && dy > -kRegionRows && dy < job.side();
-      const unsigned sharing = __ballot_sync(kWholeWarp, shares);
-      if (shares) {
-        const int place = count + __popc(sharing & ((1u << lane) - 1));
-        memory.features_at[place] = spot_of(job, job.first_tile + tile, lane).pixel * job.channels;
-        memory.taps_at[place] = pixel * job.taps();
-        memory.dx[place] = static_cast<int>(dx);
-        memory.dy[place] = static_cast<int>(dy);
+  for (int64_t base = region.first / kWarp; base < last_group; base += kWarp) {
+    const bool group_meets = base + lane < last_group && region.meets(groups[base + lane]);
+    for (unsigned votes = __ballot_sync(kWholeWarp, group_meets); votes != 0; votes &= votes - 1) {
+      const int64_t first = (base + __ffs(static_cast<int>(votes)) - 1) * kWarp, tile = first + lane;
+      const bool meets =
+          tile >= region.first && tile < region.last && region.meets(job.footprints[region.row + tile]);
+      for (unsigned tiles = __ballot_sync(kWholeWarp, meets); tiles != 0; tiles &= tiles - 1) {
+        count = list_pixels(job, region, first + __ffs(static_cast<int>(tiles)) - 1, count);
+        if (count <= kBatch - kWarp) continue;
+        add_listed<kCareful>(job, region, count, channel, sums);
+        count = 0;
       }
-      count += __popc(sharing);
-      if (count <= kBatch - kWarp) continue;
-      add_listed<kCareful>(job, region, count, channel, sums);
-      count = 0;
     }
   }
   if (count > 0) add_listed<kCareful>(job, region, count, channel, sums);
@@ -291,7 +371,7 @@ __device__ __forceinline__ int64_t warps_of(const GradientJob<T>& job, int level
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) gather_f1(GradientJob<T> job, int64_t warps) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(GradientJob<T> job, int64_t warps) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t number = int64_t{blockIdx.x} * kTileWarps + warp; number < warps;
        number += int64_t{gridDim.x} * kTileWarps) {

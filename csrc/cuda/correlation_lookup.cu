@@ -1,6 +1,6 @@
-// Look-ups on demand: a block makes the products of a tile of pixels with a level (correlation_tiles.cuh), combines
+// Look-ups on demand: a block makes the products of a tile of pixels with a level (correlation_products.cuh), combines
 // them and stores along the pixels. All levels go in one launch: a coarse one alone would not fill a device.
-#include "cuda/correlation_tiles.cuh"
+#include "cuda/correlation_products.cuh"
 
 namespace flowfuse {
 namespace {
@@ -26,7 +26,7 @@ __device__ __forceinline__ void store_values(const FeatureLookup<T>& job, const 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, std::is_same_v<T, double> ? 2 : 4)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
     look_up(FeatureLookup<T> job, T* __restrict__ output) {
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
   const int64_t each = job.items * job.tiles;

@@ -1,29 +1,46 @@
-// The gradients of look-ups on demand. Those of the taps and of the coordinates belong to a pixel and a level; they are
-// found a tile at a time, as the look-ups are. Those of the features are gathered from them (correlation_gradients.cuh).
+// The gradients of look-ups on demand. Those in the coordinates need the taps again and go as the look-ups do. Those of
+// the taps are kept, some tiles at a time; those in the features are gathered from them (correlation_gradients.cuh).
 #include <tuple>
 
 #include "cuda/correlation_gradients.cuh"
+#include "cuda/correlation_products.cuh"
 
 namespace flowfuse {
 namespace {
 
-constexpr int64_t kWorkspace = int64_t{64} << 20;  // bytes kept between kernels at a time
+#ifndef FLOWFUSE_WORKSPACE
+#define FLOWFUSE_WORKSPACE (int64_t{64} << 20)  // bytes kept between kernels at a time
+#endif
 
-// Where the windows of each tile lie: a warp has a row.
+// Where the windows of each tile lie, and those of kWarp tiles together: a block has these, a warp some of them.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) list_windows(GradientJob<T> job) {
+__global__ void __launch_bounds__(kWarp * kWarp) list_windows(GradientJob<T> job) {
+  Box* boxes = shared_memory<Box>();  // [warps]
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int64_t row = int64_t{blockIdx.x} * kTileWarps + warp; row < job.rows_in_hand();
-       row += int64_t{gridDim.x} * kTileWarps) {
-    const int64_t tile = job.first_tile + row % job.tiles_in_hand;
-    const int level = static_cast<int>(row / job.tiles_in_hand % job.levels);
-    const int64_t b = job.item + row / job.tiles_in_hand / job.levels;
-    const Window<T> window = window_of(job, b, spot_of(job, tile, lane), level);
-    const bool near = window.reach == Reach::kNear;
-    const Origin origin{near ? window.x : kFar, near ? window.y : kFar};
-    const Box box = around_lanes(cells_under(job.maps[level], origin.x, origin.y, job.side(), job.side()), kWarp);
-    job.origins[row * kPixels + lane] = origin;
-    if (lane == 0) job.footprints[row] = box;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int64_t index = blockIdx.x; index < job.items_in_hand * job.levels * job.groups(); index += gridDim.x) {
+    const int64_t item = index / job.groups() / job.levels, first = index % job.groups() * kWarp;
+    const int level = static_cast<int>(index / job.groups() % job.levels);
+    Box all = empty_box();
+    for (int64_t tile = first + warp; tile < smaller(first + kWarp, job.tiles_in_hand); tile += warps) {
+      const Window<T> window =
+          window_of(job, job.item + item, spot_of(job, job.first_tile + tile, lane), level);
+      const bool near = window.reach == Reach::kNear;
+      const Origin origin{near ? window.x : kFar, near ? window.y : kFar};
+      const Box own = cells_under(job.maps[level], origin.x, origin.y, job.side(), job.side());
+      const Box box = around_lanes(own, kWarp);
+      const int64_t row = job.row(item, level, tile);
+      job.origins[row * kPixels + lane] = origin;
+      if (lane == 0) job.footprints[row] = box;
+      all = around(all, box);
+    }
+    if (lane == 0) boxes[warp] = all;
+    __syncthreads();
+    if (warp == 0) {
+      const Box box = around_lanes(lane < warps ? boxes[lane] : empty_box(), kWarp);
+      if (lane == 0) job.group_footprints[index] = box;
+    }
+    __syncthreads();  // the boxes have been read
   }
 }
 
@@ -57,56 +74,67 @@ __device__ __forceinline__ void sum_centres(const GradientJob<T>& job, int64_t p
   }
 }
 
-// Gradients of the taps of a tile in `columns` columns, into shared memory: a lane has a pixel, a warp some columns.
+// Gradients in the centres of the windows of a tile, a level and a part of the windows.
 template <class T>
-__device__ __forceinline__ void make_tap_gradients(const GradientJob<T>& job, int columns, TileMemory<T>& memory) {
-  const Tile& tile = memory.tile;
-  const int i = static_cast<int>(threadIdx.x) % kWarp, size = job.size();
-  const Window<T> window = memory.windows[i];
-  const bool near = window.reach == Reach::kNear;
-  const Corners<T> corners = corners_of(window);
-  const T* values = job.grad + job.values_at(tile.b, near ? spot_of(job, tile.number, i).pixel : 0, tile.level);
-  for (int column = static_cast<int>(threadIdx.x) / kWarp; column < columns; column += kTileWarps) {
-    const int dx = tile.first + column;
-    const bool has_left = near && dx > 0, has_right = near && dx < size;
-    const T* right = values + dx * size * job.pixels;
-    const T* left = right - size * job.pixels;
-    T* taps = memory.taps + i * tile.stride + column * job.side();
-    T left_above = 0, right_above = 0;  // the values of the row before
-    for (int dy = 0; dy <= size; ++dy) {
-      const T left_here = has_left && dy < size ? left[dy * job.pixels] : T(0);
-      const T right_here = has_right && dy < size ? right[dy * job.pixels] : T(0);
-      taps[dy] = corners.w11 * left_above + corners.w10 * left_here + corners.w01 * right_above +
-                 corners.w00 * right_here;
-      left_above = left_here;
-      right_above = right_here;
-    }
-  }
-}
-
-// What belongs to the pixels of a tile, a level and a part of the windows.
-template <class T>
-__global__ void __launch_bounds__(kTileThreads, std::is_same_v<T, double> ? 2 : 4) pixel_gradients(GradientJob<T> job) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) centre_gradients(GradientJob<T> job) {
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
   const int64_t each = job.items_in_hand * job.tiles_in_hand;
   for (int64_t index = blockIdx.x; index < job.levels * job.parts * each; index += gridDim.x) {
     const int part = static_cast<int>(index / each) % job.parts, level = static_cast<int>(index / each) / job.parts;
-    const int64_t tile = index % job.tiles_in_hand, item = index % each / job.tiles_in_hand;
-    take_tile(job, job.item + item, job.first_tile + tile, level, part, memory);
-    if (job.centre_sums != nullptr) {
-      make_taps(job, memory);
-      sum_centres(job, index, memory);
-      __syncthreads();  // the taps have been read
-    }
-    // The last column of taps belongs to the next part, if there is one.
-    const int columns = memory.tile.columns - (part + 1 < job.parts ? 1 : 0), count = columns * job.side();
-    make_tap_gradients(job, columns, memory);
-    __syncthreads();
-    T* kept = job.kept + job.row(item, level, tile) * kPixels * job.taps() + memory.tile.first * job.side();
-    for (int k = static_cast<int>(threadIdx.x); k < kPixels * count; k += kTileThreads) {
-      kept[k / count * job.taps() + k % count] = memory.taps[k / count * memory.tile.stride + k % count];
-    }
+    const int64_t tile = job.first_tile + index % job.tiles_in_hand;
+    take_tile(job, job.item + index % each / job.tiles_in_hand, tile, level, part, memory);
+    make_taps(job, memory);
+    sum_centres(job, index, memory);
     __syncthreads();  // the tile has been read
+  }
+}
+
+// Gradients of the taps in a column of a window, gathered from the values of the columns before and after it.
+template <class T>
+__device__ __forceinline__ void make_column(const T* values, int64_t stride, const Corners<T>& corners, int size,
+                                            int dx, T* taps) {
+  const T* right = values + dx * size * stride;
+  const T* left = right - size * stride;
+  T left_above = 0, right_above = 0;  // the values of the row before
+  for (int dy = 0; dy <= size; ++dy) {
+    const T left_here = dx > 0 && dy < size ? left[dy * stride] : T(0);
+    const T right_here = dx < size && dy < size ? right[dy * stride] : T(0);
+    taps[dy] = corners.w11 * left_above + corners.w10 * left_here + corners.w01 * right_above +
+               corners.w00 * right_here;
+    left_above = left_here;
+    right_above = right_here;
+  }
+}
+
+// Gradients of the taps of a tile and a level, `most` columns at a time: a lane has a pixel, a warp some columns, so
+// values are read along the pixels; taps are kept in the order of each window.
+template <class T>
+__global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientJob<T> job, int most) {
+  T* taps = shared_memory<T>();
+  const int i = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int side = job.side(), stride = tap_stride(most, side), parts = (side + most - 1) / most;
+  for (int64_t index = blockIdx.x; index < job.rows_in_hand() * parts; index += gridDim.x) {
+    const int64_t row = index / parts, tile = job.first_tile + row % job.tiles_in_hand;
+    const int first = static_cast<int>(index % parts) * most, columns = smaller(most, side - first);
+    const int level = static_cast<int>(row / job.tiles_in_hand % job.levels);
+    const int64_t b = job.item + row / job.tiles_in_hand / job.levels;
+    const Spot spot = spot_of(job, tile, i);
+    const Window<T> window = window_of(job, b, spot, level);
+    if (window.reach == Reach::kNear) {  // taps of others are not read
+      const T* values = job.grad + job.values_at(b, spot.pixel, level);
+      for (int column = warp; column < columns; column += kTileWarps) {
+        make_column(values, job.pixels, corners_of(window), job.size(), first + column,
+                    taps + i * stride + column * side);
+      }
+    } else {
+      for (int k = warp; k < columns * side; k += kTileWarps) taps[i * stride + k] = 0;
+    }
+    __syncthreads();
+    T* kept = job.kept + row * kPixels * job.taps() + first * side;
+    for (int pixel = warp; pixel < kPixels; pixel += kTileWarps) {
+      for (int k = i; k < columns * side; k += kWarp) kept[pixel * job.taps() + k] = taps[pixel * stride + k];
+    }
+    __syncthreads();  // the taps have been read
   }
 }
 
@@ -156,13 +184,16 @@ Workspace take_workspace(const char* op, const Tensor& like, GradientJob<T>& job
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
   const int64_t taps = (2 * job.radius + 2) * (2 * job.radius + 2);
   const int64_t centres = coords_needed ? 2 * job.levels * job.parts : 0;
-  const int64_t pixel_bytes = job.levels * (taps * int64_t{sizeof(T)} + int64_t{sizeof(Origin)}) + centres * int64_t{sizeof(T)};
-  const int64_t tile_bytes = kPixels * pixel_bytes + job.levels * int64_t{sizeof(Box)};
+  constexpr int64_t kBytes = sizeof(T), kOriginBytes = sizeof(Origin), kBoxBytes = sizeof(Box);
+  const int64_t tile_bytes =
+      kPixels * (job.levels * (taps * kBytes + kOriginBytes) + centres * kBytes) + job.levels * kBoxBytes;
   job.tiles_in_hand = job.tiles;
   plan_slices(job);
-  const int64_t item_bytes = std::max<int64_t>(1, job.tiles * tile_bytes + slice_values(job, false) * int64_t{sizeof(T)});
-  job.items_in_hand = std::min(job.items, std::max<int64_t>(1, kWorkspace / item_bytes));
-  if (item_bytes > kWorkspace) job.tiles_in_hand = std::min(job.tiles, std::max<int64_t>(1, kWorkspace / tile_bytes));
+  const int64_t item_bytes = std::max<int64_t>(1, job.tiles * tile_bytes + slice_values(job, false) * kBytes);
+  job.items_in_hand = std::min(job.items, std::max<int64_t>(1, FLOWFUSE_WORKSPACE / item_bytes));
+  if (item_bytes > FLOWFUSE_WORKSPACE) {
+    job.tiles_in_hand = std::min(job.tiles, std::max<int64_t>(1, FLOWFUSE_WORKSPACE / tile_bytes));
+  }
   plan_slices(job);
   const int64_t rows = job.items_in_hand * job.levels * job.tiles_in_hand;
   Workspace space;
@@ -173,7 +204,11 @@ Workspace take_workspace(const char* op, const Tensor& like, GradientJob<T>& job
   job.kept = static_cast<T*>(take(rows * kPixels * taps, dtype));
   job.origins = static_cast<Origin*>(take(rows * kPixels * 2, ScalarType::Long));
   job.footprints = static_cast<Box*>(take(rows * 4, ScalarType::Long));
-  if (coords_needed) job.centre_sums = static_cast<T*>(take(job.items_in_hand * job.tiles_in_hand * kPixels * centres, dtype));
+  job.group_footprints =
+      static_cast<Box*>(take(job.items_in_hand * job.levels * job.groups() * 4, ScalarType::Long));
+  if (coords_needed) {
+    job.centre_sums = static_cast<T*>(take(job.items_in_hand * job.tiles_in_hand * kPixels * centres, dtype));
+  }
   T* sums = static_cast<T*>(take(job.items_in_hand * slice_values(job, false), dtype));
   for (int level = 0; level < job.levels; ++level) {
     MapGradient<T>& target = job.targets[level];
@@ -188,9 +223,18 @@ Workspace take_workspace(const char* op, const Tensor& like, GradientJob<T>& job
 template <class T>
 void run_group(const DeviceCall& call, const GradientJob<T>& job) {
   const int64_t tiles = job.items_in_hand * job.tiles_in_hand;
-  call.launch(list_windows<T>, blocks_for(tiles * job.levels, kTileWarps), kTileThreads, 0, job);
-  call.launch(pixel_gradients<T>, blocks_for(tiles * job.levels * job.parts, 1), kTileThreads, tile_bytes<T>(job), job);
-  if (job.centre_sums != nullptr) call.launch(add_centres<T>, blocks_for(tiles * kPixels * 2), kThreads, 0, job);
+  const unsigned listers = static_cast<unsigned>(std::min<int64_t>(kWarp, job.tiles_in_hand));  // warps
+  call.launch(list_windows<T>, blocks_for(job.items_in_hand * job.levels * job.groups(), 1), kWarp * listers,
+              listers * sizeof(Box), job);
+  if (job.centre_sums != nullptr) {
+    call.launch(centre_gradients<T>, blocks_for(tiles * job.levels * job.parts, 1), kTileThreads, tile_bytes<T>(job),
+                job);
+    call.launch(add_centres<T>, blocks_for(tiles * kPixels * 2), kThreads, 0, job);
+  }
+  const int side = 2 * job.radius + 2;
+  const int most = std::min(side, static_cast<int>(kSharedLimit / (kPixels * sizeof(T)) - 1) / side);
+  call.launch(tap_gradients<T>, blocks_for(tiles * job.levels * ((side + most - 1) / most), 1), kTileThreads,
+              kPixels * tap_stride(most, side) * sizeof(T), job, most);
   constexpr size_t kFactorBytes = kTileWarps * sizeof(FactorMemory<T>);
   call.launch(gather_f0<T>, blocks_for(tiles * job.chunks(), 1), kTileThreads, kFactorBytes, job);
   int64_t warps = 0;

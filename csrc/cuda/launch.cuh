@@ -70,14 +70,16 @@ __device__ __forceinline__ void copy_async(Quad<T>* shared, const Quad<T>* globa
 #if defined(__CUDA_ARCH__)
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
-#else
-  *shared = *global;
+#elif defined(FLOWFUSE_COPY_ASYNC)  // the emulator's
+  FLOWFUSE_COPY_ASYNC(shared, global);
 #endif
 }
 
 __device__ __forceinline__ void copies_done() {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.wait_all;" ::: "memory");
+#elif defined(FLOWFUSE_COPIES_DONE)
+  FLOWFUSE_COPIES_DONE();
 #endif
 }
 

@@ -3,8 +3,9 @@
     python tests/emulator/build.py conflicts|few_blocks|sanitizers|cpu_sanitizers DIRECTORY
 
 prints the path of the library. `conflicts` is the CUDA sources with every memory access of the
-kernels recorded, `few_blocks` that with at most three blocks a launch, `sanitizers` the CUDA
-sources under AddressSanitizer and UndefinedBehaviorSanitizer, `cpu_sanitizers` the CPU sources.
+kernels recorded, `few_blocks` that with at most three blocks a launch and little workspace,
+`sanitizers` the CUDA sources under AddressSanitizer and UndefinedBehaviorSanitizer,
+`cpu_sanitizers` the CPU sources.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ SANITIZE = [
 RECORD = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 VARIANTS = {  # what to compile with, and to link with
     "conflicts": (RECORD, []),
-    # Few enough that every block's loop over its items is run through.
-    "few_blocks": ([*RECORD, "-DFLOWFUSE_MOST_BLOCKS=3"], []),
+    # Few enough that every block's loop over its items is run through, and so little workspace that
+    # items, and parts of an item, come one after the other.
+    "few_blocks": ([*RECORD, "-DFLOWFUSE_MOST_BLOCKS=3", "-DFLOWFUSE_WORKSPACE=50000"], []),
     "sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
     "cpu_sanitizers": (
         [*SANITIZE, "-DFLOWFUSE_NO_ASSEMBLY=1"],

@@ -19,6 +19,8 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 #define CUDART_VERSION 13000
+#define FLOWFUSE_COPY_ASYNC(shared, global) ::emulator::copy_later(shared, global, sizeof *(shared))
+#define FLOWFUSE_COPIES_DONE() ::emulator::finish_copies()
 #define FLOWFUSE_ARITHMETIC __attribute__((noinline, no_sanitize("thread")))  // of registers: not recorded
 
 struct uint3 {
@@ -47,6 +49,9 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const void* function, const
 void allow_shared(const void* function, int bytes);
 // An atomic access, for the record of conflicts.
 void atomic_access(const void* address, size_t bytes);
+// A copy into shared memory that this thread starts, which holds NaN until it waits for all that it started.
+void copy_later(void* shared, const void* global, size_t bytes);
+void finish_copies();
 // Slot of a lane of this thread's warp, for shuffles and votes.
 uint64_t& lane_slot(unsigned lane);
 unsigned lane();

@@ -4,6 +4,7 @@
 // order blocks and threads run: forward, reverse, or shuffle:N with a seed. Found, with the place named:
 //   - a barrier that some threads of the block (or lanes of the mask) do not reach, or reach at another line;
 //   - grids, blocks and shared memory beyond the limits of a device;
+//   - asynchronous copies that are not waited for, or whose target is used meanwhile;
 //   - shared memory read before it was written (it is also filled with NaN), or beyond the size of the launch
 //     (AddressSanitizer builds);
 //   - in builds with -fsanitize=thread, whose calls come here instead of to ThreadSanitizer: two threads that
@@ -49,6 +50,12 @@ constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kStack = 256 * 1024;
 constexpr size_t kSharedDefault = 48 * 1024, kSharedMost = 227 * 1024;
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   ucontext_t context;
   jmp_buf resume;
@@ -60,6 +67,7 @@ struct Fiber {
   int line = 0;
   bool started = false, done = true;
   uint32_t warp_epoch = 0;
+  std::vector<Copy> copies;  // started, not waited for
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
 #endif
@@ -252,6 +260,7 @@ void fiber_main(unsigned index) {
 #endif
   while (true) {
     (*body)();
+    if (!fiber.copies.empty()) fault("this thread ends while copies that it started are under way");
     fiber.done = true;
     leave(fiber);
   }
@@ -388,6 +397,24 @@ unsigned lane() { return current % kWarpSize; }
 uint64_t& lane_slot(unsigned lane) { return slots[current / kWarpSize * kWarpSize + lane]; }
 void allow_shared(const void* function, int bytes) { shared_allowed[function] = bytes; }
 void atomic_access(const void* address, size_t bytes) { access(address, bytes, true, true); }
+
+void copy_later(void* shared, const void* global, size_t bytes) {
+  for (const void* address : {static_cast<const void*>(shared), global}) {
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fault("a copy of %zu misaligned bytes", bytes);
+  }
+  access(shared, bytes, true, false);
+  std::memset(shared, 0xff, bytes);
+  fibers[current].copies.push_back({shared, global, bytes});
+}
+
+void finish_copies() {
+  for (const Copy& copy : fibers[current].copies) {
+    access(copy.from, copy.bytes, false, false);
+    access(copy.to, copy.bytes, true, false);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+  fibers[current].copies.clear();
+}
 
 void wait(Barrier barrier, unsigned mask, const char* file, int line) {
   Fiber& fiber = fibers[current];

@@ -1,0 +1,271 @@
+// Products of features on demand: the taps of a tile of pixels.
+//
+// A product of C channels takes two values for every multiply-add, so what decides is how often a value that was
+// loaded is used. A block has a tile of 8 x 4 pixels and one level in hand. Flow is smooth: the windows of the tile
+// overlap, and the box around them (its footprint) goes through shared memory, 8 channels at a time, the next 8 on
+// their way while these are multiplied. Each warp makes the products of 4 x 2 of the pixels with the cells of their own
+// box alone: a lane has 8 pixels and up to 6 cells, so 8 + 6 loads of 16 bytes serve 4 * 48 multiply-adds.
+// Windows of radius 4 that lie as the pixels do have 10 x 10 cells in a box of 13 x 11: 70 % of the products are asked
+// for, 62 % of those of whole groups of 32 cells, and more on the next levels, where windows lie closer.
+//
+// Where windows are scattered, boxes are mostly empty. Then a warp takes pixel by pixel: f0 in registers, f1 from
+// global memory, four multiply-adds a load. Windows of many columns are taken in parts, a few columns each.
+#pragma once
+
+#include "cuda/correlation_tiles.cuh"
+
+namespace flowfuse {
+
+// Copies the quads of channels from `channel` on of the tile's pixels and of the cells in the first `slots` slots.
+template <class T>
+__device__ __forceinline__ void stage(const FeatureLookup<T>& job, int64_t channel, int slots, int buffer,
+                                      TileMemory<T>& memory) {
+  constexpr int kStep = kTileThreads / kStaged;
+  const Map& map = job.maps[memory.tile.level];
+  const int part = static_cast<int>(threadIdx.x) % kStaged, first = static_cast<int>(threadIdx.x) / kStaged;
+  const int64_t c = channel + part * Quad<T>::kCount, left = job.channels - c;
+  const T* f0 = job.f0 + memory.tile.b * job.f0_stride + c;
+  for (int i = first; i < kPixels; i += kStep) {
+    const int64_t at = memory.pixels_at[i];
+    Quad<T>* target = &memory.pixels[buffer][part][i];
+    if (job.f0_aligned && at >= 0 && left > 0) {
+      copy_async(target, reinterpret_cast<const Quad<T>*>(f0 + at));
+    } else {
+      *target = load_quad<T>(f0 + at, at < 0 ? 0 : left, false);
+    }
+  }
+  with_kind<T>(map.kind, [&](auto zero) {
+    using F = decltype(zero);
+    const F* f1 = static_cast<const F*>(map.values) + memory.tile.b * map.batch_stride + c;
+    if (std::is_same_v<F, T> && map.aligned && left > 0) {
+      for (int slot = first; slot < slots; slot += kStep) {
+        const int64_t at = memory.cells_at[slot];
+        if (at >= 0) copy_async(&memory.cells[buffer][part][slot], reinterpret_cast<const Quad<T>*>(f1 + at));
+      }
+      return;
+    }
+#pragma unroll 2
+    for (int slot = first; slot < slots; slot += kStep) {
+      const int64_t at = memory.cells_at[slot];
+      if (at >= 0) memory.cells[buffer][part][slot] = load_quad<T>(f1 + at, left, map.aligned);
+    }
+  });
+}
+
+template <int kGroups, class T>
+FLOWFUSE_ARITHMETIC void add_products(const Quad<T> (&cells)[kGroups], const Quad<T>& pixel, int j,
+                                      T (*sums)[kOwned]) {
+#pragma unroll
+  for (int c = 0; c < Quad<T>::kCount; ++c) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) sums[group][j] += cells[group].values[c] * pixel.values[c];
+  }
+}
+
+// Adds what is staged in a buffer to the sums of the warp's pixels with the cells in kGroups slots of each lane.
+template <int kGroups, class T>
+__device__ __forceinline__ void multiply_groups(const TileMemory<T>& memory, int buffer, int own, const int* slots,
+                                                T (*sums)[kOwned]) {
+#pragma unroll 1
+  for (int part = 0; part < kStaged; ++part) {
+    Quad<T> cells[kGroups];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) cells[group] = memory.cells[buffer][part][slots[group]];
+#pragma unroll
+    for (int j = 0; j < kOwned; ++j) {
+      const Quad<T> pixel = memory.pixels[buffer][part][own + j];
+      add_products(cells, pixel, j, sums);
+    }
+  }
+}
+
+// The same for a number of groups that is known when it runs, up to kGroups; the same in all lanes.
+template <int kGroups, class T>
+__device__ __forceinline__ void multiply_up_to(int groups, const TileMemory<T>& memory, int buffer, int own,
+                                               const int* slots, T (*sums)[kOwned]) {
+  if constexpr (kGroups > 0) {
+    if (groups == kGroups) {
+      multiply_groups<kGroups>(memory, buffer, own, slots, sums);
+    } else {
+      multiply_up_to<kGroups - 1>(groups, memory, buffer, own, slots, sums);
+    }
+  }
+}
+
+// The cells of the box of this warp's pixels, in the rows [top, bottom) of the footprint of the tile.
+struct OwnCells {
+  int left, top, width, count;
+};
+
+template <class T>
+__device__ __forceinline__ OwnCells own_cells(int top, int bottom, const TileMemory<T>& memory) {
+  const Box box = memory.boxes[threadIdx.x / kWarp];
+  if (box.empty()) return {0, top, 1, 0};
+  const int first = larger(top, static_cast<int>(box.y0 - memory.tile.top));
+  const int last = smaller(bottom, static_cast<int>(box.y1 - memory.tile.top)), width = static_cast<int>(box.width());
+  return {static_cast<int>(box.x0 - memory.tile.left), first, width, larger(last - first, 0) * width};
+}
+
+// Slots for the rows [top, bottom) of the footprint, `pitch` a row.
+template <class T>
+__device__ __forceinline__ void place_cells(const FeatureLookup<T>& job, int top, int bottom, int pitch,
+                                            TileMemory<T>& memory) {
+  const Tile& tile = memory.tile;
+  const int64_t columns = job.maps[tile.level].columns, first = (tile.top + top) * columns + tile.left;
+  for (int slot = static_cast<int>(threadIdx.x); slot < (bottom - top) * pitch; slot += kTileThreads) {
+    const int row = slot / pitch, column = slot % pitch;
+    memory.cells_at[slot] = column < tile.width ? (first + row * columns + column) * job.channels : -1;
+  }
+}
+
+// The sums of the warp's pixels with cell (column, row) of the footprint: kept where they are taps.
+template <class T>
+__device__ __forceinline__ void keep_taps(const FeatureLookup<T>& job, int column, int row, const T (&sums)[kOwned],
+                                          TileMemory<T>& memory) {
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
+#pragma unroll
+  for (int j = 0; j < kOwned; ++j) {
+    const int dx = column - memory.origins[own + j][0], dy = row - memory.origins[own + j][1];
+    if (dx < 0 || dx >= memory.tile.columns || dy < 0 || dy >= job.side()) continue;
+    memory.taps[(own + j) * memory.tile.stride + dx * job.side() + dy] = job.scale * sums[j];
+  }
+}
+
+// Taps of a dense tile, those inside the map.
+template <class T>
+__device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& job, TileMemory<T>& memory) {
+  constexpr int kMost = kMostGroups<T>;
+  constexpr int64_t kStep = kStaged * Quad<T>::kCount;  // channels
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int height = memory.tile.height;
+  // Lanes have the cells of their warp's box row by row. With this pitch their slots go on, modulo the eight quads
+  // that the banks hold, from one row to the next; warps' boxes have nearly always the width of the first one.
+  int widest = 1;
+  for (int other = 0; other < kTileWarps; ++other) {
+    widest = larger(widest, static_cast<int>(memory.boxes[other].width()));
+  }
+  const int width = memory.tile.width, first_width = static_cast<int>(memory.boxes[0].width());
+  const int pitch = larger(1, width + ((first_width - width) & 7));
+  const int rows = smaller(kSlots / pitch, kMost * kWarp / widest);  // at a time
+  for (int top = 0; top < height; top += rows) {
+    const int bottom = smaller(top + rows, height), slots_used = (bottom - top) * pitch;
+    place_cells(job, top, bottom, pitch, memory);
+    int slots[kMost];  // of the cells of this lane
+    const OwnCells cells = own_cells(top, bottom, memory);
+#pragma unroll
+    for (int group = 0; group < kMost; ++group) {
+      const int k = group * kWarp + lane, row = cells.top - top + k / cells.width;
+      slots[group] = k < cells.count ? row * pitch + cells.left + k % cells.width : 0;
+    }
+    const int groups = (cells.count + kWarp - 1) / kWarp;
+    T sums[kMost][kOwned] = {};
+    int buffer = 1;
+    for (int64_t next = 0; next < job.channels + kStep; next += kStep) {
+      copies_done();
+      __syncthreads();  // this buffer has been written, the other one has been read; the cells have been placed
+      if (next < job.channels) stage(job, next, slots_used, 1 - buffer, memory);
+      if (next > 0) multiply_up_to<kMost>(groups, memory, buffer, warp * kOwned, slots, sums);
+      buffer = 1 - buffer;
+    }
+    const OwnCells again = own_cells(top, bottom, memory);  // not held in registers meanwhile
+#pragma unroll
+    for (int group = 0; group < kMost; ++group) {
+      const int k = group * kWarp + lane;
+      if (k >= again.count) continue;
+      keep_taps(job, again.left + k % again.width, again.top + k / again.width, sums[group], memory);
+    }
+  }
+}
+
+constexpr int kSharing = 8;  // lanes that share the channels of a product
+constexpr int kHeld = 4;     // quads of f0 in the registers of each
+
+// This lane's part of the product with a cell: the quads of channels from `begin` on, kSharing quads apart.
+template <bool kAligned, class T, class F>
+__device__ __forceinline__ T part_of_product(const Quad<T> (&held)[kHeld], const F* f1, int64_t begin,
+                                             int64_t channels) {
+  Quad<T> cell[kHeld];
+#pragma unroll
+  for (int q = 0; q < kHeld; ++q) {  // without a branch: all loads under way
+    const int64_t c = begin + q * kSharing * Quad<T>::kCount;
+    cell[q] = load_quad<kAligned, T>(f1 + (c < channels ? c : 0), channels - c);
+  }
+  T sum = 0;
+#pragma unroll
+  for (int q = 0; q < kHeld; ++q) {
+    T product = 0;
+#pragma unroll
+    for (int n = 0; n < Quad<T>::kCount; ++n) product += held[q].values[n] * cell[q].values[n];
+    sum += begin + q * kSharing * Quad<T>::kCount < channels ? product : T(0);
+  }
+  return sum;
+}
+
+// Adds up the products of a pixel's channels from `begin` on, kSharing * kHeld quads, with the cells of its taps.
+template <class T>
+__device__ __forceinline__ void add_scattered(const FeatureLookup<T>& job, const Box& box, int i, int64_t begin,
+                                              TileMemory<T>& memory) {
+  constexpr int kTogether = kWarp / kSharing;  // products
+  const Tile& tile = memory.tile;
+  const Map& map = job.maps[tile.level];
+  const int part = static_cast<int>(threadIdx.x) % kSharing, turn = static_cast<int>(threadIdx.x) % kWarp / kSharing;
+  const int64_t first_channel = begin + part * Quad<T>::kCount;
+  const T* f0 = job.f0 + tile.b * job.f0_stride + memory.pixels_at[i];
+  Quad<T> held[kHeld];
+#pragma unroll
+  for (int q = 0; q < kHeld; ++q) {
+    const int64_t c = first_channel + q * kSharing * Quad<T>::kCount;
+    held[q] = load_quad<T>(f0 + c, job.channels - c, job.f0_aligned);
+  }
+  const int width = static_cast<int>(box.width()), count = width * static_cast<int>(box.height());
+  T* taps = memory.taps + i * tile.stride;
+  for (int first = 0; first < count; first += kTogether) {  // the lanes stay together for the shuffles
+    const int k = smaller(first + turn, count - 1);
+    const int64_t x = box.x0 + k % width, y = box.y0 + k / width;
+    T sum = 0;
+    with_kind<T>(map.kind, [&](auto zero) {
+      using F = decltype(zero);
+      const F* f1 =
+          static_cast<const F*>(map.values) + tile.b * map.batch_stride + (y * map.columns + x) * job.channels;
+      sum = map.aligned ? part_of_product<true>(held, f1, first_channel, job.channels)
+                        : part_of_product<false>(held, f1, first_channel, job.channels);
+    });
+    for (int shift = 1; shift < kSharing; shift *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, shift);
+    if (part != 0 || first + turn >= count) continue;
+    const Window<T>& window = memory.windows[i];
+    T& tap = taps[(x - window.x - tile.first) * job.side() + y - window.y];
+    tap = begin == 0 ? job.scale * sum : tap + job.scale * sum;
+  }
+}
+
+// Taps of a tile, those inside the map, pixel by pixel.
+template <class T>
+__device__ __forceinline__ void multiply_scattered(const FeatureLookup<T>& job, TileMemory<T>& memory) {
+  const Tile& tile = memory.tile;
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
+  for (int i = own; i < own + kOwned; ++i) {
+    const Window<T>& window = memory.windows[i];
+    if (window.reach != Reach::kNear) continue;
+    const Box box =
+        cells_under(job.maps[tile.level], window.x + tile.first, window.y, tile.columns, job.side());
+    if (box.empty()) continue;
+    for (int64_t begin = 0; begin < job.channels; begin += kSharing * kHeld * Quad<T>::kCount) {
+      add_scattered(job, box, i, begin, memory);
+    }
+  }
+}
+
+// Taps of a tile into shared memory; outside the map they are 0. Ends with a barrier.
+template <class T>
+__device__ __forceinline__ void make_taps(const FeatureLookup<T>& job, TileMemory<T>& memory) {
+  for (int k = static_cast<int>(threadIdx.x); k < kPixels * memory.tile.stride; k += kTileThreads) memory.taps[k] = 0;
+  __syncthreads();
+  if (memory.tile.dense) {
+    multiply_dense(job, memory);
+  } else {
+    multiply_scattered(job, memory);
+  }
+  __syncthreads();
+}
+
+}  // namespace flowfuse
