@@ -251,7 +251,7 @@ MUTANTS = {
         "correlation_products.cuh",
         "multiply_up_to<kMost>(groups, memory, buffer,",
         "multiply_up_to<kMost>(groups, memory, 1 - buffer,",
-        "conflict: this thread reads shared memory",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
     "lanes that leave a shuffle": (
         "conflicts",
