@@ -127,7 +127,8 @@ __device__ __forceinline__ void add_batch(const GradientJob<T>& job, const F* fe
   }
 }
 
-// Factors and features in shared memory where there are `count`: the rest has the factor 0 and a feature of those.
+// As many as add_batch takes where there are `count`. What is added has factors of 0 and one of their features: those of
+// others might not be finite.
 template <class T>
 __device__ __forceinline__ int padded_count(const GradientJob<T>& job, int count) {
   const int multiple = kLoads * (kWarp / job.lanes);

@@ -8,7 +8,7 @@ namespace {
 // Values of the windows of a tile from its taps: a lane has a pixel, a warp some columns.
 template <class T>
 __device__ __forceinline__ void store_values(const FeatureLookup<T>& job, const TileMemory<T>& memory, T* output) {
-  const Tile& tile = memory.tile;
+  const Tile<T>& tile = memory.tile;
   const int i = static_cast<int>(threadIdx.x) % kWarp;
   const Spot spot = spot_of(job, tile.number, i);
   if (!spot.there) return;

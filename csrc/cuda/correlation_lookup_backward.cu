@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kWarp * kWarp) list_windows(GradientJob<T> job
 // of a pixel in some columns, then one of them these sums in their order.
 template <class T>
 __device__ __forceinline__ void sum_centres(const GradientJob<T>& job, int64_t place, TileMemory<T>& memory) {
-  const Tile& tile = memory.tile;
+  const Tile<T>& tile = memory.tile;
   T(*sums)[kPixels][2] = reinterpret_cast<T(*)[kPixels][2]>(memory.cells);  // [kTileWarps]: the cells have been read
   const int i = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const Window<T> window = memory.windows[i];

@@ -21,33 +21,36 @@ template <class T>
 __device__ __forceinline__ void stage(const FeatureLookup<T>& job, int64_t channel, int slots, int buffer,
                                       TileMemory<T>& memory) {
   constexpr int kStep = kTileThreads / kStaged;
-  const Map& map = job.maps[memory.tile.level];
+  static_assert(kStep >= kPixels, "each thread has a pixel at most");
+  const Tile<T>& tile = memory.tile;
   const int part = static_cast<int>(threadIdx.x) % kStaged, first = static_cast<int>(threadIdx.x) / kStaged;
   const int64_t c = channel + part * Quad<T>::kCount, left = job.channels - c;
-  const T* f0 = job.f0 + memory.tile.b * job.f0_stride + c;
-  for (int i = first; i < kPixels; i += kStep) {
-    const int64_t at = memory.pixels_at[i];
-    Quad<T>* target = &memory.pixels[buffer][part][i];
+  if (first < kPixels) {
+    const int64_t at = memory.pixels_at[first];
+    Quad<T>* target = &memory.pixels[buffer][part][first];
     if (job.f0_aligned && at >= 0 && left > 0) {
-      copy_async(target, reinterpret_cast<const Quad<T>*>(f0 + at));
+      copy_async(target, reinterpret_cast<const Quad<T>*>(tile.f0 + c + at));
     } else {
-      *target = load_quad<T>(f0 + at, at < 0 ? 0 : left, false);
+      *target = load_quad<false, T>(tile.f0 + c + at, at < 0 ? 0 : left);
     }
   }
-  with_kind<T>(map.kind, [&](auto zero) {
-    using F = decltype(zero);
-    const F* f1 = static_cast<const F*>(map.values) + memory.tile.b * map.batch_stride + c;
-    if (std::is_same_v<F, T> && map.aligned && left > 0) {
-      for (int slot = first; slot < slots; slot += kStep) {
-        const int64_t at = memory.cells_at[slot];
-        if (at >= 0) copy_async(&memory.cells[buffer][part][slot], reinterpret_cast<const Quad<T>*>(f1 + at));
-      }
-      return;
+  Quad<T>* cells = memory.cells[buffer][part];
+  if (tile.copies && left > 0) {
+    const T* f1 = static_cast<const T*>(tile.f1) + c;
+    for (int slot = first; slot < slots; slot += kStep) {
+      const int64_t at = memory.cells_at[slot];
+      if (at >= 0) copy_async(cells + slot, reinterpret_cast<const Quad<T>*>(f1 + at));
     }
+    return;
+  }
+  const bool aligned = job.maps[tile.level].aligned;
+  with_kind<T>(job.maps[tile.level].kind, [&](auto zero) {
+    using F = decltype(zero);
+    const F* f1 = static_cast<const F*>(tile.f1) + c;
 #pragma unroll 2
     for (int slot = first; slot < slots; slot += kStep) {
       const int64_t at = memory.cells_at[slot];
-      if (at >= 0) memory.cells[buffer][part][slot] = load_quad<T>(f1 + at, left, map.aligned);
+      if (at >= 0) cells[slot] = load_quad<T>(f1 + at, left, aligned);
     }
   });
 }
@@ -110,7 +113,7 @@ __device__ __forceinline__ OwnCells own_cells(int top, int bottom, const TileMem
 template <class T>
 __device__ __forceinline__ void place_cells(const FeatureLookup<T>& job, int top, int bottom, int pitch,
                                             TileMemory<T>& memory) {
-  const Tile& tile = memory.tile;
+  const Tile<T>& tile = memory.tile;
   const int64_t columns = job.maps[tile.level].columns, first = (tile.top + top) * columns + tile.left;
   for (int slot = static_cast<int>(threadIdx.x); slot < (bottom - top) * pitch; slot += kTileThreads) {
     const int row = slot / pitch, column = slot % pitch;
@@ -206,11 +209,11 @@ template <class T>
 __device__ __forceinline__ void add_scattered(const FeatureLookup<T>& job, const Box& box, int i, int64_t begin,
                                               TileMemory<T>& memory) {
   constexpr int kTogether = kWarp / kSharing;  // products
-  const Tile& tile = memory.tile;
+  const Tile<T>& tile = memory.tile;
   const Map& map = job.maps[tile.level];
   const int part = static_cast<int>(threadIdx.x) % kSharing, turn = static_cast<int>(threadIdx.x) % kWarp / kSharing;
   const int64_t first_channel = begin + part * Quad<T>::kCount;
-  const T* f0 = job.f0 + tile.b * job.f0_stride + memory.pixels_at[i];
+  const T* f0 = tile.f0 + memory.pixels_at[i];
   Quad<T> held[kHeld];
 #pragma unroll
   for (int q = 0; q < kHeld; ++q) {
@@ -225,8 +228,7 @@ __device__ __forceinline__ void add_scattered(const FeatureLookup<T>& job, const
     T sum = 0;
     with_kind<T>(map.kind, [&](auto zero) {
       using F = decltype(zero);
-      const F* f1 =
-          static_cast<const F*>(map.values) + tile.b * map.batch_stride + (y * map.columns + x) * job.channels;
+      const F* f1 = static_cast<const F*>(tile.f1) + (y * map.columns + x) * job.channels;
       sum = map.aligned ? part_of_product<true>(held, f1, first_channel, job.channels)
                         : part_of_product<false>(held, f1, first_channel, job.channels);
     });
@@ -241,7 +243,7 @@ __device__ __forceinline__ void add_scattered(const FeatureLookup<T>& job, const
 // Taps of a tile, those inside the map, pixel by pixel.
 template <class T>
 __device__ __forceinline__ void multiply_scattered(const FeatureLookup<T>& job, TileMemory<T>& memory) {
-  const Tile& tile = memory.tile;
+  const Tile<T>& tile = memory.tile;
   const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
   for (int i = own; i < own + kOwned; ++i) {
     const Window<T>& window = memory.windows[i];

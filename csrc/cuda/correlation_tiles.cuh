@@ -149,16 +149,20 @@ __device__ __forceinline__ Quad<T> load_quad(const F* features, int64_t left, bo
 }
 
 // A tile of an item, and the taps [first, first + columns) of its windows on a level: a part of them.
+template <class T>
 struct Tile {
   int64_t b, number, left, top;  // the last two: first cell of the footprint
   int level, first, columns, stride;
   int width, height;  // of the footprint
+  const T* f0;        // features of the item
+  const void* f1;
+  bool copies;  // those of f1 are what is multiplied, as they are
   bool dense;
 };
 
 template <class T>
 struct TileMemory {
-  Tile tile;  // not in registers, which hold sums
+  Tile<T> tile;  // not in registers, which hold sums
   Quad<T> cells[2][kStaged][kSlots + kPadding];
   Quad<T> pixels[2][kStaged][kPixels + kPadding];
   Window<T> windows[kPixels];
@@ -214,11 +218,24 @@ __device__ __forceinline__ void take_tile(const FeatureLookup<T>& job, int64_t b
     memory.origins[i][1] = used ? static_cast<int>(window.y - footprint.y0) : 1 << 20;
   }
   if (threadIdx.x == 0) {
-    memory.tile = {b,       number,
-                   footprint.x0, footprint.y0,
-                   level,   first,
-                   columns, tap_stride(columns, job.side()),
-                   static_cast<int>(footprint.width()), static_cast<int>(footprint.height()), dense};
+    Tile<T>& tile = memory.tile;
+    tile.b = b;
+    tile.number = number;
+    tile.left = footprint.x0;
+    tile.top = footprint.y0;
+    tile.level = level;
+    tile.first = first;
+    tile.columns = columns;
+    tile.stride = tap_stride(columns, job.side());
+    tile.width = static_cast<int>(footprint.width());
+    tile.height = static_cast<int>(footprint.height());
+    tile.f0 = job.f0 + b * job.f0_stride;
+    with_kind<T>(map.kind, [&](auto zero) {
+      using F = decltype(zero);
+      tile.f1 = static_cast<const F*>(map.values) + b * map.batch_stride;
+      tile.copies = std::is_same_v<F, T> && map.aligned;
+    });
+    tile.dense = dense;
   }
   __syncthreads();
 }
