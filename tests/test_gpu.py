@@ -13,6 +13,7 @@ from device_cases import (
     TOLERANCE,
     Case,
     correlation,
+    draw,
     exact,
     kernels_on,
     laid_out,
@@ -106,6 +107,21 @@ def test_correlation_of_many_channels_and_a_large_window():
                 (0, 1, 2),
             )
             check(wide)
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [3, 64, 264])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_correlation_of_windows_that_lie_far_apart(channels, dtype):
+    """On the first levels; on the last one they overlap."""
+    f0 = draw(1, channels, 12, 19, dtype=dtype)
+    f1 = draw(1, channels, 60, 83, dtype=dtype, seed=1)
+    coords = 40 + 30 * draw(1, 2, 12, 19, dtype=exact(dtype), seed=2)
+
+    def look_up(f0: torch.Tensor, f1: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
+        return ops.Correlation(f0, f1, levels=4, radius=4, strategy="on_demand")(coords)
+
+    check(Case(look_up, (f0, f1, coords), (0, 1, 2)))
 
 
 @needs_kernels
