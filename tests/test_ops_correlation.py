@@ -189,9 +189,8 @@ def boundary_coords(batch, height, width, map_height, map_width):
         (1, torch.float32, 3),
         (3, torch.bfloat16, 7),
         (33, torch.float16, 2),
-        (64, torch.bfloat16, 3),
-        (96, torch.float32, 4),
-        (264, torch.float32, 2),
+        (96, torch.bfloat16, 3),
+        (264, torch.float32, 1),
         (20, torch.float64, 6),
     ],
 )
