@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from floors import Needed
 from measuring import Limits
+from reporting import chosen
 from torch import Tensor
 
 from flowfuse.geometry import pixel_grid
@@ -90,8 +91,9 @@ class Case:
         rest = f"{self.size} {self.direction} {self.dtype}"
         return {name: f"{name} {rest}" for name in self.targets}
 
-    def only(self, text: str) -> Case:
-        kept = {name: self.targets[name] for name, label in self.labels().items() if text in label}
+    def only(self, parts: Sequence[str]) -> Case:
+        labels = self.labels().items()
+        kept = {name: self.targets[name] for name, label in labels if chosen(label, parts)}
         return replace(self, targets=kept)
 
 

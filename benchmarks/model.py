@@ -49,6 +49,7 @@ from reporting import (
     new_report,
     number,
     reason,
+    refuse_only,
     set_up,
     table,
     tell_failures,
@@ -292,7 +293,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.profile:
         groups = [g for g in groups if set(g.names) & set(OURS) and g.scope == "estimate"]
     if not groups:
-        parser.error(f"--only {options.only}: no row has this in its name")
+        refuse_only(parser, options.only)
     limits = measure_limits(device, quick)
     print(limits_text(asdict(limits)), flush=True)
     report = new_report(device, quick, limits) | {"stages": []}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from networks import OURS, PEER, Network, make_ours, make_peer
+from reporting import chosen
 from sequences import moving_sequence
 from torch import Tensor
 
@@ -73,8 +74,10 @@ class Group:
         return f"{name} {self.size} {self.scope} {self.dtype} {self.mode}"
 
 
-def all_groups(device: str, quick: bool, compiled: bool = True, only: str = "") -> list[Group]:
-    """Groups with at least one row that has `only` in its label; what compiles slowly last."""
+def all_groups(
+    device: str, quick: bool, compiled: bool = True, only: Sequence[str] = ("",)
+) -> list[Group]:
+    """Groups with at least one row that `only` asks for; what compiles slowly last."""
     first, later = [("estimate", "eager"), ("network", "eager")], []
     if device == "cuda":
         first.append(("network", "graph"))
@@ -87,7 +90,7 @@ def all_groups(device: str, quick: bool, compiled: bool = True, only: str = "") 
         for scope, mode in ways
     ]
     groups = [
-        replace(group, names=tuple(name for name in group.names if only in group.label(name)))
+        replace(group, names=tuple(name for name in group.names if chosen(group.label(name), only)))
         for group in groups
     ]
     return [group for group in groups if group.names]

@@ -1,7 +1,7 @@
 """Measure every operator of flowfuse.ops against the algorithm that others use, in one run.
 
     python benchmarks/operators.py --threads 2 --json today.json --markdown today.md
-    python benchmarks/operators.py --quick --only voxelize
+    python benchmarks/operators.py --quick --only voxelize warp_events
     FLOWFUSE_CPU_CAPABILITY=avx2 python benchmarks/operators.py --only correlation
 
 Peers and operators take turns (peer, ours, peer, ours ...). Before they are timed, their results
@@ -43,6 +43,7 @@ from reporting import (
     new_report,
     number,
     reason,
+    refuse_only,
     set_up,
     table,
     tell_failures,
@@ -294,7 +295,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_cases(setting: Setting, only: str) -> list[Case]:
+def chosen_cases(setting: Setting, only: Sequence[str]) -> list[Case]:
     cases = [case.only(only) for case in all_cases(setting)]
     return [case for case in cases if case.targets]
 
@@ -330,7 +331,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not chosen_cases(
         Setting(options.device, options.quick, nominal, instructions), options.only
     ):
-        parser.error(f"--only {options.only}: no row has this in its name")
+        refuse_only(parser, options.only)
     limits = measure_limits(options.device, options.quick)
     print(limits_text(asdict(limits)), flush=True)
     setting = Setting(

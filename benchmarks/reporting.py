@@ -57,9 +57,19 @@ def add_run_arguments(parser: argparse.ArgumentParser, only: str) -> None:
     parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a trial")
     parser.add_argument(
-        "--only", default="", metavar="SUBSTRING",
-        help=f"rows whose {only} (as printed) contain this",
+        "--only", nargs="+", default=[""], metavar="SUBSTRING",
+        help=f"rows whose {only} (as printed) contain one of these",
     )  # fmt: skip
+
+
+def chosen(label: str, only: Sequence[str]) -> bool:
+    """Whether a row of this name belongs to what --only asks for."""
+    return any(part in label for part in only)
+
+
+def refuse_only(parser: argparse.ArgumentParser, only: Sequence[str]) -> NoReturn:
+    """End with a message: no row has the name."""
+    parser.error(f"--only {' '.join(only)}: no row has this in its name")
 
 
 def set_up(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

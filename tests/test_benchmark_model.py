@@ -127,7 +127,7 @@ def test_groups(script: ModuleType) -> None:
         "eager", "graph",
     }  # fmt: skip
     assert {group.mode for group in script.all_groups("cpu", False)} == {"eager"}
-    (group,) = script.all_groups("cpu", False, only="base 1280 x 720 network bfloat16")
+    (group,) = script.all_groups("cpu", False, only=["base 1280 x 720 network bfloat16"])
     assert group.names == ("base",) and not group.with_peer
 
 
