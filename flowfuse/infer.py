@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from flowfuse.command_line import leave, run_command
+from flowfuse.data.files.frames import opencv_name
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.estimator import Estimator, load
 from flowfuse.inference.dsec_submission import submit
@@ -82,6 +83,8 @@ def run(config: InferenceConfig) -> None:
         windows = plan_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
+    if config.video:
+        opencv_name(outputs.video)  # refused now, not when all windows are estimated
     given = (config.events, config.frames, config.frame_times, config.calibration)
     sources = [*recording.source_files, *(path for path in given if path)]
     outputs.prepare(

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from flowfuse.atomic import atomic_path
+from flowfuse.data.files.frames import opencv_name
 from flowfuse.events import Events
 
 BRIGHTER = (220, 30, 40)  # events of positive polarity: red
@@ -294,12 +295,13 @@ def write_video(path: str | os.PathLike, images: Iterable[np.ndarray], fps: floa
         part 2, which many browsers do not play).
 
     Raises:
-        ValueError: without images, or when their sizes differ.
+        ValueError: without images, when their sizes differ, or when the path is not UTF-8.
         OSError: when OpenCV can write neither, or not all pictures (a full disk).
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"{path}: videos are written as .mp4")
+    opencv_name(path)  # that of the temporary file beside it would tell the user nothing
     remaining = iter(images)
     image = next(remaining, None)
     if image is None:
@@ -324,7 +326,7 @@ def write_video(path: str | os.PathLike, images: Iterable[np.ndarray], fps: floa
         finally:
             writer.release()
         # OpenCV says nothing when a picture could not be written, for example on a full disk.
-        reader = cv2.VideoCapture(str(temporary))
+        reader = cv2.VideoCapture(opencv_name(temporary))
         found = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
         reader.release()
         if found != written:
@@ -337,7 +339,8 @@ def _open_video(
 ) -> tuple[cv2.VideoWriter, str]:
     even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     for codec in ("vp09", "mp4v"):
-        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*codec), fps, even)
+        fourcc = cv2.VideoWriter_fourcc(*codec)
+        writer = cv2.VideoWriter(opencv_name(temporary), fourcc, fps, even)
         if writer.isOpened():
             return writer, codec
     raise OSError(

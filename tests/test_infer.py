@@ -532,6 +532,13 @@ def test_output_that_cannot_be_written(run, recording, tmp_path, capsys, monkeyp
     assert files(tmp_path / "out", "*.flo") == []
 
 
+def test_a_video_that_cannot_be_written_is_refused_first(run, recording, tmp_path, capsys):
+    out = tmp_path / "out\udcff"
+    assert run(recording, "--max-pictures", "0", out=out) == 1
+    assert "OpenCV opens only names that are UTF-8" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
     def warn(*args):
         infer.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)

@@ -546,6 +546,9 @@ def test_video(tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"cannot open this video|no frame of this video"):
         open_recording(path)
+    path = path.rename(tmp_path / "video\udcff.avi")
+    with pytest.raises(ValueError, match=r"video\\udcff.avi': OpenCV opens only names .* UTF-8"):
+        open_recording(path)
 
 
 def test_faults_of_recordings(tmp_path, events):

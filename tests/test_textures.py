@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from flowfuse.data.generation.textures import FAMILIES, GRIME, PATTERNS, make_texture
+from flowfuse.data.generation.textures import (
+    FAMILIES,
+    GRIME,
+    PATTERNS,
+    _image_crop,
+    make_texture,
+)
 
 
 def test_splits_share_no_pattern_and_use_all():
@@ -31,3 +38,10 @@ def test_textures_use_the_patterns_of_their_split(split, monkeypatch):
         assert texture.shape == (24, 32) and texture.min() > 0
     # The least likely one is left out of 80 draws once in 5000 times.
     assert drawn == FAMILIES[split].keys()
+
+
+def test_images_whose_names_opencv_cannot_open(tmp_path):
+    path = tmp_path / "a\udcff.png"
+    path.write_bytes(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
+    with pytest.raises(ValueError, match=r"a\\udcff.png': OpenCV opens only names that are UTF-8"):
+        _image_crop(np.random.default_rng(0), 8, 8, (path,))

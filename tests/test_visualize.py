@@ -194,6 +194,8 @@ def test_faults_of_videos_leave_nothing(tmp_path, monkeypatch):
         write_video(tmp_path / "a.mp4", [], 10)
     with pytest.raises(ValueError, match=r"written as .mp4"):
         write_video(tmp_path / "a.avi", images, 10)
+    with pytest.raises(ValueError, match=r"a\\udcff.mp4': OpenCV opens only names that are UTF-8"):
+        write_video(tmp_path / "a\udcff.mp4", images[:1], 10)
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
     with pytest.raises(OSError, match="neither VP9 nor MPEG-4"):
         write_video(tmp_path / "a.mp4", images[:1], 10)

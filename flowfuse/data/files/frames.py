@@ -91,7 +91,7 @@ class VideoFrames(FrameSource):
         self._recent: dict[int, np.ndarray] = {}  # a pair of frames, so that pairs go in order
 
     def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self.path))
+        capture = cv2.VideoCapture(opencv_name(self.path))
         if not capture.isOpened():
             raise ValueError(f"{self.path}: OpenCV cannot open this video; is it truncated?")
         return capture
@@ -287,6 +287,20 @@ def _numbered_fields(path: Path) -> list[tuple[int, list[str]]]:
         raise ValueError(f"{path}: not a text file ({error})") from error
     lines = [(number, line.split("#", 1)[0]) for number, line in enumerate(text.splitlines(), 1)]
     return [(n, line.strip().split(maxsplit=1)) for n, line in lines if line.strip()]
+
+
+def opencv_name(path: str | os.PathLike) -> str:
+    """A path as OpenCV takes it, which crashes where the bytes of a name are not UTF-8.
+
+    Raises:
+        ValueError: they are not.
+    """
+    name = os.fspath(path)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r}: OpenCV opens only names that are UTF-8") from None
+    return name
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+from flowfuse.data.files.frames import opencv_name
 from flowfuse.data.generation.presets import Split
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -312,7 +313,7 @@ def list_images(folder: Path) -> tuple[Path, ...]:
 
 @lru_cache(maxsize=64)
 def _read_gray(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    image = cv2.imread(opencv_name(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ValueError(f"texture {path} cannot be read as an image")
     return image
