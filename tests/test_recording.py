@@ -498,6 +498,26 @@ def test_given_times_replace_those_of_a_list(tmp_path):
         open_recording(tmp_path, times=other)
 
 
+@pytest.mark.parametrize("name", ["events.h5", "events.txt", "events.aedat4"])
+def test_event_files_that_lead_nowhere_are_not_taken_for_none(tmp_path, name):
+    write_recording(tmp_path / "r", None, frames(), [0, 1, 2])
+    path = tmp_path / "r" / name
+    for target in ("gone", name):  # the second is a loop
+        path.symlink_to(target)
+        with pytest.raises(FileNotFoundError, match=f"{name}: is a link that leads nowhere"):
+            open_recording(tmp_path / "r")
+        path.unlink()
+
+
+def test_a_directory_is_no_event_file(tmp_path):
+    write_recording(tmp_path / "r", None, frames(), [0, 1, 2])
+    (tmp_path / "r" / "events.h5").mkdir()
+    with pytest.raises(ValueError, match=r"events.h5: is a directory, expected an event file"):
+        open_recording(tmp_path / "r")
+    with pytest.raises(ValueError, match=r"r: is a directory, expected an event file"):
+        open_recording(tmp_path / "r", events=tmp_path / "r")
+
+
 def test_events_without_frames(tmp_path, events):
     write_format(tmp_path / "events.csv", events).rename(tmp_path / "events.txt")
     with pytest.warns(UserWarning, match="size is not stated; 16 x 12 px is taken"):

@@ -14,7 +14,12 @@ import numpy as np
 from flowfuse.data.dsec.files import find_sequence, list_sequences
 from flowfuse.data.dsec.sequence import DsecSequence
 from flowfuse.data.files.containers import find_contents, is_container
-from flowfuse.data.files.events import EVENT_SUFFIXES, EventFile, open_event_file
+from flowfuse.data.files.events import (
+    EVENT_SUFFIXES,
+    EventFile,
+    check_event_path,
+    open_event_file,
+)
 from flowfuse.data.files.frames import (
     VIDEO_SUFFIXES,
     FrameSource,
@@ -275,6 +280,8 @@ def open_recording(
             events = directory if events is None else events
     elif directory is not None:
         events = _find_events(directory) if events is None else events
+        if events is not None:
+            check_event_path(Path(events))
         if frames is None:
             frames, found_times = _find_frames(directory)
             times = found_times if times is None else times
@@ -331,7 +338,8 @@ def _refuse(calibration: str | os.PathLike | None, reason: str) -> None:
 
 
 def _find_events(directory: Path) -> Path | None:
-    found = [p for p in (directory / f"events{s}" for s in EVENT_SUFFIXES) if p.is_file()]
+    # A link to nothing counts: opening it fails, where taking no events would go unnoticed.
+    found = [p for p in (directory / f"events{s}" for s in EVENT_SUFFIXES) if os.path.lexists(p)]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ValueError(f"{directory}: several event files ({names}); name one with events=")

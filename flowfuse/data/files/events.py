@@ -119,11 +119,9 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
     from flowfuse.data.files.prophesee_raw import RawEvents
 
     path = Path(path)
-    container = is_container(path)
-    if not path.is_file() and not (container and path.is_dir()):
-        raise FileNotFoundError(f"{path}: no such event file")
+    check_event_path(path)
     suffix = path.suffix.lower()
-    if container:
+    if is_container(path):
         return open_contained_events(path)
     if suffix == ".raw":
         return RawEvents(path)
@@ -136,6 +134,24 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
     raise ValueError(
         f"{path}: unknown event format {suffix!r}, expected one of {', '.join(EVENT_SUFFIXES)}"
     )
+
+
+def check_event_path(path: Path) -> None:
+    """Refuse a path at which no event file can be.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a link that leads nowhere.
+        ValueError: there is a directory that is no bag.
+    """
+    from flowfuse.data.files.containers import is_container  # builds on this module
+
+    if path.is_dir():
+        if not is_container(path):
+            raise ValueError(f"{path}: is a directory, expected an event file")
+    elif path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path}: is a link that leads nowhere, expected an event file")
+    elif not path.is_file():
+        raise FileNotFoundError(f"{path}: no such event file")
 
 
 class TextEvents(IndexedEventFile):
