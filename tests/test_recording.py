@@ -248,6 +248,21 @@ def test_faults_of_text_name_the_line(tmp_path, text, message):
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("start", ["", "# a comment\n", "t x y p\n", "\n"])
+def test_a_byte_order_mark_is_passed_over(tmp_path, start):
+    for name, text in (
+        ("events.txt", f"{start}0.1 1 1 1\n0.2 2 1 0\n"),
+        ("timestamps.txt", "0\n0.1\n0.2\n"),
+        ("sensor.txt", f"{WIDTH} {HEIGHT}\n"),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    save_images(tmp_path / "images", list(frames()))
+    recording = open_recording(tmp_path)
+    assert recording.frame_times.tolist() == [0, 100_000, 200_000]
+    events = recording.events(0, 10**6)
+    assert events.t.tolist() == [100_000, 200_000] and events.x.tolist() == [1, 2]
+
+
 def test_line_numbers_count_from_the_start_in_later_blocks(tmp_path):
     path = tmp_path / "events.txt"
     path.write_text("0.1 1 1 1\n" * 500 + "0.0 1 1 1\n")

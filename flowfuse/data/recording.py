@@ -363,7 +363,7 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
 
 
 def _read_sensor(path: Path) -> tuple[int, int]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     try:
         width, height = (int(field) for field in text.split())
         if width < 1 or height < 1:

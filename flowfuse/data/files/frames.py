@@ -282,7 +282,7 @@ def _microseconds(seconds: str) -> int:
 def _numbered_fields(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, first column and rest) of every line that is not blank or a comment."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows may put a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file ({error})") from error
     lines = [(number, line.split("#", 1)[0]) for number, line in enumerate(text.splitlines(), 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,6 +126,8 @@ class TextIndex:
     def _skip_header(self, file: BinaryIO) -> tuple[int, int]:
         """Byte offset and number of the first line that is neither comment nor header."""
         line = 1
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:  # which editors and spreadsheets on Windows write
+            file.seek(0)
         while True:
             offset = file.tell()
             text = file.readline(_LONGEST_LINE)
