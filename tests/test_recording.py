@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import tracemalloc
 
 import cv2
@@ -445,6 +447,34 @@ def test_a_failed_write_leaves_nothing(tmp_path, events, monkeypatch):
     monkeypatch.setattr("flowfuse.data.recording_writer.write_flow", full)
     with pytest.raises(OSError, match="No space left"):
         write_recording(tmp_path / "r", events, frames(), [0, 1, 2], flow=np.zeros((2, 2, 12, 16)))
+    assert os.listdir(tmp_path) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from flowfuse.data.recording import write_recording
+from flowfuse.events import Events
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file beyond the limit is an error, as a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+rng = np.random.default_rng(0)
+x, y = rng.integers(0, 16, (2, 200_000))
+events = Events(x, y, np.arange(len(x)), x % 2, height=16, width=16)
+try:
+    write_recording(sys.argv[1], events, None, None)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of the size of files")
+def test_events_on_a_full_disk_leave_nothing(tmp_path):
+    # In a process of its own, which HDF5 would crash.
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "r")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "File too large" in done.stdout
     assert os.listdir(tmp_path) == []
 
 

@@ -374,15 +374,25 @@ def write_events(path: str | os.PathLike, events: Events) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"{path}: events are written as .h5, got {path.suffix!r}")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        if events.height is not None and events.width is not None:
-            file.attrs["height"], file.attrs["width"] = events.height, events.width
-        # An empty data set cannot be chunked.
-        packing = {"compression": "gzip", "shuffle": True, "chunks": (min(len(events), 1 << 15),)}
-        for name in "xytp":
-            file.create_dataset(
-                f"events/{name}", data=getattr(events, name), **(packing if len(events) else {})
-            )
+    with atomic_path(path) as temporary:
+        # HDF5 crashes when it closes a file on a full disk: it makes the file in memory, and what
+        # Python then cannot write is an ordinary error.
+        with h5py.File(temporary, "w", driver="core", backing_store=False) as file:
+            _fill(file, events)
+            file.flush()
+            image = file.id.get_file_image()
+        temporary.write_bytes(image)
+
+
+def _fill(file: h5py.File, events: Events) -> None:
+    if events.height is not None and events.width is not None:
+        file.attrs["height"], file.attrs["width"] = events.height, events.width
+    # An empty data set cannot be chunked.
+    packing = {"compression": "gzip", "shuffle": True, "chunks": (min(len(events), 1 << 15),)}
+    for name in "xytp":
+        file.create_dataset(
+            f"events/{name}", data=getattr(events, name), **(packing if len(events) else {})
+        )
 
 
 def _in_memory(values: np.ndarray) -> np.ndarray:
