@@ -208,13 +208,15 @@ def _coordinates(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "b":
         raise ValueError(f"Events: {name} must be integer or floating coordinates, got dtype bool")
     if values.dtype.kind == "f":
-        finite = np.isfinite(values)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            kept = values.astype(np.float32, copy=False)
+        finite = np.isfinite(kept)
         if not finite.all():
             index = int(np.argmin(finite))
             raise ValueError(
-                f"Events: {name} must be finite, got {name}[{index}] = {values[index]}"
+                f"Events: {name} must be finite in float32, got {name}[{index}] = {values[index]}"
             )
-        return values.astype(np.float32, copy=False)
+        return kept
     if values.dtype in (np.uint16, np.int32):
         return values
     if values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min:
