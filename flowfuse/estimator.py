@@ -23,6 +23,7 @@ from flowfuse.events import Events
 from flowfuse.model import FlowFuse, ModelInputs
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.model.inputs import event_window, slice_events, sum_events
+from flowfuse.ops.checks import MAX_DURATION
 from flowfuse.result import Array, Result, as_events
 
 # Of numpy; in the byte order of the machine, as torch takes them.
@@ -164,6 +165,13 @@ class Estimator:
         t0, t1 = _time("t0", t0), _time("t1", t1)
         if t1 <= t0:
             raise ValueError(f"estimator: t1 must be later than t0, got t0 = {t0} us, t1 = {t1} us")
+        if t1 - t0 > MAX_DURATION:
+            raise ValueError(
+                f"estimator: t1 - t0 must be at most {MAX_DURATION} us, "
+                f"got t0 = {t0} us, t1 = {t1} us"
+            )
+        if history is not None and not isinstance(history, (bool, np.bool_)):
+            raise ValueError(f"estimator: history must be True, False or None, got {history!r}")
         if iterations is not None:
             iterations = _integer("iterations", iterations, "an integer")
         exposures = [_exposure("exposure0", exposure0), _exposure("exposure1", exposure1)]
@@ -278,7 +286,14 @@ def _initial(flow: Any, height: int, width: int) -> Tensor | None:
     """Flow to start from as [1, 2, H, W] float32."""
     if flow is None:
         return None
-    flow = torch.as_tensor(flow, dtype=torch.float32)
+    try:
+        flow = torch.as_tensor(flow, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"estimator: initial must be numbers of shape [2, {height}, {width}], "
+            f"got {type(flow).__name__} ({reason})"
+        ) from error
     if tuple(flow.shape) != (2, height, width):
         raise ValueError(
             f"estimator: initial must have shape [2, {height}, {width}], got {list(flow.shape)}"

@@ -15,6 +15,7 @@ INTEGER_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int
 MAX_LEVELS = 16
 MAX_RADIUS = 16
 MAX_FACTOR = 64
+MAX_DURATION = 2**40  # us, of a window of events
 MAX_POINTS = 16  # control points of a trajectory in warp_events
 POLARITY_DTYPES = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -97,7 +98,7 @@ def check_event_values(op: str, count: int, offsets: Tensor, t0: Tensor, t1: Ten
             raise ValueError(
                 f"{op}: t1 must be later than t0, got t0 = {start}, t1 = {end} in item {item}"
             )
-        if end - start > 2**40:
+        if end - start > MAX_DURATION:
             raise ValueError(
                 f"{op}: t1 - t0 must be at most 2^40 microseconds, "
                 f"got t0 = {start}, t1 = {end} in item {item}"
