@@ -309,6 +309,14 @@ def test_error_messages(changed, message, direct):
         function(*(arguments | changed).values())
 
 
+@pytest.mark.parametrize("name", ["frame0", "frame1", "event_sum", "flow"])
+def test_error_types(name):
+    arguments = {"frame0": FRAME, "frame1": FRAME, "event_sum": FRAME}
+    message = f"common_gradient: {name} must be a torch.Tensor, got ndarray"
+    with pytest.raises(ValueError, match=message):
+        ops.common_gradient(**arguments | {name: FRAME.numpy()})
+
+
 @needs_extension
 def test_error_double_backward_and_vmap():
     frame0, frame1, events, _ = random_inputs(1, 1, 4, 5)

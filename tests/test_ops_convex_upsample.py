@@ -225,6 +225,9 @@ def test_error_gradient():
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 0, 3, 4), 0, "factor must be in .1, 64., got 0"),
         (torch.zeros(1, 2, 3, 4).half(), torch.zeros(1, 36, 3, 4), 2, "field must be of dtype"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 36, 3, 4).int(), 2, "mask must be of dtype"),
+        ([[[[0.0]]]], torch.zeros(1, 36, 1, 1), 2, "field must be a torch.Tensor, got list"),
+        (torch.zeros(1, 2, 1, 1), [0.0], 2, "mask must be a torch.Tensor, got list"),
+        (torch.zeros(1, 2, 1, 1), torch.zeros(1, 36, 1, 1), 2.0, "factor must be an int, got flo"),
     ],
 )  # fmt: skip
 def test_error_messages(field, mask, factor, message):

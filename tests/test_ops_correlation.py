@@ -640,6 +640,27 @@ def test_error_correlation_arguments():
         ops.pool_levels(F, 0)
     with pytest.raises(ValueError, match="correlation_volume: f0 must have shape"):
         ops.correlation_volume(F[0], F, 1)
+    with pytest.raises(ValueError, match=r"pool_levels: f1 must be of dtype .*, got int32"):
+        ops.pool_levels(F.int(), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("pool_levels", (F.tolist(), 2), "f1 must be a torch.Tensor, got list"),
+        ("pool_levels", (F, 2.0), "levels must be an int, got float"),
+        ("correlation_volume", (F, F.numpy(), 1), "level 0 of f1 must be a torch.Tensor, got nda"),
+        ("correlation_lookup", (F.numpy(), [F], C, 1), "f0 must be a torch.Tensor, got ndarray"),
+        ("correlation_lookup", (F, [F, [1]], C, 1), "level 1 of f1 must be a torch.Tensor, got li"),
+        ("correlation_lookup", (F, [F], C.tolist(), 1), "coords must be a torch.Tensor, got list"),
+        ("correlation_lookup", (F, [F], C, 1.5), "radius must be an int, got float"),
+        ("volume_lookup", ([[1]], C, 1), "level 0 of volumes must be a torch.Tensor, got list"),
+        ("volume_lookup", ([V], C, "1"), "radius must be an int, got str"),
+    ],
+)
+def test_error_types(name, arguments, message):
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        getattr(ops, name)(*arguments)
 
 
 @needs_extension

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -335,6 +336,26 @@ def test_error_messages(name, value, message, direct):
     function = torch.ops.flowfuse.voxelize if direct else ops.voxelize
     with pytest.raises(RuntimeError if direct else ValueError, match=message):
         function(*arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", [0] * 4, "x must be a torch.Tensor, got list"),
+        ("t0", np.zeros(1, np.int64), "t0 must be a torch.Tensor, got ndarray"),
+        ("bins", 2.5, "bins must be an int, got float"),
+        ("width", None, "width must be an int, got NoneType"),
+    ],
+)
+def test_error_types(name, value, message):
+    pixels = torch.zeros(4, dtype=torch.int32)
+    arguments = dict(
+        x=pixels, y=pixels, t=times(0, 1, 2, 3), p=pixels, offsets=times(0, 4), t0=times(0),
+        t1=times(10), bins=2, height=3, width=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"voxelize: {message}"):
+        ops.voxelize(**arguments | {name: value})
+    assert ops.voxelize(**arguments | {"bins": np.int64(2)})[0].shape == (1, 2, 3, 4)
 
 
 @needs_cuda_code

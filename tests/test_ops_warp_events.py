@@ -510,6 +510,20 @@ def test_error_messages(name, value, message, direct):
         function(*arguments.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("p", [0] * 4, "p must be a torch.Tensor, got list"),
+        ("t_ref", 5, "t_ref must be a torch.Tensor, got int"),
+        ("trajectory", None, "trajectory must be a torch.Tensor, got NoneType"),
+        ("height", 3.0, "height must be an int, got float"),
+    ],
+)
+def test_error_types(name, value, message):
+    with pytest.raises(ValueError, match=f"warp_events: {message}"):
+        ops.warp_events(**plain_arguments() | {name: value})
+
+
 @needs_extension
 @pytest.mark.parametrize(
     ("grad", "message"),

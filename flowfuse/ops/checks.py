@@ -44,6 +44,18 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def check_tensors(op: str, tensors: dict[str, object]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+@eager
+def check_integer(op: str, name: str, value: object) -> None:
+    if not hasattr(value, "__index__"):  # as integers of numpy and sizes that torch traces have it
+        raise ValueError(f"{op}: {name} must be an int, got {type(value).__name__}")
+
+
 def check_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
@@ -66,6 +78,7 @@ def check_events(
     op: str, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor, **times: Tensor
 ) -> None:
     """Dtypes and shapes of a batch of events; `times` are per batch item. No value is read."""
+    check_tensors(op, {"x": x, "y": y, "t": t, "p": p, "offsets": offsets, **times})
     check_shape(op, "t", t, "[N]", t.dim() == 1)
     for name, tensor in (("x", x), ("y", y), ("p", p)):
         check_shape(op, name, tensor, f"[{t.shape[0]}]", tensor.shape == t.shape)
@@ -83,6 +96,7 @@ def check_events(
 
 
 def check_size(op: str, name: str, value: int, limit: int) -> None:
+    check_integer(op, name, value)
     require(1 <= value <= limit, f"{op}: {name} must be in [1, {limit}], got {value}")
 
 
@@ -118,21 +132,31 @@ def check_voxelize(
 
 
 def check_level_count(op: str, levels: int) -> None:
+    check_integer(op, "levels", levels)
     require(1 <= levels <= MAX_LEVELS, f"{op}: levels must be in [1, {MAX_LEVELS}], got {levels}")
 
 
 def check_radius(op: str, radius: int) -> None:
+    check_integer(op, "radius", radius)
     require(0 <= radius <= MAX_RADIUS, f"{op}: radius must be in [0, {MAX_RADIUS}], got {radius}")
 
 
 @eager
+def check_features(op: str, name: str, features: Tensor) -> None:
+    check_tensors(op, {name: features})
+    check_shape(op, name, features, "[B, C, H, W]", features.dim() == 4)
+    check_dtype(op, name, features, FEATURE_DTYPES)
+    found = sizes(features)
+    require(features.shape[1] >= 1, f"{op}: {name} must have at least one channel, got {found}")
+
+
+@eager
 def check_levels(op: str, f0: Tensor, f1_levels: Sequence[Tensor]) -> None:
-    check_shape(op, "f0", f0, "[B, C, H, W]", f0.dim() == 4)
-    check_dtype(op, "f0", f0, FEATURE_DTYPES)
-    require(f0.shape[1] >= 1, f"{op}: f0 must have at least one channel, got {sizes(f0)}")
+    check_features(op, "f0", f0)
     check_level_count(op, len(f1_levels))
     for level, f1 in enumerate(f1_levels):
         name = f"level {level} of f1"
+        check_tensors(op, {name: f1})
         matches = f1.dim() == 4 and f1.shape[:2] == f0.shape[:2]
         check_shape(op, name, f1, f"[{f0.shape[0]}, {f0.shape[1]}, H_l, W_l]", matches)
         check_dtype(op, name, f1, FEATURE_DTYPES)
@@ -143,6 +167,7 @@ def check_levels(op: str, f0: Tensor, f1_levels: Sequence[Tensor]) -> None:
 
 def check_lookup(op: str, first: Tensor, coords: Tensor, radius: int) -> None:
     """`first` is f0 or the first volume."""
+    check_tensors(op, {"coords": coords})
     matches = coords.dim() == 4 and coords.shape[1] == 2
     check_shape(op, "coords", coords, "[B, 2, H, W]", matches)
     check_dtype(op, "coords", coords, COORDINATE_DTYPES)
@@ -166,6 +191,7 @@ def check_correlation_lookup(
 def check_volume_lookup(volumes: Sequence[Tensor], coords: Tensor, radius: int) -> None:
     op = "volume_lookup"
     check_level_count(op, len(volumes))
+    check_tensors(op, {f"level {level} of volumes": v for level, v in enumerate(volumes)})
     check_lookup(op, volumes[0], coords, radius)
     batch, _, height, width = coords.shape
     for level, volume in enumerate(volumes):
@@ -185,6 +211,7 @@ def check_common_gradient(
     frame0: Tensor, frame1: Tensor, event_sum: Tensor, flow: Tensor | None
 ) -> None:
     op = "common_gradient"
+    check_tensors(op, {"frame0": frame0, "frame1": frame1, "event_sum": event_sum})
     matches = frame0.dim() == 4 and frame0.shape[1] in (1, 3)
     check_shape(op, "frame0", frame0, "[B, 1 or 3, H, W]", matches)
     check_shape(op, "frame1", frame1, sizes(frame0), frame1.shape == frame0.shape)
@@ -208,6 +235,7 @@ def check_common_gradient(
     check_dtype(op, "event_sum", event_sum, exact)
     tensors = {"frame0": frame0, "frame1": frame1, "event_sum": event_sum}
     if flow is not None:
+        check_tensors(op, {"flow": flow})
         form = (batch, 2, height, width)
         check_shape(op, "flow", flow, f"[{batch}, 2, {height}, {width}]", tuple(flow.shape) == form)
         check_dtype(op, "flow", flow, exact)
@@ -218,6 +246,8 @@ def check_common_gradient(
 @eager
 def check_convex_upsample(field: Tensor, mask: Tensor, factor: int) -> None:
     op = "convex_upsample"
+    check_tensors(op, {"field": field, "mask": mask})
+    check_integer(op, "factor", factor)
     require(1 <= factor <= MAX_FACTOR, f"{op}: factor must be in [1, {MAX_FACTOR}], got {factor}")
     check_shape(op, "field", field, "[B, D, h, w]", field.dim() == 4)
     batch, _, height, width = field.shape
@@ -242,6 +272,7 @@ def check_warp_events(
     )
     check_size(op, "height", height, 2**20)
     check_size(op, "width", width, 2**20)
+    check_tensors(op, {"trajectory": trajectory})
     shape = tuple(trajectory.shape)
     flow = shape == (items, 2, height, width)
     points = (

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import reference
 from .checks import (
     check_correlation_lookup,
+    check_features,
     check_level_count,
     check_levels,
     check_radius,
@@ -40,7 +41,7 @@ def pool_levels(f1: Tensor, levels: int) -> list[Tensor]:
     Raises:
         ValueError: f1 is not a feature map or levels is out of range.
     """
-    check_levels("pool_levels", f1, [f1])
+    check_features("pool_levels", "f1", f1)
     check_level_count("pool_levels", levels)
     return reference.pool_levels(f1, levels)
 
