@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -473,6 +474,7 @@ def first_image(path: Path) -> Path:
         (lambda p: None, ("--start", "9"), "no frame pair in the range asked for"),
         (lambda p: None, ("--every", "5s"), "no window of 5000000 us fits"),
         (lambda p: None, ("--every", "1us", "--end", "9"), "at most 1000000 expected"),
+        (lambda p: (p / "exposures.txt").write_text("0 1\n" * 4), (), "broken, frames 0 and 1 ("),
         (lambda p: None, ("--device", "cuda:77"), "cuda:77"),
         (lambda p: None, ("--device", "toaster"), "toaster"),
     ],
@@ -567,6 +569,28 @@ class Clock:
     frame_times = np.array([100, 200, 300, 900])
     frame_pairs = ((0, 1), (1, 2), (2, 3))
     event_range = (50, 1049)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ((3, 5), "/rec, frames 3 and 5 (0.000100 to 0.000200 s): exposure0 must be"),
+        (None, "/rec, window 7 (0.000100 to 0.000200 s): exposure0 must be"),
+    ],
+)
+def test_errors_of_an_estimate_name_the_window(frames, message):
+    def fail(*inputs, **times):
+        raise ValueError("exposure0 must be short")
+
+    fail.model = SimpleNamespace(config=SimpleNamespace(slices=4))
+    recording = SimpleNamespace(
+        path=Path("/rec"),
+        exposures=None,
+        events=lambda t0, t1: Events([1], [1], [150], [1]),
+        frame=lambda index: index,
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        estimate_window(fail, recording, FrameReader(recording), Window(7, 100, 200, frames), None)
 
 
 def test_a_window_reads_all_events_of_both_exposures():

@@ -183,6 +183,9 @@ def estimate_window(
     Returns:
         The result, None where there is neither a frame pair nor an event; seconds spent in the
         estimator, without reading.
+
+    Raises:
+        ValueError: naming the window, or the file at fault.
     """
     exposures = reader.exposures(window)
     start, end = event_window(window.t0, window.t1, estimator.model.config.slices, *exposures)
@@ -191,20 +194,32 @@ def estimate_window(
         return None, 0.0
     frame0, frame1 = reader.frames(window)
     begin = time.perf_counter()
-    result = estimator(
-        frame0,
-        frame1,
-        events,
-        t0=window.t0,
-        t1=window.t1,
-        exposure0=exposures[0],
-        exposure1=exposures[1],
-        iterations=iterations,
-        initial=initial,
-    )
+    try:
+        result = estimator(
+            frame0,
+            frame1,
+            events,
+            t0=window.t0,
+            t1=window.t1,
+            exposure0=exposures[0],
+            exposure1=exposures[1],
+            iterations=iterations,
+            initial=initial,
+        )
+    except ValueError as error:
+        raise ValueError(f"{_name(recording, window)}: {error}") from error
     if estimator.device.type == "cuda":
         torch.cuda.synchronize(estimator.device)
     return result, time.perf_counter() - begin
+
+
+def _name(recording: Recording, window: Window) -> str:
+    """What an error message calls a window."""
+    kind = f"window {window.index}"
+    if window.frames is not None:
+        kind = f"frames {window.frames[0]} and {window.frames[1]}"
+    times = _seconds(window.t0, window.t1, "to")
+    return f"{recording.path or 'the recording'}, {kind} ({times})"
 
 
 class FrameReader:
