@@ -213,8 +213,9 @@ def _coordinates(name: str, values: np.ndarray) -> np.ndarray:
         finite = np.isfinite(kept)
         if not finite.all():
             index = int(np.argmin(finite))
+            beyond = ", beyond float32" if np.isfinite(values[index]) else ""
             raise ValueError(
-                f"Events: {name} must be finite in float32, got {name}[{index}] = {values[index]}"
+                f"Events: {name} must be finite, got {name}[{index}] = {values[index]}{beyond}"
             )
         return kept
     if values.dtype in (np.uint16, np.int32):
