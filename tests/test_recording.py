@@ -617,6 +617,8 @@ def test_video(tmp_path):
 
 
 def test_faults_of_recordings(tmp_path, events):
+    with pytest.raises(ValueError, match="open_recording: nothing to open, expected a path"):
+        open_recording()
     with pytest.raises(FileNotFoundError, match="no such recording"):
         open_recording(tmp_path / "none")
     with pytest.raises(

@@ -255,6 +255,8 @@ def open_recording(
         FileNotFoundError: if a file is missing.
         ValueError: naming the file, what was found and what was expected.
     """
+    if path is None and events is None and frames is None:
+        raise ValueError("open_recording: nothing to open, expected a path, events or frames")
     directory = None if path is None else Path(path)
     if directory is not None and events is None and frames is None:
         sequence = find_sequence(directory)
@@ -288,7 +290,7 @@ def open_recording(
         if frames is None and events is not None and is_container(Path(events)):
             frames = events if find_contents(Path(events))[1] else None
     if events is None and frames is None:
-        sequences = [] if directory is None else list_sequences(directory)
+        sequences = list_sequences(directory)
         if sequences:
             raise ValueError(
                 f"{directory}: holds sequences of DSEC; name one, such as "
