@@ -22,6 +22,7 @@ FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16|amx forces an instructio
 """
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -94,8 +95,21 @@ def architecture_flags(names: list[str]) -> list[str]:
                 "FLOWFUSE_CUDA_ARCHITECTURES must name codes such as sm_90 or compute_90 with "
                 f"commas between, got {name!r}"
             )
+        if int(number[:-1] if number[-1].isalpha() else number) < 80:
+            sys.exit(f"FLOWFUSE_CUDA_ARCHITECTURES: the kernels need sm_80 or later, got {name!r}")
         flags.append(f"-gencode=arch=compute_{number},code={name}")
     return flags
+
+
+def knows_matrix_unit() -> bool:
+    """Whether the assembler behind the C++ compiler has Intel's AMX; binutils have since 2.35."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    command = [*compiler, "-x", "assembler", "-c", "-", "-o", os.devnull]
+    try:
+        done = subprocess.run(command, input=b"tilerelease\n", capture_output=True)
+    except OSError:  # the build will say what is wrong with the compiler
+        return False
+    return done.returncode == 0
 
 
 def quoted(arguments: list[str]) -> str:
@@ -113,6 +127,8 @@ def build_plan(library: Path, nvcc: str | None) -> str:
 
     package = Path(torch.__file__).parent
     definitions = [TORCH_TARGET]
+    if platform.machine() == "x86_64" and not knows_matrix_unit():
+        definitions.append("-DFLOWFUSE_NO_MATRIX_UNIT=1")
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
     # The headers of torch are not ours to warn about.
     common = ["-std=c++17", "-isystem", f"{package / 'include'}", f"-I{ROOT / 'csrc'}"]

@@ -97,6 +97,8 @@ values = [ops.build_info()["cpu_capability"]]
 for strategy in ("volume", "on_demand"):
     result = ops.Correlation(f0, f1, levels=2, radius=2, strategy=strategy)(coords).square().sum()
     values += [result.item(), torch.autograd.grad(result, f0)[0].square().sum().item()]
+maps = [torch.randn(1, 37, 6, 9, generator=generator).bfloat16() for _ in range(2)]
+values.append(ops.correlation_lookup(maps[0], maps[1:], coords, 2).square().sum().item())
 frame = torch.rand(2, 1, 1, 12, 40, generator=generator)
 values.append(ops.common_gradient(frame[0], frame[1], frame[0]).square().sum().item())
 x, y = 40 * torch.rand(2, 999, generator=generator)

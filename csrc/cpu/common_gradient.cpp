@@ -40,8 +40,8 @@ struct Ring {
   FLOWFUSE_INLINE T* row(int64_t y) const { return first + y % kRing * stride; }
 };
 
-// Hands out rows of zeros for one thread. All hold whole vectors; what lies in the lanes past the width is
-// finite wherever the image is.
+// Hands out rows of zeros for one thread. All hold whole vectors. What lies in the lanes past the width is finite in the
+// rows that windows are taken of; in those made from windows it may be anything, and is cleared before it is read.
 template <class T>
 struct Scratch {
   T* next;

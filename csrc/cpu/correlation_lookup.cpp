@@ -40,7 +40,7 @@ void make_windows(const char* op, const FeatureLookup<T, F>& job, const Tensor& 
   });
 }
 
-#if FLOWFUSE_BFLOAT16_PRODUCTS
+#if FLOWFUSE_MATRIX_UNIT
 void make_windows_by_matrices(const char* op, const FeatureLookup<float, BFloat16>& job, const Tensor& output) {
   const int64_t values = MatrixWorkspace::bytes(job.channels) / int64_t{sizeof(float)};
   const Workers workers(op, output, job.tiles(), values);
@@ -73,7 +73,7 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
       allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
   if (output.numel() == 0) return output;
   job.output = mutable_data<T>(output);
-#if FLOWFUSE_BFLOAT16_PRODUCTS
+#if FLOWFUSE_MATRIX_UNIT
   if constexpr (std::is_same_v<F, BFloat16>) {
     if (cpu_capability() == CpuCapability::kAmx) {
       make_windows_by_matrices(op, job, output);

@@ -11,6 +11,10 @@
 #if defined(FLOWFUSE_X86) && !defined(__clang__) && __GNUC__ >= 11
 #define FLOWFUSE_BFLOAT16_PRODUCTS 1
 #endif
+// Set by setup.py where the assembler does not know the matrix unit.
+#if defined(FLOWFUSE_BFLOAT16_PRODUCTS) && !FLOWFUSE_NO_MATRIX_UNIT
+#define FLOWFUSE_MATRIX_UNIT 1
+#endif
 // FLOWFUSE_NO_ASSEMBLY: what reads or writes memory in assembly does so in plain C++ instead, where sanitizers see it.
 // The matrix unit is then there on every processor with AVX-512 BF16. For tests alone.
 

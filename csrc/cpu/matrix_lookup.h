@@ -8,7 +8,7 @@
 
 #include "cpu/dispatch.h"
 
-#if FLOWFUSE_BFLOAT16_PRODUCTS
+#if FLOWFUSE_MATRIX_UNIT
 
 #include <algorithm>
 
@@ -152,7 +152,7 @@ FLOWFUSE_INLINE void multiply_footprint(MatrixUnit& unit, const FeatureLookup<fl
 // where pixel i has column dx of its taps inside the map, that of down[dy] likewise.
 struct TapPlaces {
   int32_t first[kTileColumns];
-  float fx[kTileColumns], fy[kTileColumns];  // NaN for a pixel without a place
+  float fx[kTileColumns], fy[kTileColumns];  // fx is NaN for a pixel without a place
   uint16_t across[2 * kMaxRadius + 2], down[2 * kMaxRadius + 2];
 };
 

@@ -234,7 +234,7 @@ __device__ __forceinline__ void add_level(const GradientJob<T>& job, int item, i
     }
     __syncwarp();
     const int height = static_cast<int>(box.height()), cells = static_cast<int>(box.width()) * height;
-    const int64_t corner = box.y0 * map.columns + box.x0;
+    const int64_t corner = box.empty() ? 0 : box.y0 * map.columns + box.x0;
     for (int first = 0; first < cells; first += kBatch) {
       add_cells<kCareful>(job, map, job.kept + first_pixel * job.taps(), corner, height, first,
                           smaller(kBatch, cells - first), item, channel, sums);

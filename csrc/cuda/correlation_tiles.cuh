@@ -202,15 +202,17 @@ __device__ __forceinline__ void take_tile(const FeatureLookup<T>& job, int64_t b
   }
   __syncthreads();
   Box footprint = empty_box();
-  int64_t products = 0, asked = 0, widest = 0;
+  int64_t products = 0, asked = 0, widest = 0, cells = 0;
   for (int other = 0; other < kTileWarps; ++other) {
     const Box& theirs = memory.boxes[other];
     footprint = around(footprint, theirs);
     products += (theirs.width() * theirs.height() + kWarp - 1) / kWarp * kWarp * kOwned;
     asked += memory.taps_inside[other];
     widest = larger(widest, theirs.width());
+    cells += theirs.width() * theirs.height();
   }
-  const bool dense = products <= kMostProducts * asked && widest <= kMostGroups<T> * kWarp &&
+  // The footprint is staged as a whole: boxes that are tight but lie far from each other would leave it mostly empty.
+  const bool dense = products <= kMostProducts * asked && footprint.width() * footprint.height() <= cells && widest <= kMostGroups<T> * kWarp &&
                      footprint.width() <= kSlots - kOwned;
   if (lane < kOwned) {
     const bool used = dense && any;

@@ -1,7 +1,8 @@
 // What every CUDA launcher needs: device guard, torch's current stream, grid size, launch and its check.
 //
-// One .cu file per operator holds its device code, its launcher and its registration. Only this interface and
-// cuda_runtime.h stand between them and the device, so that tests/emulator can run the same files on a CPU.
+// The .cu files hold the operators' device code, launchers and registrations; what two of them share is in a .cuh file.
+// Only this interface and cuda_runtime.h stand between them and the device, so that tests/emulator can run the same
+// files on a CPU.
 #pragma once
 
 #include <cuda_runtime.h>

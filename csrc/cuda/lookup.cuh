@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "cuda/correlation.cuh"
 #include "cuda/launch.cuh"
 
 namespace flowfuse {
