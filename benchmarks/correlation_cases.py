@@ -177,7 +177,7 @@ def correlation_target(middle: bool, direction: str, dtype: torch.dtype, at: Set
         return NO_TARGET
     if at.device == "cuda":
         return Target(speed=3 if both else 5, floor=0.25) if dtype == BFLOAT16 else NO_TARGET
-    wide = (at.instructions or "").startswith("avx512")
+    wide = (at.instructions or "").startswith(("avx512", "amx"))
     if dtype == BFLOAT16:
         return Target(speed=12 if middle else 6) if wide else NO_TARGET
     memory = 1 / 20 if middle else 1 / 10
