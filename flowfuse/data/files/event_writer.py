@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import h5py
 import hdf5plugin
 import numpy as np
 
 from flowfuse.atomic import atomic_path
+from flowfuse.data.files.hdf5_output import Hdf5Output
 from flowfuse.events import Events
 
 # Formats and the suffixes of their files.
@@ -95,7 +95,7 @@ def _columns(part: Events) -> dict[str, np.ndarray]:
 
 
 def _write_hdf5(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
-    with h5py.File(path, "w") as file:
+    with Hdf5Output(path) as file:
         file.attrs["height"], file.attrs["width"] = size
         count = 0
         for part in parts:
@@ -112,7 +112,7 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
     is the same codec to readers.
     """
     packing = dict(hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
-    with h5py.File(path, "w") as file:
+    with Hdf5Output(path) as file:
         file.attrs["height"], file.attrs["width"] = size
         offset, count, milliseconds = None, 0, 0
         table = file.create_dataset(
@@ -136,7 +136,7 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
     return count
 
 
-def _append(file: h5py.File, columns: dict[str, np.ndarray], packing: dict[str, Any]) -> int:
+def _append(file: Hdf5Output, columns: dict[str, np.ndarray], packing: dict[str, Any]) -> int:
     """Append to events/x, y, t, p; returns how many there are."""
     for name, values in columns.items():
         key = f"events/{name}"
@@ -147,6 +147,7 @@ def _append(file: h5py.File, columns: dict[str, np.ndarray], packing: dict[str, 
         column = file[key]
         column.resize(len(column) + len(values), axis=0)
         column[len(column) - len(values) :] = values
+    file.check()
     return len(file["events/t"])
 
 

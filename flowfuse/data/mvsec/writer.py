@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from flowfuse.atomic import atomic_path
+from flowfuse.data.files.hdf5_output import Hdf5Output
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.truth import GROUP
 from flowfuse.events import Events
@@ -62,7 +62,7 @@ def write_mvsec(
     with ExitStack() as stack:
         # The truth's file is renamed first: a data file then never lacks it.
         data = stack.enter_context(atomic_path(path))
-        with h5py.File(data, "w") as file:
+        with Hdf5Output(data) as file:
             size = _write_frames(file, frames, times)
             _write_events(file, parts, times, size)
         if flow_maps is not None:
@@ -82,7 +82,7 @@ def _checked_times(name: str, times: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _write_frames(
-    file: h5py.File, frames: Iterable[np.ndarray], times: np.ndarray
+    file: Hdf5Output, frames: Iterable[np.ndarray], times: np.ndarray
 ) -> tuple[int, int]:
     """Write the frames and their times; returns (height, width)."""
     images = None
@@ -104,6 +104,7 @@ def _write_frames(
                 f"got frame {count} of {list(frame.shape)}"
             )
         images[count] = frame
+        file.check()
         count += 1
     if count != len(times):
         raise ValueError(f"write_mvsec: {len(times)} frame_times for {count} frames")
@@ -112,7 +113,7 @@ def _write_frames(
 
 
 def _write_events(
-    file: h5py.File, parts: Iterable[Events], times: np.ndarray, size: tuple[int, int]
+    file: Hdf5Output, parts: Iterable[Events], times: np.ndarray, size: tuple[int, int]
 ) -> None:
     rows = file.create_dataset(
         f"{GROUP}/events", (0, 4), np.float64, maxshape=(None, 4), chunks=(_CHUNK, 4), **_PACKING
@@ -137,13 +138,14 @@ def _write_events(
         rows.resize(first + len(part), axis=0)
         rows[first:] = np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1)
         indices += np.searchsorted(part.t, times)
+        file.check()
     file[f"{GROUP}/image_raw_event_inds"] = np.minimum(indices, max(len(rows) - 1, 0))
 
 
 def _write_truth_hdf5(
     path: Path, maps: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int]
 ) -> None:
-    with h5py.File(path, "w") as file:
+    with Hdf5Output(path) as file:
         flow = file.create_dataset(
             f"{GROUP}/flow_dist",
             (len(times), 2, *size),
@@ -153,6 +155,7 @@ def _write_truth_hdf5(
         )
         for index, one in enumerate(_checked_maps(maps, len(times), size)):
             flow[index] = one
+            file.check()
         file[f"{GROUP}/flow_dist_ts"] = times / 1e6
 
 
