@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]+\.tmp(\.\w+)?")  # names that atomic_path gives
 
 
@@ -43,8 +45,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, temporary, path)
         raise
 
 
@@ -71,9 +74,20 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, temporary, path)
         raise
+
+
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Let an error of the system tell the path that the caller knows."""
+    if not isinstance(error, OSError):
+        return
+    if error.filename is None and error.errno in _FULL:  # a write knows no name
+        error.filename = str(path)
+    elif isinstance(error.filename, str) and error.filename.startswith(str(temporary)):
+        error.filename = str(path) + error.filename.removeprefix(str(temporary))
 
 
 def check_file_path(path: str | os.PathLike) -> None:
@@ -81,11 +95,13 @@ def check_file_path(path: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: the directory does not exist.
-        OSError: the path is a directory or a device.
+        OSError: the directory cannot be written, or the path is a directory or a device.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: cannot write, {path.parent} is not an existing directory")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: cannot write, {path.parent} is not writable")
     # A rename would put a file in the place of /dev/null, too.
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: cannot write, it exists and is no regular file")

@@ -133,10 +133,13 @@ class Result:
         border.
 
         Args:
-            events: N events in [t0, t1].
+            events: N events in [t0, t1], at pixels of this result.
 
         Returns:
-            [N, 2] float32, (u, v) in px from t0 to t1.
+            [N, 2] float32, (u, v) in px from t0 to t1; NaN for events that are not on the image.
+
+        Raises:
+            ValueError: events of another time or of a sensor of another size.
         """
         events = as_events(events)
         if events is None:
@@ -145,6 +148,11 @@ class Result:
             raise ValueError(
                 f"at_events: events must lie in [{self.t0}, {self.t1}] us, got {events.t[0]} to "
                 f"{events.t[-1]} us; take events.slice_time(t0, t1)"
+            )
+        if events.height is not None and (events.height, events.width) != (self.height, self.width):
+            raise ValueError(
+                f"at_events: events must be of {self.width} x {self.height} px as the flow, got "
+                f"those of a sensor of {events.width} x {events.height} px"
             )
         device = self._points.device
         tau = (events.t - self.t0) / (self.t1 - self.t0)
@@ -155,7 +163,9 @@ class Result:
         for _ in range(TRACE_STEPS):
             moved = torch.einsum("pn,ncp->cp", weights, self._controls_at(origin))
             origin = place - moved[None, :, None]
-        return self._give(self._controls_at(origin)[-1].T)
+        on_image = inside(place, self.height, self.width)[0, 0, 0]
+        flow = self._controls_at(origin)[-1].T
+        return self._give(torch.where(on_image[:, None], flow, torch.nan))
 
     def _controls_at(self, coords: Tensor) -> Tensor:
         """Control points at [1, 2, 1, N] px: [n, 2, N]."""

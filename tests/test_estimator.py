@@ -119,6 +119,8 @@ def test_events_follow_the_trajectory_through_them():
     # Six fixed-point steps with a gradient of 0.2 leave 0.2^6 of 4 px, times 0.2.
     assert np.allclose(result.at_events(events)[:, 0], expected, atol=1e-4)
     assert result.at_events(Events.empty()).shape == (0, 2)
+    outside = result.at_events(([0, 0, 40], [0, 16, 0], [5, 5, 5], [1, 1, 1]))
+    assert np.isnan(outside).all(axis=1).tolist() == [False, True, True]
 
 
 def test_torch_in_torch_out_and_no_aliasing(estimator, frames, events):
@@ -285,6 +287,7 @@ def test_wrong_questions_are_named():
         (lambda: result.velocity(np.zeros((2, 2))), r"got shape \[2, 2\]"),
         (lambda: result.track(np.zeros(2), 0.5), r"points must have shape \[N, 2\], got \[2\]"),
         (lambda: result.at_events(([1], [1], [5], [1])), "events must lie in"),
+        (lambda: result.at_events(Events.empty(7, 9)), "got those of a sensor of 9 x 7 px"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -106,7 +106,10 @@ def check_event_values(op: str, count: int, offsets: Tensor, t0: Tensor, t1: Ten
     bounds = offsets.tolist()
     ordered = all(a <= b for a, b in itertools.pairwise(bounds))
     if bounds[0] < 0 or bounds[-1] > count or not ordered:
-        raise ValueError(f"{op}: offsets must not decrease and must lie within [0, {count}]")
+        raise ValueError(
+            f"{op}: offsets must not decrease and must lie within [0, {count}], got "
+            + (str(bounds) if len(bounds) <= 8 else f"{bounds[:3]} ... {bounds[-3:]}")
+        )
     for item, (start, end) in enumerate(zip(t0.tolist(), t1.tolist(), strict=True)):
         if not start < end:
             raise ValueError(
@@ -230,7 +233,10 @@ def check_common_gradient(
             f"{op}: {name} must be floating point in [0, 1], got uint8: divide it by 255 first",
         )
         check_dtype(op, name, frame, FEATURE_DTYPES)
-    require(frame0.dtype == frame1.dtype, f"{op}: frame0 and frame1 must have the same dtype")
+    require(
+        frame0.dtype == frame1.dtype,
+        f"{op}: frame0 and frame1 must have the same dtype, got {frame0.dtype} and {frame1.dtype}",
+    )
     exact = (torch.float64,) if frame0.dtype == torch.float64 else (torch.float32,)
     check_dtype(op, "event_sum", event_sum, exact)
     tensors = {"frame0": frame0, "frame1": frame1, "event_sum": event_sum}

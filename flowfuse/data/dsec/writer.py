@@ -16,7 +16,7 @@ import yaml
 
 from flowfuse.atomic import atomic_path
 from flowfuse.data.dsec.files import FLOW_STEP, PLACES, find_sequence
-from flowfuse.data.files.hdf5_output import Hdf5Output
+from flowfuse.data.files.hdf5_output import create_hdf5
 from flowfuse.events import Events
 from flowfuse.flow_io import write_flow
 from flowfuse.visualize import as_rgb, write_image
@@ -227,7 +227,7 @@ def write_sequence(
                 place("flow_times"), ["# from_timestamp_us, to_timestamp_us", *_joined(spans)]
             )
         _write_text(place("calibration"), [rig.to_yaml().rstrip()])
-        with atomic_path(place("rectify_map")) as path, Hdf5Output(path) as file:
+        with atomic_path(place("rectify_map")) as path, create_hdf5(path) as file:
             file.create_dataset("rectify_map", data=rig.rectify_map(), **_packing())
         # Last: a sequence is one that has events.
         write_raw_events(place("events"), _to_raw(events, rig), t_offset)
@@ -267,7 +267,7 @@ def write_raw_events(path: Path, events: Events, t_offset: int) -> None:
         "events/p": events.p,
         "ms_to_idx": np.searchsorted(events.t, 1000 * milliseconds).astype(np.uint64),
     }
-    with atomic_path(path) as temporary, Hdf5Output(temporary) as file:
+    with atomic_path(path) as temporary, create_hdf5(temporary) as file:
         for name, values in columns.items():
             # An empty data set cannot be chunked.
             file.create_dataset(name, data=values, **(_packing() if len(values) else {}))

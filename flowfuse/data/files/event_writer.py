@@ -15,7 +15,7 @@ import hdf5plugin
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.files.hdf5_output import Hdf5Output
+from flowfuse.data.files.hdf5_output import Hdf5Output, create_hdf5
 from flowfuse.events import Events
 
 # Formats and the suffixes of their files.
@@ -95,7 +95,7 @@ def _columns(part: Events) -> dict[str, np.ndarray]:
 
 
 def _write_hdf5(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
-    with Hdf5Output(path) as file:
+    with create_hdf5(path) as file:
         file.attrs["height"], file.attrs["width"] = size
         count = 0
         for part in parts:
@@ -112,7 +112,7 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
     is the same codec to readers.
     """
     packing = dict(hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
-    with Hdf5Output(path) as file:
+    with create_hdf5(path) as file:
         file.attrs["height"], file.attrs["width"] = size
         offset, count, milliseconds = None, 0, 0
         table = file.create_dataset(

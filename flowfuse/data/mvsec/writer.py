@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.files.hdf5_output import Hdf5Output
+from flowfuse.data.files.hdf5_output import Hdf5Output, create_hdf5
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.truth import GROUP
 from flowfuse.events import Events
@@ -62,7 +62,7 @@ def write_mvsec(
     with ExitStack() as stack:
         # The truth's file is renamed first: a data file then never lacks it.
         data = stack.enter_context(atomic_path(path))
-        with Hdf5Output(data) as file:
+        with create_hdf5(data) as file:
             size = _write_frames(file, frames, times)
             _write_events(file, parts, times, size)
         if flow_maps is not None:
@@ -145,7 +145,7 @@ def _write_events(
 def _write_truth_hdf5(
     path: Path, maps: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int]
 ) -> None:
-    with Hdf5Output(path) as file:
+    with create_hdf5(path) as file:
         flow = file.create_dataset(
             f"{GROUP}/flow_dist",
             (len(times), 2, *size),
