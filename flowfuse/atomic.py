@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,7 +46,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         _name(error, temporary, path)
         raise
 
@@ -86,8 +87,9 @@ def _name(error: BaseException, temporary: Path, path: Path) -> None:
         return
     if error.filename is None and error.errno in _FULL:  # a write knows no name
         error.filename = str(path)
-    elif isinstance(error.filename, str) and error.filename.startswith(str(temporary)):
-        error.filename = str(path) + error.filename.removeprefix(str(temporary))
+    elif error.filename is not None and str(error.filename).startswith(str(temporary)):
+        error.filename = str(path) + str(error.filename).removeprefix(str(temporary))
+        error.filename2 = None
 
 
 def check_file_path(path: str | os.PathLike) -> None:
@@ -100,11 +102,11 @@ def check_file_path(path: str | os.PathLike) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: cannot write, {path.parent} is not an existing directory")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path}: cannot write, {path.parent} is not writable")
     # A rename would put a file in the place of /dev/null, too.
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: cannot write, it exists and is no regular file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: cannot write, {path.parent} is not writable")
 
 
 def check_new_directory(path: str | os.PathLike) -> None:

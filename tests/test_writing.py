@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import h5py
 import numpy as np
@@ -57,12 +58,12 @@ except OSError as error:
     print(error, len(written))
 """
 INTERRUPTED = """
-import os, signal, sys
+import os, signal, sys, time
 import numpy as np
 from flowfuse.data.files import event_writer, hdf5_output
 from flowfuse.events import Events
 
-kind, path, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
+kind, path, wanted, number = *sys.argv[1:3], *map(int, sys.argv[3:])
 calls, write = 0, hdf5_output._Sink.write
 
 
@@ -70,18 +71,30 @@ def interrupted(self, data):
     global calls
     calls += 1
     if calls == wanted:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
     return write(self, data)
 
 
+def parts():
+    rng = np.random.default_rng(0)
+    x, y, p = rng.integers(0, 16, (3, 400_000)).astype(np.int32)
+    if wanted == 0:  # while the caller waits for events
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    yield Events(x, y, np.arange(len(x)), p % 2, height=16, width=16)
+
+
+def late(number, frame):
+    raise TimeoutError("late")
+
+
 hdf5_output._Sink.write = interrupted
-rng = np.random.default_rng(0)
-x, y, p = rng.integers(0, 16, (3, 400_000)).astype(np.int32)
-events = Events(x, y, np.arange(len(x)), p % 2, height=16, width=16)
+if number != signal.SIGINT:
+    signal.signal(number, late)
 try:
-    print("returned", event_writer.write_event_parts(path, [events], (16, 16), kind))
-except KeyboardInterrupt:
-    print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    print("returned", event_writer.write_event_parts(path, parts(), (16, 16), kind))
+except (KeyboardInterrupt, TimeoutError) as error:
+    print(type(error).__name__, error)
 """
 
 
@@ -104,24 +117,44 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, write):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("kind", ["h5", "dsec"])
-@pytest.mark.parametrize("write", [1, 3, 8])
-def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing(tmp_path, kind, write):
-    assert run(INTERRUPTED, kind, tmp_path / "e.h5", write).stdout == "interrupted True\n"
+@pytest.mark.parametrize("write", [0, 1, 3, 8])
+@pytest.mark.parametrize(
+    ("number", "said"), [("SIGINT", "KeyboardInterrupt "), ("SIGALRM", "TimeoutError late")]
+)
+def test_an_interrupt_ends_the_writing_and_leaves_nothing(tmp_path, kind, write, number, said):
+    arguments = kind, tmp_path / "e.h5", write, int(getattr(signal, number))
+    assert run(INTERRUPTED, *arguments).stdout == said + "\n"
     assert os.listdir(tmp_path) == []
 
 
 def test_an_hdf5_file_that_can_be_written_is_whole(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    with create_hdf5(tmp_path / "a.h5") as file:
-        file["values"] = np.arange(1000)
-        file.check()
-    assert signal.getsignal(signal.SIGINT) is before
-    with h5py.File(tmp_path / "a.h5") as file:
-        assert (file["values"][:] == np.arange(1000)).all()
-    # What goes wrong in between is what is told, and the file is closed.
-    with pytest.raises(KeyError, match="here"), create_hdf5(tmp_path / "b.h5") as file:
-        raise KeyError("here")
-    assert not file
+    def fill(file, key, values):
+        file[key] = values
+        return len(file)
+
+    def write_both(path):
+        with create_hdf5(path) as write:
+            assert write(fill, "a", np.arange(1000)) == 1
+            assert write(fill, "b", np.arange(3)) == 2
+
+    write_both(tmp_path / "main.h5")
+    thread = threading.Thread(target=write_both, args=(tmp_path / "thread.h5",))
+    thread.start()
+    thread.join()
+    for name in ("main.h5", "thread.h5"):
+        with h5py.File(tmp_path / name) as file:
+            assert (file["a"][:] == np.arange(1000)).all() and (file["b"][:] == [0, 1, 2]).all()
+
+
+def test_what_goes_wrong_while_a_file_is_written_is_told(tmp_path):
+    def fail(file):
+        raise KeyError("in a write")
+
+    for wrong in (lambda write: write(fail), lambda write: {}["between"]):
+        with pytest.raises(KeyError, match=r"in a write|between"), create_hdf5(tmp_path / "a") as w:
+            wrong(w)
+        with h5py.File(tmp_path / "a") as file:  # closed, so that it can be opened
+            assert len(file) == 0
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
@@ -138,12 +171,19 @@ def test_errors_name_no_temporary_path(tmp_path):
     with pytest.raises(OSError) as told, atomic_directory(tmp_path / "d") as temporary:
         open(temporary / "b.txt")
     assert told.value.filename == str(tmp_path / "d" / "b.txt")
+    long = tmp_path / ("n" * 240 + ".h5")  # the temporary name is longer
+    with pytest.raises(OSError, match="too long") as told, atomic_path(long) as temporary:
+        with create_hdf5(temporary):
+            pass
+    assert told.value.filename == str(long)
     with pytest.raises(OSError) as told, atomic_path(tmp_path / "a.txt"):
         open(tmp_path / "other.txt")
     assert told.value.filename == str(tmp_path / "other.txt")
 
 
 def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="no regular file"):
+        check_file_path("/dev/null")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"a\.txt: cannot write, .* is not writable"):
         check_file_path(tmp_path / "a.txt")

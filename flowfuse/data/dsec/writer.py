@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
+import h5py
 import hdf5plugin
 import numpy as np
 import yaml
@@ -227,8 +228,8 @@ def write_sequence(
                 place("flow_times"), ["# from_timestamp_us, to_timestamp_us", *_joined(spans)]
             )
         _write_text(place("calibration"), [rig.to_yaml().rstrip()])
-        with atomic_path(place("rectify_map")) as path, create_hdf5(path) as file:
-            file.create_dataset("rectify_map", data=rig.rectify_map(), **_packing())
+        with atomic_path(place("rectify_map")) as path, create_hdf5(path) as write:
+            write(_fill, {"rectify_map": rig.rectify_map()})
         # Last: a sequence is one that has events.
         write_raw_events(place("events"), _to_raw(events, rig), t_offset)
         for here, path in written.items():
@@ -266,12 +267,10 @@ def write_raw_events(path: Path, events: Events, t_offset: int) -> None:
         "events/t": events.t.astype(np.uint32),
         "events/p": events.p,
         "ms_to_idx": np.searchsorted(events.t, 1000 * milliseconds).astype(np.uint64),
+        "t_offset": np.int64(t_offset),
     }
-    with atomic_path(path) as temporary, create_hdf5(temporary) as file:
-        for name, values in columns.items():
-            # An empty data set cannot be chunked.
-            file.create_dataset(name, data=values, **(_packing() if len(values) else {}))
-        file.create_dataset("t_offset", data=np.int64(t_offset))
+    with atomic_path(path) as temporary, create_hdf5(temporary) as write:
+        write(_fill, columns)
 
 
 def _check(
@@ -344,8 +343,8 @@ def _write_text(path: Path, lines: Sequence[str]) -> None:
         temporary.write_text("\n".join(lines) + "\n")
 
 
-def _packing() -> dict[str, object]:
-    return {
-        "chunks": True,
-        **hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.SHUFFLE),
-    }
+def _fill(file: h5py.File, contents: Mapping[str, np.ndarray | np.int64]) -> None:
+    packing = hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.SHUFFLE)
+    for name, values in contents.items():
+        packed = values.ndim and values.size  # what has no extent cannot be chunked
+        file.create_dataset(name, data=values, **(packing if packed else {}))

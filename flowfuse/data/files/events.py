@@ -375,15 +375,19 @@ def write_events(path: str | os.PathLike, events: Events) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"{path}: events are written as .h5, got {path.suffix!r}")
+    with atomic_path(path) as temporary, create_hdf5(temporary) as write:
+        write(_fill, events)
+
+
+def _fill(file: h5py.File, events: Events) -> None:
+    if events.height is not None and events.width is not None:
+        file.attrs["height"], file.attrs["width"] = events.height, events.width
     # An empty data set cannot be chunked.
     packing = {"compression": "gzip", "shuffle": True, "chunks": (min(len(events), 1 << 15),)}
-    with atomic_path(path) as temporary, create_hdf5(temporary) as file:
-        if events.height is not None and events.width is not None:
-            file.attrs["height"], file.attrs["width"] = events.height, events.width
-        for name in "xytp":
-            file.create_dataset(
-                f"events/{name}", data=getattr(events, name), **(packing if len(events) else {})
-            )
+    for name in "xytp":
+        file.create_dataset(
+            f"events/{name}", data=getattr(events, name), **(packing if len(events) else {})
+        )
 
 
 def _in_memory(values: np.ndarray) -> np.ndarray:

@@ -3,62 +3,52 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
-from types import FrameType
+from typing import Any
 
 import h5py
 
 
 @contextmanager
-def create_hdf5(path: str | os.PathLike) -> Iterator[Hdf5Output]:
-    """Give a new HDF5 file to write to, and close it.
+def create_hdf5(path: str | os.PathLike) -> Iterator[Callable[..., Any]]:
+    """Create an HDF5 file and close it; in between, functions write to it.
 
-    By itself HDF5 crashes when it closes a file that it cannot write. Here it never learns of an
-    error: the first one is raised by :meth:`Hdf5Output.check` and at the end of ``with``. So is
-    Ctrl-C, as HDF5 must not be interrupted while it calls Python to write.
+    HDF5 crashes when it closes a file that it could not write. So it writes to a Python file that
+    keeps errors from it. It would crash as well where a signal, such as Ctrl-C, raised an exception
+    in that file: all that it does it does in a thread, which signals do not reach.
 
     Args:
         path: of the file; one that is there is replaced.
 
+    Yields:
+        write(function, *arguments), which calls function(file, *arguments) with the h5py.File and
+        gives what it returns.
+
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; from `write` or, at the latest, the end of ``with``.
     """
-    with _Sink(path) as sink:
-        in_charge = threading.current_thread() is threading.main_thread()
-        holding = in_charge and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if holding:
-            signal.signal(signal.SIGINT, sink.interrupt)
+    with _Sink(os.fspath(path), "w+") as sink, ThreadPoolExecutor(1) as thread:
+
+        def call(function: Callable[..., Any], *arguments: Any) -> Any:
+            try:
+                return thread.submit(function, *arguments).result()
+            finally:
+                sink.check()  # whatever HDF5 made of it
+
+        file = call(h5py.File, sink, "w")
         try:
-            with Hdf5Output(sink) as file:
-                yield file
+            yield lambda function, *arguments: call(function, file, *arguments)
         finally:
-            if holding:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            sink.check()  # whatever HDF5 made of it
-
-
-class Hdf5Output(h5py.File):
-    """The file that :func:`create_hdf5` gives."""
-
-    def __init__(self, sink: _Sink) -> None:
-        self._sink = sink
-        super().__init__(sink, "w")
-
-    def check(self) -> None:
-        """Raise what has kept the file from being written, if anything: long work then stops."""
-        self._sink.check()
+            call(file.close)
 
 
 class _Sink(FileIO):
     """A file that keeps the first error of its writes and lets HDF5 go on as if there was none."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        super().__init__(path, "w+")
-        self._error: BaseException | None = None
+    error: Exception | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         rest = memoryview(data).cast("B")
@@ -73,18 +63,14 @@ class _Sink(FileIO):
             return super().truncate(size)
         return size
 
-    def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGINT: later."""
-        self._error = self._error or KeyboardInterrupt()
-
     def check(self) -> None:
-        """Raise the first error."""
-        if self._error is not None:
-            raise self._error
+        """Raise the first error, if any."""
+        if self.error is not None:
+            raise self.error
 
     @contextmanager
     def _keeping_errors(self) -> Iterator[None]:
         try:
             yield
-        except BaseException as error:
-            self._error = self._error or error
+        except Exception as error:
+            self.error = self.error or error

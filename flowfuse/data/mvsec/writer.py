@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.files.hdf5_output import Hdf5Output, create_hdf5
+from flowfuse.data.files.hdf5_output import create_hdf5
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.truth import GROUP
 from flowfuse.events import Events
@@ -62,9 +63,9 @@ def write_mvsec(
     with ExitStack() as stack:
         # The truth's file is renamed first: a data file then never lacks it.
         data = stack.enter_context(atomic_path(path))
-        with create_hdf5(data) as file:
-            size = _write_frames(file, frames, times)
-            _write_events(file, parts, times, size)
+        with create_hdf5(data) as write:
+            size = _write_frames(write, frames, times)
+            _write_events(write, parts, times, size)
         if flow_maps is not None:
             instants = _checked_times("flow_times", flow_times)
             truth = stack.enter_context(atomic_path(f"{prefix}{TRUTH_SUFFIXES[truth_format]}"))
@@ -82,10 +83,10 @@ def _checked_times(name: str, times: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _write_frames(
-    file: Hdf5Output, frames: Iterable[np.ndarray], times: np.ndarray
+    write: Callable, frames: Iterable[np.ndarray], times: np.ndarray
 ) -> tuple[int, int]:
     """Write the frames and their times; returns (height, width)."""
-    images = None
+    key, size = f"{GROUP}/image_raw", None
     count = 0
     for frame in frames:
         if frame.dtype != np.uint8 or frame.ndim != 2:
@@ -93,33 +94,28 @@ def _write_frames(
                 f"write_mvsec: frame {count} must be uint8 [H, W] (MVSEC is gray), "
                 f"got {frame.dtype} {list(frame.shape)}"
             )
-        if images is None:
-            shape = (len(times), *frame.shape)
-            images = file.create_dataset(
-                f"{GROUP}/image_raw", shape, np.uint8, chunks=(1, *frame.shape), **_PACKING
-            )
-        if count == len(times) or frame.shape != images.shape[1:]:
+        if size is None:
+            size = frame.shape
+            write(_create_maps, key, (len(times), *size), np.uint8)
+        if count == len(times) or frame.shape != size:
             raise ValueError(
-                f"write_mvsec: {len(times)} frames of {list(images.shape[1:])} px expected, "
+                f"write_mvsec: {len(times)} frames of {list(size)} px expected, "
                 f"got frame {count} of {list(frame.shape)}"
             )
-        images[count] = frame
-        file.check()
+        write(_set_map, key, count, frame)
         count += 1
     if count != len(times):
         raise ValueError(f"write_mvsec: {len(times)} frame_times for {count} frames")
-    file[f"{GROUP}/image_raw_ts"] = times / 1e6
-    return int(images.shape[1]), int(images.shape[2])
+    write(_set, f"{GROUP}/image_raw_ts", times / 1e6)
+    return int(size[0]), int(size[1])
 
 
 def _write_events(
-    file: Hdf5Output, parts: Iterable[Events], times: np.ndarray, size: tuple[int, int]
+    write: Callable, parts: Iterable[Events], times: np.ndarray, size: tuple[int, int]
 ) -> None:
-    rows = file.create_dataset(
-        f"{GROUP}/events", (0, 4), np.float64, maxshape=(None, 4), chunks=(_CHUNK, 4), **_PACKING
-    )
+    write(_append, np.zeros((0, 4)))
     indices = np.zeros(len(times), np.int64)  # of the first event at or after each frame
-    last = -1
+    last, count = -1, 0
     for part in parts:
         if part.height is not None and (part.height, part.width) != size:
             raise ValueError(
@@ -134,29 +130,45 @@ def _write_events(
                 f"us after one up to {last} us"
             )
         last = int(part.t[-1])
-        first = len(rows)
-        rows.resize(first + len(part), axis=0)
-        rows[first:] = np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1)
+        count = write(_append, np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1))
         indices += np.searchsorted(part.t, times)
-        file.check()
-    file[f"{GROUP}/image_raw_event_inds"] = np.minimum(indices, max(len(rows) - 1, 0))
+    write(_set, f"{GROUP}/image_raw_event_inds", np.minimum(indices, max(count - 1, 0)))
 
 
 def _write_truth_hdf5(
     path: Path, maps: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int]
 ) -> None:
-    with create_hdf5(path) as file:
-        flow = file.create_dataset(
-            f"{GROUP}/flow_dist",
-            (len(times), 2, *size),
-            np.float64,
-            chunks=(1, 2, *size),
-            **_PACKING,
-        )
+    key = f"{GROUP}/flow_dist"
+    with create_hdf5(path) as write:
+        write(_create_maps, key, (len(times), 2, *size), np.float64)
         for index, one in enumerate(_checked_maps(maps, len(times), size)):
-            flow[index] = one
-            file.check()
-        file[f"{GROUP}/flow_dist_ts"] = times / 1e6
+            write(_set_map, key, index, one)
+        write(_set, f"{GROUP}/flow_dist_ts", times / 1e6)
+
+
+def _create_maps(file: h5py.File, key: str, shape: tuple[int, ...], dtype: type) -> None:
+    file.create_dataset(key, shape, dtype, chunks=(1, *shape[1:]), **_PACKING)
+
+
+def _set_map(file: h5py.File, key: str, index: int, values: np.ndarray) -> None:
+    file[key][index] = values
+
+
+def _set(file: h5py.File, key: str, values: np.ndarray) -> None:
+    file[key] = values
+
+
+def _append(file: h5py.File, values: np.ndarray) -> int:
+    """Append rows to the events; returns how many there are."""
+    key = f"{GROUP}/events"
+    if key not in file:
+        file.create_dataset(
+            key, (0, 4), np.float64, maxshape=(None, 4), chunks=(_CHUNK, 4), **_PACKING
+        )
+    rows = file[key]
+    rows.resize(len(rows) + len(values), axis=0)
+    rows[len(rows) - len(values) :] = values
+    return len(rows)
 
 
 def _write_truth_npz(
