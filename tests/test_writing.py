@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import threading
 
 import h5py
 import numpy as np
 import pytest
 
 from flowfuse.atomic import atomic_directory, atomic_path, check_file_path
-from flowfuse.data.files.hdf5_output import create_hdf5
+from flowfuse.data.files import hdf5_output
+from flowfuse.data.files.event_writer import write_event_parts
+from flowfuse.data.files.hdf5_output import Hdf5Output
+from flowfuse.events import Events
 
 FULL_DISK = """
 import resource, signal, sys
@@ -57,45 +59,6 @@ try:
 except OSError as error:
     print(error, len(written))
 """
-INTERRUPTED = """
-import os, signal, sys, time
-import numpy as np
-from flowfuse.data.files import event_writer, hdf5_output
-from flowfuse.events import Events
-
-kind, path, wanted, number = *sys.argv[1:3], *map(int, sys.argv[3:])
-calls, write = 0, hdf5_output._Sink.write
-
-
-def interrupted(self, data):
-    global calls
-    calls += 1
-    if calls == wanted:
-        os.kill(os.getpid(), number)
-    return write(self, data)
-
-
-def parts():
-    rng = np.random.default_rng(0)
-    x, y, p = rng.integers(0, 16, (3, 400_000)).astype(np.int32)
-    if wanted == 0:  # while the caller waits for events
-        os.kill(os.getpid(), number)
-        time.sleep(60)
-    yield Events(x, y, np.arange(len(x)), p % 2, height=16, width=16)
-
-
-def late(number, frame):
-    raise TimeoutError("late")
-
-
-hdf5_output._Sink.write = interrupted
-if number != signal.SIGINT:
-    signal.signal(number, late)
-try:
-    print("returned", event_writer.write_event_parts(path, parts(), (16, 16), kind))
-except (KeyboardInterrupt, TimeoutError) as error:
-    print(type(error).__name__, error)
-"""
 
 
 def run(code, *arguments):
@@ -115,46 +78,71 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, write):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("kind", ["h5", "dsec"])
-@pytest.mark.parametrize("write", [0, 1, 3, 8])
-@pytest.mark.parametrize(
-    ("number", "said"), [("SIGINT", "KeyboardInterrupt "), ("SIGALRM", "TimeoutError late")]
-)
-def test_an_interrupt_ends_the_writing_and_leaves_nothing(tmp_path, kind, write, number, said):
-    arguments = kind, tmp_path / "e.h5", write, int(getattr(signal, number))
-    assert run(INTERRUPTED, *arguments).stdout == said + "\n"
+@pytest.mark.parametrize("last", [0, 3])
+def test_an_interrupt_ends_the_writing_and_leaves_nothing(tmp_path, kind, last):
+    def parts():
+        for index in range(last):
+            yield Events([1, 2], [3, 4], [index, index], [0, 1])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_event_parts(tmp_path / "e.h5", parts(), (16, 16), kind)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_hdf5_file_that_can_be_written_is_whole(tmp_path):
-    def fill(file, key, values):
-        file[key] = values
-        return len(file)
+@pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP])
+def test_an_hdf5_file_that_can_be_written_is_whole(tmp_path, monkeypatch, refused):
+    def refuse(*arguments):
+        raise OSError(refused, os.strerror(refused))
 
-    def write_both(path):
-        with create_hdf5(path) as write:
-            assert write(fill, "a", np.arange(1000)) == 1
-            assert write(fill, "b", np.arange(3)) == 2
+    if refused:  # as some file systems do
+        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 255, (10, 1 << 20)).astype(np.uint8)
+    with Hdf5Output(tmp_path / "a.h5") as file:
+        file.attrs["height"] = 7
+        file.put("large", large, compression="gzip", compression_opts=1, chunks=(1, 1 << 16))
+        file.put("empty", large[:0], compression="gzip")
+        file.put("number", np.asarray(3))
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert (file["large"][:] == large).all() and file["large"].chunks == (1, 1 << 16)
+        assert file["empty"].shape == (0, 1 << 20) and file["number"][()] == 3
+        assert file.attrs["height"] == 7
+    # What was reserved is given back.
+    assert os.path.getsize(tmp_path / "a.h5") < 1.01 * large.nbytes + (1 << 16)
 
-    write_both(tmp_path / "main.h5")
-    thread = threading.Thread(target=write_both, args=(tmp_path / "thread.h5",))
-    thread.start()
-    thread.join()
-    for name in ("main.h5", "thread.h5"):
-        with h5py.File(tmp_path / name) as file:
-            assert (file["a"][:] == np.arange(1000)).all() and (file["b"][:] == [0, 1, 2]).all()
+
+def test_what_is_reserved_covers_what_is_written(tmp_path, monkeypatch):
+    """Data sets that are extended in turns, with chunks that are written again and again."""
+    ends = []
+    allocate = hdf5_output._allocate
+    monkeypatch.setattr(hdf5_output, "_allocate", lambda *a: (ends.append(a[2]), allocate(*a)))
+    rng = np.random.default_rng(0)
+    with Hdf5Output(tmp_path / "a.h5") as file:
+        for name in "abcd":
+            file.create_dataset(
+                name, (0,), np.int64, maxshape=(None,), chunks=(1 << 16,), compression="gzip"
+            )
+        for _ in range(40):
+            values = rng.integers(-(2**62), 2**62, 9000)  # that no codec makes smaller
+            file.reserve(4 * values.nbytes)
+            for name in "abcd":
+                file[name].resize(len(file[name]) + len(values), axis=0)
+                file[name][-len(values) :] = values
+            assert file.id.get_filesize() <= max(ends)
+        file.flush()
+        assert file.id.get_filesize() <= max(ends)
 
 
-def test_what_goes_wrong_while_a_file_is_written_is_told(tmp_path):
-    def fail(file):
-        raise KeyError("in a write")
-
-    for wrong in (lambda write: write(fail), lambda write: {}["between"]):
-        with pytest.raises(KeyError, match=r"in a write|between"), create_hdf5(tmp_path / "a") as w:
-            wrong(w)
-        with h5py.File(tmp_path / "a") as file:  # closed, so that it can be opened
-            assert len(file) == 0
+def test_a_disk_without_room_is_told_where_room_cannot_be_reserved(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    usage = shutil.disk_usage(tmp_path)
+    with Hdf5Output(tmp_path / "a.h5") as file:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+        file.reserve(10**5)
+        with pytest.raises(OSError, match="No space left"):
+            file.reserve(10**7)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
@@ -173,8 +161,7 @@ def test_errors_name_no_temporary_path(tmp_path):
     assert told.value.filename == str(tmp_path / "d" / "b.txt")
     long = tmp_path / ("n" * 240 + ".h5")  # the temporary name is longer
     with pytest.raises(OSError, match="too long") as told, atomic_path(long) as temporary:
-        with create_hdf5(temporary):
-            pass
+        open(temporary, "w")
     assert told.value.filename == str(long)
     with pytest.raises(OSError) as told, atomic_path(tmp_path / "a.txt"):
         open(tmp_path / "other.txt")

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
-import h5py
 import hdf5plugin
 import numpy as np
 import yaml
 
 from flowfuse.atomic import atomic_path
 from flowfuse.data.dsec.files import FLOW_STEP, PLACES, find_sequence
-from flowfuse.data.files.hdf5_output import create_hdf5
+from flowfuse.data.files.hdf5_output import Hdf5Output
 from flowfuse.events import Events
 from flowfuse.flow_io import write_flow
 from flowfuse.visualize import as_rgb, write_image
@@ -228,8 +227,8 @@ def write_sequence(
                 place("flow_times"), ["# from_timestamp_us, to_timestamp_us", *_joined(spans)]
             )
         _write_text(place("calibration"), [rig.to_yaml().rstrip()])
-        with atomic_path(place("rectify_map")) as path, create_hdf5(path) as write:
-            write(_fill, {"rectify_map": rig.rectify_map()})
+        with atomic_path(place("rectify_map")) as path, Hdf5Output(path) as file:
+            file.put("rectify_map", rig.rectify_map(), **_packing())
         # Last: a sequence is one that has events.
         write_raw_events(place("events"), _to_raw(events, rig), t_offset)
         for here, path in written.items():
@@ -267,10 +266,11 @@ def write_raw_events(path: Path, events: Events, t_offset: int) -> None:
         "events/t": events.t.astype(np.uint32),
         "events/p": events.p,
         "ms_to_idx": np.searchsorted(events.t, 1000 * milliseconds).astype(np.uint64),
-        "t_offset": np.int64(t_offset),
     }
-    with atomic_path(path) as temporary, create_hdf5(temporary) as write:
-        write(_fill, columns)
+    with atomic_path(path) as temporary, Hdf5Output(temporary) as file:
+        for name, values in columns.items():
+            file.put(name, values, **_packing())
+        file.put("t_offset", np.asarray(t_offset, np.int64))
 
 
 def _check(
@@ -343,8 +343,8 @@ def _write_text(path: Path, lines: Sequence[str]) -> None:
         temporary.write_text("\n".join(lines) + "\n")
 
 
-def _fill(file: h5py.File, contents: Mapping[str, np.ndarray | np.int64]) -> None:
-    packing = hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.SHUFFLE)
-    for name, values in contents.items():
-        packed = values.ndim and values.size  # what has no extent cannot be chunked
-        file.create_dataset(name, data=values, **(packing if packed else {}))
+def _packing() -> dict[str, object]:
+    return {
+        "chunks": True,
+        **hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.SHUFFLE),
+    }

@@ -11,12 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import h5py
 import hdf5plugin
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.files.hdf5_output import create_hdf5
+from flowfuse.data.files.hdf5_output import Hdf5Output
 from flowfuse.events import Events
 
 # Formats and the suffixes of their files.
@@ -96,13 +95,13 @@ def _columns(part: Events) -> dict[str, np.ndarray]:
 
 
 def _write_hdf5(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:
-    count = 0
-    with create_hdf5(path) as write:
-        write(_state_size, size)
+    with Hdf5Output(path) as file:
+        file.attrs["height"], file.attrs["width"] = size
+        count = 0
         for part in parts:
-            count = write(_append, _columns(part), _GZIP)
+            count = _append(file, _columns(part), _GZIP)
         if not count:
-            write(_append, _columns(Events.empty(*size)), _GZIP)
+            _append(file, _columns(Events.empty(*size)), _GZIP)
     return count
 
 
@@ -113,9 +112,12 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
     is the same codec to readers.
     """
     packing = dict(hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
-    offset, count, milliseconds = None, 0, 0
-    with create_hdf5(path) as write:
-        write(_state_size, size)
+    with Hdf5Output(path) as file:
+        file.attrs["height"], file.attrs["width"] = size
+        offset, count, milliseconds = None, 0, 0
+        table = file.create_dataset(
+            "ms_to_idx", (0,), np.uint64, maxshape=(None,), chunks=(_CHUNK,), **packing
+        )
         for part in parts:
             columns = _columns(part)
             offset = int(part.t[0]) if offset is None else offset
@@ -124,34 +126,30 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
                 if columns[name].dtype.kind != "f":
                     columns[name] = columns[name].astype(np.uint16)
             limits = np.arange(milliseconds, int(t[-1]) // 1000 + 1)
+            file.reserve(8 * len(limits))
+            table.resize(len(table) + len(limits), axis=0)
+            table[len(table) - len(limits) :] = count + np.searchsorted(t, limits * 1000)
             milliseconds += len(limits)
-            starts = count + np.searchsorted(t, limits * 1000)
-            count = write(_append, {**columns, "t": t.astype(np.uint32)}, packing)
-            write(_extend, "ms_to_idx", starts.astype(np.uint64), packing)
+            count = _append(file, {**columns, "t": t.astype(np.uint32)}, packing)
         if not count:
-            write(_append, _columns(Events.empty(*size)), packing)
-            write(_extend, "ms_to_idx", np.zeros(0, np.uint64), packing)
-        write(lambda file: file.create_dataset("t_offset", data=offset or 0))
+            _append(file, _columns(Events.empty(*size)), packing)
+        file["t_offset"] = offset or 0
     return count
 
 
-def _state_size(file: h5py.File, size: tuple[int, int]) -> None:
-    file.attrs["height"], file.attrs["width"] = size
-
-
-def _append(file: h5py.File, columns: dict[str, np.ndarray], packing: dict[str, Any]) -> int:
+def _append(file: Hdf5Output, columns: dict[str, np.ndarray], packing: dict[str, Any]) -> int:
     """Append to events/x, y, t, p; returns how many there are."""
+    file.reserve(sum(values.nbytes for values in columns.values()))
     for name, values in columns.items():
-        _extend(file, f"events/{name}", values, packing)
+        key = f"events/{name}"
+        if key not in file:
+            file.create_dataset(
+                key, (0,), values.dtype, maxshape=(None,), chunks=(_CHUNK,), **packing
+            )
+        column = file[key]
+        column.resize(len(column) + len(values), axis=0)
+        column[len(column) - len(values) :] = values
     return len(file["events/t"])
-
-
-def _extend(file: h5py.File, key: str, values: np.ndarray, packing: dict[str, Any]) -> None:
-    if key not in file:
-        file.create_dataset(key, (0,), values.dtype, maxshape=(None,), chunks=(_CHUNK,), **packing)
-    column = file[key]
-    column.resize(len(column) + len(values), axis=0)
-    column[len(column) - len(values) :] = values
 
 
 def _write_npz(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> int:

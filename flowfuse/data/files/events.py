@@ -43,7 +43,7 @@ import numpy as np
 from flowfuse.atomic import atomic_path
 from flowfuse.data.files.block_times import BlockTimes
 from flowfuse.data.files.hdf5 import Hdf5Handle, open_hdf5
-from flowfuse.data.files.hdf5_output import create_hdf5
+from flowfuse.data.files.hdf5_output import Hdf5Output
 from flowfuse.data.files.npz import map_member, open_npz
 from flowfuse.data.files.text import TextIndex
 from flowfuse.events import Events
@@ -375,19 +375,12 @@ def write_events(path: str | os.PathLike, events: Events) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"{path}: events are written as .h5, got {path.suffix!r}")
-    with atomic_path(path) as temporary, create_hdf5(temporary) as write:
-        write(_fill, events)
-
-
-def _fill(file: h5py.File, events: Events) -> None:
-    if events.height is not None and events.width is not None:
-        file.attrs["height"], file.attrs["width"] = events.height, events.width
-    # An empty data set cannot be chunked.
     packing = {"compression": "gzip", "shuffle": True, "chunks": (min(len(events), 1 << 15),)}
-    for name in "xytp":
-        file.create_dataset(
-            f"events/{name}", data=getattr(events, name), **(packing if len(events) else {})
-        )
+    with atomic_path(path) as temporary, Hdf5Output(temporary) as file:
+        if events.height is not None and events.width is not None:
+            file.attrs["height"], file.attrs["width"] = events.height, events.width
+        for name in "xytp":
+            file.put(f"events/{name}", getattr(events, name), **packing)
 
 
 def _in_memory(values: np.ndarray) -> np.ndarray:

@@ -2,75 +2,86 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from io import FileIO
+import shutil
+from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+
+_BLOCK = 1 << 23  # bytes that are written at a time
+_METADATA = 1 << 16  # bytes, of a small file
+# What HDF5 holds back: the chunk caches of the data sets that are written in turns.
+_HELD = 1 << 24
 
 
-@contextmanager
-def create_hdf5(path: str | os.PathLike) -> Iterator[Callable[..., Any]]:
-    """Create an HDF5 file and close it; in between, functions write to it.
+class Hdf5Output(h5py.File):
+    """A new HDF5 file whose space is reserved before it is written.
 
-    HDF5 crashes when it closes a file that it could not write. So it writes to a Python file that
-    keeps errors from it. It would crash as well where a signal, such as Ctrl-C, raised an exception
-    in that file: all that it does it does in a thread, which signals do not reach.
+    HDF5 crashes when it closes a file that it could not write. So every write is announced by
+    :meth:`reserve`, which fails where there is no room, while HDF5 can still close the file.
 
     Args:
         path: of the file; one that is there is replaced.
 
-    Yields:
-        write(function, *arguments), which calls function(file, *arguments) with the h5py.File and
-        gives what it returns.
-
     Raises:
-        OSError: the file cannot be written; from `write` or, at the latest, the end of ``with``.
+        OSError: there is no room.
     """
-    with _Sink(os.fspath(path), "w+") as sink, ThreadPoolExecutor(1) as thread:
 
-        def call(function: Callable[..., Any], *arguments: Any) -> Any:
-            try:
-                return thread.submit(function, *arguments).result()
-            finally:
-                sink.check()  # whatever HDF5 made of it
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = Path(path)
+        self._announced = 0
+        with open(self._path, "wb") as file:
+            _allocate(file.fileno(), self._path, _METADATA)
+        super().__init__(self._path, "w")
+        self.reserve(0)
 
-        file = call(h5py.File, sink, "w")
-        try:
-            yield lambda function, *arguments: call(function, file, *arguments)
-        finally:
-            call(file.close)
+    def reserve(self, size: int) -> None:
+        """Make sure that so many bytes more can be written, before compression.
+
+        Raises:
+            OSError: there is no room for them.
+        """
+        # A chunk that grows is written elsewhere before its old place is free.
+        held = 2 * min(self._announced, _HELD)
+        self._announced += size
+        with open(self._path, "rb+") as file:
+            end = self.id.get_filesize() + held + size + size // 64 + _METADATA
+            _allocate(file.fileno(), self._path, end)
+
+    def put(self, name: str, values: np.ndarray, **packing: Any) -> None:
+        """Write a data set, block by block, packed as h5py's create_dataset takes it."""
+        if not values.ndim or not values.size:  # what has no extent cannot be chunked
+            self.reserve(values.nbytes)
+            self.create_dataset(name, data=values)
+            return
+        target = self.create_dataset(name, values.shape, values.dtype, **packing)
+        rows = max(_BLOCK * len(values) // values.nbytes, 1)
+        for first in range(0, len(values), rows):
+            block = values[first : first + rows]
+            self.reserve(block.nbytes)
+            target[first : first + rows] = block
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:
+            super().__exit__(*exception)
+            return
+        self.flush()
+        size = self.id.get_filesize()
+        super().__exit__(*exception)
+        if os.path.getsize(self._path) > size:
+            os.truncate(self._path, size)  # what was reserved and not needed
 
 
-class _Sink(FileIO):
-    """A file that keeps the first error of its writes and lets HDF5 go on as if there was none."""
-
-    error: Exception | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        with self._keeping_errors():
-            while len(rest):  # the last write that fits may be cut short
-                rest = rest[super().write(rest) :]
-        return size
-
-    def truncate(self, size: int | None = None) -> int | None:
-        with self._keeping_errors():
-            return super().truncate(size)
-        return size
-
-    def check(self) -> None:
-        """Raise the first error, if any."""
-        if self.error is not None:
-            raise self.error
-
-    @contextmanager
-    def _keeping_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.error = self.error or error
+def _allocate(descriptor: int, path: Path, size: int) -> None:
+    """Let a file take up so many bytes of the disk, at least."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:  # macOS and Windows have no such call
+        refused = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV)
+        if isinstance(error, OSError) and error.errno not in refused:
+            raise
+        if shutil.disk_usage(path.parent).free < size - os.fstat(descriptor).st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from flowfuse.atomic import atomic_path
-from flowfuse.data.files.hdf5_output import create_hdf5
+from flowfuse.data.files.hdf5_output import Hdf5Output
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.truth import GROUP
 from flowfuse.events import Events
@@ -63,9 +62,9 @@ def write_mvsec(
     with ExitStack() as stack:
         # The truth's file is renamed first: a data file then never lacks it.
         data = stack.enter_context(atomic_path(path))
-        with create_hdf5(data) as write:
-            size = _write_frames(write, frames, times)
-            _write_events(write, parts, times, size)
+        with Hdf5Output(data) as file:
+            size = _write_frames(file, frames, times)
+            _write_events(file, parts, times, size)
         if flow_maps is not None:
             instants = _checked_times("flow_times", flow_times)
             truth = stack.enter_context(atomic_path(f"{prefix}{TRUTH_SUFFIXES[truth_format]}"))
@@ -83,10 +82,10 @@ def _checked_times(name: str, times: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _write_frames(
-    write: Callable, frames: Iterable[np.ndarray], times: np.ndarray
+    file: Hdf5Output, frames: Iterable[np.ndarray], times: np.ndarray
 ) -> tuple[int, int]:
     """Write the frames and their times; returns (height, width)."""
-    key, size = f"{GROUP}/image_raw", None
+    images = None
     count = 0
     for frame in frames:
         if frame.dtype != np.uint8 or frame.ndim != 2:
@@ -94,28 +93,33 @@ def _write_frames(
                 f"write_mvsec: frame {count} must be uint8 [H, W] (MVSEC is gray), "
                 f"got {frame.dtype} {list(frame.shape)}"
             )
-        if size is None:
-            size = frame.shape
-            write(_create_maps, key, (len(times), *size), np.uint8)
-        if count == len(times) or frame.shape != size:
+        if images is None:
+            shape = (len(times), *frame.shape)
+            images = file.create_dataset(
+                f"{GROUP}/image_raw", shape, np.uint8, chunks=(1, *frame.shape), **_PACKING
+            )
+        if count == len(times) or frame.shape != images.shape[1:]:
             raise ValueError(
-                f"write_mvsec: {len(times)} frames of {list(size)} px expected, "
+                f"write_mvsec: {len(times)} frames of {list(images.shape[1:])} px expected, "
                 f"got frame {count} of {list(frame.shape)}"
             )
-        write(_set_map, key, count, frame)
+        file.reserve(frame.nbytes)
+        images[count] = frame
         count += 1
     if count != len(times):
         raise ValueError(f"write_mvsec: {len(times)} frame_times for {count} frames")
-    write(_set, f"{GROUP}/image_raw_ts", times / 1e6)
-    return int(size[0]), int(size[1])
+    file.put(f"{GROUP}/image_raw_ts", times / 1e6)
+    return int(images.shape[1]), int(images.shape[2])
 
 
 def _write_events(
-    write: Callable, parts: Iterable[Events], times: np.ndarray, size: tuple[int, int]
+    file: Hdf5Output, parts: Iterable[Events], times: np.ndarray, size: tuple[int, int]
 ) -> None:
-    write(_append, np.zeros((0, 4)))
+    rows = file.create_dataset(
+        f"{GROUP}/events", (0, 4), np.float64, maxshape=(None, 4), chunks=(_CHUNK, 4), **_PACKING
+    )
     indices = np.zeros(len(times), np.int64)  # of the first event at or after each frame
-    last, count = -1, 0
+    last = -1
     for part in parts:
         if part.height is not None and (part.height, part.width) != size:
             raise ValueError(
@@ -130,45 +134,30 @@ def _write_events(
                 f"us after one up to {last} us"
             )
         last = int(part.t[-1])
-        count = write(_append, np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1))
+        first = len(rows)
+        values = np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1)
+        file.reserve(values.nbytes)
+        rows.resize(first + len(part), axis=0)
+        rows[first:] = values
         indices += np.searchsorted(part.t, times)
-    write(_set, f"{GROUP}/image_raw_event_inds", np.minimum(indices, max(count - 1, 0)))
+    file.put(f"{GROUP}/image_raw_event_inds", np.minimum(indices, max(len(rows) - 1, 0)))
 
 
 def _write_truth_hdf5(
     path: Path, maps: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int]
 ) -> None:
-    key = f"{GROUP}/flow_dist"
-    with create_hdf5(path) as write:
-        write(_create_maps, key, (len(times), 2, *size), np.float64)
-        for index, one in enumerate(_checked_maps(maps, len(times), size)):
-            write(_set_map, key, index, one)
-        write(_set, f"{GROUP}/flow_dist_ts", times / 1e6)
-
-
-def _create_maps(file: h5py.File, key: str, shape: tuple[int, ...], dtype: type) -> None:
-    file.create_dataset(key, shape, dtype, chunks=(1, *shape[1:]), **_PACKING)
-
-
-def _set_map(file: h5py.File, key: str, index: int, values: np.ndarray) -> None:
-    file[key][index] = values
-
-
-def _set(file: h5py.File, key: str, values: np.ndarray) -> None:
-    file[key] = values
-
-
-def _append(file: h5py.File, values: np.ndarray) -> int:
-    """Append rows to the events; returns how many there are."""
-    key = f"{GROUP}/events"
-    if key not in file:
-        file.create_dataset(
-            key, (0, 4), np.float64, maxshape=(None, 4), chunks=(_CHUNK, 4), **_PACKING
+    with Hdf5Output(path) as file:
+        flow = file.create_dataset(
+            f"{GROUP}/flow_dist",
+            (len(times), 2, *size),
+            np.float64,
+            chunks=(1, 2, *size),
+            **_PACKING,
         )
-    rows = file[key]
-    rows.resize(len(rows) + len(values), axis=0)
-    rows[len(rows) - len(values) :] = values
-    return len(rows)
+        for index, one in enumerate(_checked_maps(maps, len(times), size)):
+            file.reserve(8 * one.size)
+            flow[index] = one
+        file.put(f"{GROUP}/flow_dist_ts", times / 1e6)
 
 
 def _write_truth_npz(
