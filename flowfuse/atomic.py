@@ -89,7 +89,6 @@ def _name(error: BaseException, temporary: Path, path: Path) -> None:
         error.filename = str(path)
     elif error.filename is not None and str(error.filename).startswith(str(temporary)):
         error.filename = str(path) + str(error.filename).removeprefix(str(temporary))
-        error.filename2 = None
 
 
 def check_file_path(path: str | os.PathLike) -> None:

@@ -159,6 +159,7 @@ def test_errors_name_no_temporary_path(tmp_path):
     with pytest.raises(OSError) as told, atomic_directory(tmp_path / "d") as temporary:
         open(temporary / "b.txt")
     assert told.value.filename == str(tmp_path / "d" / "b.txt")
+    assert str(told.value).endswith(f"'{tmp_path / 'd' / 'b.txt'}'")
     long = tmp_path / ("n" * 240 + ".h5")  # the temporary name is longer
     with pytest.raises(OSError, match="too long") as told, atomic_path(long) as temporary:
         open(temporary, "w")
