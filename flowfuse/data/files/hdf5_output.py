@@ -13,8 +13,9 @@ import numpy as np
 
 _BLOCK = 1 << 23  # bytes that are written at a time
 _METADATA = 1 << 16  # bytes, of a small file
-# What HDF5 holds back: the chunk caches of the data sets that are written in turns.
-_HELD = 1 << 24
+# Bytes that HDF5 holds back: of each data set, and of all that are written in turns.
+_CACHE = 1 << 20
+_HELD = 16 * _CACHE
 
 
 class Hdf5Output(h5py.File):
@@ -35,7 +36,7 @@ class Hdf5Output(h5py.File):
         self._announced = 0
         with open(self._path, "wb") as file:
             _allocate(file.fileno(), self._path, _METADATA)
-        super().__init__(self._path, "w")
+        super().__init__(self._path, "w", rdcc_nbytes=_CACHE)
         self.reserve(0)
 
     def reserve(self, size: int) -> None:
