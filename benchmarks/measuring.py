@@ -218,8 +218,9 @@ def processor() -> str:
     except OSError:
         pass
     name = facts.get("model name") or platform.processor() or platform.machine()
-    numbers = [f"{key[-6:]} {facts[key]}" for key in ("cpu family", "model") if key in facts]
-    return f"{name} ({', '.join(numbers)})" if numbers else name
+    if "cpu family" in facts:
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return name
 
 
 def machine(device: str) -> dict[str, object]:

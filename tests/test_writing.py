@@ -28,7 +28,8 @@ from flowfuse.data.recording import write_recording
 from flowfuse.events import Events
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file beyond the limit is an error, as a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+write, path, limit = *sys.argv[1:3], int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 rng = np.random.default_rng(0)
 written = []
 
@@ -43,7 +44,6 @@ def parts():
 
 frames, times = np.zeros((2, 16, 16), np.uint8), [0, 500_000]
 noise = rng.random((9, 2, 16, 16)) * 100
-write, path = sys.argv[1], sys.argv[2]
 try:
     if write == "recording":
         write_recording(path, next(parts()), None, None)
@@ -71,8 +71,11 @@ def run(code, *arguments):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of the size of files")
 @pytest.mark.parametrize("write", ["recording", "h5", "dsec", "raw", "mvsec", "truth"])
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, write):
-    done = run(FULL_DISK, write, tmp_path / "r")
+@pytest.mark.parametrize("full", ["from the start", "in the middle"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, write, full):
+    room = {"recording": 1 << 19, "raw": 1 << 18, "mvsec": 1 << 21, "truth": 1 << 18}
+    limit = room.get(write, 1 << 20) if full == "in the middle" else 1 << 16
+    done = run(FULL_DISK, write, tmp_path / "r", limit)
     assert "File too large" in done.stdout
     assert int(done.stdout.split()[-1]) < 10, "the work goes on although nothing can be written"
     assert os.listdir(tmp_path) == []
@@ -117,7 +120,7 @@ def test_what_is_reserved_covers_what_is_written(tmp_path, monkeypatch):
     """Data sets that are extended in turns, with chunks that are written again and again."""
     ends = []
     allocate = hdf5_output._allocate
-    monkeypatch.setattr(hdf5_output, "_allocate", lambda *a: (ends.append(a[2]), allocate(*a)))
+    monkeypatch.setattr(hdf5_output, "_allocate", lambda *a: (ends.append(a[1]), allocate(*a)))
     rng = np.random.default_rng(0)
     with Hdf5Output(tmp_path / "a.h5") as file:
         for name in "abcd":

@@ -126,9 +126,7 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
                 if columns[name].dtype.kind != "f":
                     columns[name] = columns[name].astype(np.uint16)
             limits = np.arange(milliseconds, int(t[-1]) // 1000 + 1)
-            file.reserve(8 * len(limits))
-            table.resize(len(table) + len(limits), axis=0)
-            table[len(table) - len(limits) :] = count + np.searchsorted(t, limits * 1000)
+            file.extend(table, count + np.searchsorted(t, limits * 1000))
             milliseconds += len(limits)
             count = _append(file, {**columns, "t": t.astype(np.uint32)}, packing)
         if not count:
@@ -139,16 +137,13 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
 
 def _append(file: Hdf5Output, columns: dict[str, np.ndarray], packing: dict[str, Any]) -> int:
     """Append to events/x, y, t, p; returns how many there are."""
-    file.reserve(sum(values.nbytes for values in columns.values()))
     for name, values in columns.items():
         key = f"events/{name}"
         if key not in file:
             file.create_dataset(
                 key, (0,), values.dtype, maxshape=(None,), chunks=(_CHUNK,), **packing
             )
-        column = file[key]
-        column.resize(len(column) + len(values), axis=0)
-        column[len(column) - len(values) :] = values
+        file.extend(file[key], values)
     return len(file["events/t"])
 
 

@@ -34,8 +34,9 @@ class Hdf5Output(h5py.File):
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
         self._announced = 0
-        with open(self._path, "wb") as file:
-            _allocate(file.fileno(), self._path, _METADATA)
+        # Asked before, too: from here on there is a file that HDF5 has to close.
+        self._path.write_bytes(b"")
+        _allocate(self._path, _METADATA)
         super().__init__(self._path, "w", rdcc_nbytes=_CACHE)
         self.reserve(0)
 
@@ -48,9 +49,14 @@ class Hdf5Output(h5py.File):
         # A chunk that grows is written elsewhere before its old place is free.
         held = 2 * min(self._announced, _HELD)
         self._announced += size
-        with open(self._path, "rb+") as file:
-            end = self.id.get_filesize() + held + size + size // 64 + _METADATA
-            _allocate(file.fileno(), self._path, end)
+        _allocate(self._path, self.id.get_filesize() + held + size + size // 64 + _METADATA)
+
+    def extend(self, dataset: h5py.Dataset, values: np.ndarray) -> None:
+        """Append rows to a data set of this file whose first axis can grow."""
+        self.reserve(values.nbytes)
+        count = len(dataset)
+        dataset.resize(count + len(values), axis=0)
+        dataset[count:] = values
 
     def put(self, name: str, values: np.ndarray, **packing: Any) -> None:
         """Write a data set, block by block, packed as h5py's create_dataset takes it."""
@@ -76,13 +82,14 @@ class Hdf5Output(h5py.File):
             os.truncate(self._path, size)  # what was reserved and not needed
 
 
-def _allocate(descriptor: int, path: Path, size: int) -> None:
+def _allocate(path: Path, size: int) -> None:
     """Let a file take up so many bytes of the disk, at least."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except (AttributeError, OSError) as error:  # macOS and Windows have no such call
-        refused = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV)
-        if isinstance(error, OSError) and error.errno not in refused:
-            raise
-        if shutil.disk_usage(path.parent).free < size - os.fstat(descriptor).st_size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    with open(path, "rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # macOS and Windows have no such call
+            refused = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV)
+            if isinstance(error, OSError) and error.errno not in refused:
+                raise
+            if shutil.disk_usage(path.parent).free < size - path.stat().st_size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

@@ -134,11 +134,7 @@ def _write_events(
                 f"us after one up to {last} us"
             )
         last = int(part.t[-1])
-        first = len(rows)
-        values = np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1)
-        file.reserve(values.nbytes)
-        rows.resize(first + len(part), axis=0)
-        rows[first:] = values
+        file.extend(rows, np.stack((part.x, part.y, part.t / 1e6, 2.0 * part.p - 1), axis=1))
         indices += np.searchsorted(part.t, times)
     file.put(f"{GROUP}/image_raw_event_inds", np.minimum(indices, max(len(rows) - 1, 0)))
 
