@@ -37,7 +37,7 @@ from flowfuse.training.validation import MODES, gray_frames, polarity_events
 from flowfuse.trajectory import bezier
 from flowfuse.uncertainty import expected_error
 
-SETS = ("slow", "fast", "blur", "dark", "mixed", "driving")
+SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
 TRUE_BOUNDARIES = "true boundaries"  # a mode: both senses, and told where boundaries are
 SURE = 6.0  # logit of a boundary where the localizer is told the truth
 MAX_STEP = 0.5  # px between two instants that are rendered

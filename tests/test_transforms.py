@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from flowfuse.data import transforms as tr
+from flowfuse.data.generation.simulator import EventSensor, SensorConfig
+from flowfuse.events import Events
 from flowfuse.geometry import warp
+from flowfuse.model.inputs import slice_events, sum_events
 
 HEIGHT, WIDTH = 20, 28
-OFF = tr.AugmentConfig(*[0.0] * 12)  # nothing but the crop
+OFF = tr.AugmentConfig(*[0.0] * 13)  # nothing but the crop
 FLOW = (3.0, -2.0)  # px, whole numbers: warping with them is exact
 
 
@@ -101,7 +106,7 @@ def test_same_seed_same_bits_and_inputs_untouched():
 
 
 def test_all_symmetries_are_drawn_and_keep_frames_and_flow_together():
-    config = tr.AugmentConfig(0.5, 0.5, *[0.0] * 10)
+    config = tr.AugmentConfig(0.5, 0.5, *[0.0] * 11)
     sample = make_sample()
     seen = set()
     for seed in range(40):
@@ -113,7 +118,7 @@ def test_all_symmetries_are_drawn_and_keep_frames_and_flow_together():
 
 
 def test_transpose_is_left_out_where_it_does_not_fit():
-    config = tr.AugmentConfig(0.0, 1.0, *[0.0] * 10)
+    config = tr.AugmentConfig(0.0, 1.0, *[0.0] * 11)
     varied = tr.augment(make_sample(), np.random.default_rng(0), config, (10, 24))
     assert varied["frame0"].shape == (1, 10, 24)
     assert varied["flow"][-1, 0, 0, 0] == 3.0
@@ -145,6 +150,71 @@ def test_event_gain_and_noise_act_alike_on_slices_and_sum():
     added = noisy["slices"] - sample["slices"]
     assert 0 < added.abs().sum() <= 1.3 * HEIGHT * WIDTH  # rate <= 1 a pixel; 1.3: 7 sigma
     assert torch.equal(noisy["event_sum"] - sample["event_sum"], added[1:].sum((0, 1))[None])
+
+
+def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 0.0)) -> tr.Sample:
+    """No events yet, between frames of which all that matters is how long they were exposed."""
+    return {
+        "slices": torch.zeros(slices + 1, bins, HEIGHT, WIDTH),
+        "event_sum": torch.zeros(1, HEIGHT, WIDTH),
+        "exposure": torch.tensor(exposure),
+    }
+
+
+@pytest.mark.parametrize("peak", [0.4, 0.9, 1.6, 3.3])
+def test_flicker_is_what_a_sensor_sees(monkeypatch, peak):
+    # Four periods between the frames, and lamps that are all of the light, everywhere.
+    monkeypatch.setattr(tr, "FLICKER_PERIODS", (4.0, 4.0))
+    monkeypatch.setattr(tr, "FLICKER_PEAK", (peak, peak))
+    monkeypatch.setattr(tr, "FLICKER_EVERYWHERE", 1e-6)
+    added = tr.add_flicker(still(), np.random.default_rng(0))["slices"]
+    # A period per slice: where a pixel has been brighter it gets as much darker.
+    assert not added.sum(dim=1).round(decimals=4).any()
+
+    # From two periods before slice E_0, so that the sensor has come to rest.
+    sensor = EventSensor(HEIGHT, WIDTH, SensorConfig.noiseless(1.0, log_offset=1e-6), seed=0)
+    times = np.arange(-3 * 1024, 4 * 1024 + 1, 32)
+    light = torch.from_numpy(np.exp(peak * np.sin(2 * np.pi * times / 1024)).astype(np.float32))
+    events = sensor.observe(light[:, None, None].expand(-1, HEIGHT, WIDTH), times + 4096)
+    seen = slice_events(events, 4096, 8192, slices=4, bins=3, height=HEIGHT, width=WIDTH)
+    mean, expected = (x.abs().sum().item() / (5 * HEIGHT * WIDTH) for x in (added, seen))
+    if peak < 0.5:  # never a threshold apart: a pixel at rest does not fire again
+        assert mean == expected == 0
+    else:
+        # Polarities of a bin cancel by when in it the events are: that is left to chance here.
+        assert mean == pytest.approx(expected, rel=0.2)
+        assert mean > 0.5
+
+
+def test_flicker_counts_in_the_difference_of_the_frames_as_they_see_it():
+    plain = tr.add_flicker(still(), np.random.default_rng(5))
+    torch.testing.assert_close(plain["event_sum"], plain["slices"][1:].sum((0, 1))[None])
+    assert plain["event_sum"].abs().max() >= 1
+    # Over an exposure of many periods flicker averages out.
+    exposed = tr.add_flicker(still(exposure=(0.8, 0.8)), np.random.default_rng(5))
+    assert torch.equal(exposed["slices"], plain["slices"])
+    assert exposed["event_sum"].abs().mean() < plain["event_sum"].abs().mean() / 2
+
+    for exposure in ((0, 0), (300, 500), (0, 800), (900, 900)):
+        for time in (-450, -100, 1, 100, 249, 500, 700, 999, 1001, 1240):
+            event = (np.array([v]) for v in (0, 0, time + 1000, True))
+            total = sum_events(
+                Events(*event, height=1, width=1), 1000, 2000, *exposure, height=1, width=1
+            )
+            weight = tr.seen_by_frames(time / 1000, *(e / 1000 for e in exposure))
+            assert weight == pytest.approx(total.item(), abs=2e-3)  # whole microseconds
+
+
+def test_flicker_is_drawn_and_leaves_frames_and_truth_alone():
+    sample = make_sample()
+    size = (HEIGHT, WIDTH)
+    with_flicker = dataclasses.replace(OFF, event_flicker=1.0)
+    varied = tr.augment(sample, np.random.default_rng(0), with_flicker, size)
+    bare = tr.augment(sample, np.random.default_rng(0), OFF, size)
+    assert not torch.equal(varied["slices"], bare["slices"])
+    assert_same(
+        *({n: v for n, v in s.items() if n not in ("slices", "event_sum")} for s in (varied, bare))
+    )
 
 
 def test_frames_share_gain_and_gamma():

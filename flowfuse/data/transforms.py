@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.geometry import inside, pixel_grid
@@ -32,6 +33,14 @@ IMAGES = (
     "boundary",
 )
 
+# Of flicker. Lamps on mains of 50 or 60 Hz have 100 or 120 periods a second, frames 10 to 50.
+FLICKER_PERIODS = (2.0, 12.0)  # between two frames
+FLICKER_PEAK = (0.8, 4.0)  # of the log intensity, in contrast thresholds; log-uniform
+FLICKER_EVERYWHERE = (
+    0.4  # where the lamps have this share of the light, or more, they are all of it
+)
+FLICKER_STEPS = 16  # in a slice
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -42,6 +51,7 @@ class AugmentConfig:
         transpose: probability of swapping rows and columns.
         event_gain: the polarity sums are scaled by a factor in [1 - this, 1 + this].
         event_noise: noise events per pixel over the whole input, at most.
+        event_flicker: probability that lamps flicker: events of all pixels in turn, without motion.
         frame_gain: both frames are scaled by one factor in [1 - this, 1 + this].
         frame_gain_difference: and each by its own factor in [1 - this, 1 + this].
         frame_gamma: both frames are raised to a power between 1 / (1 + this) and 1 + this.
@@ -56,6 +66,7 @@ class AugmentConfig:
     transpose: float = 0.5
     event_gain: float = 0.2
     event_noise: float = 0.02
+    event_flicker: float = 0.1
     frame_gain: float = 0.2
     frame_gain_difference: float = 0.05
     frame_gamma: float = 0.25
@@ -153,6 +164,64 @@ def vary_events(
     }
 
 
+def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Add the events of lamps that flicker while everything else goes on.
+
+    The log intensities of light and scene add up, and so do their events, but for what each
+    contributes to a pixel's next one. A pixel fires whenever the lamps' log intensity, here a sine,
+    is a threshold away from that of its last event. What share of its light is theirs differs
+    smoothly from place to place. The frames stay as they are: exposures average flicker out.
+    """
+    slices = sample["slices"]
+    count, bins, height, width = slices.shape
+    periods = rng.uniform(*FLICKER_PERIODS)
+    peak = float(np.exp(rng.uniform(*np.log(FLICKER_PEAK))))
+    phase = rng.uniform(0, 2 * np.pi)
+    share = torch.from_numpy(rng.uniform(0, 1, (1, 1, 3, 4)).astype(np.float32))
+    share = F.interpolate(share, (height, width), mode="bilinear", align_corners=True)[0, 0]
+    strength = peak * (share / FLICKER_EVERYWHERE).clamp(max=1)
+    last = torch.from_numpy(rng.random((height, width), dtype=np.float32)) * 2 - 1
+
+    def light(tau: float) -> Tensor:
+        return strength * float(np.sin(2 * np.pi * periods * tau + phase))
+
+    step = 1 / (count - 1) / FLICKER_STEPS
+    exposure = sample["exposure"].tolist()
+    after = int(np.ceil(exposure[1] / 2 / step))  # exposure 1 sees events after t1
+    # The lamps have flickered for long: a pixel's last event was one of the half period at hand.
+    rises = np.cos(2 * np.pi * periods * -FLICKER_STEPS * step + phase) > 0
+    for extreme in (strength, -strength) if rises else (-strength, strength):
+        last += torch.trunc(extreme - last)
+    last += torch.trunc(light(-FLICKER_STEPS * step) - last)
+    added, total = torch.zeros(slices.shape), torch.zeros(1, height, width)
+    for i in range(-FLICKER_STEPS, (count - 1) * FLICKER_STEPS + after):
+        middle = (i + 0.5) * step
+        fired = torch.trunc(light((i + 1) * step) - last)
+        last += fired
+        total += fired * seen_by_frames(middle, *exposure)
+        k, within = divmod(i + FLICKER_STEPS, FLICKER_STEPS)
+        if k < count:  # the two nearest bins, as voxelize does
+            first, late = divmod((within + 0.5) / FLICKER_STEPS * (bins - 1), 1)
+            added[k, int(first)] += (1 - late) * fired
+            if bins > 1:
+                added[k, int(first) + 1] += late * fired
+    return {**sample, "slices": slices + added, "event_sum": sample["event_sum"] + total}
+
+
+def seen_by_frames(tau: float, exposure0: float, exposure1: float) -> float:
+    """Weight of an event in the difference of two frames, see ``flowfuse.model.inputs.sum_events``.
+
+    Args:
+        tau: its time, where frame 0 is at 0 and frame 1 at 1.
+        exposure0, exposure1: durations, in intervals between the frames.
+    """
+    before, until = (
+        np.clip((tau - middle) / max(exposure, 1e-9) + 0.5, 0, 1)
+        for middle, exposure in ((0, exposure0), (1, exposure1))
+    )
+    return float(before - until)
+
+
 def vary_frames(
     sample: Mapping[str, Tensor], rng: np.random.Generator, config: AugmentConfig
 ) -> Sample:
@@ -248,6 +317,8 @@ def augment(
         if rng.random() < config.flip:
             result = mirror(result)
     result = vary_frames(vary_events(result, rng, config), rng, config)
+    if rng.random() < config.event_flicker:
+        result = add_flicker(result, rng)
     modality, history, exposure = rng.random(3)
     if history < config.drop_history:
         result = drop_history(result)

@@ -141,6 +141,10 @@ PRESETS: dict[str, SceneConfig] = {
         exposure_level=(0.3, 0.6),
         extremes=True,
     ),
+    # Sensitive sensors under lamps: events of every pixel, which tell of no motion.
+    "flicker": SceneConfig(
+        (2.0, 40.0), exposure=(0.05, 0.5), contrast=(0.03, 0.15), flicker_share=1.0
+    ),
 }
 
 
