@@ -1,4 +1,4 @@
-"""Measure checkpoints on generated test sets, on real images with true flow, and on recordings.
+"""Measure checkpoints on generated test sets, on images with true flow, and on recordings.
 
     python benchmarks/accuracy.py --cache scenes --prepare --workers 8
     python benchmarks/accuracy.py --cache scenes -o benchmarks/results/today
@@ -226,7 +226,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--images", type=Path, nargs="*", default=[], metavar="DIR",
-        help="folders of real images with true flow; events are simulated",
+        help="folders of images with true flow; events are simulated",
     )  # fmt: skip
     parser.add_argument(
         "--recording", type=Path, nargs="*", default=[], help="recordings without truth"

@@ -1,4 +1,4 @@
-"""Real images with true flow, and events simulated between them.
+"""Images with true flow, photographed or of a film, and events simulated between them.
 
 A folder holds images and .flo files whose names end in a number: flow n leads from image n to image
 n + 1 (frame10.png, frame11.png and flow10.flo of Middlebury; frame_0001.png, frame_0002.png and
@@ -11,8 +11,9 @@ not: nothing but the motion changes the light, velocities are constant (so there
 the path, and none is measured), and what is hidden in one of the images is guessed. Before frame 0
 the motion is continued backwards at the same velocity, since most folders have no true flow there.
 
-Hence the rows that see frames only are measured on real images, untouched; those that see events
-tell how the network gets along with real textures and real flow fields, not with a real sensor.
+Hence the rows that see frames only are measured on images that others made, untouched; those that
+see events tell how the network gets along with such textures and flow fields, not with a real
+sensor.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class ImageSet:
                     raise FileNotFoundError(f"{path} needs image number {wanted}, not found there")
             self._pairs.append((path, images[number], images[number + 1]))
         self.what = (
-            f"Pairs of real images with true flow: {len(truths)}. The events are simulated along "
-            "the true flow: rows that see them show how real textures are met, not a real sensor."
+            f"Pairs of images with true flow: {len(truths)}. The events are simulated along the "
+            "true flow: rows that see them show how the textures are met, not a real sensor."
         )
 
     def __len__(self) -> int:

@@ -83,7 +83,7 @@ def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None
             ),
         ]
         if estimate.uncertainty is not None:
-            # Its own range: only its order is measured, and it never falls below 1 px.
+            # Its own range: only its order is measured, and it never falls below 1/4 px.
             low, high = np.percentile(estimate.uncertainty, (1, 99))
             heat = draw_heat(np.maximum(estimate.uncertainty - low, 0), None, max(high - low, 1e-3))
             line.append((f"uncertainty, {low:.1f} to {high:.1f} px", heat))

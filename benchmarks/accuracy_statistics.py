@@ -20,6 +20,7 @@ from accuracy_thresholds import boundary_values, certain_values, quotient
 from flowfuse.metrics import Sums
 
 RESAMPLES = 2000
+FEWEST_SCENES = 10  # for an interval: drawn from fewer it is little more than least and largest
 SEED = 20_011  # of all bootstraps: the same results give the same intervals
 DISPLACEMENTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)  # px, limits of bins
 EXPOSURES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the interval between frames
@@ -172,10 +173,10 @@ def interval(values: np.ndarray, scenes: int) -> Interval:
 
     Args:
         values: [1 + R], the value itself, then its resamples; undefined ones (NaN) are left out.
-        scenes: how many scenes it rests on; of fewer than two nothing is known about their spread.
+        scenes: how many scenes it rests on; of fewer than FEWEST_SCENES there is no interval.
     """
     value, drawn = values[0], values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(value) or scenes < 2:
+    if not np.isfinite(value) or scenes < FEWEST_SCENES:
         return Interval(float(value), math.nan, math.nan)
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Interval(float(value), float(low), float(high))

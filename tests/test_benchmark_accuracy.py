@@ -63,7 +63,7 @@ def make_tally(numbers: dict[str, list[tuple[float, float]]], **facts: list[floa
     statistics = load("accuracy_statistics")
     tally = statistics.Tally()
     for i, pairs in enumerate(zip(*numbers.values(), strict=True)):
-        known = {name: facts.get(name, [math.nan] * 9)[i] for name in ("exposure", "light")}
+        known = {name: facts.get(name, [math.nan] * 99)[i] for name in ("exposure", "light")}
         rows = {row: {"epe": pair} for row, pair in zip(numbers, pairs, strict=True)}
         tally.add(statistics.Facts(f"scene {i}", **known), rows)
     return tally
@@ -81,11 +81,11 @@ def test_scenes_are_drawn_with_replacement_and_always_alike() -> None:
 def test_values_are_ratios_of_sums_and_ratios_are_paired() -> None:
     statistics = load("accuracy_statistics")
     # Errors of b are twice those of a in every scene, though scenes differ a hundredfold.
-    a = [(1.0, 1.0), (100.0, 1.0), (30.0, 10.0), (0.0, 0.0)]
+    a = 4 * [(1.0, 1.0), (100.0, 1.0), (30.0, 10.0), (0.0, 0.0)]
     tally = make_tally({"a": a, "b": [(2 * total, count) for total, count in a]})
     found = statistics.summarize(tally, {"first": "a"}, ["epe"])
     value = found["a"]["measures"]["epe"]
-    assert value["value"] == 131 / 12 and value["low"] < 4 and value["high"] > 50
+    assert value["value"] == 131 / 12 and value["low"] < 6 and value["high"] > 25
     ratio = found["b"]["ratios"]["first"]["epe"]
     assert all(part == pytest.approx(2) for part in ratio.values())
     assert found["b"]["scene_epe"][:3] == [2, 200, 6] and math.isnan(found["b"]["scene_epe"][3])
@@ -93,16 +93,16 @@ def test_values_are_ratios_of_sums_and_ratios_are_paired() -> None:
     assert repr(statistics.summarize(tally, {"first": "a"}, ["epe"])) == repr(found)
 
 
-def test_a_single_scene_has_no_interval() -> None:
+def test_few_scenes_have_no_interval() -> None:
     statistics = load("accuracy_statistics")
-    tally = make_tally({"a": [(3.0, 2.0), (0.0, 0.0)]})
+    tally = make_tally({"a": [*[(3.0, 2.0)] * 9, (0.0, 0.0)]})
     value = statistics.summarize(tally, {}, [])["a"]["measures"]["epe"]
     assert value["value"] == 1.5 and math.isnan(value["low"]) and math.isnan(value["high"])
 
 
 def test_interval_holds_the_middle_95_percent() -> None:
     interval = load("accuracy_statistics").interval
-    found = interval(np.concatenate(([7.0], np.arange(1001.0), [np.nan])), scenes=9)
+    found = interval(np.concatenate(([7.0], np.arange(1001.0), [np.nan])), scenes=10)
     assert (found.value, found.low, found.high) == (7, 25, 975)
 
 
@@ -194,17 +194,18 @@ def test_the_most_certain_pixels_of_a_set() -> None:
         assert np.isnan(thresholds.certain_values(np.ones((1, 1)), empty)).all()
     # Drawn with the scenes: a set of equal scenes is the same whichever are drawn.
     tally = statistics.Tally()
-    for index in range(4):
+    for index in range(12):
         facts = statistics.Facts(str(index), math.nan, math.nan)
         tally.add(facts, {"a": {"epe": (34.0, 6)}, "b": {}}, {"a": {"certain_set": scenes[1]}})
     summary = statistics.summarize(tally, {}, [])
     value = summary["a"]["measures"]["epe_certain_set"]
-    # 19.2 of 24 pixels, all those at 8 px and 3.2 of those whose error is expected to be larger.
+    # Of four scenes 19.2 of 24 pixels, all those at 8 px and 3.2 of those whose error is expected
+    # to be larger.
     expected_value = (4 * (2 + 2 + 12) + 3.2 * 9) / 19.2 / (34 / 6)
     assert [value[key] for key in ("value", "low", "high")] == pytest.approx([expected_value] * 3)
     assert "epe_certain_set" not in summary["b"]["measures"]
-    picked = statistics.Tally.pooled([tally.select([True, False, True, False])])
-    assert picked.histograms("a")["certain_set"].shape[0] == 2
+    picked = statistics.Tally.pooled([tally.select([True, False] * 6)])
+    assert picked.histograms("a")["certain_set"].shape[0] == 6
 
 
 def test_boundaries_by_hand() -> None:
@@ -574,7 +575,7 @@ def test_the_command_writes_report_and_pictures(
     assert list(scenes["rows"]) == rows
     measures = scenes["rows"]["small fused"]["measures"]
     for name in ("epe", "3pe", "f1_all", "ae", "tepe", "tepe_line_true_end", "ause", "epe_certain"):
-        assert measures[name]["low"] <= measures[name]["value"] <= measures[name]["high"], name
+        assert measures[name]["value"] >= 0 and measures[name]["low"] is None, name  # of two scenes
     assert scenes["rows"]["DIS"]["measures"]["ause"]["value"] is None
     assert measures["epe_certain_limit"]["value"] <= measures["epe_certain"]["value"]
     assert 0 < measures["epe_certain_set"]["value"] < 1
@@ -672,7 +673,7 @@ def test_errors_are_told_in_one_line(
 
 def test_groups_of_seeds_are_compared_by_their_means() -> None:
     compare = load("compare").compare
-    scenes = [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]
+    scenes = 4 * [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]
     numbers = {f"a {k}": [(k * total, count) for total, count in scenes] for k in (1, 3)}
     tally = make_tally({**numbers, "b": [(4 * total, count) for total, count in scenes]})
     pairs = [("a", "b")]
