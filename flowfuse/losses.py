@@ -188,9 +188,13 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     present, tau = batch["present"], batch["tau"]
     # The truth is given at random times: a cubic through them gives it at the slices' times.
     cells, hidden = at_cells(batch["flow"]), at_cells(batch["occluded"])
-    # E_0 shows only where something fires: elsewhere there is nothing to match.
+    # E_0 shows only where something fires, and not noise or lamps alone: elsewhere there is nothing
+    # to match. Where moving edges are not known, whatever fires may be one.
     activity = F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
+    edges = batch["boundary"][:, :1]
+    edges = F.max_pool2d(torch.where(torch.isfinite(edges), edges, 1), STRIDE)
     # Not all of the three have a value for a last cell that the image fills only in part.
+    activity = activity * edges
     sizes = [value.shape[-2:] for value in (cells, events, activity)]
     height, width = (min(sides) for sides in zip(*sizes, strict=True))
     events, frames = events[..., :height, :width], frames[..., :height, :width]

@@ -34,7 +34,7 @@ def make_batch(batch=1, height=32, width=40):
         "flow": torch.zeros(batch, 4, 2, height, width),
         "valid": torch.ones(batch, 4, height, width, dtype=torch.bool),
         "occluded": torch.zeros(batch, 4, height, width, dtype=torch.bool),
-        "boundary": torch.zeros(batch, 2, height, width),
+        "boundary": torch.ones(batch, 2, height, width),
         "present": torch.ones(batch, 3),
         "slices": torch.ones(batch, 3, 2, height, width),
     }
@@ -145,6 +145,23 @@ def test_matching_skips_what_is_absent():
     matching_loss(output, batch).backward()
     assert output.event_latent.grad.abs().max() == 0
     assert output.frame_latent.grad.abs().max() > 0
+
+
+def test_noise_is_not_matched():
+    # Something fires everywhere, but there is one moving edge: in the cell of row 1 and column 2.
+    output, batch = make_output(), make_batch()
+    batch["boundary"][:, 0] = 0
+    batch["boundary"][:, 0, 9, 20] = 1
+    matching_loss(output, batch).backward()
+    matched = output.event_latent.grad[0, 0].abs().sum(dim=0)  # E_0 is asked in the first pairs
+    assert matched.nonzero().tolist() == [[1, 2]]
+    # Where no edge is known, as in a recording, all that fires is.
+    output, batch = make_output(), make_batch()
+    batch["boundary"][:] = torch.nan
+    batch["slices"][:, 0, :, :8] = 0
+    matching_loss(output, batch).backward()
+    matched = output.event_latent.grad[0, 0].abs().sum(dim=0)
+    assert not matched[0].any() and (matched[1:] > 0).all()
 
 
 def test_flat_latents_do_not_minimize_matching():

@@ -153,8 +153,10 @@ def test_event_gain_and_noise_act_alike_on_slices_and_sum():
 
 
 def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 0.0)) -> tr.Sample:
-    """No events yet, between frames of which all that matters is how long they were exposed."""
+    """No events yet, between gray frames."""
     return {
+        "frame0": torch.full((1, HEIGHT, WIDTH), 0.5),
+        "frame1": torch.full((1, HEIGHT, WIDTH), 0.5),
         "slices": torch.zeros(slices + 1, bins, HEIGHT, WIDTH),
         "event_sum": torch.zeros(1, HEIGHT, WIDTH),
         "exposure": torch.tensor(exposure),
@@ -186,15 +188,21 @@ def test_flicker_is_what_a_sensor_sees(monkeypatch, peak):
         assert mean > 0.5
 
 
-def test_flicker_counts_in_the_difference_of_the_frames_as_they_see_it():
-    plain = tr.add_flicker(still(), np.random.default_rng(5))
-    torch.testing.assert_close(plain["event_sum"], plain["slices"][1:].sum((0, 1))[None])
-    assert plain["event_sum"].abs().max() >= 1
-    # Over an exposure of many periods flicker averages out.
-    exposed = tr.add_flicker(still(exposure=(0.8, 0.8)), np.random.default_rng(5))
-    assert torch.equal(exposed["slices"], plain["slices"])
-    assert exposed["event_sum"].abs().mean() < plain["event_sum"].abs().mean() / 2
+@pytest.mark.parametrize("exposure", [(0.0, 0.0), (0.1, 0.2), (0.9, 0.6)])
+def test_flicker_changes_frames_as_it_changes_their_events(monkeypatch, exposure):
+    # Of so many thresholds that the steps between them are small.
+    monkeypatch.setattr(tr, "FLICKER_PERIODS", (3.3, 3.3))
+    monkeypatch.setattr(tr, "FLICKER_PEAK", (2000.0, 2000.0))
+    monkeypatch.setattr(tr, "FLICKER_THRESHOLD", 5e-4)
+    sample = tr.add_flicker(still(exposure=exposure), np.random.default_rng(5))
+    change = tr.GAMMA * (sample["frame1"] / sample["frame0"]).log() / 5e-4
+    assert change.std() > 5  # lamps are not everywhere alike
+    torch.testing.assert_close(sample["event_sum"], change, atol=2.0, rtol=0.02)
+    if not any(exposure):
+        torch.testing.assert_close(sample["event_sum"], sample["slices"][1:].sum((0, 1))[None])
 
+
+def test_what_frames_see_of_an_event():
     for exposure in ((0, 0), (300, 500), (0, 800), (900, 900)):
         for time in (-450, -100, 1, 100, 249, 500, 700, 999, 1001, 1240):
             event = (np.array([v]) for v in (0, 0, time + 1000, True))
@@ -205,16 +213,16 @@ def test_flicker_counts_in_the_difference_of_the_frames_as_they_see_it():
             assert weight == pytest.approx(total.item(), abs=2e-3)  # whole microseconds
 
 
-def test_flicker_is_drawn_and_leaves_frames_and_truth_alone():
+def test_flicker_is_drawn_and_leaves_truth_alone():
     sample = make_sample()
     size = (HEIGHT, WIDTH)
     with_flicker = dataclasses.replace(OFF, event_flicker=1.0)
     varied = tr.augment(sample, np.random.default_rng(0), with_flicker, size)
     bare = tr.augment(sample, np.random.default_rng(0), OFF, size)
-    assert not torch.equal(varied["slices"], bare["slices"])
-    assert_same(
-        *({n: v for n, v in s.items() if n not in ("slices", "event_sum")} for s in (varied, bare))
-    )
+    lit = ("slices", "event_sum", "frame0", "frame1")
+    assert not any(torch.equal(varied[name], bare[name]) for name in lit)
+    assert varied["frame0"].min() >= 0 and varied["frame0"].max() <= 1
+    assert_same(*({n: v for n, v in s.items() if n not in lit} for s in (varied, bare)))
 
 
 def test_frames_share_gain_and_gamma():

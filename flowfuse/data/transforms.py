@@ -40,6 +40,8 @@ FLICKER_EVERYWHERE = (
     0.4  # where the lamps have this share of the light, or more, they are all of it
 )
 FLICKER_STEPS = 16  # in a slice
+FLICKER_THRESHOLD = 0.1  # log intensity: what a threshold is where the frames show it
+GAMMA = 2.2
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,12 @@ def vary_events(
 
 
 def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
-    """Add the events of lamps that flicker while everything else goes on.
+    """Add the events of lamps that flicker while everything else goes on, and light the frames so.
 
     The log intensities of light and scene add up, and so do their events, but for what each
     contributes to a pixel's next one. A pixel fires whenever the lamps' log intensity, here a sine,
     is a threshold away from that of its last event. What share of its light is theirs differs
-    smoothly from place to place. The frames stay as they are: exposures average flicker out.
+    smoothly from place to place.
     """
     slices = sample["slices"]
     count, bins, height, width = slices.shape
@@ -179,33 +181,37 @@ def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sampl
     phase = rng.uniform(0, 2 * np.pi)
     share = torch.from_numpy(rng.uniform(0, 1, (1, 1, 3, 4)).astype(np.float32))
     share = F.interpolate(share, (height, width), mode="bilinear", align_corners=True)[0, 0]
-    strength = peak * (share / FLICKER_EVERYWHERE).clamp(max=1)
+    strength = peak * (share / FLICKER_EVERYWHERE).clamp(max=1)  # thresholds
     last = torch.from_numpy(rng.random((height, width), dtype=np.float32)) * 2 - 1
 
-    def light(tau: float) -> Tensor:
-        return strength * float(np.sin(2 * np.pi * periods * tau + phase))
+    def sine(tau: float) -> float:
+        return float(np.sin(2 * np.pi * periods * tau + phase))
 
     step = 1 / (count - 1) / FLICKER_STEPS
     exposure = sample["exposure"].tolist()
-    after = int(np.ceil(exposure[1] / 2 / step))  # exposure 1 sees events after t1
+    before, after = (int(np.ceil(length / 2 / step)) for length in exposure)
+    first = -max(FLICKER_STEPS, before)  # of slice E_0, or of exposure 0
     # The lamps have flickered for long: a pixel's last event was one of the half period at hand.
-    rises = np.cos(2 * np.pi * periods * -FLICKER_STEPS * step + phase) > 0
-    for extreme in (strength, -strength) if rises else (-strength, strength):
-        last += torch.trunc(extreme - last)
-    last += torch.trunc(light(-FLICKER_STEPS * step) - last)
+    rises = np.cos(2 * np.pi * periods * first * step + phase) > 0
+    for extreme in (1, -1) if rises else (-1, 1):
+        last += torch.trunc(extreme * strength - last)
+    last += torch.trunc(strength * sine(first * step) - last)
     added, total = torch.zeros(slices.shape), torch.zeros(1, height, width)
-    for i in range(-FLICKER_STEPS, (count - 1) * FLICKER_STEPS + after):
-        middle = (i + 0.5) * step
-        fired = torch.trunc(light((i + 1) * step) - last)
+    for i in range(first, (count - 1) * FLICKER_STEPS + after):
+        fired = torch.trunc(strength * sine((i + 1) * step) - last)
         last += fired
-        total += fired * seen_by_frames(middle, *exposure)
+        total += fired * seen_by_frames((i + 0.5) * step, *exposure)
         k, within = divmod(i + FLICKER_STEPS, FLICKER_STEPS)
-        if k < count:  # the two nearest bins, as voxelize does
-            first, late = divmod((within + 0.5) / FLICKER_STEPS * (bins - 1), 1)
-            added[k, int(first)] += (1 - late) * fired
+        if 0 <= k < count:  # the two nearest bins, as voxelize does
+            early, late = divmod((within + 0.5) / FLICKER_STEPS * (bins - 1), 1)
+            added[k, int(early)] += (1 - late) * fired
             if bins > 1:
-                added[k, int(first) + 1] += late * fired
-    return {**sample, "slices": slices + added, "event_sum": sample["event_sum"] + total}
+                added[k, int(early) + 1] += late * fired
+    result = {**sample, "slices": slices + added, "event_sum": sample["event_sum"] + total}
+    for name, tau, length in zip(("frame0", "frame1"), (0, 1), exposure, strict=True):
+        change = strength * (FLICKER_THRESHOLD * sine(tau) * float(np.sinc(periods * length)))
+        result[name] = (sample[name] * (change / GAMMA).exp()).clamp(max=1)
+    return result
 
 
 def seen_by_frames(tau: float, exposure0: float, exposure1: float) -> float:
