@@ -52,8 +52,8 @@ PARTS = {
 _BLOCK = 1 << 20
 _RETRIES = 8
 _TIMEOUT = 60  # s without any byte
-# The server's refusals; asking again does not change them.
-_FINAL = range(400, 500)
+# The server's refusals; asking again does not change them, but for those that ask for patience.
+_FINAL = {*range(400, 500)} - {408, 425, 429}
 
 
 class Item(NamedTuple):

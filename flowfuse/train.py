@@ -5,7 +5,7 @@
     flowfuse-train --config recipe.yaml --learning-rate 2e-4 -o runs/mine
     flowfuse-train -o runs/mine --resume
     flowfuse-train --self-supervised RECORDING -o runs/adapted
-    torchrun --nproc-per-node 4 -m flowfuse.train --config small -o runs/small
+    torchrun --nproc-per-node 2 -m flowfuse.train --model base --batch 8 -o runs/base
 
 A run directory holds config.yaml (the resolved configuration), checkpoints/, model.safetensors
 (the averaged weights, for flowfuse-infer), log.csv, validation.csv, pictures/ and tensorboard/.
@@ -137,9 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = own_device(config.device)
         pool = make_pool(config)
         held_out = make_held_out(config, pool)
-    except (ValueError, OSError) as error:  # the same in every process
+    except (ValueError, OSError, ImportError) as error:  # the same in every process
         _tell(f"error: {_one_line(error)}")
         return 2
+    except KeyboardInterrupt:  # scenes to overfit are made here, which takes its time
+        _tell("stopped before anything was written")
+        return INTERRUPTED
     # All batches of a stage have one size, so the search pays; runs on a GPU differ in rounding.
     torch.backends.cudnn.benchmark = True
     minutes, state = options.stop_after_minutes, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def tiny(recording) -> list[str]:
 def read_validation(run: Path) -> list[dict[str, float]]:
     with open(run / "validation.csv", newline="") as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_pairs_go_to_a_process_that_is_not_forked(recording):
+    pairs = RecordingPairs(recording, 0.2, slices=2, bins=2)
+    sent = pickle.dumps(pairs)
+    assert len(sent) < 10_000  # without the recording, which is open
+    found = pickle.loads(sent)
+    assert len(found) == len(pairs)
+    assert all(torch.equal(found[0][name], value) for name, value in pairs[0].items())
 
 
 def test_no_frame_is_both_learned_from_and_measured(recording):

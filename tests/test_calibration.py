@@ -210,6 +210,7 @@ GOOD = describe(camera(64, 48, 60.0))
         ({"events": [1]}, "events must have the keys size and K, found"),
         ({"events": {**GOOD, "K": [1, 2, 3]}}, r"events.K must be \[fx, fy, cx, cy\] or"),
         ({"events": {**GOOD, "K": [0, 2, 3, 4]}}, "fx, fy > 0"),
+        ({"events": {**GOOD, "K": [[9, 1, 3], [0, 9, 4], [0, 0, 1]]}}, r"\[\[fx, 0, cx\]"),
         ({"events": {**GOOD, "K": "x"}}, "events.K must be finite numbers, found 'x'"),
         ({"events": {**GOOD, "size": [64.5, 3]}}, r"events.size must be \[width, height\] in px"),
         ({"events": {**GOOD, "distortion": [1, 2]}}, "4, 5, 8, 12, 14 or no coefficients, got"),

@@ -188,6 +188,8 @@ def test_files_of_events_alone(tmp_path, source, capsys):
         ((tmp_path / "e.h5", tmp_path / "a_data.hdf5"), "one of them is missing"),
         ((source, source), "exists already, expected a new or empty directory"),
         ((tmp_path / "none", tmp_path / "x"), "no such recording"),
+        ((source, tmp_path / "e.hdf5"), "nothing is written as .hdf5; name a file that ends in"),
+        ((source, tmp_path / "e.raw"), "nothing is written as .raw; name a file that ends in"),
     ]:
         assert run(*argv) == 1
         error = capsys.readouterr().err

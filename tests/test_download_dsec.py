@@ -171,7 +171,7 @@ def test_a_server_without_ranges_starts_over(tool, server, tmp_path):
 
 def test_passing_failures_are_retried_and_lasting_ones_are_not(tool, server, tmp_path, capsys):
     server.files = {CALIBRATION: pack(cam_to_cam_dot_yaml=b"x")}
-    server.failures = [503, 500]
+    server.failures = [503, 429]
     assert run(tool, server, tmp_path / "a") == 0
     assert len(server.requests) == 3 and "503" in capsys.readouterr().err
     server.failures = [503] * 20

@@ -288,6 +288,8 @@ def test_flow_is_found_by_its_time_stamps(path):
     assert sequence.truth(1) is None and sequence.truth_at(2, 0.5) is None
     assert sequence.truth_at(2, 1.0) is not None
     forward = path / "flow" / "forward"
+    (forward / "._000002.png").touch()  # as macOS leaves them
+    assert open_sequence(path).frame_pairs == [(0, 2), (2, 4), (4, 6)]
     # A file that is named by another index than its time stamp's frame.
     (forward / "000002.png").rename(forward / "000003.png")
     with pytest.raises(ValueError, match=r"starts at frame 2, but .*forward has no 000002.png"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tracemalloc
+import warnings
 
 import cv2
 import h5py
@@ -501,6 +502,22 @@ def test_image_directories_in_every_layout(tmp_path):
         assert not recording.has_events and len(recording.events(0, 10**6)) == 0
 
 
+def test_frame_times_that_are_not_those_of_mid_exposure(tmp_path):
+    save_images(tmp_path, frames(3))
+    (tmp_path / "times.txt").write_text("0\n0.05\n0.1\n")
+    # A driver's stamps of the shutter's opening; short exposures, of which it hardly matters.
+    for length, told in ((0.02, True), (0.001, False)):
+        spans = "".join(f"{t} {t + length}\n" for t in (0, 0.05, 0.1))
+        (tmp_path / "exposures.txt").write_text(spans)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            open_recording(tmp_path)
+        assert [str(w.message) for w in caught] == told * [
+            f"{tmp_path / 'exposures.txt'}: exposures are centred 10000 us (median) after the "
+            "times of the frames, which are taken as mid-exposure; correct one of them"
+        ]
+
+
 def test_given_times_replace_those_of_a_list(tmp_path):
     save_images(tmp_path, frames(2))
     (tmp_path / "images.txt").write_text("0 0.png\n0.1 1.png\n")
@@ -631,6 +648,13 @@ def test_faults_of_recordings(tmp_path, events):
     (tmp_path / "flow").mkdir()
     (tmp_path / "flow" / "frame1.flo").touch()
     with pytest.warns(UserWarning, match="'frame1.flo'; expected names like 000000.flo"):
+        open_recording(tmp_path)
+    (tmp_path / "flow" / "frame1.flo").unlink()
+    (tmp_path / "flow" / "._000000.flo").touch()  # as macOS leaves them
+    (tmp_path / "flow_at").mkdir()
+    (tmp_path / "flow_at" / ".DS_Store").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         open_recording(tmp_path)
     (tmp_path / "sensor.txt").write_text("20")
     with pytest.raises(ValueError, match="'width height' in px expected, found '20'"):

@@ -402,6 +402,34 @@ def test_refused_in_one_line(finished, recipe, tmp_path, capsys, arguments, mess
     assert [path.name for path in foreign.iterdir()] == ["config.yaml"]
 
 
+def test_settings_of_a_run_hold_in_any_directory(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    given = ["--config", str(recipe), "-o", "run", "--cache", "pool", "--init", "runs/a"]
+    config = settings.read_command_line(given)[0]
+    assert (config.cache, config.init) == (str(tmp_path / "pool"), str(tmp_path / "runs/a"))
+    assert settings.read_command_line([*given[:-1], "small"])[0].init == "small"  # shipped
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ModuleNotFoundError("reading x.aedat4 needs dv-processing"), 2, "needs dv-processing"),
+        (KeyboardInterrupt(), 130, "stopped before anything was written"),
+    ],
+)
+def test_what_ends_a_training_before_it_begins(
+    recipe, tmp_path, monkeypatch, capsys, error, code, message
+):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(train, "make_pool", fail)
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path / "run")]) == code
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(tmp_path, capsys):
     assert train.main(["-o", str(tmp_path / "new"), "--device", "cuda"]) == 2

@@ -220,7 +220,7 @@ def _read_camera(path: Path, name: str, content: Any) -> Camera:
         fx, fy, cx, cy = matrix
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     good = matrix.shape == (3, 3) and matrix[0, 0] > 0 and matrix[1, 1] > 0
-    if not good or matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
+    if not good or matrix[0, 1] != 0 or matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
         raise ValueError(
             f"{path}: {name}.K must be [fx, fy, cx, cy] or [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] "
             f"with fx, fy > 0, found {content['K']!r:.80}"

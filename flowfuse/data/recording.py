@@ -37,6 +37,7 @@ Flow = tuple[np.ndarray, np.ndarray]  # flow [2, H, W] float32 px, valid [H, W] 
 
 PART_EVENTS = 1 << 20  # in memory at once, about
 _FIRST_SPAN = 10_000  # us
+MOST_SHIFT = 1000  # us between a frame's time and the middle of its exposure
 
 
 class Recording:
@@ -67,6 +68,7 @@ class Recording:
         self.exposures = None if frame_source is None else frame_source.exposures
         if path is not None and path.is_dir() and (path / "exposures.txt").is_file():
             self.exposures = read_exposures(path / "exposures.txt", len(times))
+            self._check_exposures(path / "exposures.txt")
         self.height, self.width = self._find_size()
         self._truth_directories = self._find_truth()
         self.truth_times = tuple(tau for tau in self._truth_directories if tau < 1)
@@ -188,13 +190,24 @@ class Recording:
                 )
         return int(size[0]), int(size[1])
 
+    def _check_exposures(self, file: Path) -> None:
+        """Warn where frame times are not those of mid-exposure, but for instance of its start."""
+        shift = float(np.median(self.exposures.mean(axis=1) - self.frame_times))
+        length = float(np.median(np.diff(self.exposures)))
+        if abs(shift) > max(MOST_SHIFT, length / 4):
+            warnings.warn(
+                f"{file}: exposures are centred {shift:.0f} us (median) after the times of the "
+                "frames, which are taken as mid-exposure; correct one of them",
+                stacklevel=4,
+            )
+
     def _find_truth(self) -> dict[float, Path]:
         """tau -> directory of flow files, increasing; tau = 1 is the next frame."""
         if self.path is None or not self.path.is_dir():
             return {}
         found = {1.0: self.path / "flow"} if (self.path / "flow").is_dir() else {}
         parent = self.path / "flow_at"
-        for directory in parent.iterdir() if parent.is_dir() else ():
+        for directory in _visible(parent) if parent.is_dir() else ():
             try:
                 tau = float(directory.name)
             except ValueError:
@@ -203,7 +216,7 @@ class Recording:
                 raise ValueError(f"{directory}: directories in flow_at are named by tau in (0, 1]")
             found.setdefault(tau, directory)
         for directory in found.values():
-            strange = [p.name for p in directory.iterdir() if not _FLOW_NAME.fullmatch(p.name)]
+            strange = [p.name for p in _visible(directory) if not _FLOW_NAME.fullmatch(p.name)]
             if strange:
                 warnings.warn(
                     f"{directory}: {len(strange)} files are not used as true flow, e.g. "
@@ -211,6 +224,11 @@ class Recording:
                     stacklevel=4,
                 )
         return dict(sorted(found.items()))
+
+
+def _visible(directory: Path) -> list[Path]:
+    """What is in a directory, but for what macOS leaves there: .DS_Store, ._000000.flo."""
+    return [path for path in directory.iterdir() if not path.name.startswith(".")]
 
 
 _FLOW_NAME = re.compile(r"\d{6}\.(flo|png|npy|npz)")

@@ -12,7 +12,8 @@ import numpy as np
 from flowfuse.atomic import atomic_directory
 from flowfuse.data.dsec.sequence import DsecSequence
 from flowfuse.data.files.event_writer import EVENT_FORMATS, write_event_parts
-from flowfuse.data.files.frames import as_gray
+from flowfuse.data.files.events import EVENT_SUFFIXES
+from flowfuse.data.files.frames import VIDEO_SUFFIXES, as_gray
 from flowfuse.data.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.mvsec.writer import write_mvsec
 from flowfuse.data.recording import Recording, iterate_events
@@ -30,7 +31,8 @@ def copy_recording(
     Args:
         recording: of any kind.
         path: ``<name>_data.hdf5``: MVSEC, with ``<name>_gt.hdf5`` beside it. A name that ends in
-            .h5, .npz, .txt or .csv: the events alone. Else a directory, a plain recording.
+            .h5, .npz, .txt or .csv: the events alone. Else a directory, a plain recording, whose
+            name must not be one of an event file of another kind or of a video.
         events_format: of the events in a directory, or of an .h5 file ("h5" or "dsec"): a key of
             EVENT_FORMATS. None: "h5", or what the name of a file says.
 
@@ -51,6 +53,12 @@ def copy_recording(
         kind = "MVSEC" if is_mvsec else suffix
         raise ValueError(
             f"{path}: its name says {kind}, events_format says {events_format}: give one of them"
+        )
+    if suffix in {*EVENT_SUFFIXES, *VIDEO_SUFFIXES} and not (is_mvsec or is_file):
+        written = ", ".join(sorted(set(EVENT_FORMATS.values())))
+        raise ValueError(
+            f"{path}: nothing is written as {suffix}; name a file that ends in {written} (events "
+            "alone), or a directory"
         )
     if is_mvsec:
         return _copy_to_mvsec(recording, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,10 @@ class RecordingPairs(Dataset):
         if self._owner != os.getpid():
             self._owner, self._recording = os.getpid(), open_recording(self.path)
         return self._recording
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that is not forked: it opens the recording itself."""
+        return {**self.__dict__, "_owner": 0, "_recording": None}
 
     def __len__(self) -> int:
         return len(self.learned)

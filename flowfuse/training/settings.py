@@ -14,6 +14,7 @@ from typing import Any, Literal
 import docstring_parser
 import jsonargparse
 
+from flowfuse.checkpoint import available
 from flowfuse.config import (
     ConfigError,
     check_text,
@@ -282,8 +283,15 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
     except ConfigError:
         config_from_dict(TrainConfig, values, where=where)  # names the recipe where it is at fault
         raise
-    config = dataclasses.replace(config, data=absolute(config.data))
+    # A resumed run finds them from wherever it is started.
+    config = dataclasses.replace(config, data=absolute(config.data), cache=_absolute(config.cache))
+    if config.init not in (None, *available()) and Path(config.init).exists():
+        config = dataclasses.replace(config, init=_absolute(config.init))
     return config, RunOptions(output, options.resume, options.stop_after_minutes)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:

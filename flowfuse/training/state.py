@@ -223,6 +223,7 @@ class RunDirectory:
         self.validation = path / "validation.csv"
         self.pictures = path / "pictures"
         self._checkpoints = path / "checkpoints"
+        self._written = (self.config, self.model, path / "log.csv", self.validation)
 
     def create(self) -> None:
         """Make the directory, and clear what a killed writer left half-written.
@@ -238,7 +239,7 @@ class RunDirectory:
         """Names of files that a training would replace, in a directory that none has made."""
         if self._checkpoints.is_dir():
             return []
-        return [p.name for p in (self.config, self.model, self.validation) if p.exists()]
+        return [p.name for p in self._written if p.exists()]
 
     def checkpoints(self) -> list[Path]:
         """Training checkpoints, oldest first."""

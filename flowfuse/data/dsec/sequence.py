@@ -232,7 +232,7 @@ class DsecSequence:
             return {}
         if times is None:
             raise FileNotFoundError(self.files.missing("flow_times"))
-        names = {path.name for path in directory.glob("*.png")}
+        names = {path.name for path in directory.glob("[!.]*.png")}
         found = {}
         for start, end in read_flow_times(times).tolist():
             first, last = self.frame_at(start, times), self.frame_at(end, times)

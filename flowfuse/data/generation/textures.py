@@ -14,10 +14,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from flowfuse.data.files.frames import opencv_name
+from flowfuse.data.files.frames import IMAGE_SUFFIXES, opencv_name
 from flowfuse.data.generation.presets import Split
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def make_texture(
@@ -303,7 +301,13 @@ def list_images(folder: Path) -> tuple[Path, ...]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"texture folder {folder} does not exist")
-    images = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES))
+    images = tuple(
+        sorted(
+            p
+            for p in folder.rglob("*")
+            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")  # of macOS
+        )
+    )
     if not images:
         raise FileNotFoundError(
             f"texture folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})"
