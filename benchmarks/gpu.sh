@@ -4,16 +4,17 @@
 #   benchmarks/gpu.sh [FOLDER]    results and logs; default benchmarks/results/gpu-<date>
 #   PYTHON=python3                the interpreter that has a CUDA build of torch
 #   STEPS="build tests ..."       only these; default all, in the order below, the most valuable first
-#   LIMIT=240                     seconds a step may take; all steps that begin take at most 17 times as much
+#   LIMIT=240                     seconds a step may take; all steps that begin take at most 18 times as much
 #
-# No step stops the others. summary.txt has a line for each; the exit code is 1 where one failed.
+# No step stops the others, but for a build that fails: without kernels there is nothing to see. summary.txt has a
+# line for each; the exit code is 1 where one failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
 LIMIT=${LIMIT:-240}
-ALL="machine imports build selftest tests quick infer train operators crossover model stages memcheck racecheck initcheck synccheck compiled"
+ALL="machine imports build selftest memcheck racecheck tests quick infer train operators model crossover stages initcheck synccheck compiled peers"
 STEPS=${STEPS:-$ALL}
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
@@ -62,7 +63,8 @@ build() {
 selftest() { "$PYTHON" -m flowfuse.ops; }
 tests() {
     "$PYTHON" -c 'from flowfuse.ops import build_info; assert "cuda" in build_info()["devices"], "no CUDA kernels here"' &&
-        "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_ops_*.py tests/test_fake_cuda.py
+        "$PYTHON" -m pytest -q --tb=short --maxfail=40 $("$PYTHON" -c 'import xdist; print("-n 4")' 2>/dev/null) \
+            tests/test_gpu.py tests/test_ops_voxelize.py tests/test_ops_warp_events.py tests/test_fake_cuda.py
 }
 
 # Small sizes against eager peers first; then the sizes of the targets. Both write what they have after every row.
@@ -70,7 +72,12 @@ quick() {
     "$PYTHON" benchmarks/operators.py --device cuda --quick --no-compiled-peers --json "$FOLDER/operators-quick.json"
 }
 operators() {
-    "$PYTHON" benchmarks/operators.py --device cuda --json "$FOLDER/operators.json" --markdown "$FOLDER/operators.md"
+    "$PYTHON" benchmarks/operators.py --device cuda --no-compiled-peers --json "$FOLDER/operators.json" \
+        --markdown "$FOLDER/operators.md"
+}
+# Again beside the peers under torch.compile, which take minutes to compile.
+peers() {
+    "$PYTHON" benchmarks/operators.py --device cuda --json "$FOLDER/peers.json" --markdown "$FOLDER/peers.md"
 }
 crossover() {
     "$PYTHON" benchmarks/crossover.py --device cuda --markdown "$FOLDER/crossover.md"
@@ -100,25 +107,30 @@ train() {
 
 # Without torch's cache every tensor is an allocation of its own, whose bounds the tool knows.
 sanitizer() {
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --kernel-regex kns=flowfuse --error-exitcode 9 \
-        "$PYTHON" -m flowfuse.ops
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 --tool "$@" "$PYTHON" -m flowfuse.ops
 }
-memcheck() { sanitizer memcheck; }
-racecheck() { sanitizer racecheck; }
+ours() { sanitizer "$1" --kernel-regex kns=flowfuse; }
+memcheck() { ours memcheck; }
+racecheck() { ours racecheck; }
+synccheck() { ours synccheck; }
+# Of all kernels: what those of torch write, and ours read, would look as if nobody had written it.
 initcheck() { sanitizer initcheck; }
-synccheck() { sanitizer synccheck; }
 
-export -f machine imports build selftest tests quick operators crossover model stages compiled infer train sanitizer memcheck racecheck initcheck synccheck
+export -f machine imports build selftest tests quick operators crossover model stages compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
 export PYTHON FOLDER SCRATCH
 
 for step in $STEPS; do
     echo "== $step" | tee -a "$FOLDER/log.txt"
     begin=$SECONDS
-    # -k: a hung program does not take the other steps' time.
-    timeout -k 5 "$LIMIT" bash -c "set -uo pipefail; $step" 2>&1 | tee -a "$FOLDER/log.txt" | tail -n 25
+    # INT: pytest then tells what has failed so far. -k: a hung program does not take the other steps' time.
+    timeout -s INT -k 20 "$LIMIT" bash -c "set -uo pipefail; $step" 2>&1 | tee -a "$FOLDER/log.txt" | tail -n 25
     code=${PIPESTATUS[0]}
     ((code == 0)) || failed=1
     echo "$step: $([[ $code == 0 ]] && echo ok || echo "FAILED ($code)"), $((SECONDS - begin)) s" |
         tee -a "$FOLDER/summary.txt"
+    if [[ $step == build && $code != 0 ]]; then
+        echo "no kernels: the steps after this one are left out" | tee -a "$FOLDER/summary.txt"
+        break
+    fi
 done
 exit "$failed"
