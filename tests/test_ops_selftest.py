@@ -1,0 +1,50 @@
+"""python -m flowfuse.ops: the test of an installation."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+selftest = importlib.import_module("flowfuse.ops.__main__")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def test_every_operator_agrees(capsys):
+    assert selftest.main() == 0
+    told = capsys.readouterr().out
+    assert "no GPU: nothing is tested there" in told
+    for name in ("voxelize", "correlation", "common_gradient", "convex_upsample", "warp_events"):
+        assert any(line.startswith(name) and "ok" in line for line in told.splitlines()), name
+    assert told.splitlines()[-1] == "every operator agrees with its reference"
+
+
+@pytest.mark.parametrize("wrong", [1.001, float("nan")])
+def test_an_operator_that_is_off_is_told(monkeypatch, capsys, wrong):
+    def cases():
+        yield "right", [torch.ones(3).double()], lambda x: 2 * x, lambda x: x + x
+        yield "off", [torch.ones(3).double()], lambda x: wrong * x, lambda x: x.clone()
+
+    monkeypatch.setattr(selftest, "cases", cases)
+    assert selftest.main() == 1
+    *_, right, off, end = capsys.readouterr().out.splitlines()
+    assert "ok" in right and "WRONG" in off and end == "1 FAILED"
+
+
+def test_nothing_is_tested_on_a_device_that_is_lost(monkeypatch, capsys):
+    def lost(x):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def cases():
+        yield "bad", [torch.ones(3).double()], lost, lambda x: x.clone()
+        yield "later", [torch.ones(3).double()], lambda x: x.clone(), lambda x: x.clone()
+
+    monkeypatch.setattr(selftest, "cases", cases)
+    assert selftest.main() == 1
+    told = capsys.readouterr().out
+    assert "later" not in told and told.splitlines()[-1].startswith("1 FAILED; cpu is lost")
