@@ -505,15 +505,15 @@ def test_image_directories_in_every_layout(tmp_path):
 def test_frame_times_that_are_not_those_of_mid_exposure(tmp_path):
     save_images(tmp_path, frames(3))
     (tmp_path / "times.txt").write_text("0\n0.05\n0.1\n")
-    # A driver's stamps of the shutter's opening; short exposures, of which it hardly matters.
-    for length, told in ((0.02, True), (0.001, False)):
-        spans = "".join(f"{t} {t + length}\n" for t in (0, 0.05, 0.1))
+    # A driver's stamps of the shutter's opening, or closing; short exposures hardly matter.
+    for start, end, told in ((0, 0.02, "after"), (-0.02, 0, "before"), (0, 0.001, "")):
+        spans = "".join(f"{t + start} {t + end}\n" for t in (0, 0.05, 0.1))
         (tmp_path / "exposures.txt").write_text(spans)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             open_recording(tmp_path)
-        assert [str(w.message) for w in caught] == told * [
-            f"{tmp_path / 'exposures.txt'}: exposures are centred 10000 us (median) after the "
+        assert [str(w.message) for w in caught] == bool(told) * [
+            f"{tmp_path / 'exposures.txt'}: exposures are centred 10000 us (median) {told} the "
             "times of the frames, which are taken as mid-exposure; correct one of them"
         ]
 

@@ -68,7 +68,8 @@ class Recording:
         self.exposures = None if frame_source is None else frame_source.exposures
         if path is not None and path.is_dir() and (path / "exposures.txt").is_file():
             self.exposures = read_exposures(path / "exposures.txt", len(times))
-            self._check_exposures(path / "exposures.txt")
+            if self.has_frames:
+                self._check_exposures(path / "exposures.txt")
         self.height, self.width = self._find_size()
         self._truth_directories = self._find_truth()
         self.truth_times = tuple(tau for tau in self._truth_directories if tau < 1)
@@ -196,8 +197,9 @@ class Recording:
         length = float(np.median(np.diff(self.exposures)))
         if abs(shift) > max(MOST_SHIFT, length / 4):
             warnings.warn(
-                f"{file}: exposures are centred {shift:.0f} us (median) after the times of the "
-                "frames, which are taken as mid-exposure; correct one of them",
+                f"{file}: exposures are centred {abs(shift):.0f} us (median) "
+                f"{'after' if shift > 0 else 'before'} the times of the frames, which are taken as "
+                "mid-exposure; correct one of them",
                 stacklevel=4,
             )
 

@@ -58,7 +58,7 @@ def copy_recording(
         written = ", ".join(sorted(set(EVENT_FORMATS.values())))
         raise ValueError(
             f"{path}: nothing is written as {suffix}; name a file that ends in {written} (events "
-            "alone), or a directory"
+            f"alone) or {DATA_SUFFIX} (MVSEC), or a directory"
         )
     if is_mvsec:
         return _copy_to_mvsec(recording, path)
