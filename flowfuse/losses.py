@@ -190,11 +190,10 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     cells, hidden = at_cells(batch["flow"]), at_cells(batch["occluded"])
     # E_0 shows only where something fires, and not noise or lamps alone: elsewhere there is nothing
     # to match. Where moving edges are not known, whatever fires may be one.
-    activity = F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
     edges = batch["boundary"][:, :1]
     edges = F.max_pool2d(torch.where(torch.isfinite(edges), edges, 1), STRIDE)
+    activity = edges * F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
     # Not all of the three have a value for a last cell that the image fills only in part.
-    activity = activity * edges
     sizes = [value.shape[-2:] for value in (cells, events, activity)]
     height, width = (min(sides) for sides in zip(*sizes, strict=True))
     events, frames = events[..., :height, :width], frames[..., :height, :width]

@@ -197,14 +197,14 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
     return ImageFrames(paths, stamps)
 
 
+def is_image(path: Path) -> bool:
+    """Whether a name is one of an image; macOS leaves ._NAME.png beside NAME.png, which is none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def list_images(directory: Path) -> list[Path]:
     """The images of a directory, ``frame_2`` before ``frame_10``."""
-    images = [
-        path
-        for path in directory.iterdir()
-        # macOS leaves ._NAME.png beside NAME.png on foreign disks and in archives.
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
+    images = [path for path in directory.iterdir() if is_image(path)]
     return sorted(
         images,
         key=lambda path: [

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from flowfuse.data.files.frames import IMAGE_SUFFIXES, opencv_name
+from flowfuse.data.files.frames import IMAGE_SUFFIXES, is_image, opencv_name
 from flowfuse.data.generation.presets import Split
 
 
@@ -301,13 +301,7 @@ def list_images(folder: Path) -> tuple[Path, ...]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"texture folder {folder} does not exist")
-    images = tuple(
-        sorted(
-            p
-            for p in folder.rglob("*")
-            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")  # of macOS
-        )
-    )
+    images = tuple(sorted(path for path in folder.rglob("*") if is_image(path)))
     if not images:
         raise FileNotFoundError(
             f"texture folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})"
