@@ -22,8 +22,8 @@ from accuracy import output_name
 from accuracy_sets import SETS
 from reporting import OneLineParser
 
-from flowfuse import train
-from flowfuse.command_line import leave, run_command
+from flowfuse.cli import train
+from flowfuse.cli.console import leave, run_command
 from flowfuse.config import changed_keys, config_to_dict, read_yaml
 from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory

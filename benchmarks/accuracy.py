@@ -42,8 +42,8 @@ from measuring import commit, machine, versions
 from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
 
-from flowfuse.command_line import leave, parse_count, run_command
-from flowfuse.data.generation.presets import PRESETS
+from flowfuse.cli.console import leave, parse_count, run_command
+from flowfuse.data.synthetic.presets import PRESETS
 from flowfuse.model import CONFIGS
 
 CaseSet = SceneSet | ImageSet

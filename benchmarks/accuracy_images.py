@@ -27,11 +27,11 @@ import numpy as np
 from accuracy_sets import PairCase
 from accuracy_statistics import Facts
 
-from flowfuse.data.files.frames import list_images, read_image
-from flowfuse.data.generation.camera import srgb_to_linear
-from flowfuse.data.generation.simulator import SensorConfig, simulate_events
+from flowfuse.data.formats.frames import list_images, read_image
+from flowfuse.data.synthetic.camera import srgb_to_linear
+from flowfuse.data.synthetic.simulator import SensorConfig, simulate_events
 from flowfuse.events import Events
-from flowfuse.flow_io import read_flow
+from flowfuse.io.flow import read_flow
 
 INTERVAL = 40_000  # us between two images: 25 frames per second
 HISTORY = 0.5  # of an interval before frame 0: a slice, for networks of two slices or more

@@ -12,7 +12,7 @@ from accuracy_rows import BASELINES, ZERO
 from accuracy_sets import Case, Estimate
 from accuracy_thresholds import quotient
 
-from flowfuse.visualize import (
+from flowfuse.visualization import (
     as_rgb,
     colour_flow,
     contact_sheet,

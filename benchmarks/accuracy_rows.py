@@ -19,9 +19,8 @@ from accuracy_statistics import Histograms, displacement_sums
 from accuracy_thresholds import boundary_histogram, certainty_histogram
 
 import flowfuse
-from flowfuse.checkpoint import read_header, resolve_checkpoint
 from flowfuse.estimator import Estimator
-from flowfuse.metrics import (
+from flowfuse.evaluation.metrics import (
     Sums,
     event_sharpness,
     flow_sums,
@@ -29,6 +28,7 @@ from flowfuse.metrics import (
     trajectory_sums,
     uncertainty_metrics,
 )
+from flowfuse.model.checkpoint import read_header, resolve_checkpoint
 from flowfuse.training.validation import dense_inverse_search
 
 DIS, FARNEBACK, ZERO = "DIS", "Farneback", "zero"

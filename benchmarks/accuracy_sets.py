@@ -23,19 +23,19 @@ from accuracy_statistics import Facts
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowfuse.data.files.frames import as_gray
-from flowfuse.data.generation.camera import srgb_to_linear
-from flowfuse.data.generation.dataset import SceneDataset
-from flowfuse.data.generation.scenes import Scene
+from flowfuse.data.augment import Sample, with_present
+from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import open_recording
-from flowfuse.data.transforms import Sample, with_present
+from flowfuse.data.synthetic.camera import srgb_to_linear
+from flowfuse.data.synthetic.dataset import SceneDataset
+from flowfuse.data.synthetic.scenes import Scene
 from flowfuse.estimator import Estimator
 from flowfuse.events import Events
+from flowfuse.geometry.bezier import bezier
+from flowfuse.geometry.laplace import expected_error
 from flowfuse.model import FlowFuse
-from flowfuse.training.samples import TEST_SEED, model_inputs
+from flowfuse.training.sampling import TEST_SEED, model_inputs
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
-from flowfuse.trajectory import bezier
-from flowfuse.uncertainty import expected_error
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
 TRUE_BOUNDARIES = "true boundaries"  # a mode: both senses, and told where boundaries are

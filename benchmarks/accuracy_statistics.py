@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from accuracy_thresholds import boundary_values, certain_values, quotient
 
-from flowfuse.metrics import Sums
+from flowfuse.evaluation.metrics import Sums
 
 RESAMPLES = 2000
 FEWEST_SCENES = 10  # for an interval: drawn from fewer it is little more than least and largest

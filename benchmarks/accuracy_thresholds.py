@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from flowfuse.metrics import CERTAIN
+from flowfuse.evaluation.metrics import CERTAIN
 
 # Limits of the bins of expected error, px: 64 per octave, as far as a network can say it.
 EXPECTED = np.concatenate(([0.0], np.geomspace(2.0**-3, 2.0**11, 14 * 64 + 1), [math.inf]))

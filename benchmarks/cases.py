@@ -12,7 +12,7 @@ from measuring import Limits
 from reporting import chosen
 from torch import Tensor
 
-from flowfuse.geometry import pixel_grid
+from flowfuse.geometry.grid import pixel_grid
 
 Algorithm = Callable[..., list[Tensor]]
 View = Callable[[Sequence[Tensor]], list[Tensor]]

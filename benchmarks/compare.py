@@ -31,7 +31,7 @@ from accuracy_thresholds import quotient
 from reporting import OneLineParser, head, line
 from tqdm import tqdm
 
-from flowfuse.command_line import leave, run_command
+from flowfuse.cli.console import leave, run_command
 from flowfuse.training.validation import MODES
 
 MEASURES = {

@@ -26,7 +26,7 @@ from floors import Needed
 from torch import Tensor
 
 from flowfuse import ops
-from flowfuse.geometry import pixel_grid
+from flowfuse.geometry.grid import pixel_grid
 from flowfuse.model import CONFIGS
 
 STRATEGIES = ("volume", "on_demand", "auto")

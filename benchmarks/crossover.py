@@ -23,7 +23,7 @@ from operators import evaluate
 from reporting import OneLineParser, limits_text, result_file, write
 
 from flowfuse import ops
-from flowfuse.command_line import parse_count
+from flowfuse.cli.console import parse_count
 from flowfuse.ops.correlation import volume_bytes
 
 SIZES = ((8, 10), (12, 16), (16, 20), (24, 32), (30, 40), (45, 60), (60, 80))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowfuse.events import Events
-from flowfuse.geometry import pad_to_multiple, pixel_grid
+from flowfuse.geometry.grid import pad_to_multiple, pixel_grid
 
 BINS = 15
 ITERATIONS = 12

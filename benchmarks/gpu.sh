@@ -64,7 +64,7 @@ selftest() { "$PYTHON" -m flowfuse.ops; }
 tests() {
     "$PYTHON" -c 'from flowfuse.ops import build_info; assert "cuda" in build_info()["devices"], "no CUDA kernels here"' &&
         "$PYTHON" -m pytest -q --tb=short --maxfail=40 $("$PYTHON" -c 'import xdist; print("-n 4")' 2>/dev/null) \
-            tests/test_gpu.py tests/test_ops_voxelize.py tests/test_ops_warp_events.py tests/test_fake_cuda.py
+            tests/test_gpu.py tests/ops/test_ops_voxelize.py tests/ops/test_ops_warp_events.py tests/ops/test_fake_cuda.py
 }
 
 # Small sizes against eager peers first; then the sizes of the targets. Both write what they have after every row.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse import ops
-from flowfuse.checkpoint import CheckpointError
 from flowfuse.estimator import Estimator, load
 from flowfuse.model import CONFIGS, FlowFuse
+from flowfuse.model.checkpoint import CheckpointError
 
 OURS = ("small", "base")
 PEER = "E-RAFT"

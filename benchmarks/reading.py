@@ -49,9 +49,9 @@ from reporting import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from flowfuse.data.files.event_writer import write_event_parts
-from flowfuse.data.files.events import open_event_file
-from flowfuse.data.files.hdf5 import register_codecs
+from flowfuse.data.formats.event_writer import write_event_parts
+from flowfuse.data.formats.events import open_event_file
+from flowfuse.data.formats.hdf5 import register_codecs
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 480, 640

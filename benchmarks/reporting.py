@@ -15,8 +15,8 @@ import torch
 from measuring import Limits, commit, machine, versions
 
 from flowfuse import ops
-from flowfuse.atomic import atomic_path, check_file_path
-from flowfuse.command_line import parse_count
+from flowfuse.cli.console import parse_count
+from flowfuse.io.atomic import atomic_path, check_file_path
 
 Row = dict[str, object]
 

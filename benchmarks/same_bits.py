@@ -71,7 +71,9 @@ def operator_digests() -> dict[str, str]:
         outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         values = [value for value in outputs if value is not None]
         if leaves:
-            total = sum((v.float() * torch.linspace(-1, 1, v.numel()).view_as(v)).sum() for v in values)
+            total = sum(
+                (v.float() * torch.linspace(-1, 1, v.numel()).view_as(v)).sum() for v in values
+            )
             values += torch.autograd.grad(total, leaves)
         found[name] = digest(*(v.detach().float().numpy().tobytes() for v in values))
 
@@ -81,7 +83,11 @@ def operator_digests() -> dict[str, str]:
     count, height, width = 5000, 37, 53
     x, y = torch.rand(count) * width, torch.rand(count) * height
     t, p = torch.randint(0, 10_000, (count,)).sort().values, torch.randint(0, 2, (count,))
-    offsets, t0, t1 = torch.tensor([0, 2000, count]), torch.tensor([0, 0]), torch.tensor([9000, 10_000])
+    offsets, t0, t1 = (
+        torch.tensor([0, 2000, count]),
+        torch.tensor([0, 0]),
+        torch.tensor([9000, 10_000]),
+    )
     note("voxelize float", ops.voxelize(x, y, t, p, offsets, t0, t1, 5, height, width))
     raw = (x.short(), y.short())
     note("voxelize integer", ops.voxelize(*raw, t, p, offsets, t0, t1, 5, height, width))

@@ -39,7 +39,7 @@ MODULES = {
 FUNCTIONS = {
     "flowfuse.estimator.slice_events": "voxelize",
     "flowfuse.estimator.sum_events": "voxelize",
-    "flowfuse.model.inputs.normalize_slices": "normalize",
+    "flowfuse.model.normalization.normalize_slices": "normalize",
     "flowfuse.model.flowfuse.FlowFuse._encode": "encode",
     "flowfuse.model.flowfuse.FlowFuse._correlate": "correlate",
     "flowfuse.model.flowfuse.FlowFuse._localize": "localize",

@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.command_line import leave, run_command
+from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.infer_submission import TEST_SEQUENCES
 from flowfuse.config import parse_size
-from flowfuse.data.dsec.files import read_schedule
-from flowfuse.inference.dsec_submission import TEST_SEQUENCES
+from flowfuse.data.datasets.dsec.files import read_schedule
 
 SHOWN = 20  # faults that are printed
 ZERO = 2**15  # code of 0 px; a step is 1/128 px

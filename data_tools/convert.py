@@ -14,8 +14,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.command_line import leave, run_command
-from flowfuse.data.files.event_writer import EVENT_FORMATS
+from flowfuse.cli.console import leave, run_command
+from flowfuse.data.formats.event_writer import EVENT_FORMATS
 from flowfuse.data.recording import open_recording
 from flowfuse.data.recording_copy import copy_recording
 

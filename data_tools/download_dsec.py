@@ -28,10 +28,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from flowfuse.command_line import leave, run_command
-from flowfuse.data.dsec.dataset import FLOW_SEQUENCES
-from flowfuse.data.dsec.files import DsecFiles, find_schedule, read_schedule
-from flowfuse.inference.dsec_submission import TEST_SEQUENCES
+from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.infer_submission import TEST_SEQUENCES
+from flowfuse.data.datasets.dsec.dataset import FLOW_SEQUENCES
+from flowfuse.data.datasets.dsec.files import DsecFiles, find_schedule, read_schedule
 
 SITE = "https://dsec.ifi.uzh.ch"  # says where everything is; not a place to download from
 ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"

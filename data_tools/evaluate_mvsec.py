@@ -17,14 +17,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flowfuse.atomic import atomic_path, check_file_path
-from flowfuse.command_line import leave, parse_count, run_command
-from flowfuse.data.mvsec.protocols import PROTOCOLS, EvaluationWindow, Protocol, find_protocol
-from flowfuse.data.mvsec.recording import MvsecRecording, open_mvsec
+from flowfuse.cli.console import leave, parse_count, run_command
+from flowfuse.data.datasets.mvsec.protocols import (
+    PROTOCOLS,
+    EvaluationWindow,
+    Protocol,
+    find_protocol,
+)
+from flowfuse.data.datasets.mvsec.recording import MvsecRecording, open_mvsec
 from flowfuse.estimator import Estimator, load
+from flowfuse.evaluation.metrics import FlowMetrics
 from flowfuse.events import Events
-from flowfuse.metrics import FlowMetrics
-from flowfuse.model.inputs import event_window
+from flowfuse.inputs import event_window
+from flowfuse.io.atomic import atomic_path, check_file_path
 
 MEASURES = {"epe": "EPE, px", "3pe": "outliers, %", "1pe": "> 1 px, %", "ae": "AE, degrees"}
 

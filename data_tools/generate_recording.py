@@ -13,12 +13,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.atomic import check_new_directory
-from flowfuse.command_line import leave, run_command
+from flowfuse.cli.console import leave, run_command
 from flowfuse.config import parse_size
-from flowfuse.data.generation.scenes import PRESETS, Scene, generate_scene
 from flowfuse.data.recording_writer import write_recording
+from flowfuse.data.synthetic.scenes import PRESETS, Scene, generate_scene
 from flowfuse.estimator import select_device
+from flowfuse.io.atomic import check_new_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:

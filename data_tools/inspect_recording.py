@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.atomic import check_file_path
-from flowfuse.command_line import leave, parse_count, run_command
+from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.calibration import read_calibration
-from flowfuse.data.files.frames import IMAGE_SUFFIXES
+from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
 from flowfuse.data.recording import Recording, open_recording
-from flowfuse.visualize import contact_sheet, draw_events, draw_heat, write_image
+from flowfuse.io.atomic import check_file_path
+from flowfuse.visualization import contact_sheet, draw_events, draw_heat, write_image
 
 PAIRS_SHOWN = 4
 MAX_REACH = 1000  # ms

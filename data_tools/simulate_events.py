@@ -18,14 +18,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from flowfuse.atomic import atomic_directory, check_new_directory
-from flowfuse.command_line import leave, run_command
-from flowfuse.data.files.event_writer import write_event_parts
-from flowfuse.data.files.frames import FrameSource, as_gray, list_images, open_frames
-from flowfuse.data.generation.camera import srgb_to_linear
-from flowfuse.data.generation.simulator import SensorConfig, stream_events
+from flowfuse.cli.console import leave, run_command
+from flowfuse.data.formats.event_writer import write_event_parts
+from flowfuse.data.formats.frames import FrameSource, as_gray, list_images, open_frames
 from flowfuse.data.recording_writer import write_frames
+from flowfuse.data.synthetic.camera import srgb_to_linear
+from flowfuse.data.synthetic.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
+from flowfuse.io.atomic import atomic_directory, check_new_directory
 
 # The intensity is taken to change linearly from frame to frame, which holds up to about a pixel.
 LARGE_MOTION = 2.0  # px, of the fastest part of the image

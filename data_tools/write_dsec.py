@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.command_line import leave, run_command
+from flowfuse.cli.console import leave, run_command
 from flowfuse.config import parse_size
-from flowfuse.data.dsec.files import FLOW_STEP
-from flowfuse.data.dsec.writer import LAYOUTS, check_new_sequence, write_sequence
-from flowfuse.data.generation.scenes import PRESETS, generate_scene
+from flowfuse.data.datasets.dsec.files import FLOW_STEP
+from flowfuse.data.datasets.dsec.writer import LAYOUTS, check_new_sequence, write_sequence
+from flowfuse.data.synthetic.scenes import PRESETS, generate_scene
 from flowfuse.estimator import select_device
 
 

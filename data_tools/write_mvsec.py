@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.command_line import leave, run_command
-from flowfuse.data.generation.presets import PRESETS
-from flowfuse.data.generation.scenes import Scene, generate_scene
-from flowfuse.data.mvsec.recording import DATA_SUFFIX
-from flowfuse.data.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
+from flowfuse.cli.console import leave, run_command
+from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX
+from flowfuse.data.datasets.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
+from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.data.synthetic.scenes import Scene, generate_scene
 
 LEAST_FRAMES = 4
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flowfuse import ops
     from flowfuse.estimator import Estimator, load
     from flowfuse.events import Events
-    from flowfuse.flow_io import read_flow, write_flow
+    from flowfuse.io.flow import read_flow, write_flow
     from flowfuse.result import Result
 
 __version__ = "0.1.0"
@@ -40,8 +40,8 @@ _HOMES = {
     "Events": "flowfuse.events",
     "Result": "flowfuse.result",
     "load": "flowfuse.estimator",
-    "read_flow": "flowfuse.flow_io",
-    "write_flow": "flowfuse.flow_io",
+    "read_flow": "flowfuse.io.flow",
+    "write_flow": "flowfuse.io.flow",
 }
 
 

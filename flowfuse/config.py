@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from flowfuse.atomic import atomic_path
+from flowfuse.io.atomic import atomic_path
 
 Config = TypeVar("Config")
 

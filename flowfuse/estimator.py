@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfuse.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.events import Events
-from flowfuse.model import FlowFuse, ModelInputs
+from flowfuse.inputs import ModelInputs, event_window, slice_events, sum_events
+from flowfuse.model import FlowFuse
+from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.model.flowfuse import MINIMUM_SIZE
-from flowfuse.model.inputs import event_window, slice_events, sum_events
 from flowfuse.ops.checks import MAX_DURATION
 from flowfuse.result import Array, Result, as_events
 

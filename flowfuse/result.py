@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowfuse.events import Events
-from flowfuse.geometry import inside, sample
-from flowfuse.trajectory import bernstein, bezier, bezier_velocity
-from flowfuse.uncertainty import expected_error
+from flowfuse.geometry.bezier import bernstein, bezier, bezier_velocity
+from flowfuse.geometry.grid import inside, sample
+from flowfuse.geometry.laplace import expected_error
 
 Array = np.ndarray | Tensor
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.data.dsec.writer import write_sequence
+from flowfuse.data.datasets.dsec.writer import write_sequence
 from flowfuse.events import Events
 
 HEIGHT, WIDTH, FRAMES = 24, 32, 7

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from dsec_cases import FIRST, OFFSET, write
 
+from flowfuse.cli.infer_settings import build_parser, parse_config
 from flowfuse.data.calibration import read_calibration
-from flowfuse.inference.settings import build_parser, parse_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")

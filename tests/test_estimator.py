@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import flowfuse
-from flowfuse.checkpoint import save_checkpoint
 from flowfuse.estimator import Estimator, load
 from flowfuse.events import Events
 from flowfuse.model import FlowFuse, ModelConfig
+from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.result import Result
 
 T0, T1 = 20_000, 60_000

@@ -24,9 +24,10 @@ from test_model import TINY, make_batch, make_inputs, make_model
 from torch.utils._pytree import tree_map_only
 
 from flowfuse import ops
-from flowfuse.losses import LossConfig, supervised_loss
-from flowfuse.model import CONFIGS, ModelInputs
-from flowfuse.self_supervision import SelfSupervisionConfig, self_supervised_loss
+from flowfuse.inputs import ModelInputs
+from flowfuse.losses.self_supervised import SelfSupervisionConfig, self_supervised_loss
+from flowfuse.losses.supervised import LossConfig, supervised_loss
+from flowfuse.model import CONFIGS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -462,8 +463,8 @@ def test_the_sample_agrees_with_the_cpu(precision):
 
 def test_scenes_rendered_on_the_device():
     pytest.importorskip("cv2")
-    from flowfuse.data.generation.dataset import scene_sample
-    from flowfuse.data.generation.scenes import PRESETS, generate_scene
+    from flowfuse.data.synthetic.dataset import scene_sample
+    from flowfuse.data.synthetic.scenes import PRESETS, generate_scene
 
     for preset in PRESETS:
         here, there = (generate_scene(3, preset, 48, 64, device=d) for d in ("cpu", DEVICE))
@@ -483,7 +484,7 @@ def test_scenes_rendered_on_the_device():
 def test_training_from_the_command_line(tmp_path, capsys):
     for package in ("cv2", "jsonargparse", "docstring_parser", "safetensors", "tqdm", "yaml"):
         pytest.importorskip(package)
-    from flowfuse import train
+    from flowfuse.cli import train
 
     small = ["--scenes", "2", "--scene-size", "48", "64", "--crop", "32", "48", "--batch", "2"]
     small += ["--validation-scenes", "1", "--validate-every", "2", "--checkpoint-every", "2"]

@@ -3,13 +3,8 @@ import pytest
 import torch
 
 from flowfuse.events import Events
-from flowfuse.model.inputs import (
-    event_window,
-    normalize_slices,
-    slice_events,
-    slice_times,
-    sum_events,
-)
+from flowfuse.inputs import event_window, slice_events, slice_times, sum_events
+from flowfuse.model.normalization import normalize_slices
 
 
 def events(*rows):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from flowfuse.data.files.frames import as_gray
+from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording, iterate_events
 from flowfuse.events import Events
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.dsec.files import find_sequence, list_sequences
-from flowfuse.data.dsec.sequence import DsecSequence
-from flowfuse.data.files.containers import find_contents, is_container
-from flowfuse.data.files.events import (
+from flowfuse.data.datasets.dsec.files import find_sequence, list_sequences
+from flowfuse.data.datasets.dsec.sequence import DsecSequence
+from flowfuse.data.formats.containers import find_contents, is_container
+from flowfuse.data.formats.events import (
     EVENT_SUFFIXES,
     EventFile,
     check_event_path,
     open_event_file,
 )
-from flowfuse.data.files.frames import (
+from flowfuse.data.formats.frames import (
     VIDEO_SUFFIXES,
     FrameSource,
     list_images,
@@ -29,7 +29,7 @@ from flowfuse.data.files.frames import (
 )
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
-from flowfuse.flow_io import FLOW_SUFFIXES, read_flow
+from flowfuse.io.flow import FLOW_SUFFIXES, read_flow
 
 __all__ = ["Recording", "iterate_events", "open_recording", "write_recording"]
 
@@ -248,8 +248,8 @@ def open_recording(
 
     A directory holds, where all but one of events and frames may be missing::
 
-        events.h5 | .npz | .txt | .csv     see flowfuse.data.files.events; the last two may hold the
-            | .raw | .aedat4 | .bag        frames, too
+        events.h5 | .npz | .txt | .csv     see flowfuse.data.formats.events; the last two may hold
+            | .raw | .aedat4 | .bag        the frames, too
         images.txt                         lines "t path", t in seconds, mid-exposure; or
         images/ or frames/, or the images  with timestamps.txt or times.txt (one column of seconds,
         themselves                         or "t path"), beside them or in the directory; or
@@ -261,7 +261,7 @@ def open_recording(
 
     Args:
         path: such a directory, an event file, a video or a ROS bag; ROOT/SEQ of DSEC in any layout
-            (see :mod:`flowfuse.data.dsec.files`); ``<seq>_data.hdf5`` of MVSEC; or None.
+            (see :mod:`flowfuse.data.datasets.dsec.files`); ``<seq>_data.hdf5`` of MVSEC; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
         times: a file of frame times in seconds, likewise.
@@ -286,7 +286,10 @@ def open_recording(
     if directory is not None and not directory.exists():
         raise FileNotFoundError(f"{directory}: no such recording")
     if directory is not None and directory.is_file() and events is None and frames is None:
-        from flowfuse.data.mvsec.recording import is_mvsec, open_mvsec  # builds on this module
+        from flowfuse.data.datasets.mvsec.recording import (  # builds on this module
+            is_mvsec,
+            open_mvsec,
+        )
 
         if is_mvsec(directory):
             _refuse(calibration, "MVSEC has tables of its own: open_mvsec(..., undistort=...)")

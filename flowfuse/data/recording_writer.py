@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.atomic import atomic_directory
-from flowfuse.data.files.events import write_events
+from flowfuse.data.formats.events import write_events
 from flowfuse.events import Events
-from flowfuse.flow_io import tau_directory, write_flow
+from flowfuse.io.atomic import atomic_directory
+from flowfuse.io.flow import tau_directory, write_flow
 
 
 def write_recording(

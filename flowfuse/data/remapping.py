@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.data.files.events import EventFile
-from flowfuse.data.files.frames import FrameSource
+from flowfuse.data.formats.events import EventFile
+from flowfuse.data.formats.frames import FrameSource
 from flowfuse.events import Events
 
 _INVERSION_ERROR = 0.02  # px, less than the 1/32 px that cv2.remap interpolates at

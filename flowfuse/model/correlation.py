@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowfuse.geometry import pixel_grid
+from flowfuse.geometry.bezier import bernstein, bezier
+from flowfuse.geometry.grid import pixel_grid
 from flowfuse.model.encoders import in_turn
 from flowfuse.ops import Correlation
-from flowfuse.trajectory import bernstein, bezier
 
 
 class PairCorrelations:

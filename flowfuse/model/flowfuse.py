@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.geometry.bezier import bezier
+from flowfuse.inputs import ModelInputs
 from flowfuse.model.boundary import BoundaryLocalizer, shrink
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
@@ -30,8 +32,8 @@ from flowfuse.model.encoders import (
     stack_maps,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
-from flowfuse.model.gradient_step import follow_gradients
-from flowfuse.model.inputs import ModelInputs, Scene, prepare_inputs
+from flowfuse.model.lucas_kanade import follow_gradients
+from flowfuse.model.normalization import Scene, prepare_inputs
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
     ConvGRU,
@@ -41,7 +43,6 @@ from flowfuse.model.update import (
     start_at_zero,
 )
 from flowfuse.ops import common_gradient
-from flowfuse.trajectory import bezier
 
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
@@ -54,7 +55,7 @@ class ModelOutput(NamedTuple):
     Attributes:
         control_points: [B, n, 2, H, W] float32, px; the last point is the flow to t1.
         uncertainty: [B, 2, H, W] float32: logit of the weight of the narrow Laplace and a raw
-            value whose softplus is the log of the wide one's scale, see flowfuse.uncertainty.
+            value whose softplus is the log of the wide one's scale, see flowfuse.geometry.laplace.
         coarse_points: [I + 1, B, n, 2, h, w] float32, px, at 1/8: the first estimate, and what each
             of the I iterations made of it.
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.

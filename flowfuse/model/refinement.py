@@ -28,7 +28,7 @@ class Refined(NamedTuple):
     Attributes:
         control_points: [B, n, 2, H, W] float32, px, before the gradient steps.
         uncertainty: [B, 2, H, W] float32 of what the gradient steps make of them, see
-            :mod:`flowfuse.uncertainty`.
+            :mod:`flowfuse.geometry.laplace`.
         priors: [B, S, 2 h, 2 w] float32 > 0 for the gradient steps: how little each is trusted.
     """
 

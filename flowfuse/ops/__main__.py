@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowfuse import ops
-from flowfuse.geometry import pixel_grid
+from flowfuse.geometry.grid import pixel_grid
 from flowfuse.ops import reference
 
 # Relative to the largest value: float32 sums of up to a few hundred terms.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowfuse.trajectory import bernstein
+from flowfuse.geometry.bezier import bernstein
 
 Result = TypeVar("Result")
 

@@ -1,13 +1,13 @@
-"""The parts of a training run; flowfuse/train.py wires them together.
+"""The parts of a training run; flowfuse/cli/train.py wires them together.
 
 settings.py    from defaults, a recipe and the command line
-sources.py     what is trained and measured on
-samples.py     which sample belongs to which step
+pools.py       what is trained and measured on
+sampling.py    which sample belongs to which step
 trainer.py     the loop
 state.py       weights, their average, optimizer: saved and restored whole; the run directory
 log.py         log.csv, validation.csv, TensorBoard
 validation.py  errors on held-out scenes, and pictures of them
-adaptation.py  the same for a recording without truth
+finetune.py    the same for a recording without truth
 devices.py     where a process computes
 stopping.py    Ctrl-C, SIGTERM, a time limit
 """

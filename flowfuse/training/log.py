@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowfuse.atomic import atomic_path
+from flowfuse.io.atomic import atomic_path
 
 
 class Table:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import docstring_parser
 import jsonargparse
 
-from flowfuse.checkpoint import available
 from flowfuse.config import (
     ConfigError,
     check_text,
@@ -24,17 +23,18 @@ from flowfuse.config import (
     overlay,
     read_yaml,
 )
-from flowfuse.data.transforms import AugmentConfig
-from flowfuse.losses import LossConfig
+from flowfuse.data.augment import AugmentConfig
+from flowfuse.losses.self_supervised import SelfSupervisionConfig
+from flowfuse.losses.supervised import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
+from flowfuse.model.checkpoint import available
 from flowfuse.model.flowfuse import MINIMUM_SIZE
-from flowfuse.self_supervision import SelfSupervisionConfig
-from flowfuse.training.samples import (
+from flowfuse.training.pools import absolute, parse_data
+from flowfuse.training.sampling import (
     TEST_SEED,
     VALIDATION_SEED,
     StepPlan,
 )
-from flowfuse.training.sources import absolute, parse_data
 
 PROGRAM = "flowfuse-train"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -166,7 +166,7 @@ class TrainConfig:
 
     @property
     def source(self) -> str:
-        """The kind of the data, one of :data:`flowfuse.training.sources.KINDS`."""
+        """The kind of the data, one of :data:`flowfuse.training.pools.KINDS`."""
         return parse_data(self.data)[0]
 
     def plan(self) -> StepPlan:

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowfuse.atomic import remove_abandoned
-from flowfuse.checkpoint import (
+from flowfuse.config import changed_keys, config_to_dict
+from flowfuse.io.atomic import remove_abandoned
+from flowfuse.model import FlowFuse, ModelConfig
+from flowfuse.model.checkpoint import (
     SUFFIX,
     CheckpointError,
     load_weights,
@@ -29,8 +31,6 @@ from flowfuse.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from flowfuse.config import changed_keys, config_to_dict
-from flowfuse.model import FlowFuse, ModelConfig
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: float) -> float:

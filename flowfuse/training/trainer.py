@@ -13,17 +13,17 @@ from tqdm import tqdm
 
 from flowfuse import distributed
 from flowfuse.config import config_to_dict
-from flowfuse.losses import masked_mean, supervised_loss
-from flowfuse.self_supervision import self_supervised_loss
-from flowfuse.training.adaptation import RecordingPairs, RecordingValidator
+from flowfuse.losses.self_supervised import self_supervised_loss
+from flowfuse.losses.supervised import masked_mean, supervised_loss
+from flowfuse.training.finetune import RecordingPairs, RecordingValidator
 from flowfuse.training.log import TrainingLog
-from flowfuse.training.samples import (
+from flowfuse.training.pools import Pool, validation_samples
+from flowfuse.training.sampling import (
     StepSamples,
     batches,
     model_inputs,
 )
 from flowfuse.training.settings import TrainConfig
-from flowfuse.training.sources import Pool, validation_samples
 from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
 from flowfuse.training.validation import Validator
 
@@ -39,8 +39,8 @@ class Trainer:
         config: how to train.
         run: where everything is written.
         state: what is trained, at the step to go on from.
-        pool: what is trained on; see :func:`flowfuse.training.sources.make_pool`.
-        held_out: what is measured on; see :func:`flowfuse.training.sources.make_held_out`.
+        pool: what is trained on; see :func:`flowfuse.training.pools.make_pool`.
+        held_out: what is measured on; see :func:`flowfuse.training.pools.make_held_out`.
     """
 
     def __init__(

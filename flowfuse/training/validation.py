@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from flowfuse import distributed
-from flowfuse.data.transforms import Sample, drop_events, drop_frames
+from flowfuse.data.augment import Sample, drop_events, drop_frames
 from flowfuse.events import Events
+from flowfuse.geometry.bezier import bezier
 from flowfuse.model import FlowFuse, ModelOutput
-from flowfuse.training.samples import model_inputs
-from flowfuse.trajectory import bezier
-from flowfuse.visualize import (
+from flowfuse.training.sampling import model_inputs
+from flowfuse.visualization import (
     colour_flow,
     contact_sheet,
     draw_boundary,

@@ -26,7 +26,7 @@ pytestmark = [
 OPERATORS = [path.stem for path in cuda_sources(ROOT / "csrc")]
 OPERATOR_TESTS = sorted(
     str(path)
-    for path in ROOT.glob("tests/test_ops_*.py")
+    for path in ROOT.glob("tests/ops/test_ops_*.py")
     if any(name.startswith(path.stem.removeprefix("test_ops_")) for name in OPERATORS)
 )
 WORK = ROOT / "build" / "emulator"  # kept between runs: only what changed is compiled again

@@ -1,0 +1,109 @@
+"""Pictures of one estimate, for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowfuse.events import Events
+from flowfuse.result import Result
+from flowfuse.visualization import (
+    add_legend,
+    add_title,
+    as_rgb,
+    colour_flow,
+    contact_sheet,
+    draw_boundary,
+    draw_events,
+    draw_heat,
+    heat_maximum,
+    upscale,
+)
+
+PICTURES = ("flow", "events", "boundary", "times")
+# Times that the contact sheet shows when none are asked for.
+SHEET_TIMES = (0.25, 0.5, 0.75)
+MAX_COLUMNS = 6
+# The colours span nearly all pixels; without a floor, noise of a still scene would fill the wheel.
+MAGNITUDE_PERCENTILE = 99
+LEAST_MAGNITUDE = 1.0  # px
+
+Truth = tuple[np.ndarray, np.ndarray]  # flow [2, H, W] px, valid [H, W]
+
+
+def colour_range(*flows: np.ndarray) -> float:
+    """Magnitude (px) at the rim of the colour wheel for flows [2, H, W] shown side by side."""
+    magnitudes = [np.percentile(np.hypot(*flow), MAGNITUDE_PERCENTILE) for flow in flows]
+    return max(LEAST_MAGNITUDE, *map(float, magnitudes))
+
+
+def draw_pictures(
+    title: str,
+    result: Result,
+    frame0: np.ndarray | None,
+    events: Events,
+    truths: dict[float, Truth],
+    times: Sequence[float],
+) -> dict[str, np.ndarray]:
+    """Draw an estimate.
+
+    Args:
+        title: what it is an estimate of.
+        result: the estimate.
+        frame0: uint8 [H, W] or [H, W, 3]; None = white paper.
+        events: those to draw over the frame.
+        truths: true displacement at those tau where it is known (1.0 = the flow).
+        times: the tau of the contact sheet; () = SHEET_TIMES.
+
+    Returns:
+        One uint8 RGB picture for each of PICTURES.
+    """
+    paper = frame0 if frame0 is not None else np.full((result.height, result.width), 128, np.uint8)
+    boundary, uncertainty = result.boundary, result.uncertainty
+    maps = {
+        "B_e (cyan) and B_m (orange red)": draw_boundary(paper, boundary),
+        "B_e: informative moving edge": as_rgb(boundary[0]),
+        "B_m: motion discontinuity": as_rgb(boundary[1]),
+        f"expected error, 0 to {heat_maximum(uncertainty):.2g} px": draw_heat(uncertainty),
+    }
+    return {
+        "flow": add_title(_draw_flow(result.flow, truths.get(1.0)), f"flow, {title}"),
+        "events": add_title(upscale(draw_events(frame0, events)), f"events, {title}"),
+        "boundary": contact_sheet(list(maps.values()), list(maps), columns=2),
+        "times": _draw_times(result, truths, times or SHEET_TIMES),
+    }
+
+
+def _draw_flow(flow: np.ndarray, truth: Truth | None) -> np.ndarray:
+    """Colour flow with its legend; where truth is known, the truth and the error beside it."""
+    largest = colour_range(flow, *([truth[0]] if truth else []))
+    if truth is None:
+        return add_legend(upscale(colour_flow(flow, max_magnitude=largest)), largest)
+    true_flow, valid = truth
+    error = np.hypot(*(flow - true_flow))
+    panels = {
+        "estimate": colour_flow(flow, max_magnitude=largest),
+        "truth": colour_flow(true_flow, valid, largest),
+        f"endpoint error, 0 to {heat_maximum(error, valid):.2g} px": draw_heat(error, valid),
+    }
+    return add_legend(contact_sheet(list(panels.values()), list(panels), columns=3), largest)
+
+
+def _draw_times(result: Result, truths: dict[float, Truth], times: Sequence[float]) -> np.ndarray:
+    """Displacement from t0 to several times in one row, the truth below it, in one colour scale."""
+    times = np.array(sorted({*times, 1.0}))
+    shown = np.linspace(0, len(times) - 1, min(len(times), MAX_COLUMNS)).astype(int)
+    times = times[shown].tolist()
+    flows = result.at(times)
+    largest = colour_range(*flows, *(truths[tau][0] for tau in times if tau in truths))
+    panels = [colour_flow(flow, max_magnitude=largest) for flow in flows]
+    labels = [f"t0 to tau = {tau:g}" for tau in times]
+    if truths:
+        blank = np.full_like(panels[0], 255)
+        panels += [
+            colour_flow(*truths[tau], max_magnitude=largest) if tau in truths else blank
+            for tau in times
+        ]
+        labels += [f"truth at {tau:g}" if tau in truths else "no truth" for tau in times]
+    return add_legend(contact_sheet(panels, labels, columns=len(times)), largest)

@@ -1,0 +1,267 @@
+"""The output directory of ``flowfuse-infer``: names, settings, what is done, writing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flowfuse import __version__
+from flowfuse.cli.infer_figures import PICTURES, draw_pictures
+from flowfuse.cli.infer_settings import InferenceConfig
+from flowfuse.data.recording import Recording
+from flowfuse.events import Events
+from flowfuse.io.atomic import atomic_path, remove_abandoned
+from flowfuse.io.flow import read_flow, tau_directory, write_flow
+from flowfuse.result import Result
+from flowfuse.runner import Window
+from flowfuse.visualization import (
+    add_legend,
+    colour_flow,
+    draw_events,
+    upscale,
+    write_image,
+    write_video,
+)
+
+VIDEO_RATE = 10.0  # pictures per second
+VIDEO_WIDTH = 640  # px; smaller recordings are enlarged
+# Events drawn over the frame are those of this fraction of the window: they lie on the edges of t0.
+EVENT_SHARE = 0.2
+
+
+def run_settings(
+    config: InferenceConfig, sources: Sequence[Path], recording: Recording, checkpoint: str
+) -> dict[str, Any]:
+    """Everything that the flow of a run depends on; runs that agree in it share a directory."""
+    digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    return {
+        "flowfuse": __version__,
+        "recording": [[str(path.resolve()), *_fingerprint(path)] for path in sources],
+        "frame_files": _fingerprint_frames(recording.frame_files),
+        "checkpoint_sha256": digest,
+        "iterations": config.iterations,
+        "precision": config.precision,
+        "every_us": config.every,
+        # The grid of fixed-rate windows starts there; frame pairs are numbered by their frames.
+        "start_s": config.start if config.every else None,
+        "times": list(config.times),
+        "format": config.format,
+        "png_encoding": config.png_encoding if config.format == "png" else None,
+    }
+
+
+def _fingerprint(path: Path) -> tuple[int, int]:
+    """Size (bytes) and newest modification (ns) of a file, or of the files right in a directory."""
+    files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
+    states = [file.stat() for file in files]
+    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+
+
+def _fingerprint_frames(files: Sequence[Path]) -> list:
+    """Their number, and a hash of their sizes (bytes) and modifications (ns)."""
+    states = [file.stat() for file in files]
+    text = " ".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+    return [len(files), hashlib.sha256(text.encode()).hexdigest()[:16]]
+
+
+class OutputDirectory:
+    """Names, writes and finds the files of a run. Every file is complete or absent.
+
+    Args:
+        root: the directory.
+        suffix: of the flow files, without the dot.
+        encoding: of 16-bit PNG, "kitti" or "dsec".
+        times: the tau of the continuous flow.
+    """
+
+    def __init__(self, root: Path, suffix: str, encoding: str, times: Sequence[float]) -> None:
+        self.root, self.suffix, self.encoding, self.times = root, suffix, encoding, tuple(times)
+        self.settings = root / "run.json"
+        self.metrics = root / "metrics.json"
+        self.windows = root / "windows.csv"
+        self.video = root / "flow.mp4"
+        self.pictures = root / "pictures"
+
+    def flow(self, index: int, tau: float | None = None) -> Path:
+        """The flow file of a window; with ``tau``, that of the continuous flow."""
+        directory = self.root / "flow"
+        if tau is not None:
+            directory = tau_directory(self.root / "flow_at", tau)
+        return directory / f"{index:06d}.{self.suffix}"
+
+    def picture(self, index: int, kind: str) -> Path:
+        """One of the PICTURES of a window."""
+        return self.pictures / f"{index:06d}_{kind}.png"
+
+    def is_done(self, index: int, pictures: bool) -> bool:
+        """Whether all files of a window are there."""
+        files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
+        if pictures:
+            files += [self.picture(index, kind) for kind in PICTURES]
+        return all(path.is_file() for path in files)
+
+    def written(self) -> list[int]:
+        """The windows whose flow is there, with ``times`` too."""
+        names = (path.stem for path in (self.root / "flow").glob(f"[0-9]*.{self.suffix}"))
+        return sorted(int(n) for n in names if n.isdigit() and self.is_done(int(n), False))
+
+    def write_windows(self, windows: Sequence[Window]) -> None:
+        """Write windows.csv: the times of every window, and its flow file where it has one."""
+        lines = ["index,t0_us,t1_us,file"]
+        for window in windows:
+            path = self.flow(window.index)
+            name = path.relative_to(self.root).as_posix() if path.is_file() else ""
+            lines.append(f"{window.index},{window.t0},{window.t1},{name}")
+        with atomic_path(self.windows) as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+
+    def read(self, index: int, tau: float | None = None) -> np.ndarray:
+        """Read back the flow of a window, [2, H, W] px."""
+        return read_flow(self.flow(index, tau), self.encoding)[0]
+
+    def write(
+        self, recording: Recording, window: Window, result: Result, *, pictures: bool
+    ) -> None:
+        """Write the files of a window.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        for tau in self.times:
+            write_flow(self.flow(window.index, tau), result.at(tau), encoding=self.encoding)
+        write_flow(self.flow(window.index), result.flow, encoding=self.encoding)
+        if not pictures:
+            return
+        frame0, events = _beginning(recording, window)
+        truths = {}
+        if window.frames:
+            for tau in (*recording.truth_times, 1.0):
+                truth = recording.truth_at(window.index, tau)
+                if truth is not None:
+                    truths[tau] = truth
+        title = f"{window.index:06d}: {window.t0 * 1e-6:.6f} to {window.t1 * 1e-6:.6f} s"
+        times = self.times or tuple(tau for tau in truths if tau < 1)
+        drawn = draw_pictures(title, result, frame0, events, truths, times)
+        for kind, image in drawn.items():
+            write_image(self.picture(window.index, kind), image)
+
+    def write_video(
+        self, recording: Recording, windows: Sequence[Window], max_magnitude: float
+    ) -> None:
+        """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
+
+        Args:
+            recording: of the frames and events.
+            windows: those whose flow was written.
+            max_magnitude: px at the rim of the colour wheel, the same in all of the video.
+
+        Raises:
+            OSError: OpenCV cannot write it.
+        """
+
+        def pictures() -> Iterator[np.ndarray]:
+            for window in tqdm(windows, unit=" pictures", desc="video", disable=None):
+                frame0, events = _beginning(recording, window)
+                flow = colour_flow(self.read(window.index), max_magnitude=max_magnitude)
+                sides = np.concatenate((draw_events(frame0, events), flow), axis=1)
+                yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+
+        write_video(self.video, pictures(), VIDEO_RATE)
+
+    def lines(self) -> list[str]:
+        """Say where things are."""
+        lines = [f"flow: {self.root / 'flow'} (.{self.suffix})"]
+        if self.times:
+            names = ", ".join(str(tau) for tau in self.times)
+            lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
+        for name in ("windows", "metrics", "video"):
+            path = getattr(self, name)
+            if path.is_file():
+                lines.append(f"{name}: {path}")
+        drawn = sorted(self.pictures.glob("*.png"))
+        if drawn:
+            lines += ["pictures:", *(f"  {path}" for path in drawn)]
+        return lines
+
+    def prepare(
+        self, settings: dict[str, Any], sources: Sequence[Path], *, overwrite: bool
+    ) -> None:
+        """Make the directory, or take up the run in it.
+
+        Raises:
+            ValueError: it holds something else, or results of a run with other settings.
+            OSError: it cannot be written.
+        """
+        if any(self.root.resolve() == source.resolve() for source in sources):
+            raise ValueError(f"{self.root}: the output directory must not be the recording itself")
+        self.root.mkdir(parents=True, exist_ok=True)
+        if self.settings.is_file():
+            found = self._read_settings()
+            if overwrite:
+                self._clear()
+            elif self._has_results():
+                self._check_settings(found, settings)
+        elif any(not path.name.startswith(".") for path in self.root.iterdir()):
+            raise ValueError(self._foreign())
+        with atomic_path(self.settings) as path:
+            path.write_text(json.dumps(settings, indent=2) + "\n")
+        remove_abandoned(self.root)
+        for path in (self.flow(0), self.picture(0, "flow"), *(self.flow(0, t) for t in self.times)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent)
+
+    def _foreign(self) -> str:
+        return f"{self.root}: not empty, and not written by flowfuse-infer; give a new directory"
+
+    def _read_settings(self) -> dict[str, Any]:
+        """Read run.json; one that is not of flowfuse is not touched, nor what lies beside it."""
+        try:
+            found = json.loads(self.settings.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self._foreign()} ({self.settings.name}: {error})") from None
+        if not isinstance(found, dict) or "flowfuse" not in found:
+            raise ValueError(f"{self._foreign()} ({self.settings.name} has no key 'flowfuse')")
+        return found
+
+    def _check_settings(self, found: dict[str, Any], settings: dict[str, Any]) -> None:
+        changed = [
+            f"{key} {found.get(key)} there, {value} now"
+            for key, value in settings.items()
+            if found.get(key) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.root} holds a run with other settings ({'; '.join(changed)}); "
+                "give another directory, or --overwrite"
+            )
+
+    def _has_results(self) -> bool:
+        """Whether a run has come to anything; an error in its input may have ended it before."""
+        files = [path for directory in self._directories() for path in directory.rglob("*")]
+        files += [self.metrics, self.windows, self.video]
+        return any(path.is_file() and not path.name.startswith(".") for path in files)
+
+    def _clear(self) -> None:
+        """Remove what a run writes; run.json stays, so that a kill leaves a known directory."""
+        for directory in self._directories():
+            if directory.is_dir():
+                shutil.rmtree(directory)
+        for path in (self.metrics, self.windows, self.video):
+            path.unlink(missing_ok=True)
+
+    def _directories(self) -> tuple[Path, ...]:
+        return self.root / "flow", self.root / "flow_at", self.pictures
+
+
+def _beginning(recording: Recording, window: Window) -> tuple[np.ndarray | None, Events]:
+    """The frame at t0 and the events right after it."""
+    end = window.t0 + round(EVENT_SHARE * (window.t1 - window.t0))
+    frame0 = recording.frame(window.frames[0]) if window.frames else None
+    return frame0, recording.events(window.t0, max(end, window.t0 + 1))

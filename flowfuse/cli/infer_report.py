@@ -1,0 +1,245 @@
+"""What a run of ``flowfuse-infer`` has to say: errors against the truth, times, gaps."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowfuse import __version__
+from flowfuse.cli.infer_figures import LEAST_MAGNITUDE
+from flowfuse.cli.infer_outputs import OutputDirectory
+from flowfuse.cli.infer_settings import InferenceConfig
+from flowfuse.data.formats.frames import as_gray
+from flowfuse.data.recording import Recording
+from flowfuse.estimator import Estimator
+from flowfuse.evaluation.metrics import (
+    FlowMetrics,
+    Sums,
+    add_sum,
+    means,
+    photometric_error,
+    trajectory_sums,
+)
+from flowfuse.io.atomic import atomic_path
+from flowfuse.runner import GAP_RATIO, Window
+
+
+class RunMetrics:
+    """Collects, pair by pair, what metrics.json says.
+
+    Beside every measure stands the one of zero flow: what estimating nothing would have given.
+
+    Attributes:
+        latest: the last pair's numbers, for a progress bar.
+    """
+
+    def __init__(self) -> None:
+        self.latest = ""
+        self._pairs: list[dict[str, Any]] = []
+        # 1.0 is the flow from frame to frame; other tau are continuous flow
+        self._estimates: dict[float, FlowMetrics] = {}
+        self._zeros: dict[float, FlowMetrics] = {}
+        self._path_sums: Sums = {}
+
+    def add(
+        self,
+        recording: Recording,
+        window: Window,
+        flow: np.ndarray,
+        flow_at: dict[float, np.ndarray],
+        frames: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Evaluate the flow of one pair.
+
+        Args:
+            recording: asked for its truth.
+            window: of the pair.
+            flow: [2, H, W] px, to its second frame.
+            flow_at: tau -> [2, H, W] px.
+            frames: both frames, uint8; a gray and a colour one are compared in gray.
+        """
+        if frames[0].ndim != frames[1].ndim:
+            frames = tuple(as_gray(frame) for frame in frames)
+        still = np.zeros_like(flow)
+        pair: dict[str, Any] = {
+            "index": window.index,
+            "t0_us": window.t0,
+            "t1_us": window.t1,
+            "photometric_error": photometric_error(*frames, flow),
+            "photometric_error_zero_flow": photometric_error(*frames, still),
+        }
+        truths = {}
+        for tau, estimate in {**flow_at, 1.0: flow}.items():
+            truth = recording.truth_at(window.index, tau)
+            if truth is None:
+                continue
+            truths[tau] = truth
+            found = self._estimates.setdefault(tau, FlowMetrics()).add(estimate, *truth)
+            zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *truth)
+            if tau == 1:
+                pair |= {"flow": found, "zero_flow": zero}
+                told = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
+                self.latest = told if math.isfinite(found["epe"]) else ""
+            else:
+                entry = {"flow": found, "zero_flow": zero}
+                pair.setdefault("flow_at", {})[str(tau)] = entry
+        between = [tau for tau in truths if tau < 1]
+        if between and 1.0 in truths:
+            sums = trajectory_sums(
+                np.stack([flow_at[tau] for tau in between]),
+                np.stack([truths[tau][0] for tau in between]),
+                between,
+                flow,
+                truths[1.0][0],
+                np.stack([truths[tau][1] & truths[1.0][1] for tau in between]),
+            )
+            pair["trajectory"] = means(sums)
+            for name, parts in sums.items():
+                add_sum(self._path_sums, name, *parts)
+        self._pairs.append(pair)
+
+    def averages(self) -> dict[str, Any]:
+        """Average flow metrics per pixel and per frame, paths per pixel, the others per pair."""
+        result: dict[str, Any] = {
+            name: _mean([pair[name] for pair in self._pairs])
+            for name in ("photometric_error", "photometric_error_zero_flow")
+        }
+        for tau in self._estimates:
+            entry = {
+                "flow": self._estimates[tau].summary(),
+                "zero_flow": self._zeros[tau].summary(),
+            }
+            if tau == 1:
+                result |= entry
+            else:
+                result.setdefault("flow_at", {})[str(tau)] = entry
+        if self._path_sums:
+            result["trajectory"] = means(self._path_sums)
+        return result
+
+    def write(self, path: Path, checkpoint: str) -> bool:
+        """Write metrics.json, atomically.
+
+        Args:
+            path: the file.
+            checkpoint: what was evaluated.
+
+        Returns:
+            Whether there was any frame pair to say something about.
+        """
+        if not self._pairs:
+            return False
+        content = {
+            "flowfuse": __version__,
+            "checkpoint": checkpoint,
+            "average": self.averages(),
+            "pairs": self._pairs,
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(_without_nan(content), indent=1) + "\n")
+        return True
+
+    def lines(self) -> list[str]:
+        """Say the averages in a few lines."""
+        if not self._pairs:
+            return []
+        average = self.averages()
+        lines = []
+        for name, entry in {
+            **{f"EPE at tau = {tau}": e for tau, e in average.get("flow_at", {}).items()},
+            **({"EPE": average} if "flow" in average else {}),
+        }.items():
+            found, zero = (entry[key]["per_pixel"] for key in ("flow", "zero_flow"))
+            pairs = counted(entry["flow"]["frames"], "pair")
+            if not entry["flow"]["valid_pixels"]:
+                lines.append(f"{name}: unknown, the truth of {pairs} has no valid pixel")
+                continue
+            lines.append(
+                f"{name}: {found['epe']:.3f} px, zero flow {zero['epe']:.3f} px "
+                f"({found['3pe']:.1f} % off by more than 3 px; {pairs}, "
+                "averaged per pixel)"
+            )
+        if "flow" in average and average["flow"]["valid_pixels"]:
+            for name in ("per pixel", "per frame"):
+                found = average["flow"][name.replace(" ", "_")]
+                lines.append(
+                    f"  {name}: EPE {found['epe']:.3f} px, 1PE {found['1pe']:.2f} %, "
+                    f"2PE {found['2pe']:.2f} %, 3PE {found['3pe']:.2f} %, AE {found['ae']:.3f} deg"
+                )
+        lines.append(
+            f"photometric error after warping: {average['photometric_error']:.4f}, "
+            f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"
+        )
+        return lines
+
+
+def counted(count: int, unit: str) -> str:
+    """A number and its unit: "1 pair", "2 pairs"."""
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of those that are defined; NaN without any."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN by None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass
+class RunReport:
+    """What happened to the windows of a run."""
+
+    total: int
+    gaps: int
+    done: int = 0
+    new: int = 0
+    from_frames: int = 0
+    skipped: int = 0
+    magnitude: float = LEAST_MAGNITUDE
+    seconds: list[float] = field(default_factory=list)
+    metrics: RunMetrics = field(default_factory=RunMetrics)
+
+    def summary(
+        self,
+        config: InferenceConfig,
+        estimator: Estimator,
+        recording: Recording,
+        outputs: OutputDirectory,
+    ) -> str:
+        """Say it in a few lines."""
+        unit = "window" if config.every else "pair"
+        found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
+        lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
+        for count, text in (
+            (self.skipped, "without any event: no flow, no file"),
+            (self.from_frames, "without any event: flow from the frames alone"),
+            (self.gaps, f"longer than {GAP_RATIO} x the median interval (frames missing)"),
+        ):
+            if count:
+                lines.append(f"  {counted(count, unit)} {text}")
+        lines += self.metrics.lines()
+        if self.seconds:
+            # The first call pays for allocations and thread start-up.
+            seconds = self.seconds[1:] or self.seconds
+            iterations = config.iterations or estimator.model.config.iterations
+            lines.append(
+                f"time per {unit}: {statistics.median(seconds):.3f} s (median of {len(seconds)}, "
+                f"network and event slices; {estimator.device}, {torch.get_num_threads()} threads, "
+                f"{iterations} iterations)"
+            )
+        return "\n".join(lines + outputs.lines())

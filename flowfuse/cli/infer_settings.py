@@ -1,0 +1,317 @@
+"""Settings of ``flowfuse-infer``, read from its command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flowfuse.model.checkpoint import available
+
+COMMAND = "flowfuse-infer"
+DESCRIPTION = """\
+Estimate dense and continuous optical flow from a recording of frames and events.
+
+INPUT is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (lines `time path`, in
+seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of MVSEC; or an event
+file (for --every, or with --frames); or a video. OUT gets
+
+  flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of window 0, ...
+  flow_at/TAU/     with --times: the same from each start to the fraction TAU of the way
+  windows.csv      index,t0_us,t1_us,file of every window; no file where there was no event
+  metrics.json     of frame pairs: the photometric error, and errors where true flow is known
+  pictures/, flow.mp4
+
+for all pairs or windows of this and of earlier calls (the video: of the last call that made new
+ones). The same command again takes up an interrupted run.
+
+INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts: pairs are then 100 ms apart,
+those of its true flow where it has some. With --submission, INPUT is the ROOT that holds the test
+sequences, and one zip is written instead of OUT.
+"""
+# What says how a recording is read and what is written of it: no matter of a submission.
+_OF_RECORDINGS = (
+    "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
+    "format", "png_encoding", "max_pictures", "no_video",
+)  # fmt: skip
+MAX_THREADS = 1024
+MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
+_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """What one run of ``flowfuse-infer`` does.
+
+    Args:
+        input: recording directory, event file or video; None with ``events`` or ``frames``.
+        events, frames, frame_times: files in place of, or in addition to, ``input``.
+        calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
+        output: directory of the results.
+        checkpoint: shipped name, path of a file, or directory of a training.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "float32", or "bf16": automatic mixed precision.
+        iterations: recurrent updates; None = the network's default.
+        threads: CPU threads; None = torch's choice.
+        pairs: first and last (excluded) pair; None on either side = open.
+        start, end: window in seconds of the recording's clock.
+        every: flow from events alone, one field each so many microseconds; None = frame pairs.
+        times: the tau in (0, 1] at which continuous flow is written.
+        format: "flo", "png", "npy" or "npz".
+        png_encoding: "kitti" or "dsec".
+        max_pictures: pairs that get pictures, spread evenly; 0 = none.
+        video: write flow.mp4.
+        overwrite: discard the results of a run with other settings, or a former submission.
+        submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
+        schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
+        warm_start: a prediction starts from the one before.
+    """
+
+    input: Path | None
+    output: Path
+    events: Path | None = None
+    frames: Path | None = None
+    frame_times: Path | None = None
+    calibration: Path | None = None
+    checkpoint: str = "small"
+    device: str = "auto"
+    precision: str = "float32"
+    iterations: int | None = None
+    threads: int | None = None
+    pairs: tuple[int | None, int | None] | None = None
+    start: float | None = None
+    end: float | None = None
+    every: int | None = None
+    times: tuple[float, ...] = ()
+    format: str = "flo"
+    png_encoding: str = "kitti"
+    max_pictures: int = 8
+    video: bool = True
+    overwrite: bool = False
+    submission: Path | None = None
+    schedules: Path | None = None
+    warm_start: bool = False
+
+
+def build_parser() -> ArgumentParser:
+    """Return the command line of ``flowfuse-infer``."""
+    parser = ArgumentParser(
+        prog=COMMAND,
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "input",
+        metavar="INPUT",
+        nargs="?",
+        type=str,
+        help="recording directory, event file or video",
+    )
+    add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
+    add("--events", metavar="FILE", type=str, help="events, where not in INPUT")
+    add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
+    add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add(
+        "--calibration",
+        metavar="FILE",
+        type=str,
+        help="YAML file of two cameras: events are undistorted, frames brought into their view",
+    )
+    add("--pairs", metavar="A:B", type=str, help="pairs A to B - 1 of the recording (default: all)")
+    add("--start", metavar="S", type=float, help="start here, in seconds of the recording's clock")
+    add("--end", metavar="S", type=float, help="end here, likewise")
+    add(
+        "--every",
+        metavar="TIME",
+        type=str,
+        help="flow from the events alone, one field every 10ms, 5000us or 0.01s",
+    )
+    add(
+        "--times",
+        metavar="TAU,...",
+        type=str,
+        default="",
+        help="also write the flow to these times, as fractions of each pair: 0.25,0.5,0.75",
+    )
+    add(
+        "--format",
+        type=str,
+        choices=["flo", "png", "npy", "npz"],
+        default="flo",
+        help="file format of the flow",
+    )
+    add(
+        "--png-encoding",
+        type=str,
+        choices=["kitti", "dsec"],
+        default="kitti",
+        help="scale of 16-bit PNG: kitti 1/64 px, dsec 1/128 px",
+    )
+    add(
+        "--max-pictures",
+        metavar="N",
+        type=int,
+        default=8,
+        help="draw pictures of at most N pairs, evenly spread; 0: none",
+    )
+    add("--no-video", action="store_true", help="do not write flow.mp4")
+    add(
+        "--checkpoint",
+        metavar="NAME",
+        type=str,
+        default="small",
+        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}), .safetensors file, or "
+        "directory of a training",
+    )
+    add("--iterations", metavar="N", type=int, help="recurrent updates: fewer are faster")
+    add(
+        "--device",
+        type=str,
+        default="auto",
+        help="auto (the first GPU that torch sees, else the CPU), cpu, cuda or cuda:N",
+    )
+    add("--threads", metavar="N", type=int, help="CPU threads")
+    add(
+        "--precision",
+        type=str,
+        choices=["float32", "bf16"],
+        default="float32",
+        help="bf16: convolutions and features in bfloat16, coordinates and flow still in float32: "
+        "faster on a GPU, slightly less exact; float32 convolutions on a GPU are in TF32",
+    )
+    add("--overwrite", action="store_true", help="discard what an earlier run left in OUT")
+    add(
+        "--submission",
+        metavar="ZIP",
+        type=str,
+        help="write the predictions that the benchmark of DSEC asks for; INPUT is the data set",
+    )
+    add(
+        "--schedules",
+        metavar="DIR",
+        type=str,
+        help="with --submission: SEQ.csv of its test sequences, where they are not in INPUT",
+    )
+    add(
+        "--warm-start",
+        action="store_true",
+        help="with --submission: predict all windows between those asked for, each from the last",
+    )
+    return parser
+
+
+def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceConfig:
+    """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
+    given: Namespace = parser.parse_args(list(arguments))
+    if given.input is None and given.events is None and given.frames is None:
+        parser.error("give a recording INPUT, --events or --frames")
+    _check_submission(parser, given)
+    for name in ("iterations", "threads"):
+        if given[name] is not None and given[name] < 1:
+            parser.error(f"--{name} must be at least 1, got {given[name]}")
+    if given.threads is not None and given.threads > MAX_THREADS:
+        parser.error(f"--threads must be at most {MAX_THREADS}, got {given.threads}")
+    for name in ("start", "end"):
+        if given[name] is not None and not abs(given[name]) <= MAX_SECONDS:
+            parser.error(
+                f"--{name} must be a time in seconds of at most {MAX_SECONDS:g}, got {given[name]}"
+            )
+    if given.max_pictures < 0:
+        parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
+    if given.every is not None and given.pairs is not None:
+        parser.error("--every makes windows of its own: give --start and --end, not --pairs")
+
+    def convert(option: str, parse: Callable, text: str | None):
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            parser.error(f"{option} {text!r}: {error}")
+
+    def path(text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
+    return InferenceConfig(
+        input=path(given.input),
+        output=path(given.output or given.submission),
+        events=path(given.events),
+        frames=path(given.frames),
+        frame_times=path(given.frame_times),
+        calibration=path(given.calibration),
+        checkpoint=given.checkpoint,
+        device=given.device,
+        precision=given.precision,
+        iterations=given.iterations,
+        threads=given.threads,
+        pairs=convert("--pairs", parse_range, given.pairs),
+        start=given.start,
+        end=given.end,
+        every=convert("--every", parse_duration, given.every),
+        times=convert("--times", parse_times, given.times),
+        format=given.format,
+        png_encoding=given.png_encoding,
+        max_pictures=given.max_pictures,
+        video=not given.no_video,
+        overwrite=given.overwrite,
+        submission=path(given.submission),
+        schedules=path(given.schedules),
+        warm_start=given.warm_start,
+    )
+
+
+def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
+    if given.submission is None:
+        if not given.output:  # an unset variable of a shell is an empty name
+            parser.error("name the directory of the results: -o OUT")
+        for name in ("schedules", "warm_start"):
+            if given[name]:
+                parser.error(f"--{name.replace('_', '-')} belongs to --submission")
+        return
+    if given.input is None:
+        parser.error("--submission needs INPUT, the root of DSEC")
+    if not given.submission.endswith(".zip"):
+        parser.error(f"--submission must name a .zip, got {given.submission!r}")
+    for name in _OF_RECORDINGS:
+        if given[name] != parser.get_default(name):
+            option = name.replace("_", "-")
+            parser.error(f"--submission writes one zip of fixed content: leave out --{option}")
+
+
+def parse_duration(text: str) -> int:
+    """Read "10ms", "5000us" or "0.01s" as microseconds."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
+    try:
+        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
+    except ValueError:
+        value = -1.0
+    if not 1 <= value < math.inf:
+        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
+    return round(value)
+
+
+def parse_times(text: str) -> tuple[float, ...]:
+    """Read "0.25,0.5" as increasing fractions in (0, 1]."""
+    try:
+        times = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        times = (float("nan"),)
+    if not all(0 < tau <= 1 for tau in times) or list(times) != sorted(set(times)):
+        raise ValueError("expected increasing fractions in (0, 1], such as 0.25,0.5,0.75")
+    return times
+
+
+def parse_range(text: str) -> tuple[int | None, int | None]:
+    """Read "3:10", ":10" or "3:" as a half-open range."""
+    match = re.fullmatch(r"\s*([0-9]*)\s*:\s*([0-9]*)\s*", text)
+    if not match:
+        raise ValueError("expected A:B, such as 0:10, :10 or 5:")
+    first, last = (int(part) if part else None for part in match.groups())
+    if last is not None and last <= (first or 0):
+        raise ValueError("the range is empty; B is excluded")
+    return first, last

@@ -1,0 +1,378 @@
+"""Augmentation of training samples: crop, symmetries of the image plane, sensor variation, dropout.
+
+A sample is the dictionary that `flowfuse.data.synthetic.dataset.scene_sample` returns (tensors of
+one scene, no batch axis), with its truth or without. Every function returns a new dictionary and
+leaves the given tensors unchanged. Random draws come from a numpy Generator alone, so a sample is a
+function of its seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfuse.geometry.grid import inside, pixel_grid
+
+Sample = dict[str, Tensor]
+
+# The entries that are images: their last two axes are rows and columns. Those of the truth, from
+# "flow" on, may all be absent.
+IMAGES = (
+    "slices",
+    "frame0",
+    "frame1",
+    "event_sum",
+    "flow",
+    "valid",
+    "occluded",
+    "boundary",
+)
+
+# Of flicker. Lamps on mains of 50 or 60 Hz have 100 or 120 periods a second, frames 10 to 50.
+FLICKER_PERIODS = (2.0, 12.0)  # between two frames
+FLICKER_PEAK = (0.8, 4.0)  # of the log intensity, in contrast thresholds; log-uniform
+FLICKER_EVERYWHERE = (
+    0.4  # where the lamps have this share of the light, or more, they are all of it
+)
+FLICKER_STEPS = 16  # in a slice
+FLICKER_THRESHOLD = 0.1  # log intensity: what a threshold is where the frames show it
+GAMMA = 2.2
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training samples are varied.
+
+    Args:
+        flip: probability of each mirror image (left-right, up-down).
+        transpose: probability of swapping rows and columns.
+        event_gain: the polarity sums are scaled by a factor in [1 - this, 1 + this].
+        event_noise: noise events per pixel over the whole input, at most.
+        event_flicker: probability that lamps flicker: events of all pixels in turn, without motion.
+        frame_gain: both frames are scaled by one factor in [1 - this, 1 + this].
+        frame_gain_difference: and each by its own factor in [1 - this, 1 + this].
+        frame_gamma: both frames are raised to a power between 1 / (1 + this) and 1 + this.
+        frame_noise: standard deviation of the frame noise, at most (frames are in [0, 1]).
+        drop_frames: probability that the frames are missing.
+        drop_events: probability that the events are missing (never both).
+        drop_history: probability that the events before t0 are missing.
+        drop_exposure: probability that the exposure times are unknown.
+    """
+
+    flip: float = 0.5
+    transpose: float = 0.5
+    event_gain: float = 0.2
+    event_noise: float = 0.02
+    event_flicker: float = 0.1
+    frame_gain: float = 0.2
+    frame_gain_difference: float = 0.05
+    frame_gamma: float = 0.25
+    frame_noise: float = 0.02
+    drop_frames: float = 0.1
+    drop_events: float = 0.1
+    drop_history: float = 0.1
+    drop_exposure: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{field.name} must be in [0, 1], got {value}")
+        if self.drop_frames + self.drop_events > 1.0:
+            raise ValueError(
+                "drop_frames + drop_events must be at most 1, got "
+                f"{self.drop_frames} + {self.drop_events}"
+            )
+
+
+def with_present(sample: Mapping[str, Tensor]) -> Sample:
+    """Add "present" = [1, 1, 1] (frames, events, history), float32 [3], where it is not given."""
+    return {"present": torch.ones(3), **sample}
+
+
+def crop(sample: Mapping[str, Tensor], top: int, left: int, height: int, width: int) -> Sample:
+    """Cut a window out of every image of a sample.
+
+    A pixel whose true position at tau lies outside the window counts as occluded there, as one that
+    leaves the camera's view does; its flow stays known.
+
+    Args:
+        sample: the sample, images of H x W pixels.
+        top, left: first row and column of the window.
+        height, width: size of the window in px.
+
+    Returns:
+        The sample with images of height x width pixels.
+
+    Raises:
+        ValueError: the window is not inside the image.
+    """
+    rows, columns = sample["frame0"].shape[-2:]
+    if not (0 <= top <= rows - height and 0 <= left <= columns - width):
+        raise ValueError(
+            f"crop: a window of {height} x {width} at ({top}, {left}) is not inside an image of "
+            f"{rows} x {columns}"
+        )
+    window = (..., slice(top, top + height), slice(left, left + width))
+    result = {**sample, **{name: sample[name][window] for name in _images(sample)}}
+    if "flow" not in result:
+        return result
+    flow = result["flow"]  # [T, 2, H, W]
+    seen = inside(pixel_grid(height, width) + flow, height, width)[:, 0]
+    result["occluded"] = result["occluded"] | ~seen
+    return result
+
+
+def flip_columns(sample: Mapping[str, Tensor]) -> Sample:
+    """Mirror left and right: columns are reversed and u changes its sign."""
+    return _flip(sample, axis=-1, component=0)
+
+
+def flip_rows(sample: Mapping[str, Tensor]) -> Sample:
+    """Mirror up and down: rows are reversed and v changes its sign."""
+    return _flip(sample, axis=-2, component=1)
+
+
+def transpose(sample: Mapping[str, Tensor]) -> Sample:
+    """Swap rows and columns, and with them u and v."""
+    result = {**sample, **{name: sample[name].transpose(-1, -2) for name in _images(sample)}}
+    if "flow" in result:
+        result["flow"] = result["flow"].flip(1)
+    return result
+
+
+def vary_events(
+    sample: Mapping[str, Tensor], rng: np.random.Generator, config: AugmentConfig
+) -> Sample:
+    """Scale the events' contrast threshold and add noise events."""
+    gain = _factor(rng, config.event_gain)
+    rate = rng.uniform(0.0, config.event_noise)
+    slices = sample["slices"]
+    noise = torch.zeros(slices.shape)
+    count = rng.poisson(rate * slices[0, 0].numel())
+    cells = torch.from_numpy(rng.integers(0, noise.numel(), count))
+    signs = torch.from_numpy(rng.choice(np.float32([-1.0, 1.0]), count))
+    noise.view(-1).index_add_(0, cells, signs)
+    return {
+        **sample,
+        "slices": slices * gain + noise,
+        # Slices E_1 .. E_K are what lies between the frames.
+        "event_sum": sample["event_sum"] * gain + noise[1:].sum((0, 1))[None],
+    }
+
+
+def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Add the events of lamps that flicker while everything else goes on, and light the frames so.
+
+    The log intensities of light and scene add up, and so do their events, but for what each
+    contributes to a pixel's next one. A pixel fires whenever the lamps' log intensity, here a sine,
+    is a threshold away from that of its last event. What share of its light is theirs differs
+    smoothly from place to place.
+    """
+    slices = sample["slices"]
+    count, bins, height, width = slices.shape
+    periods = rng.uniform(*FLICKER_PERIODS)
+    peak = float(np.exp(rng.uniform(*np.log(FLICKER_PEAK))))
+    phase = rng.uniform(0, 2 * np.pi)
+    share = torch.from_numpy(rng.uniform(0, 1, (1, 1, 3, 4)).astype(np.float32))
+    share = F.interpolate(share, (height, width), mode="bilinear", align_corners=True)[0, 0]
+    strength = peak * (share / FLICKER_EVERYWHERE).clamp(max=1)  # thresholds
+    last = torch.from_numpy(rng.random((height, width), dtype=np.float32)) * 2 - 1
+
+    def sine(tau: float) -> float:
+        return float(np.sin(2 * np.pi * periods * tau + phase))
+
+    step = 1 / (count - 1) / FLICKER_STEPS
+    exposure = sample["exposure"].tolist()
+    before, after = (int(np.ceil(length / 2 / step)) for length in exposure)
+    first = -max(FLICKER_STEPS, before)  # of slice E_0, or of exposure 0
+    # The lamps have flickered for long: a pixel's last event was one of the half period at hand.
+    rises = np.cos(2 * np.pi * periods * first * step + phase) > 0
+    for extreme in (1, -1) if rises else (-1, 1):
+        last += torch.trunc(extreme * strength - last)
+    last += torch.trunc(strength * sine(first * step) - last)
+    added, total = torch.zeros(slices.shape), torch.zeros(1, height, width)
+    for i in range(first, (count - 1) * FLICKER_STEPS + after):
+        fired = torch.trunc(strength * sine((i + 1) * step) - last)
+        last += fired
+        total += fired * seen_by_frames((i + 0.5) * step, *exposure)
+        k, within = divmod(i + FLICKER_STEPS, FLICKER_STEPS)
+        if 0 <= k < count:  # the two nearest bins, as voxelize does
+            early, late = divmod((within + 0.5) / FLICKER_STEPS * (bins - 1), 1)
+            added[k, int(early)] += (1 - late) * fired
+            if bins > 1:
+                added[k, int(early) + 1] += late * fired
+    result = {**sample, "slices": slices + added, "event_sum": sample["event_sum"] + total}
+    for name, tau, length in zip(("frame0", "frame1"), (0, 1), exposure, strict=True):
+        change = strength * (FLICKER_THRESHOLD * sine(tau) * float(np.sinc(periods * length)))
+        result[name] = (sample[name] * (change / GAMMA).exp()).clamp(max=1)
+    return result
+
+
+def seen_by_frames(tau: float, exposure0: float, exposure1: float) -> float:
+    """Weight of an event in the difference of two frames, see ``flowfuse.inputs.sum_events``.
+
+    Args:
+        tau: its time, where frame 0 is at 0 and frame 1 at 1.
+        exposure0, exposure1: durations, in intervals between the frames.
+    """
+    before, until = (
+        np.clip((tau - middle) / max(exposure, 1e-9) + 0.5, 0, 1)
+        for middle, exposure in ((0, exposure0), (1, exposure1))
+    )
+    return float(before - until)
+
+
+def vary_frames(
+    sample: Mapping[str, Tensor], rng: np.random.Generator, config: AugmentConfig
+) -> Sample:
+    """Change gain and gamma of both frames, each one's own gain a little, and add noise."""
+    gamma = _power(rng, config.frame_gamma)
+    gain = _factor(rng, config.frame_gain)
+    noise = rng.uniform(0.0, config.frame_noise)
+    result = dict(sample)
+    for name in ("frame0", "frame1"):
+        frame = sample[name].pow(gamma) * (gain * _factor(rng, config.frame_gain_difference))
+        grain = torch.from_numpy(rng.standard_normal(frame.shape, dtype=np.float32))
+        result[name] = (frame + noise * grain).clamp(0.0, 1.0)
+    return result
+
+
+def drop_frames(sample: Mapping[str, Tensor]) -> Sample:
+    """Take the frames away, and with them what is known of their exposure."""
+    return {
+        **drop_exposure(sample),
+        "frame0": torch.zeros_like(sample["frame0"]),
+        "frame1": torch.zeros_like(sample["frame1"]),
+        "present": sample["present"] * torch.tensor([0.0, 1.0, 1.0]),
+    }
+
+
+def drop_events(sample: Mapping[str, Tensor]) -> Sample:
+    """Take the events away, those before t0 too."""
+    return {
+        **sample,
+        "slices": torch.zeros_like(sample["slices"]),
+        "event_sum": torch.zeros_like(sample["event_sum"]),
+        "present": sample["present"] * torch.tensor([1.0, 0.0, 0.0]),
+    }
+
+
+def drop_history(sample: Mapping[str, Tensor]) -> Sample:
+    """Take the events before t0 away: slice E_0 is empty."""
+    slices = sample["slices"].clone()
+    slices[0] = 0.0
+    return {
+        **sample,
+        "slices": slices,
+        "present": sample["present"] * torch.tensor([1.0, 1.0, 0.0]),
+    }
+
+
+def drop_exposure(sample: Mapping[str, Tensor]) -> Sample:
+    """Forget the exposures: events between the frame times then all count with weight 1."""
+    return {
+        **sample,
+        "exposure": torch.zeros_like(sample["exposure"]),
+        # Binning is linear, so the bins of E_1 .. E_K sum to the plain sum over [t0, t1).
+        "event_sum": sample["slices"][1:].sum((0, 1))[None],
+    }
+
+
+def augment(
+    sample: Mapping[str, Tensor],
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    size: tuple[int, int],
+) -> Sample:
+    """Draw one variation of a sample.
+
+    Args:
+        sample: the sample, images of at least `size`.
+        rng: where every draw comes from.
+        config: probabilities and strengths.
+        size: (height, width) of the result in px.
+
+    Returns:
+        The varied sample with "present" added; its tensors are contiguous.
+
+    Raises:
+        ValueError: the images are smaller than `size`.
+    """
+    rows, columns = sample["frame0"].shape[-2:]
+    # Drawn whether it is used or not, so that later draws do not depend on the image's size.
+    swapped = rng.random() < config.transpose
+    swapped = swapped and size[1] <= rows and size[0] <= columns
+    height, width = size[::-1] if swapped else size
+    if height > rows or width > columns:
+        raise ValueError(
+            f"augment: images of {rows} x {columns} are smaller than the crop of "
+            f"{height} x {width}: make the scenes larger or the crop smaller"
+        )
+    top = int(rng.integers(0, rows - height + 1))
+    left = int(rng.integers(0, columns - width + 1))
+    result = crop(with_present(sample), top, left, height, width)
+    if swapped:
+        result = transpose(result)
+    for mirror in (flip_columns, flip_rows):
+        if rng.random() < config.flip:
+            result = mirror(result)
+    result = vary_frames(vary_events(result, rng, config), rng, config)
+    if rng.random() < config.event_flicker:
+        result = add_flicker(result, rng)
+    modality, history, exposure = rng.random(3)
+    if history < config.drop_history:
+        result = drop_history(result)
+    if exposure < config.drop_exposure:
+        result = drop_exposure(result)
+    if modality < config.drop_frames:
+        result = drop_frames(result)
+    elif modality < config.drop_frames + config.drop_events:
+        result = drop_events(result)
+    return {name: tensor.contiguous() for name, tensor in result.items()}
+
+
+def crop_centre(sample: Mapping[str, Tensor], size: tuple[int, int]) -> Sample:
+    """Cut out the middle without any variation, and add "present": for validation.
+
+    Args:
+        sample: the sample, images of at least `size`.
+        size: (height, width) of the result in px.
+
+    Returns:
+        The sample with "present" added; its tensors are contiguous.
+
+    Raises:
+        ValueError: the images are smaller than `size`.
+    """
+    rows, columns = sample["frame0"].shape[-2:]
+    top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
+    result = crop(with_present(sample), top, left, *size)
+    return {name: tensor.contiguous() for name, tensor in result.items()}
+
+
+def _flip(sample: Mapping[str, Tensor], axis: int, component: int) -> Sample:
+    result = {**sample, **{name: sample[name].flip(axis) for name in _images(sample)}}
+    if "flow" in result:
+        sign = torch.ones(2, 1, 1)
+        sign[component] = -1.0
+        result["flow"] = result["flow"] * sign
+    return result
+
+
+def _images(sample: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in IMAGES if name in sample]
+
+
+def _factor(rng: np.random.Generator, amount: float) -> float:
+    return float(rng.uniform(1.0 - amount, 1.0 + amount))
+
+
+def _power(rng: np.random.Generator, amount: float) -> float:
+    """A power in [1 / (1 + amount), 1 + amount], as often below 1 as above."""
+    return float((1.0 + amount) ** rng.uniform(-1.0, 1.0))

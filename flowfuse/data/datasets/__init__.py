@@ -1,0 +1,1 @@
+"""Data sets that come in a layout of their own, one folder each."""

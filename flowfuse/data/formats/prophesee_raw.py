@@ -1,0 +1,283 @@
+"""Prophesee .raw files (EVT 2.0 and EVT 3.0): indexed by one pass, then read by blocks.
+
+Source of the bit layouts: "EVT 2.0 Format" and "EVT 3.0 Format", docs.prophesee.ai.
+
+Both formats are streams of words of which some set a state (time, row) that later words refer to.
+Here a block of words is decoded at once: the state at a word is that of the last word that set it,
+found by a running maximum over the places of such words. What a block inherits is in the index.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowfuse.data.formats.events import IndexedEventFile
+
+BLOCK_BYTES = 1 << 22
+_HEADER_BYTES = 1 << 16  # more than any header has
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, y, t, p
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """What the words before a place have set.
+
+    Attributes:
+        high: the last upper bits of the time, as in the word; -1 before the first.
+        loops: how often they have wrapped around.
+        low: EVT 3.0: the last lower 12 bits of the time.
+        y: EVT 3.0: the row.
+        x: EVT 3.0: the column of the next vector.
+        polarity: EVT 3.0: of vectors.
+    """
+
+    high: int = -1
+    loops: int = 0
+    low: int = 0
+    y: int = 0
+    x: int = 0
+    polarity: int = 0
+
+
+def decode_evt2(words: np.ndarray, state: DecoderState) -> tuple[Columns, DecoderState]:
+    """Decode 32-bit words.
+
+    Bits 31-28 are the type. 0 and 1, an OFF and an ON event: bits 27-22 are the lower 6 bits of the
+    time in microseconds, 21-11 the column, 10-0 the row. 8: bits 27-0 are the upper bits of the
+    time. Other words (triggers, extensions) are passed over.
+
+    Args:
+        words: [N] uint32.
+        state: before the first word.
+
+    Returns:
+        x, y, t, p of the events, t int64 microseconds; events before the first time are left out;
+        the state after the last word.
+    """
+    kind = words >> 28
+    high, loops = _times_high(kind == 8, words & 0xFFFFFFF, state, 28)
+    events = (kind <= 1) & (high >= 0)
+    found = words[events]
+    t = ((loops[events] << 28 | high[events]) << 6) | (found >> 22 & 0x3F)
+    columns = (found >> 11 & 0x7FF).astype(np.int32), (found & 0x7FF).astype(np.int32)
+    if len(words):
+        state = replace(state, high=int(high[-1]), loops=int(loops[-1]))
+    return (*columns, t, kind[events].astype(np.uint8)), state
+
+
+def decode_evt3(words: np.ndarray, state: DecoderState) -> tuple[Columns, DecoderState]:
+    """Decode 16-bit words.
+
+    Bits 15-12 are the type. 0: bits 10-0 are the row. 2: one event, bit 11 its polarity, bits 10-0
+    its column. 3: the same of the vectors that follow. 4 and 5: a vector of 12 or 8 pixels from
+    there on, a bit for each that fired; the next one starts behind it. 6 and 8: the lower and upper
+    12 bits of the time in microseconds. Other words are passed over.
+
+    Args and returns as of :func:`decode_evt2`, with words [N] uint16.
+    """
+    if not len(words):
+        return _no_events(), state
+    kind, value = words >> 12, (words & 0xFFF).astype(np.int64)
+    high, loops = _times_high(kind == 8, value, state, 12)
+    # New upper bits start the lower ones at 0; repeated ones change nothing.
+    begun = np.concatenate(((state.high,), high[:-1])) != high
+    low = _hold((kind == 6) | begun, np.where(kind == 6, value, 0), state.low)
+    t = (loops << 12 | high) << 12 | low
+    y = _hold(kind == 0, value & 0x7FF, state.y)
+    is_base, length = kind == 3, np.where(kind == 4, 12, np.where(kind == 5, 8, 0))
+    polarity = _hold(is_base, value >> 11, state.polarity)
+    # The column of a vector: that of its base, and the lengths of the vectors in between.
+    passed = np.cumsum(length)
+    x = _hold(is_base, (value & 0x7FF) - passed, state.x) + passed - length
+
+    single = np.flatnonzero((kind == 2) & (high >= 0))
+    vectors = np.flatnonzero((length > 0) & (high >= 0))
+    bits = (value[vectors, None] >> np.arange(12)) & 1
+    bits[length[vectors] == 8, 8:] = 0
+    row, bit = np.nonzero(bits)
+    source = np.concatenate((single, vectors[row]))
+    order = np.argsort(source, kind="stable")  # bits of one vector stay in their order
+    source = source[order]
+    columns = np.concatenate((value[single] & 0x7FF, x[vectors[row]] + bit))[order]
+    polarities = np.concatenate((value[single] >> 11, polarity[vectors[row]]))[order]
+    state = DecoderState(
+        high=int(high[-1]),
+        loops=int(loops[-1]),
+        low=int(low[-1]),
+        y=int(y[-1]),
+        x=int(x[-1] + length[-1]),
+        polarity=int(polarity[-1]),
+    )
+    if is_base[-1]:
+        state = replace(state, x=int(value[-1] & 0x7FF))
+    found = columns.astype(np.int32), y[source].astype(np.int32), t[source]
+    return (*found, polarities.astype(np.uint8)), state
+
+
+def _no_events() -> Columns:
+    none = np.empty(0, np.int32)
+    return none, none, np.empty(0, np.int64), np.empty(0, np.uint8)
+
+
+def _hold(sets: np.ndarray, value: np.ndarray, initial: int) -> np.ndarray:
+    """[N] int64: at each word, the value of the last word that sets it; before, the initial one."""
+    place = np.maximum.accumulate(np.where(sets, np.arange(len(sets)), -1))
+    return np.where(place >= 0, value[place], initial).astype(np.int64)
+
+
+def _times_high(
+    sets: np.ndarray, value: np.ndarray, state: DecoderState, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The upper bits of the time at each word (-1 before the first), and their wraps, [N] int64."""
+    places = np.flatnonzero(sets)
+    values = value[places].astype(np.int64)
+    before = np.concatenate(((state.high,), values[:-1]))[: len(values)]
+    # A step back by more than half of the range is a wrap; a smaller one is not.
+    wraps = state.loops + np.cumsum(before - values > 1 << (bits - 1))
+    high, loops = np.zeros(len(sets), np.int64), np.zeros(len(sets), np.int64)
+    high[places], loops[places] = values, wraps
+    return _hold(sets, high, state.high), _hold(sets, loops, state.loops)
+
+
+FORMATS: dict[str, tuple[str, Callable]] = {"2": ("<u4", decode_evt2), "3": ("<u2", decode_evt3)}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A stretch of words with at least one event."""
+
+    offset: int  # bytes
+    size: int
+    state: DecoderState
+    first: int  # time of the first event, us
+    index: int  # of the first event in the file
+
+
+class RawEvents(IndexedEventFile):
+    """A .raw file of EVT 2.0 or EVT 3.0.
+
+    The index is made by one streaming pass when it is first needed; nothing is written.
+
+    Args:
+        path: an existing file.
+        block_bytes: what is decoded together, a multiple of 4.
+    """
+
+    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+        super().__init__(path)
+        self.block_bytes = block_bytes
+        header, self._start = _read_header(path)
+        self._dtype, self._decode = FORMATS[_find_format(path, header)]
+        self._size = _find_size(path, header)
+        self._blocks: list[_Block] | None = None
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        return self._size
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        blocks = self._index()
+        return (blocks[0].first, self._last) if blocks else None
+
+    def coordinate_extent(self) -> tuple[int, int]:
+        self._index()
+        return int(self._extent[1]) + 1, int(self._extent[0]) + 1
+
+    def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        blocks = self._index()
+        starts = [block.first for block in blocks]
+        # Events at t0 itself may begin in the block before the first one that starts at t0.
+        first = max(0, int(np.searchsorted(starts, t0, side="left")) - 1)
+        last = max(first, int(np.searchsorted(starts, t1, side="left")))
+        parts = []
+        with open(self.path, "rb") as file:
+            for block in blocks[first:last]:
+                file.seek(block.offset)
+                words = np.frombuffer(file.read(block.size), self._dtype)
+                parts.append(self._decode(words, block.state)[0])
+        columns = [np.concatenate(c) for c in zip(*parts, strict=True)] if parts else _no_events()
+        window = slice(*np.searchsorted(columns[2], (t0, max(t0, t1)), side="left"))
+        start = (blocks[first].index if parts else 0) + int(window.start)
+        return start, tuple(column[window] for column in columns)
+
+    def _index(self) -> list[_Block]:
+        if self._blocks is not None:
+            return self._blocks
+        blocks, state, count, last = [], DecoderState(), 0, 0
+        self._extent = np.zeros(2, np.int64)
+        width = np.dtype(self._dtype).itemsize
+        with open(self.path, "rb") as file:
+            file.seek(offset := self._start)
+            while data := file.read(self.block_bytes):
+                # A word cut off at the end of a recording is lost; cameras leave such files.
+                size = len(data) - len(data) % width
+                before = state
+                (x, y, t, _), state = self._decode(np.frombuffer(data[:size], self._dtype), before)
+                if len(t):
+                    self._check_order(t, last, count)
+                    blocks.append(_Block(offset, size, before, int(t[0]), count))
+                    self._extent = np.maximum(self._extent, (x.max(), y.max()))
+                    count, last = count + len(t), int(t[-1])
+                offset += len(data)
+        self._last = last
+        self._blocks = blocks
+        return blocks
+
+    def _check_order(self, t: np.ndarray, last: int, count: int) -> None:
+        before = np.concatenate(((last,), t[:-1]))
+        if (t < before).any():
+            index = int(np.argmax(t < before))
+            raise ValueError(
+                f"{self.path}: times must be sorted, event {count + index} has {t[index]} us after "
+                f"{before[index]} us; is the file damaged?"
+            )
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], int]:
+    """Keys and values of the lines that start with %, and where the words begin."""
+    with open(path, "rb") as file:
+        data = file.read(_HEADER_BYTES)
+    header, start = {}, 0
+    while data[start : start + 1] == b"%":
+        end = data.find(b"\n", start)
+        if end < 0:
+            raise ValueError(f"{path}: a header line without an end; is the file truncated?")
+        key, _, value = data[start + 1 : end].decode("latin-1").strip().partition(" ")
+        start = end + 1
+        if key.lower() == "end":
+            break
+        header[key.lower()] = value.strip()
+    if not header:
+        raise ValueError(f"{path}: not a Prophesee .raw file, it has no header of lines with '% '")
+    return header, start
+
+
+def _find_format(path: Path, header: dict[str, str]) -> str:
+    """The key of FORMATS."""
+    stated = header.get("format", "").split(";")[0] or f"EVT{header.get('evt', '?')}"
+    match = re.fullmatch(r"EVT\s*([23])(\.0)?", stated, re.IGNORECASE)
+    if match is None:
+        raise ValueError(
+            f"{path}: encoding {stated!r}, expected EVT2 or EVT3; Prophesee's "
+            "metavision_file_to_raw converts others"
+        )
+    if header.get("endianness", "little") != "little":
+        raise ValueError(f"{path}: endianness {header['endianness']!r}, expected little")
+    return match[1]
+
+
+def _find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
+    """(height, width), of "geometry 1280x720" or "format EVT3;height=720;width=1280"."""
+    geometry = re.fullmatch(r"(\d+)x(\d+)", header.get("geometry", ""))
+    if geometry:
+        return int(geometry[2]), int(geometry[1])
+    fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
+    return (int(fields["height"]), int(fields["width"])) if len(fields) == 2 else None

@@ -1,0 +1,315 @@
+"""ROS bags (ROS 1 .bag, ROS 2 directories), read by rosbags: event arrays and images.
+
+Messages of events are indexed by one pass over the topic; then a window reads those that it
+touches. Their events are read from the raw bytes: a message object would make a Python object of
+every event.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from flowfuse.data.formats.events import EventFile
+from flowfuse.data.formats.frames import FrameSource, decode_image
+from flowfuse.events import Events
+
+EVENT_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
+_FIELDS = {
+    "names": ["x", "y", "seconds", "nanoseconds", "polarity"],
+    "formats": ["<u2", "<u2", "<u4", "<u4", "u1"],
+}
+# ROS 1 packs without gaps. ROS 2 (CDR) aligns every number to its size, from the end of the header
+# on: the first event starts at a multiple of 4, the others 2 after one.
+_ROS1_EVENT = np.dtype({**_FIELDS, "offsets": [0, 2, 4, 8, 12], "itemsize": 13})
+_ROS2_FIRST = np.dtype({**_FIELDS, "offsets": [0, 2, 4, 8, 12], "itemsize": 14})
+_ROS2_EVENT = np.dtype({**_FIELDS, "offsets": [0, 2, 6, 10, 14], "itemsize": 16})
+
+_STAMP = 4  # bytes before a header's time: its number in ROS 1, the kind of encoding in ROS 2
+
+# Bytes per pixel, and how OpenCV makes them gray or RGB.
+_ENCODINGS = {
+    "mono8": (1, None),
+    "8UC1": (1, None),
+    "rgb8": (3, None),
+    "bgr8": (3, cv2.COLOR_BGR2RGB),
+    "8UC3": (3, cv2.COLOR_BGR2RGB),
+    "rgba8": (4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, cv2.COLOR_BGRA2RGB),
+}
+
+
+class Bag:
+    """A bag opened in this process: a forked one must not share its place in the file.
+
+    Args:
+        path: a .bag file, or a directory with metadata.yaml.
+
+    Raises:
+        ModuleNotFoundError: rosbags is not installed.
+        ValueError: the bag is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, Any] | None = None
+        self.get()
+
+    def get(self) -> Any:
+        """The reader, an AnyReader."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), self._open()
+        return self._opened[1]
+
+    def _open(self) -> Any:
+        try:
+            from rosbags.highlevel import AnyReader, AnyReaderError
+            from rosbags.typesys import Stores, get_typestore
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"{self.path}: ROS bags are read by rosbags, which is not installed: "
+                "pip install rosbags"
+            ) from error
+        # Bags of ROS 2 before Iron do not hold the definitions of their messages.
+        store = get_typestore(Stores.ROS2_HUMBLE) if self.path.is_dir() else None
+        reader = AnyReader([self.path], default_typestore=store)
+        try:
+            reader.open()
+        except (AnyReaderError, OSError, struct.error) as error:
+            raise ValueError(
+                f"{self.path}: not a readable ROS bag, is it truncated? ({error})"
+            ) from error
+        return reader
+
+    @property
+    def is_ros2(self) -> bool:
+        """Whether messages are in CDR."""
+        return bool(self.get().is2)
+
+    def topics(self, types: tuple[str, ...]) -> list[str]:
+        """The topics of these types that have messages, sorted."""
+        connections = self.get().connections
+        return sorted({c.topic for c in connections if c.msgtype in types and c.msgcount})
+
+    def messages(
+        self, topic: str, start: int | None = None, stop: int | None = None
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        """Connection, time of recording (ns) and bytes of messages recorded in [start, stop).
+
+        Raises:
+            ValueError: the bag is damaged.
+        """
+        reader = self.get()
+        connections = [c for c in reader.connections if c.topic == topic]
+        messages = reader.messages(connections, start=start, stop=stop)
+        while True:
+            try:
+                message = next(messages, None)
+            except Exception as error:  # rosbags has no common base of what it raises
+                raise ValueError(
+                    f"{self.path}: topic {topic} cannot be read, is the bag damaged? ({error})"
+                ) from error
+            if message is None:
+                return
+            yield message
+
+
+def find_contents(path: Path) -> tuple[bool, bool]:
+    """Whether a bag has events, and frames."""
+    bag = Bag(path)
+    return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+
+
+class BagEvents(EventFile):
+    """The events of one topic: the first of its kind, in alphabetical order.
+
+    Raises:
+        ValueError: there is none, or its events are not sorted by time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._bag = Bag(path)
+        self._topic = _choose_topic(self._bag, EVENT_TYPES, "")
+        times, bounds = [], []
+        self._size: tuple[int, int] | None = None
+        for _, time, data in self._bag.messages(self._topic):
+            size, t = self._parse(data)[:2]
+            self._size = size if min(size) > 0 else self._size
+            if len(t):
+                if (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1]):
+                    raise ValueError(
+                        f"{path}: the events of {self._topic} must be sorted by time; the message "
+                        f"recorded at {time} ns, {t[0]} to {t[-1]} us, is not, or begins before "
+                        "the one before it ends"
+                    )
+                times.append(time)
+                bounds.append((int(t[0]), int(t[-1])))
+        self._times = np.array(times, np.int64)  # ns, of recording
+        self._bounds = np.array(bounds, np.int64).reshape(-1, 2)  # us, first and last event
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        return (int(self._bounds[0, 0]), int(self._bounds[-1, 1])) if len(self._bounds) else None
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        return self._size
+
+    def coordinate_extent(self) -> tuple[int, int]:
+        largest = np.zeros(2, int)
+        for _, _, data in self._bag.messages(self._topic):
+            _, t, x, y, _ = self._parse(data)
+            if len(t):
+                largest = np.maximum(largest, (x.max(), y.max()))
+        return int(largest[1]) + 1, int(largest[0]) + 1
+
+    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
+        first = int(np.searchsorted(self._bounds[:, 1], t0, side="left"))
+        last = int(np.searchsorted(self._bounds[:, 0], t1, side="left"))
+        if first >= last:
+            return Events.empty(height, width)
+        # Messages are looked up by their time of recording.
+        span = self._times[first:last]
+        found = self._bag.messages(self._topic, int(span.min()), int(span.max()) + 1)
+        parts = [self._parse(data)[1:] for _, _, data in found]
+        t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
+        inside = (t >= t0) & (t < t1)
+        try:
+            return Events(x[inside], y[inside], t[inside], p[inside], height=height, width=width)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
+                f"or after {t0} us)"
+            ) from error
+
+    def _parse(self, data: bytes) -> tuple[tuple[int, int], np.ndarray, ...]:
+        """(height, width), and t (us), x, y, p of a message."""
+        try:
+            size, rows = _parse_events(data, self._bag.is_ros2)
+        except (struct.error, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: a message of {self._topic} is no event array ({error})"
+            ) from error
+        t = rows["seconds"].astype(np.int64) * 1_000_000 + rows["nanoseconds"] // 1000
+        return size, t, rows["x"], rows["y"], rows["polarity"]
+
+
+def _parse_events(data: bytes, ros2: bool) -> tuple[tuple[int, int], np.ndarray]:
+    """(height, width) and the records of an event array, header and all."""
+    if ros2 and data[1:2] != b"\x01":
+        raise ValueError("little-endian CDR expected")
+    base = 4 if ros2 else 0  # alignment counts from behind the kind of encoding
+    place = base + (8 if ros2 else 12)  # behind the header's time (and, in ROS 1, its number)
+    (length,) = struct.unpack_from("<I", data, place)
+    place += 4 + length
+    if ros2:
+        place += (base - place) % 4
+    height, width, count = struct.unpack_from("<III", data, place)
+    place += 12
+    # The last event of CDR has no gap behind it.
+    needed = max(0, 16 * count - 3) if ros2 else 13 * count
+    if len(data) - place < needed:
+        raise ValueError(f"{count} events in {len(data) - place} bytes, {needed} expected")
+    if not ros2 or not count:
+        return (height, width), np.frombuffer(data, _ROS1_EVENT, count, place)
+    padded = data + b"\0"
+    first = np.frombuffer(padded, _ROS2_FIRST, 1, place)
+    others = np.frombuffer(padded, _ROS2_EVENT, count - 1, place + _ROS2_FIRST.itemsize)
+    rows = np.empty(count, _ROS1_EVENT)
+    for name in _FIELDS["names"]:
+        rows[name][:1], rows[name][1:] = first[name], others[name]
+    return (height, width), rows
+
+
+class BagFrames(FrameSource):
+    """The images of one topic: of the camera of the events where names tell, else the first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bag = Bag(path)
+        events = (self._bag.topics(EVENT_TYPES) or [""])[0]
+        self._topic = _choose_topic(self._bag, IMAGE_TYPES, events)
+        stamps, recorded = [], []
+        for _, time, data in self._bag.messages(self._topic):
+            seconds, nanoseconds = struct.unpack_from("<II", data, _STAMP)
+            stamps.append(seconds * 1_000_000 + nanoseconds // 1000)
+            recorded.append(time)
+        self.times, self._recorded = np.array(stamps, np.int64), recorded
+        if (np.diff(self.times) <= 0).any():
+            index = int(np.argmax(np.diff(self.times) <= 0)) + 1
+            raise ValueError(
+                f"{path}: the times of {self._topic} must increase, image {index} has "
+                f"{self.times[index]} us after {self.times[index - 1]} us"
+            )
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def read(self, index: int) -> np.ndarray:
+        time = self._recorded[index]
+        # Several may have been recorded at one time: the one meant is counted from their first.
+        among = index - self._recorded.index(time)
+        found = list(self._bag.messages(self._topic, time, time + 1))
+        connection, _, data = found[among]
+        message = self._bag.get().deserialize(data, connection.msgtype)
+        if connection.msgtype.endswith("CompressedImage"):
+            return decode_image(self.name(index), bytes(message.data))
+        channels, conversion = self._encoding(index, message.encoding)
+        rows = np.frombuffer(message.data, np.uint8)
+        if message.step < message.width * channels or len(rows) != message.step * message.height:
+            raise ValueError(
+                f"{self.name(index)}: {len(rows)} bytes do not hold {message.height} rows of "
+                f"{message.width} px in {message.encoding}"
+            )
+        image = rows.reshape(message.height, message.step)[:, : message.width * channels]
+        image = np.ascontiguousarray(image)
+        if channels == 1:
+            return image
+        image = image.reshape(message.height, message.width, channels)
+        return image if conversion is None else cv2.cvtColor(image, conversion)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}, {self._topic}, image {index}"
+
+    def _encoding(self, index: int, encoding: str) -> tuple[int, int | None]:
+        if encoding not in _ENCODINGS:
+            known = ", ".join(_ENCODINGS)
+            raise ValueError(f"{self.name(index)}: encoding {encoding!r}, expected one of {known}")
+        return _ENCODINGS[encoding]
+
+
+def _choose_topic(bag: Bag, types: tuple[str, ...], beside: str) -> str:
+    """The topic whose name begins most like ``beside``; the others are named in a warning."""
+    topics = bag.topics(types)
+    if not topics:
+        kinds = " or ".join(types)
+        found = sorted({f"{c.topic} ({c.msgtype})" for c in bag.get().connections})
+        raise ValueError(f"{bag.path}: a topic of {kinds} expected, found {', '.join(found)}")
+    # The longest common beginning, in parts of the name: /davis/left/events, /davis/left/image_raw.
+    names = beside.split("/")
+    chosen = max(topics, key=lambda topic: _common_parts(topic.split("/"), names))
+    if len(topics) > 1:
+        warnings.warn(
+            f"{bag.path}: topic {chosen} is taken, of {', '.join(topics)}; a bag of the topics "
+            "wanted (rosbags-convert --include-topic) chooses others",
+            stacklevel=4,
+        )
+    return chosen
+
+
+def _common_parts(first: list[str], second: list[str]) -> int:
+    """How many parts two names have in common from their beginning on."""
+    same = (a == b for a, b in zip(first, second, strict=False))
+    return sum(1 for _ in takewhile(bool, same))

@@ -1,8 +1,0 @@
-"""MVSEC: its sequences read, written, as training samples, and how papers evaluate on them.
-
-recording.py  events, frames and true flow of a sequence
-truth.py      its flow maps, followed from one frame time to another
-dataset.py    training samples
-protocols.py  evaluation: windows, pixels, outliers
-writer.py     writing sequences in its files
-"""

@@ -1,0 +1,229 @@
+"""Supervised losses on generated scenes.
+
+Where several processes train (flowfuse.distributed), a batch is what all of them see together. Each
+mean is over that batch, and each process gets its share of it: what its own pixels add, divided by
+the number of all. The sum of the shares is the loss, and that of their gradients the gradient,
+which an average over processes would not be where their numbers of valid pixels differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfuse import distributed
+from flowfuse.geometry.bezier import bezier, fit_bezier
+from flowfuse.geometry.grid import inside, pixel_grid, sample
+from flowfuse.geometry.laplace import negative_log_likelihood
+from flowfuse.model.flowfuse import STRIDE, ModelOutput
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses.
+
+    Args:
+        flow: weight of the trajectories' likelihood.
+        absolute: weight of their absolute error beside it: the likelihood alone pulls a pixel the
+            less, the wider the network thinks its error is, and starts slowly.
+        coarse: weight of the absolute error of the coarse estimates.
+        decay: an earlier iteration counts this much of the next one.
+        boundary: weight of the boundary maps' cross-entropy.
+        matching: weight of the matching cross-entropy, which makes the latent common.
+        positive_event: weight of a B_e pixel over one that is none; such pixels are rare.
+        positive_motion: the same for B_m.
+    """
+
+    flow: float = 1.0
+    absolute: float = 0.25
+    coarse: float = 0.3
+    decay: float = 0.8
+    boundary: float = 1.0
+    matching: float = 1.0
+    positive_event: float = 2.0
+    positive_motion: float = 6.0
+
+    def __post_init__(self) -> None:
+        check_loss_weights(self)
+
+
+def check_loss_weights(config: Any) -> None:
+    """Check that every field of a dataclass of loss weights is a finite number >= 0."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{entry.name} must be a number >= 0, got {value}")
+
+
+def supervised_loss(
+    output: ModelOutput, batch: Mapping[str, Tensor], config: LossConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum the supervised losses of one batch.
+
+    Args:
+        output: of the network.
+        batch: collated training samples (:func:`flowfuse.data.synthetic.dataset.scene_sample`)
+            with their ``present`` [B, 3].
+        config: the weights.
+
+    Returns:
+        The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
+        ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient). Of several
+        processes, each gets its share of every number.
+    """
+    with torch.autocast(batch["flow"].device.type, enabled=False):
+        parts = {
+            "flow": likelihood_loss(output, batch, config.absolute),
+            "coarse": sequence_loss(output, batch, config.decay),
+        }
+        parts["boundary_event"], parts["boundary_motion"] = boundary_loss(
+            output.boundary, batch["boundary"], (config.positive_event, config.positive_motion)
+        )
+        parts["matching"] = matching_loss(output, batch)
+        loss = (
+            config.flow * parts["flow"]
+            + config.coarse * parts["coarse"]
+            + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
+            + config.matching * parts["matching"]
+        )
+    parts["epe"] = end_point_error(output, batch)
+    return loss, parts
+
+
+@torch.no_grad()
+def end_point_error(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean EPE at t1 of the last iteration over the valid pixels, px."""
+    error = (output.control_points[:, -1] - batch["flow"][:, -1]).norm(dim=1)
+    return masked_mean(error, batch["valid"][:, -1])
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid elements; zero (with zero gradient) where there are none.
+
+    Of several processes, each gets its share of the mean over the elements of all.
+
+    Args:
+        values: any shape.
+        mask: bool or float weights, same shape.
+    """
+    weight = mask.to(values.dtype)
+    # where, not a product: an invalid element may be NaN, and 0 * NaN is NaN.
+    total = torch.where(weight > 0, values * weight, torch.zeros_like(values)).sum()
+    return total / distributed.total(weight.sum()).clamp(min=1)
+
+
+def overall_mean(values: Tensor) -> Tensor:
+    """Mean over all elements, of which every process has as many.
+
+    Of several processes, each gets its share of the mean over the elements of all.
+    """
+    return values.mean() / distributed.this().count
+
+
+def likelihood_loss(output: ModelOutput, batch: Mapping[str, Tensor], absolute: float) -> Tensor:
+    """Likelihood and absolute error of the final trajectories at all given times."""
+    flow = bezier(output.control_points, batch["tau"])  # [B, T, 2, H, W]
+    # An invalid truth may be NaN: it must not enter the backward at all.
+    error = torch.where(batch["valid"].unsqueeze(2), flow - batch["flow"], 0)
+    nll = negative_log_likelihood(error, output.uncertainty.unsqueeze(1))
+    return masked_mean((nll + absolute * error.abs()).mean(dim=2), batch["valid"])
+
+
+def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float) -> Tensor:
+    """Error of the coarse trajectories at the cells' centres, later iterations counting more."""
+    truth, valid = at_cells(batch["flow"]), at_cells(batch["valid"])
+    height, width = truth.shape[-2:]
+    iterations = output.coarse_points.shape[0]
+    loss = truth.new_zeros(())
+    for i, points in enumerate(output.coarse_points[..., :height, :width]):
+        error = torch.where(valid.unsqueeze(2), bezier(points, batch["tau"]) - truth, 0)
+        loss = loss + decay ** (iterations - 1 - i) * masked_mean(error.abs().mean(dim=2), valid)
+    return loss
+
+
+def at_cells(images: Tensor) -> Tensor:
+    """What full-resolution images have at the centres of the latent's cells: [..., h, w]."""
+    centre = slice(STRIDE // 2, None, STRIDE)
+    return images[..., centre, centre]
+
+
+def boundary_loss(
+    logits: Tensor, truth: Tensor, positive_weight: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of B_e and of B_m, each with its own truth.
+
+    Args:
+        logits: [B, 2, H, W].
+        truth: [B, 2, H, W], 0 or 1; NaN where it is unknown, as in recordings.
+        positive_weight: of a boundary pixel, for B_e and B_m.
+    """
+    known = torch.isfinite(truth)
+    costs = [
+        F.binary_cross_entropy_with_logits(
+            logits[:, i],
+            torch.where(known[:, i], truth[:, i], 0),
+            pos_weight=logits.new_full((), positive_weight[i]),
+            reduction="none",
+        )
+        for i in range(2)
+    ]
+    event, motion = (masked_mean(cost, known[:, i]) for i, cost in enumerate(costs))
+    return event, motion
+
+
+def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy of the correlation at the true displacement.
+
+    -log softmax of <a(x), b(.)>/sqrt(C) at x + x(tau), for (E_0, E_k), (F_0, F_1) and (F_0, E_K),
+    where the place is visible and in the image. The last pair forces frames and events into one
+    latent space.
+    """
+    events, frames = output.event_latent.float(), output.frame_latent.float()
+    slices = events.shape[1] - 1
+    present, tau = batch["present"], batch["tau"]
+    # The truth is given at random times: a cubic through them gives it at the slices' times.
+    cells, hidden = at_cells(batch["flow"]), at_cells(batch["occluded"])
+    # E_0 shows only where something fires, and not noise or lamps alone: elsewhere there is nothing
+    # to match. Where moving edges are not known, whatever fires may be one.
+    edges = batch["boundary"][:, :1]
+    edges = F.max_pool2d(torch.where(torch.isfinite(edges), edges, 1), STRIDE)
+    activity = edges * F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
+    # Not all of the three have a value for a last cell that the image fills only in part.
+    sizes = [value.shape[-2:] for value in (cells, events, activity)]
+    height, width = (min(sides) for sides in zip(*sizes, strict=True))
+    events, frames = events[..., :height, :width], frames[..., :height, :width]
+    cells, hidden = cells[..., :height, :width], hidden[..., :height, :width]
+    points = fit_bezier(cells, tau, min(3, tau.shape[1]))
+    fires = activity[..., :height, :width] > 0
+    history = (present[:, 1] * present[:, 2]).view(-1, 1, 1, 1) > 0
+    both = (present[:, 0] * present[:, 1]).view(-1, 1, 1, 1) > 0
+    has_frames = present[:, 0].view(-1, 1, 1, 1) > 0
+
+    pairs = [
+        (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)
+    ]
+    pairs.append((frames[:, 0], frames[:, 1], 1.0, has_frames))
+    pairs.append((frames[:, 0], events[:, slices], 1.0, both))
+    grid = pixel_grid(height, width, device=cells.device)
+    loss = cells.new_zeros(())
+    for source, target, time, mask in pairs:
+        coords = grid + bezier(points, time) / STRIDE
+        nearest = (tau - time).abs().argmin(dim=1)
+        covered = hidden[torch.arange(len(tau), device=tau.device), nearest]
+        mask = (mask & inside(coords, height, width)).squeeze(1) & ~covered
+        loss = loss + masked_mean(_matching_cross_entropy(source, target, coords), mask)
+    return loss / len(pairs)
+
+
+def _matching_cross_entropy(source: Tensor, target: Tensor, coords: Tensor) -> Tensor:
+    """[B, C, h, w] x 2, coords [B, 2, h, w] -> [B, h, w]; the target is spread bilinearly."""
+    batch, channels, height, width = source.shape
+    scores = torch.einsum("bcn,bcm->bnm", source.flatten(2), target.flatten(2)) / channels**0.5
+    # The correlation is linear in the target: sampling the target's features samples the scores.
+    at_truth = (source * sample(target, coords, padding="border")).sum(1) / channels**0.5
+    return scores.logsumexp(dim=2).view(batch, height, width) - at_truth

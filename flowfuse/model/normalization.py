@@ -1,0 +1,126 @@
+"""From a network's inputs to what its layers see: normalized voxel grids, lumas, padding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfuse.geometry.grid import pad_to_multiple
+from flowfuse.inputs import ModelInputs
+
+# A pixel is hot when it fires at least HOT_COUNT events in the window and HOT_RATIO times as many
+# as its neighbours do on average: a moving edge always lights its neighbours up too.
+HOT_COUNT = 16.0
+HOT_RATIO = 8.0
+CLIP = 3.0
+# Every so manieth pixel, row after row: prime numbers, of which one does not divide the width, or
+# these would be the same columns in every row.
+PERCENTILE_STEPS = (13, 11)
+
+
+class Scene(NamedTuple):
+    """What stays of :class:`ModelInputs` once the slices are encoded: padded, zero where absent.
+
+    Attributes:
+        frame0, frame1: [B, 1, H, W] lumas.
+        event_sum: [B, 1, H, W].
+        first_sum: [B, 1, H, W], polarity sum of slice E_1, normalized.
+        density: [B, K + 1, h, w], mean magnitude of every slice in the cells.
+        exposure: [B, 2].
+        present: [B, 3].
+    """
+
+    frame0: Tensor
+    frame1: Tensor
+    event_sum: Tensor
+    first_sum: Tensor
+    density: Tensor
+    exposure: Tensor
+    present: Tensor
+
+
+def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
+    """Mask hot pixels, scale by the 98th percentile of the non-zero magnitudes, clip at +-3.
+
+    One scale for the whole input of an item: a scale per slice would hide that the motion slows
+    down, and subtracting a mean would bias the polarity.
+
+    Args:
+        slices: [B, K + 1, bins, H, W] raw polarity sums.
+        present: [B, K + 1], 0 where a slice is absent: it becomes zero and has no say in the scale.
+
+    Returns:
+        The shape of ``slices``, in [-3, 3]; zeros stay zeros.
+    """
+    present = present[:, :, None, None, None]
+    activity = (magnitude(slices).unsqueeze(2) * present).sum(dim=1)  # [B, 1, H, W]
+    neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
+    hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
+    weight = (~hot).unsqueeze(1) * present  # [B, K + 1, 1, H, W]
+
+    # A part of the pixels gives the percentile as well. It is among the largest fiftieth of all.
+    step = next((s for s in PERCENTILE_STEPS if slices.shape[-1] % s), 1)
+    part = slices.flatten(3)[..., ::step] * weight.flatten(3)[..., ::step]
+    values = part.abs().flatten(1)
+    nonzero = (values > 0).sum(dim=1, keepdim=True)
+    above = nonzero - 1 - (0.98 * (nonzero - 1)).long()  # how many values are larger
+    largest = values.topk(min(values.shape[1], values.shape[1] // 50 + 2), dim=1).values
+    scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (slices * (weight / scale.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
+
+
+def magnitude(slices: Tensor) -> Tensor:
+    """Sum absolute values over the bins: [B, K + 1, bins, H, W] -> [B, K + 1, H, W].
+
+    Bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the middle.
+    """
+    total = slices[:, :, 0].abs()
+    for index in range(1, slices.shape[2]):
+        total += slices[:, :, index].abs()
+    return total
+
+
+def prepare_inputs(
+    inputs: ModelInputs, *, frames: bool, events: bool, cell: int
+) -> tuple[Tensor, Scene]:
+    """Switch off senses, zero what is absent, normalize slices, take lumas, pad.
+
+    Args:
+        inputs: as the network gets them.
+        frames, events: whether the network uses them at all.
+        cell: px; height and width become multiples of it.
+
+    Returns:
+        The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
+    """
+    switches = (frames, events, events)
+    # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
+    present = torch.stack(
+        [inputs.present[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
+    )
+    has_frames, has_events = (present[:, i].view(-1, 1, 1, 1) for i in range(2))
+    history = torch.ones_like(present[:, :1]).repeat(1, inputs.slices.shape[1])
+    history[:, 0] = present[:, 2]
+    slices = normalize_slices(inputs.slices, history * present[:, 1:2])
+    slices = pad_to_multiple(slices, cell, mode="constant")
+    return slices, Scene(
+        frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, cell),
+        frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, cell),
+        event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
+        first_sum=slices[:, 1].sum(1, keepdim=True),
+        density=F.avg_pool2d(magnitude(slices), cell),
+        exposure=inputs.exposure * present[:, :1],
+        present=present,
+    )
+
+
+def luma(frame: Tensor) -> Tensor:
+    """Rec. 601 luma of RGB, or the gray image itself: [B, 1 | 3, H, W] -> [B, 1, H, W]."""
+    if frame.shape[1] == 1:
+        return frame
+    red, green, blue = frame.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue

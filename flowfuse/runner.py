@@ -1,0 +1,253 @@
+"""Which windows of a recording to estimate, and the estimate of one; nothing else is in memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flowfuse.data.formats.events import EVENT_SUFFIXES
+from flowfuse.data.recording import Recording
+from flowfuse.estimator import Estimator
+from flowfuse.inputs import event_window
+from flowfuse.result import Result
+
+# A pair this much longer than the median one has lost frames in between.
+GAP_RATIO = 1.5
+# Wrong units make events and frames differ at least a thousandfold in duration.
+UNIT_RATIO = 300
+MAX_WINDOWS = 1_000_000  # the names of flow files count with six digits
+
+
+@dataclass(frozen=True)
+class Window:
+    """One flow field to estimate.
+
+    Attributes:
+        index: number of the output file: the first frame's index, or the window's with ``--every``.
+        t0, t1: microseconds.
+        frames: indices of the two frames; None for events alone.
+    """
+
+    index: int
+    t0: int
+    t1: int
+    frames: tuple[int, int] | None
+
+
+def plan_pairs(
+    recording: Recording,
+    pairs: tuple[int | None, int | None] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> list[Window]:
+    """List the windows between frames: successive ones, or as the data set wants them.
+
+    Args:
+        recording: with at least two frames.
+        pairs: first pair and the one after the last; None = open.
+        start, end: microseconds; both frames of a pair lie in [start, end].
+
+    Raises:
+        ValueError: when there is none.
+    """
+    times = [int(t) for t in recording.frame_times]
+    wanted = recording.frame_pairs
+    if not wanted:
+        raise ValueError(
+            f"the recording has {len(times)} frame(s), and a pair needs two; "
+            "use --every 10ms for flow from the events alone"
+        )
+    windows = [
+        Window(i, times[i], times[j], (i, j))
+        for i, j in wanted[slice(*(pairs or (None, None)))]
+        if (start is None or start <= times[i]) and (end is None or times[j] <= end)
+    ]
+    if not windows:
+        raise ValueError(
+            f"no frame pair in the range asked for: the recording has {len(wanted)} pairs, "
+            f"from {times[0] * 1e-6:.6f} to {times[-1] * 1e-6:.6f} s"
+        )
+    return windows
+
+
+def plan_steps(
+    recording: Recording, every: int, start: int | None = None, end: int | None = None
+) -> list[Window]:
+    """List the successive windows of ``every`` microseconds, for flow from the events alone.
+
+    Args:
+        recording: its events.
+        every: length of a window, us.
+        start, end: microseconds; from the first to the last event by default.
+
+    Raises:
+        ValueError: when there are no events, no whole window fits, or more than MAX_WINDOWS do.
+    """
+    if recording.event_range is None:
+        raise ValueError(
+            f"{recording.path or 'the recording'}: no events; flow at a fixed rate is made from "
+            "events"
+        )
+    first, last = recording.event_range
+    start = first if start is None else start
+    end = last + 1 if end is None else end
+    count = (end - start) // every
+    if not 1 <= count <= MAX_WINDOWS:
+        found = "no window" if count < 1 else f"at most {MAX_WINDOWS} expected, {count} windows"
+        raise ValueError(
+            f"{found} of {every} us {'fits' if count < 1 else 'fit'} between "
+            f"{_seconds(start, end)} (the events go from {_seconds(first, last, 'to')})"
+        )
+    return [Window(i, start + i * every, start + (i + 1) * every, None) for i in range(count)]
+
+
+def find_earlier(
+    recording: Recording, windows: Sequence[Window], written: Sequence[int]
+) -> list[Window]:
+    """List the windows that earlier runs with the same settings wrote, beside those planned now.
+
+    Args:
+        recording: of the windows.
+        windows: planned now by :func:`plan_pairs` or :func:`plan_steps`.
+        written: indices of the flow files.
+    """
+    planned, first = {window.index for window in windows}, windows[0]
+    earlier = [index for index in written if index not in planned]
+    if first.frames is None:
+        every = first.t1 - first.t0
+        starts = [first.t0 + (index - first.index) * every for index in earlier]
+        return [
+            Window(i, start, start + every, None) for i, start in zip(earlier, starts, strict=True)
+        ]
+    times, pairs = [int(t) for t in recording.frame_times], dict(recording.frame_pairs)
+    return [Window(i, times[i], times[pairs[i]], (i, pairs[i])) for i in earlier if i in pairs]
+
+
+def check_events(recording: Recording) -> None:
+    """Warn where the flow of frame pairs is made without events, or the units seem wrong.
+
+    Raises:
+        ValueError: when frames and events are of different times.
+    """
+    if not recording.has_events:
+        directory = recording.path is not None and recording.path.is_dir()
+        names = ", ".join(f"events{suffix}" for suffix in EVENT_SUFFIXES)
+        missing = f"no event file in {recording.path} ({names})" if directory else "no event file"
+        warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
+        return
+    if recording.event_range is None:
+        warnings.warn("the event file has no event: flow from the frames alone", stacklevel=2)
+        return
+    (first, last), frames = recording.event_range, recording.frame_times[[0, -1]].tolist()
+    if last < frames[0] or frames[1] < first:
+        raise ValueError(f"no event lies between two frames: {describe_times(recording)}")
+    shorter, longer = sorted((last - first, frames[1] - frames[0]))
+    if longer > UNIT_RATIO * max(shorter, 1):
+        warnings.warn(f"are the units right? {describe_times(recording)}", stacklevel=2)
+
+
+def describe_times(recording: Recording) -> str:
+    """Say from when to when events and frames go, and what is expected of them."""
+    frames = recording.frame_times[[0, -1]].tolist()
+    return (
+        f"{recording.path or 'the recording'}: the events go from "
+        f"{_seconds(*recording.event_range, 'to')}, the frames from {_seconds(*frames, 'to')}; "
+        "both need one clock, in the units that the formats expect "
+        "(text: seconds; integer t of .h5 and .npz: microseconds)"
+    )
+
+
+def _seconds(start: int, end: int, word: str = "and") -> str:
+    return f"{start * 1e-6:.6f} {word} {end * 1e-6:.6f} s"
+
+
+def estimate_window(
+    estimator: Estimator,
+    recording: Recording,
+    reader: FrameReader,
+    window: Window,
+    iterations: int | None,
+    initial: np.ndarray | None = None,
+) -> tuple[Result | None, float]:
+    """Read what one window needs and estimate its flow.
+
+    Args:
+        initial: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
+
+    Returns:
+        The result, None where there is neither a frame pair nor an event; seconds spent in the
+        estimator, without reading.
+
+    Raises:
+        ValueError: naming the window, or the file at fault.
+    """
+    exposures = reader.exposures(window)
+    start, end = event_window(window.t0, window.t1, estimator.model.config.slices, *exposures)
+    events = recording.events(max(start, 0), end)
+    if window.frames is None and not len(events.slice_time(window.t0, window.t1)):
+        return None, 0.0
+    frame0, frame1 = reader.frames(window)
+    begin = time.perf_counter()
+    try:
+        result = estimator(
+            frame0,
+            frame1,
+            events,
+            t0=window.t0,
+            t1=window.t1,
+            exposure0=exposures[0],
+            exposure1=exposures[1],
+            iterations=iterations,
+            initial=initial,
+        )
+    except ValueError as error:
+        raise ValueError(f"{_name(recording, window)}: {error}") from error
+    if estimator.device.type == "cuda":
+        torch.cuda.synchronize(estimator.device)
+    return result, time.perf_counter() - begin
+
+
+def _name(recording: Recording, window: Window) -> str:
+    """What an error message calls a window."""
+    kind = f"window {window.index}"
+    if window.frames is not None:
+        kind = f"frames {window.frames[0]} and {window.frames[1]}"
+    times = _seconds(window.t0, window.t1, "to")
+    return f"{recording.path or 'the recording'}, {kind} ({times})"
+
+
+class FrameReader:
+    """Reads the frames of successive pairs, each once."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self._kept: dict[int, np.ndarray] = {}
+
+    def frames(self, window: Window) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the two frames of a window, or two None."""
+        if window.frames is None:
+            return None, None
+        self._kept = {
+            i: self._kept[i] if i in self._kept else self.recording.frame(i) for i in window.frames
+        }
+        return tuple(self._kept[i] for i in window.frames)
+
+    def exposures(self, window: Window) -> tuple[int | None, int | None]:
+        """Return the exposure durations of a window's frames in microseconds, None if unknown."""
+        intervals = self.recording.exposures
+        if window.frames is None or intervals is None:
+            return None, None
+        return tuple(int(intervals[i][1] - intervals[i][0]) for i in window.frames)
+
+
+def count_gaps(windows: list[Window]) -> int:
+    """Count the pairs much longer than the median one."""
+    durations = [window.t1 - window.t0 for window in windows]
+    limit = GAP_RATIO * statistics.median(durations)
+    return sum(duration > limit for duration in durations)

@@ -1,0 +1,51 @@
+"""Averages of metrics.json, by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from flowfuse.cli.infer_report import RunMetrics
+
+SIZE = (4, 5)
+
+
+def constant(u: float) -> np.ndarray:
+    return np.stack((np.full(SIZE, u), np.zeros(SIZE)))
+
+
+def test_paths_are_averaged_over_pixels_not_over_pairs():
+    """A pair in which little deviates must not count as much as one in which all does."""
+    metrics = RunMetrics()
+    frame = np.zeros(SIZE, np.uint8)
+    # Half-way the truth is behind the straight line to 8 px: in the first pair by 2 px everywhere,
+    # in the second by 4 px in one of its 20 pixels. The estimates find 1/2 and 1/4 of that.
+    cases = (np.full(SIZE, 2.0), 0.5), (np.pad([[4.0]], ((0, 3), (0, 4))), 0.25)
+    for deviation, found in cases:
+        half = constant(4.0)
+        half[0] -= deviation
+        valid = np.ones(SIZE, bool)
+        truth = {0.5: (half, valid), 1.0: (constant(8.0), valid)}
+        recording = SimpleNamespace(truth_at=lambda index, tau, truth=truth: truth[tau])
+        window = SimpleNamespace(index=0, t0=0, t1=10)
+        estimate = constant(8.0), {0.5: constant(4.0) - [found * deviation, 0 * deviation]}
+        metrics.add(recording, window, *estimate, (frame, frame))
+    pairs = [pair["trajectory"]["deviation_error"] for pair in metrics._pairs]
+    assert pairs == pytest.approx([0.5, 0.75])
+    average = metrics.averages()["trajectory"]
+    assert average["deviation_error"] == pytest.approx((20 * 1 + 3) / (20 * 2 + 4))
+    assert average["tepe"] == pytest.approx((20 * 1 + 3) / 40)
+
+
+def test_a_truth_without_any_valid_pixel_is_told():
+    metrics = RunMetrics()
+    frame, flow = np.zeros(SIZE, np.uint8), constant(1.0)
+    truth = np.full((2, *SIZE), np.nan), np.zeros(SIZE, bool)
+    recording = SimpleNamespace(truth_at=lambda index, tau: truth)
+    window = SimpleNamespace(index=0, t0=0, t1=10)
+    metrics.latest = "EPE 1.00"
+    metrics.add(recording, window, flow, {}, (frame, frame))
+    assert metrics.latest == ""
+    told, photometric = metrics.lines()
+    assert told == "EPE: unknown, the truth of 1 pair has no valid pixel"
+    assert photometric.startswith("photometric error")

@@ -1,0 +1,263 @@
+"""AEDAT 4 and ROS bags, written by the packages that read them; skipped where those are absent."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+
+from flowfuse.cli.infer import main
+from flowfuse.data.formats.events import open_event_file
+from flowfuse.data.recording import open_recording
+from flowfuse.events import Events
+
+HEIGHT, WIDTH, START = 12, 16, 1_600_000_000_000_000
+FRAME_TIMES = [START + 1000 * i for i in (5, 25, 45)]
+
+
+@pytest.fixture(scope="module")
+def events():
+    rng = np.random.default_rng(0)
+    t = START + np.sort(rng.integers(0, 60_000, 900))
+    x, y = rng.integers(0, WIDTH, 900), rng.integers(0, HEIGHT, 900)
+    return Events(x, y, t, rng.integers(0, 2, 900), height=HEIGHT, width=WIDTH)
+
+
+def images():
+    return np.random.default_rng(1).integers(0, 256, (3, HEIGHT, WIDTH)).astype(np.uint8)
+
+
+def check(recording, events):
+    """Events, sizes and windows are those that were written."""
+    assert (recording.height, recording.width) == (HEIGHT, WIDTH)
+    assert recording.event_range == (events.t[0], events.t[-1])
+    exact = int(events.t[300])
+    for t0, t1 in [
+        (0, 2 * START),
+        (START + 10_000, START + 31_000),
+        (exact, exact + 1),
+        (exact, exact),
+        (exact, exact - 9),
+        (0, START),
+        (START + 59_000, START + 90_000),
+    ]:
+        window, expected = recording.events(t0, t1), events.slice_time(t0, t1)
+        for column in "xytp":
+            np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
+
+
+# AEDAT 4
+
+
+def write_aedat4(path, events, frames=True):
+    dv = pytest.importorskip("dv_processing")
+    kind = dv.io.MonoCameraWriter.DAVISConfig if frames else dv.io.MonoCameraWriter.DVSConfig
+    writer = dv.io.MonoCameraWriter(str(path), kind("DVXplorer_test", (WIDTH, HEIGHT)))
+    store = dv.EventStore()
+    for x, y, t, p in zip(events.x, events.y, events.t, events.p, strict=True):
+        store.push_back(int(t), int(x), int(y), bool(p))
+    writer.writeEvents(store)
+    for time, image in zip(FRAME_TIMES if frames else [], images(), strict=False):
+        frame = dv.Frame(time - 1000, image)  # exposed from 1 ms before to 1 ms after
+        frame.exposure = timedelta(milliseconds=2)
+        writer.writeFrame(frame)
+    del writer  # closes the file
+    return path
+
+
+def test_aedat4(tmp_path, events):
+    recording = open_recording(write_aedat4(tmp_path / "a.aedat4", events))
+    check(recording, events)
+    assert recording.frame_times.tolist() == FRAME_TIMES
+    assert recording.exposures[1].tolist() == [FRAME_TIMES[1] - 1000, FRAME_TIMES[1] + 1000]
+    for index in (0, 2, 1):
+        np.testing.assert_array_equal(recording.frame(index), images()[index])
+    assert open_event_file(tmp_path / "a.aedat4").coordinate_extent() == (HEIGHT, WIDTH)
+    # As the events of a recording it brings its frames, unless there are others.
+    (tmp_path / "r").mkdir()
+    (tmp_path / "a.aedat4").rename(tmp_path / "r" / "events.aedat4")
+    assert len(open_recording(tmp_path / "r").frame_times) == 3
+    times = tmp_path / "times.txt"
+    times.write_text("1\n")
+    with pytest.raises(ValueError, match=r"frame times were given, but .* has its own"):
+        open_recording(frames=tmp_path / "r" / "events.aedat4", times=times)
+
+
+def test_aedat4_without_frames(tmp_path, events):
+    recording = open_recording(write_aedat4(tmp_path / "a.aedat4", events, frames=False))
+    assert not recording.has_frames and len(recording.events(0, 2 * START)) == len(events)
+    with pytest.raises(ValueError, match="stream 'frames' expected, found"):
+        open_recording(frames=tmp_path / "a.aedat4")
+
+
+def test_faults_of_aedat4(tmp_path, events):
+    path = write_aedat4(tmp_path / "a.aedat4", events)
+    data = path.read_bytes()
+    for content in (b"", b"#!AER-DAT4.0\r\n", data[:300], data[:-200]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.aedat4: not a readable .aedat4, is it truncated"):
+            open_recording(path)
+    with pytest.raises(FileNotFoundError, match="no such event file"):
+        open_event_file(tmp_path / "b.aedat4")
+
+
+# ROS bags. The definitions of dvs_msgs, without comments.
+
+EVENT = "uint16 x\nuint16 y\n{time} ts\nbool polarity\n"
+ARRAY = "std_msgs/Header header\nuint32 height\nuint32 width\ndvs_msgs/Event[] events\n"
+
+
+class BagWriter:
+    """Writes messages in the layout of one version of ROS."""
+
+    def __init__(self, path, version):
+        pytest.importorskip("rosbags")
+        from rosbags import rosbag1, rosbag2
+        from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+        self.version = version
+        store = Stores.ROS1_NOETIC if version == 1 else Stores.ROS2_HUMBLE
+        self.types = get_typestore(store)
+        time = "time" if version == 1 else "builtin_interfaces/Time"
+        for text, name in ((EVENT.format(time=time), "Event"), (ARRAY, "EventArray")):
+            self.types.register(get_types_from_msg(text, f"dvs_msgs/msg/{name}"))
+        self.bag = rosbag1.Writer(path) if version == 1 else rosbag2.Writer(path, version=9)
+        self.bag.open()
+        self.topics = {}
+
+    def make(self, kind, **fields):
+        return self.types.types[kind](**fields)
+
+    def time(self, microseconds):
+        seconds, rest = divmod(int(microseconds), 10**6)
+        return self.make("builtin_interfaces/msg/Time", sec=seconds, nanosec=1000 * rest + 7)
+
+    def header(self, microseconds, name):
+        number = {"seq": 3} if self.version == 1 else {}
+        stamp = self.time(microseconds)
+        return self.make("std_msgs/msg/Header", stamp=stamp, frame_id=name, **number)
+
+    def write(self, topic, kind, time, **fields):
+        if topic not in self.topics:
+            self.topics[topic] = self.bag.add_connection(topic, kind, typestore=self.types)
+        message = self.make(kind, **fields)
+        encode = self.types.serialize_ros1 if self.version == 1 else self.types.serialize_cdr
+        self.bag.write(self.topics[topic], 1000 * int(time) + 5_000_000, encode(message, kind))
+
+    def write_events(self, events, topic="/dvs/events"):
+        made = [
+            self.make("dvs_msgs/msg/Event", x=x, y=y, ts=self.time(t), polarity=bool(p))
+            for x, y, t, p in zip(
+                events.x.tolist(), events.y.tolist(), events.t, events.p, strict=True
+            )
+        ]
+        time = int(events.t[-1]) if len(events) else START
+        # Names of every length: what follows is aligned behind them.
+        header = self.header(time, "camera"[: len(events) % 5])
+        fields = {"header": header, "height": HEIGHT, "width": WIDTH, "events": made}
+        self.write(topic, "dvs_msgs/msg/EventArray", time, **fields)
+
+    def write_image(self, time, image, encoding="mono8", topic="/dvs/image_raw"):
+        height, width = image.shape[:2]
+        rows = image.reshape(height, -1)
+        step = rows.shape[1] + 3  # rows may have gaps behind them
+        data = np.pad(rows, ((0, 0), (0, 3))).ravel()
+        fields = {"height": height, "width": width, "encoding": encoding, "is_bigendian": 0}
+        header = self.header(time, "camera")
+        fields |= {"header": header, "step": step, "data": data}
+        self.write(topic, "sensor_msgs/msg/Image", time, **fields)
+
+
+def write_bag(path, version, events):
+    writer = BagWriter(path, version)
+    ends = [0, 1, 3, 400, 400, 650, 900]  # messages of one, no and many events
+    for first, last in pairwise(ends):
+        part = slice(first, last)
+        columns = (getattr(events, name)[part] for name in "xytp")
+        writer.write_events(Events(*columns, height=HEIGHT, width=WIDTH))
+    for time, image in zip(FRAME_TIMES, images(), strict=True):
+        writer.write_image(time, image)
+    writer.bag.close()
+    return path
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_bag(tmp_path, events, version):
+    path = write_bag(tmp_path / ("a.bag" if version == 1 else "a"), version, events)
+    recording = open_recording(path)
+    check(recording, events)
+    assert recording.frame_times.tolist() == FRAME_TIMES and recording.exposures is None
+    for index in (0, 2, 1):
+        np.testing.assert_array_equal(recording.frame(index), images()[index])
+    assert open_event_file(path).coordinate_extent() == (HEIGHT, WIDTH)
+
+
+def test_images_of_bags(tmp_path):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    writer = BagWriter(tmp_path / "a.bag", 1)
+    for index, (encoding, image) in enumerate(
+        [("rgb8", colour), ("bgr8", colour[..., ::-1]), ("bayer_rggb8", colour[..., 0])]
+    ):
+        writer.write_image(START + index, np.ascontiguousarray(image), encoding)
+    writer.bag.close()
+    recording = open_recording(tmp_path / "a.bag")
+    assert not recording.has_events
+    for index in (0, 1):
+        np.testing.assert_array_equal(recording.frame(index), colour)
+    with pytest.raises(ValueError, match=r"image 2: encoding 'bayer_rggb8', expected one of mono8"):
+        recording.frame(2)
+    writer = BagWriter(tmp_path / "b.bag", 1)
+    data = cv2.imencode(".png", colour[..., ::-1])[1].ravel()
+    header = writer.header(START, "c")
+    kind = "sensor_msgs/msg/CompressedImage"
+    writer.write("/image/compressed", kind, START, header=header, format="png", data=data)
+    writer.bag.close()
+    np.testing.assert_array_equal(open_recording(tmp_path / "b.bag").frame(0), colour)
+
+
+def test_the_images_beside_the_events_are_taken(tmp_path, events):
+    writer = BagWriter(tmp_path / "a.bag", 1)
+    few = events.slice_time(START, START + 3000)
+    writer.write_events(few, "/b/left/events")
+    writer.write_image(START, images()[0], topic="/a/image_raw")
+    writer.write_image(START, images()[1], topic="/b/left/image_raw")
+    writer.bag.close()
+    with pytest.warns(UserWarning, match="topic /b/left/image_raw is taken, of /a/image_raw, /b"):
+        recording = open_recording(tmp_path / "a.bag")
+    np.testing.assert_array_equal(recording.frame(0), images()[1])
+
+
+def test_faults_of_bags(tmp_path, events):
+    path = write_bag(tmp_path / "a.bag", 1, events)
+    data = path.read_bytes()
+    for content in (b"", data[:300], b"hello" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.bag: not a readable ROS bag, is it truncated"):
+            open_recording(path)
+    writer = BagWriter(tmp_path / "b.bag", 1)
+    writer.write_events(events.slice_time(START + 2000, START + 3000))
+    writer.write_events(events.slice_time(START + 1000, START + 2500))
+    writer.bag.close()
+    with pytest.raises(ValueError, match="must be sorted by time; the message recorded at"):
+        open_recording(tmp_path / "b.bag")
+    with pytest.raises(ValueError, match=r"a topic of sensor_msgs.* expected, found /dvs/events"):
+        open_recording(frames=tmp_path / "b.bag")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "project"),
+    [("a.aedat4", "dv_processing", "dv-processing"), ("a.bag", "rosbags.highlevel", "rosbags")],
+)
+def test_an_absent_package_is_named(tmp_path, monkeypatch, capsys, name, package, project):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModuleNotFoundError, match=f"not installed: pip install {project}"):
+        open_recording(tmp_path / name)
+    assert main([str(tmp_path / name), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert f"not installed: pip install {project}" in error and error.count("\n") == 1

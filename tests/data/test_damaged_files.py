@@ -1,0 +1,177 @@
+"""Truncated and overwritten files of every kind: data, or an error that names the file.
+
+Files that came through a broken download or disk; never another exception, a hang or a crash.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dsec_cases import OFFSET, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flowfuse.data.calibration import read_calibration
+from flowfuse.data.datasets.dsec.files import (
+    read_exposure_times,
+    read_flow_times,
+    read_image_times,
+    read_rectify_map,
+    read_view_change,
+)
+from flowfuse.data.datasets.dsec.sequence import DsecEvents
+from flowfuse.data.datasets.mvsec.ground_truth import FlowMaps
+from flowfuse.data.datasets.mvsec.recording import open_mvsec
+from flowfuse.data.datasets.mvsec.writer import write_mvsec
+from flowfuse.data.formats.event_writer import write_event_parts
+from flowfuse.data.formats.events import open_event_file
+from flowfuse.data.recording import open_recording
+from flowfuse.events import Events
+
+HEIGHT, WIDTH, COUNT = 6, 8, 400
+CALIBRATION = """\
+events: {size: [8, 6], K: [9.0, 9.0, 3.5, 2.5], distortion: [-0.1, 0.02, 0, 0]}
+frames: {size: [16, 12], K: [18.0, 18.0, 7.5, 5.5]}
+R: [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+"""
+
+
+def read_events(path: Path) -> None:
+    file = open_event_file(path)
+    _ = file.time_range, file.sensor_size
+    file.coordinate_extent()
+    file.window(20_000, 30_000, HEIGHT, WIDTH)
+    file.window(0, 10**9, HEIGHT, WIDTH)
+
+
+def read_recording(path: Path) -> None:
+    recording = open_recording(path)
+    recording.events(0, 10**9)
+
+
+def read_dsec(path: Path) -> None:
+    DsecEvents(path).window(OFFSET + 60_000, OFFSET + 160_000, 24, 32)
+
+
+def read_mvsec(path: Path) -> None:
+    recording = open_mvsec(path)
+    recording.events(12_000, 24_000)
+    recording.frame(1)
+    recording._event_file.coordinate_extent()
+
+
+def read_truth(path: Path) -> None:
+    maps = FlowMaps(path)
+    maps.between(int(maps.times[0]), int(maps.times[-1]))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        name: of the file.
+        read: reads all that there is of it.
+        binary: whether damage may be any byte; else texts are damaged by characters, too.
+    """
+
+    name: str
+    read: Callable[[Path], object]
+    binary: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+KINDS = [
+    Kind("flat.h5", read_events),
+    Kind("flat.h5", read_recording),
+    Kind("layout_of_dsec.h5", read_events),
+    Kind("stored.npz", read_events),
+    Kind("packed.npz", read_events),
+    Kind("events.txt", read_events, binary=False),
+    Kind("events.csv", read_events, binary=False),
+    Kind("events.h5", read_dsec),
+    Kind("rectify_map.h5", read_rectify_map),
+    Kind("a_data.hdf5", read_mvsec),
+    Kind("a_gt.hdf5", read_truth),
+    Kind("b_gt_flow_dist.npz", read_truth),
+    Kind("timestamps.txt", read_image_times, binary=False),
+    Kind("exposure_timestamps.txt", lambda path: read_exposure_times(path, 7), binary=False),
+    Kind("forward_timestamps.txt", read_flow_times, binary=False),
+    Kind("cam_to_cam.yaml", read_view_change, binary=False),
+    Kind("rig.yaml", read_calibration, binary=False),
+]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    """A directory with a good file of every kind."""
+    folder = tmp_path_factory.mktemp("originals")
+    rng = np.random.default_rng(0)
+    x, y, p = (rng.integers(0, limit, COUNT) for limit in (WIDTH, HEIGHT, 2))
+    events = Events(x, y, np.sort(rng.integers(0, 50_000, COUNT)), p, height=HEIGHT, width=WIDTH)
+    size = (HEIGHT, WIDTH)
+    for name, kind in [
+        ("flat.h5", "h5"), ("layout_of_dsec.h5", "dsec"), ("stored.npz", "npz"),
+        ("events.txt", "txt"), ("events.csv", "csv"),
+    ]:  # fmt: skip
+        write_event_parts(folder / name, [events], size, kind)
+    np.savez_compressed(folder / "packed.npz", **{name: getattr(events, name) for name in "xytp"})
+    frames = rng.integers(0, 256, (3, *size)).astype(np.uint8)
+    maps, times = np.ones((3, 2, *size)), np.array([10_000, 20_000, 30_000])
+    write_mvsec(folder / "a", events, frames, times, maps, times)
+    write_mvsec(folder / "b", events, frames, times, maps, times, truth_format="npz")
+    sequence = write(folder / "dsec")
+    for name in (
+        "events/left/events.h5", "events/left/rectify_map.h5", "images/timestamps.txt",
+        "images/left/exposure_timestamps.txt", "flow/forward_timestamps.txt",
+        "calibration/cam_to_cam.yaml",
+    ):  # fmt: skip
+        shutil.copy(sequence / name, folder)
+    (folder / "rig.yaml").write_text(CALIBRATION)
+    return folder
+
+
+def damaged(content: bytes, binary: bool, data: st.DataObject) -> bytes:
+    """Cut off the end, or write over a few bytes, in the file's head as often as elsewhere."""
+    place = data.draw(st.integers(0, min(len(content), 2500)) | st.integers(0, len(content)))
+    if data.draw(st.booleans()):
+        return content[:place]
+    noise = st.binary(min_size=1, max_size=12)
+    if not binary:
+        noise |= st.text("0123456789.,-+eE#:[]{}\"' \n\tnaif", min_size=1, max_size=8).map(
+            str.encode
+        )
+    piece = data.draw(noise)
+    return content[:place] + piece + content[place + len(piece) :]
+
+
+@pytest.mark.filterwarnings("ignore")  # of unpacking, and of a sensor size that is not stated
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_damaged_files_give_data_or_an_error_that_names_them(originals, tmp_path, kind, data):
+    path = tmp_path / kind.name
+    path.write_bytes(damaged((originals / kind.name).read_bytes(), kind.binary, data))
+    try:
+        kind.read(path)
+    except (ValueError, OSError) as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_files_are_good_before(originals, kind):
+    kind.read(originals / kind.name)

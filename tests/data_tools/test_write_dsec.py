@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from flowfuse.data.datasets.dsec.sequence import open_sequence
+from flowfuse.data.synthetic.scenes import generate_scene
+
+SCRIPT = Path(__file__).resolve().parents[2] / "data_tools" / "write_dsec.py"
+
+
+def run(*argv: str) -> int:
+    spec = importlib.util.spec_from_file_location("write_dsec", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(list(argv))
+
+
+def test_sequence_holds_the_scene(tmp_path, capsys):
+    argv = [str(tmp_path), "thun_00_a", "--preset", "slow", "--seed", "5", "--size", "48x32"]
+    argv += ["--image-size", "96x64", "--frames", "5", "--max-step", "1", "--layout", "per_file"]
+    assert run(*argv) == 0
+    assert "thun_00_a: 5 frames, " in capsys.readouterr().out
+    scene = generate_scene(5, "slow", 32, 48, frames=5)
+    sequence = open_sequence(tmp_path / "thun_00_a")
+    assert (sequence.height, sequence.width) == (32, 48)
+    np.testing.assert_array_equal(np.diff(sequence.frame_times), np.diff(scene.frame_times))
+    np.testing.assert_array_equal(np.diff(sequence.exposures).ravel(), scene.exposures)
+    assert sequence.frame_pairs == [(0, 2), (2, 4)]
+    flow, valid = sequence.truth(2)
+    expected = scene.truth(4.0, start=2.0)[0].numpy()
+    assert valid.all() and np.abs(flow - expected).max() <= 0.5 / 128 + 1e-5
+    # It does not write over what is there.
+    assert run(*argv) == 1
+    assert "this sequence exists already" in capsys.readouterr().err
+    assert run(str(tmp_path), "thun_01_a", "--device", "cuda:77") == 1
+    assert "cuda:77" in capsys.readouterr().err
+    assert run(str(tmp_path), "thun_01_a", "--frames", "2") == 1
+    assert "--frames must be at least 3 for a flow map, got 2" in capsys.readouterr().err

@@ -1,0 +1,352 @@
+"""Each part of the network does something, is trained, and starts where it should."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flowfuse.inputs import ModelInputs
+from flowfuse.losses.supervised import LossConfig, supervised_loss
+from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
+from flowfuse.model.fusion import BoundaryPropagation, shift
+from flowfuse.ops.extension import LIBRARY
+
+TINY = ModelConfig(
+    name="tiny", slices=2, bins=2, stem_channels=8, channels=16, hidden=16, token_channels=8,
+    boundary_channels=8, degree=2, iterations=2, radius=1, levels=2, dilations=(1, 2),
+)  # fmt: skip
+
+
+def make_inputs(config, batch=1, height=40, width=48, channels=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(batch, *shape, generator=generator)
+
+    return ModelInputs(
+        slices=(6 * rand(config.slices + 1, config.bins, height, width) - 3).round(),
+        frame0=rand(channels, height, width),
+        frame1=rand(channels, height, width),
+        event_sum=(6 * rand(1, height, width) - 3).round(),
+        exposure=0.5 * rand(2),
+        present=torch.ones(batch, 3),
+    )
+
+
+def make_batch(inputs, times=4):
+    batch, *_, height, width = inputs.slices.shape
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "slices": inputs.slices,
+        "present": inputs.present,
+        "tau": torch.tensor([[0.2, 0.5, 0.8, 1.0]]).repeat(batch, 1),
+        "flow": 4 * torch.randn(batch, times, 2, height, width, generator=generator),
+        "valid": torch.ones(batch, times, height, width, dtype=torch.bool),
+        "occluded": torch.zeros(batch, times, height, width, dtype=torch.bool),
+        "boundary": (torch.rand(batch, 2, height, width, generator=generator) > 0.9).float(),
+    }
+
+
+def make_model(config, seed=0, settle=True):
+    """A model; ``settle`` moves its near-zero layers away from zero, as training would."""
+    torch.manual_seed(seed)
+    model = FlowFuse(config).eval()
+    if settle:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.abs().max() < 0.02:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def flow(model, inputs, **options):
+    with torch.no_grad():
+        return model(inputs, **options).control_points
+
+
+def test_shapes():
+    inputs = make_inputs(TINY, batch=2)
+    output = make_model(TINY)(inputs)
+    assert output.control_points.shape == (2, 2, 2, 40, 48)
+    assert output.uncertainty.shape == (2, 2, 40, 48)
+    assert output.coarse_points.shape == (3, 2, 2, 2, 5, 6)
+    assert output.boundary.shape == (2, 2, 40, 48)
+    assert output.event_latent.shape == (2, 3, 16, 5, 6)
+    assert output.frame_latent.shape == (2, 2, 16, 5, 6)
+    assert make_model(TINY)(inputs, iterations=3).coarse_points.shape[0] == 4
+
+
+@pytest.mark.parametrize(("name", "million", "giga"), [("small", 1.5, 12), ("base", 4.0, 45)])
+def test_sizes_stay_in_their_budget(name, million, giga):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = replace(CONFIGS[name], correlation="on_demand")
+    model = FlowFuse(config)
+    assert sum(p.numel() for p in model.parameters()) <= million * 1e6
+    # All costs are linear in the number of pixels: a quarter of 640 x 480 is counted and scaled.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(make_inputs(config, height=240, width=320))
+    convolutions = sum(
+        count for op, count in counter.get_flop_counts()["Global"].items() if "conv" in str(op)
+    )
+    window = (2 * config.radius + 2) ** 2 * config.levels
+    look_ups = config.iterations * (config.slices + 2) * 60 * 80 * window * config.channels
+    assert 4 * convolutions / 2e9 + look_ups / 1e9 <= giga
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": False},
+        {"events": False},
+        {"boundary": False},
+        {"common_gradient": False},
+        {"fusion": "concatenation"},
+        {"frames": False, "boundary": False},
+        {"gradient_steps": 0},
+    ],
+)
+def test_every_switch_builds_runs_and_trains(change):
+    config = replace(TINY, **change)
+    model = make_model(config)
+    inputs = make_inputs(config)
+    output = model(inputs)
+    loss, _ = supervised_loss(output, make_batch(inputs), LossConfig())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert output.control_points.shape[-2:] == (40, 48)
+
+
+def switched(model, **change):
+    """The same weights under another configuration, as far as it has them."""
+    other = FlowFuse(replace(model.config, **change)).eval()
+    weights, fitting = model.state_dict(), other.state_dict()
+    for name, value in fitting.items():
+        common = tuple(map(slice, map(min, value.shape, weights[name].shape)))
+        value.zero_()[common] = weights[name][common]
+    other.load_state_dict(fitting)
+    return other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": False},
+        {"events": False},
+        {"boundary": False},
+        {"common_gradient": False},
+        {"fusion": "concatenation"},
+        {"gradient_steps": 0},
+    ],
+)
+def test_switching_a_part_off_changes_the_output(change):
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)
+    changed = (flow(model, inputs) - flow(switched(model, **change), inputs)).abs().max()
+    assert changed > 1e-4  # far above float32 rounding of values of about one pixel
+
+
+def test_guided_fusion_is_concatenation_at_step_0():
+    guided = make_model(TINY, settle=False)
+    plain = switched(guided, fusion="concatenation")
+    inputs = make_inputs(TINY)
+    assert torch.equal(flow(guided, inputs), flow(plain, inputs))
+    # and what makes them equal is exactly the zero start of the gates and of the propagation
+    with torch.no_grad():
+        guided.gates.gate.bias += 1
+    assert not torch.equal(flow(guided, inputs), flow(plain, inputs))
+
+
+def test_gradients_reach_every_parameter():
+    model = make_model(TINY).train()
+    inputs = make_inputs(TINY, batch=2)
+    loss, _ = supervised_loss(model(inputs), make_batch(inputs), LossConfig())
+    loss.backward()
+    dead = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or parameter.grad.abs().max() == 0
+    ]
+    assert dead == []
+
+
+def test_flow_loss_alone_reaches_the_boundary_localizer():
+    model = make_model(TINY).train()
+    model(make_inputs(TINY)).control_points.square().mean().backward()
+    assert model.localizer.logits.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("index", "fields"), [(0, ("frame0", "frame1")), (1, ("slices", "event_sum"))]
+)
+def test_an_absent_modality_has_no_influence(index, fields):
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)
+    present = torch.ones(1, 3)
+    present[:, index] = 0
+    inputs = inputs._replace(present=present)
+    other = inputs._replace(**{name: torch.rand_like(getattr(inputs, name)) for name in fields})
+    assert torch.equal(flow(model, inputs), flow(model, other))
+
+
+def test_missing_history_silences_the_first_slice_only():
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)._replace(present=torch.tensor([[1.0, 1.0, 0.0]]))
+    slices = inputs.slices.clone()
+    slices[:, 0] = 1
+    assert torch.equal(flow(model, inputs), flow(model, inputs._replace(slices=slices)))
+    slices[:, 1] = 1
+    assert not torch.equal(flow(model, inputs), flow(model, inputs._replace(slices=slices)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 23), (41, 50), (180, 16)])
+def test_any_size(height, width):
+    result = flow(make_model(TINY), make_inputs(TINY, height=height, width=width))
+    assert result.shape[-2:] == (height, width)
+    assert torch.isfinite(result).all()
+
+
+def test_gray_and_rgb_of_the_same_luma_agree():
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)
+    rgb = inputs._replace(
+        frame0=inputs.frame0.expand(-1, 3, -1, -1), frame1=inputs.frame1.expand(-1, 3, -1, -1)
+    )
+    # 1e-4: the luma weights sum to one up to a rounding, and correlations amplify it
+    torch.testing.assert_close(flow(model, inputs), flow(model, rgb), atol=1e-4, rtol=1e-3)
+
+
+def test_items_of_a_batch_do_not_mix():
+    model = make_model(TINY)
+    inputs = make_inputs(TINY, batch=2)
+    first = ModelInputs(*(value[:1] for value in inputs))
+    # 1e-4: convolutions may sum in another order for another batch size
+    torch.testing.assert_close(flow(model, inputs)[:1], flow(model, first), atol=1e-4, rtol=1e-4)
+
+
+def test_strategies_agree():
+    model = make_model(replace(TINY, correlation="volume"))
+    inputs = make_inputs(TINY)
+    other = switched(model, correlation="on_demand")
+    # 1e-4: two orders of summation, through two iterations
+    torch.testing.assert_close(flow(model, inputs), flow(other, inputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_parts_in_turn_and_all_at_once_agree(batch, monkeypatch):
+    model = make_model(TINY)
+    inputs = make_inputs(TINY, batch=batch)
+    in_turn = flow(model, inputs)
+    for module in ("flowfuse", "correlation"):  # as on a GPU
+        monkeypatch.setattr(f"flowfuse.model.{module}.in_turn", lambda values: (values,))
+    # 1e-4: convolutions may sum in another order for another batch size
+    torch.testing.assert_close(flow(model, inputs), in_turn, atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_runs_and_stays_close():
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)
+    exact = flow(model, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = flow(model, inputs)
+    assert rough.dtype == torch.float32
+    # bfloat16 keeps 8 bits; 5 % of the range covers a few layers of such roundings
+    assert (rough - exact).abs().mean() < 0.05 * exact.abs().max()
+
+
+def test_inputs_are_not_modified():
+    inputs = make_inputs(TINY)
+    copies = [value.clone() for value in inputs]
+    flow(make_model(TINY), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slices": torch.zeros(1, 4, 2, 40, 48)}, r"slices must have shape \[B, 3, 2, H, W\]"),
+        ({"frame0": torch.zeros(1, 2, 40, 48)}, r"frame0 must have shape \[1, 1 or 3, 40, 48\]"),
+        ({"event_sum": torch.zeros(1, 1, 40, 40)}, "event_sum must have shape"),
+        ({"slices": torch.zeros(1, 3, 2, 8, 48)}, "at least 16 x 16 px, got 48 x 8"),
+    ],
+)
+def test_wrong_shapes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(TINY)(make_inputs(TINY)._replace(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slices": 0}, "slices must be at least 1, got 0"),
+        ({"frames": False, "events": False}, "both switched off"),
+        ({"fusion": "sum"}, "fusion must be one of"),
+        ({"dilations": (1, 3)}, "dilations must be 1, 2, 4"),
+        ({"gradient_steps": -1}, "gradient_steps must be at least 0, got -1"),
+    ],
+)
+def test_wrong_configurations_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_shift_by_hand():
+    image = torch.arange(6.0).view(1, 1, 2, 3)
+    assert shift(image, 1, 1).flatten().tolist() == [4, 5, 0, 0, 0, 0]
+    assert shift(image, 0, -1).flatten().tolist() == [0, 0, 1, 0, 3, 4]
+
+
+def make_propagation():
+    """A propagation by boundaries alone that adds what it carries unchanged."""
+    propagation = BoundaryPropagation(4, 2, (1, 2, 4))
+    with torch.no_grad():
+        propagation.query_key.weight.zero_()
+        propagation.query_key.bias.zero_()
+        # e^2 = 7 for a key at an edge, e^4 = 55 against crossing: as good as hard
+        propagation.log_strength.copy_(torch.tensor([[2.0, 4.0]]).expand(3, 2))
+        propagation.value.weight.copy_(torch.tensor([[1.0, 0.0]]).view(1, 2, 1, 1))
+        propagation.value.bias.zero_()
+        propagation.output.weight.fill_(1.0)
+    return propagation
+
+
+def test_propagation_reaches_interiors_and_stops_at_motion_boundaries():
+    propagation = make_propagation()
+    boundary = torch.zeros(1, 2, 16, 16)
+    boundary[:, 0, :, 2] = 1  # moving edge in column 2
+    boundary[:, 1, :, 5] = 1  # motion discontinuity in column 5
+    motion = torch.zeros(1, 2, 16, 16)
+    motion[..., 2] = 1  # known at the edge only
+    weights = propagation.weights(torch.zeros(1, 4, 16, 16), boundary)
+    for weight in weights:
+        torch.testing.assert_close(weight.sum(1), torch.ones(1, 16, 16))
+    with torch.no_grad():
+        arrived = (propagation(motion, weights) - motion)[0, 0]
+    assert arrived[:, 1].min() > 0.9 and arrived[:, 3].min() > 0.9  # beside the edge
+    assert arrived[:, 6:].max() < 0.05  # beyond the discontinuity
+    without_stop = boundary.clone()
+    without_stop[:, 1] = 0
+    weights = propagation.weights(torch.zeros(1, 4, 16, 16), without_stop)
+    with torch.no_grad():
+        assert (propagation(motion, weights) - motion)[0, 0, :, 6].min() > 0.2
+
+
+def test_propagation_does_not_jump_over_a_thin_boundary():
+    # The step of dilation 4 passes column 5 without touching it with either end.
+    propagation = make_propagation()
+    boundary = torch.zeros(1, 2, 1, 16)
+    boundary[0, 1, 0, 5] = 1
+    weights = propagation.weights(torch.zeros(1, 4, 1, 16), boundary)
+    left = 3  # index of the direction (0, -1)
+    assert weights[2][0, left, 0, 7] < 1e-3 < weights[2][0, left, 0, 12]
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="torch.compile needs the compiled operators")
+def test_compile_takes_the_model_whole():
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        result = compiled(inputs).control_points
+    # 1e-4: decompositions round differently
+    torch.testing.assert_close(result, flow(model, inputs), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,85 @@
+"""The update at 1/4: what it matches, how far it follows that, and where it sees boundaries."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flowfuse.geometry.bezier import bezier
+from flowfuse.model.encoders import Encoded
+from flowfuse.model.refinement import Refinement
+
+CHANNELS, SLICES, DEGREE = 16, 2, 2
+HEIGHT, WIDTH = 16, 24  # of the features, 4 px
+
+
+@pytest.fixture
+def refinement():
+    """One that regresses nothing."""
+    torch.manual_seed(0)
+    result = Refinement(
+        CHANNELS, CHANNELS, 16, guided=True, slices=SLICES, degree=DEGREE, radius=3, stride=4,
+        gradient_steps=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        result.out.weight.zero_()
+    return result
+
+
+def refine(refinement, events, frames):
+    points = torch.zeros(1, 2 * DEGREE, HEIGHT // 2, WIDTH // 2)
+    state = torch.zeros(1, 16, HEIGHT // 2, WIDTH // 2)
+    boundary = torch.zeros(1, 2, 4 * HEIGHT, 4 * WIDTH)
+    encoded = (
+        Encoded(maps[0], torch.stack(maps, dim=1), torch.empty(0)) for maps in (events, frames)
+    )
+    with torch.no_grad():
+        return refinement(points, state, *encoded, boundary, "auto")
+
+
+@pytest.mark.parametrize(("trust", "share"), [(20.0, 1.0), (-20.0, 0.0)])
+@pytest.mark.parametrize("senses", ["frames", "events", "both"])
+def test_what_matches_is_followed_as_far_as_it_is_trusted(refinement, trust, share, senses):
+    """Features that move by one cell a slice: two cells, which are 8 px, in all."""
+    features = 8 * F.normalize(torch.randn(1, CHANNELS, HEIGHT, WIDTH), dim=1)
+    frames = [features.roll(cells, 3) * (senses != "events") for cells in (0, 2)]
+    events = [features.roll(cells, 3) * (senses != "frames") for cells in (0, 1, 2)]
+    refinement.out.bias.data[2 * DEGREE] = trust
+    refined = refine(refinement, events, frames)
+    for tau in (0.5, 1.0):
+        found = bezier(refined.control_points, tau)[..., 16:-16, 20:-20]
+        expected = torch.tensor([8 * tau * share, 0]).view(1, 2, 1, 1).expand_as(found)
+        torch.testing.assert_close(found, expected, atol=0.5, rtol=0)
+
+
+def test_a_trajectory_that_bends_is_found_by_the_slices(refinement):
+    """Two cells on the first half of the way, none on the second."""
+    features = 8 * F.normalize(torch.randn(1, CHANNELS, HEIGHT, WIDTH), dim=1)
+    frames = [features.roll(cells, 3) for cells in (0, 2)]
+    events = [features.roll(cells, 3) for cells in (0, 2, 2)]
+    refinement.out.bias.data[2 * DEGREE] = 20.0
+    refinement.matching.log_stiffness.data.fill_(-8.0)
+    points = refine(refinement, events, frames).control_points
+    for tau in (0.5, 1.0):
+        assert bezier(points, tau)[0, 0, 16:-16, 20:-20].mean() == pytest.approx(8, abs=0.5)
+
+
+def test_priors_stay_in_their_range(refinement):
+    still = [torch.zeros(1, CHANNELS, HEIGHT, WIDTH)] * 3
+    for log_prior in (-1e4, 1e4):
+        refinement.out.bias.data[-1] = log_prior
+        priors = refine(refinement, still, still[:2]).priors
+        assert priors.shape == (1, 1, HEIGHT, WIDTH)
+        assert torch.isfinite(priors).all() and (priors > 0).all()
+
+
+@pytest.mark.parametrize(("kind", "dy", "dx"), [(0, 0, 0), (0, 1, 2), (1, 3, 0), (1, 2, 3)])
+def test_every_pixel_of_a_cell_has_a_weight_of_its_own(refinement, kind, dy, dx):
+    parts = [torch.zeros(1, refinement.merge.in_channels, HEIGHT, WIDTH)]
+    refinement.merge.bias.data.zero_()
+    refinement.guide.weight.data.zero_()
+    refinement.guide.weight.data[0, 16 * kind + 4 * dy + dx] = 1
+    boundary = torch.randn(1, 2, 4 * HEIGHT, 4 * WIDTH)
+    with torch.no_grad():
+        merged = refinement._merge(parts, boundary)
+    expected = torch.sigmoid(boundary[0, kind, dy::4, dx::4])
+    torch.testing.assert_close(merged[0, 0], expected)
