@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> int:
     first, *others = options.variants
     pairs = [(first, other) for other in others]
     alone = [other for other in others if other in SENSES and first not in SENSES]
-    pairs += [(f"{first}:{sense}", sense) for sense in alone]
-    groups = models | {f"{first}:{sense}": models[first] for sense in alone}
+    pairs += [(f"{first}:{modality}", modality) for modality in alone]
+    groups = models | {f"{first}:{modality}": models[first] for modality in alone}
     arguments = ["--paired", "--sets", *options.sets, "--scenes", str(options.scenes)]
     for name, paths in groups.items():
         arguments += ["--group", name, *paths]

@@ -32,11 +32,11 @@ from accuracy_rows import (
     ZERO,
     Network,
     estimate_all,
+    ground_truth_sums,
     histograms,
     sums_without_truth,
-    true_sums,
 )
-from accuracy_sets import SETS, TRUE_BOUNDARIES, SceneSet, prepare, recording_cases
+from accuracy_sets import GROUND_TRUTH_BOUNDARIES, SETS, SceneSet, prepare, recording_cases
 from accuracy_statistics import Tally, summarize, sweeps
 from measuring import commit, machine, versions
 from reporting import OneLineParser, result_file, write
@@ -57,7 +57,7 @@ def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
         estimates = estimate_all(networks, case)
         tally.add(
             case.facts,
-            {row: true_sums(found, case) for row, found in estimates.items()},
+            {row: ground_truth_sums(found, case) for row, found in estimates.items()},
             {row: histograms(found, case) for row, found in estimates.items()},
         )
     return tally
@@ -102,7 +102,7 @@ def draw_sweeps(found: Mapping[str, dict], networks: Sequence[Network], output: 
     """Plot every sweep: all rows of a single checkpoint, or the main row of each of several."""
     own = [network.row for network in networks]
     if len(networks) == 1:
-        own = [row for row, mode in networks[0].modes.items() if mode != TRUE_BOUNDARIES]
+        own = [row for row, mode in networks[0].modes.items() if mode != GROUND_TRUTH_BOUNDARIES]
     for name, sweep in found.items():
         if not any(sweep["scenes"]):
             continue

@@ -54,11 +54,11 @@ class ImageSet:
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
         images = {_number(path): path for path in list_images(folder)}  # None: some other image
-        truths = sorted(folder.glob("*.flo"))
-        if not truths:
+        ground_truths = sorted(folder.glob("*.flo"))
+        if not ground_truths:
             raise FileNotFoundError(f"{folder}: no true flow (*.flo) in this folder")
         self._pairs = []
-        for path in truths:
+        for path in ground_truths:
             number = _number(path)
             if number is None:
                 raise ValueError(f"{path}: its name must end in a number, as frame_0001.flo does")
@@ -67,8 +67,9 @@ class ImageSet:
                     raise FileNotFoundError(f"{path} needs image number {wanted}, not found there")
             self._pairs.append((path, images[number], images[number + 1]))
         self.what = (
-            f"Pairs of images with true flow: {len(truths)}. The events are simulated along the "
-            "true flow: rows that see them show how the textures are met, not a real sensor."
+            f"Pairs of images with ground truth: {len(ground_truths)}. The events are "
+            "simulated along the ground truth: rows that see them show how the textures are met, "
+            "not a real sensor."
         )
 
     def __len__(self) -> int:
@@ -100,7 +101,7 @@ def _case(folder: str, path: Path, first: Path, second: Path) -> PairCase:
         frames=frames,
         events=simulate_between(*frames, flow, valid, t0=t0, t1=t0 + INTERVAL),
         tau=np.ones(1, np.float32),
-        truth=flow[None],
+        ground_truth=flow[None],
         valid=valid[None],
         boundary=None,
         t0=t0,

@@ -16,11 +16,11 @@ from flowfuse.visualization import (
     as_rgb,
     colour_flow,
     contact_sheet,
-    draw_boundary,
-    draw_events,
-    draw_heat,
     largest_magnitude,
     legend,
+    render_boundary,
+    render_events,
+    render_heat,
     write_image,
 )
 
@@ -56,39 +56,41 @@ def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None
     All flow has the colours of the true magnitudes, and all errors one scale, up to a quarter of
     the largest true magnitude (but 1 px at least).
     """
-    truth, valid = case.truth[-1], case.valid[-1]
-    magnitude = largest_magnitude(truth, valid)
+    ground_truth, valid = case.ground_truth[-1], case.valid[-1]
+    magnitude = largest_magnitude(ground_truth, valid)
     scale = max(magnitude / 4, 1.0)
     frame0, frame1 = case.frames
     tiles = [
         ("frame 0", frame0),
         ("frame 1", frame1),
-        ("events", draw_events(frame0, case.events_between)),
-        (f"true flow, up to {magnitude:.1f} px", colour_flow(truth, valid, magnitude)),
+        ("events", render_events(frame0, case.events_between)),
+        (f"true flow, up to {magnitude:.1f} px", colour_flow(ground_truth, valid, magnitude)),
         ("colours", _centred(legend(magnitude), valid.shape))
         if case.boundary is None
-        else ("true B_e cyan, B_m orange red", draw_boundary(frame0, case.boundary)),
+        else ("true B_e cyan, B_m orange red", render_boundary(frame0, case.boundary)),
     ]
     blank = ("", np.full((*valid.shape, 3), 255, np.uint8))
     for row, estimate in estimates.items():
         if row == ZERO:
             continue
         flow = estimate.displacements[-1]
-        error = np.hypot(*(flow - truth))
+        error = np.hypot(*(flow - ground_truth))
         line = [
             (row, colour_flow(flow, None, magnitude)),
             (
                 f"error, mean {error[valid].mean():.2f} px, yellow {scale:.1f}",
-                draw_heat(error, valid, scale),
+                render_heat(error, valid, scale),
             ),
         ]
         if estimate.uncertainty is not None:
             # Its own range: only its order is measured, and it never falls below 1/4 px.
             low, high = np.percentile(estimate.uncertainty, (1, 99))
-            heat = draw_heat(np.maximum(estimate.uncertainty - low, 0), None, max(high - low, 1e-3))
+            heat = render_heat(
+                np.maximum(estimate.uncertainty - low, 0), None, max(high - low, 1e-3)
+            )
             line.append((f"uncertainty, {low:.1f} to {high:.1f} px", heat))
         if estimate.boundary is not None:
-            line.append(("boundaries", draw_boundary(frame0, estimate.boundary)))
+            line.append(("boundaries", render_boundary(frame0, estimate.boundary)))
         # Rows without maps of their own are short: two of them share a line.
         tiles += line if len(line) == 2 else line + [blank] * (COLUMNS - len(line))
     tiles += [blank] * (-len(tiles) % COLUMNS)

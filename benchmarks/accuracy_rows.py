@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from accuracy_sets import TRUE_BOUNDARIES, Case, Estimate, Slicing
+from accuracy_sets import GROUND_TRUTH_BOUNDARIES, Case, Estimate, Slicing
 from accuracy_statistics import Histograms, displacement_sums
 from accuracy_thresholds import boundary_histogram, certainty_histogram
 
@@ -86,7 +86,7 @@ class Network:
             f"{self.label} events only": "events",
         }
         if config.boundary and config.fusion == "guided":
-            modes[f"{self.label} {TRUE_BOUNDARIES}"] = TRUE_BOUNDARIES
+            modes[f"{self.label} {GROUND_TRUTH_BOUNDARIES}"] = GROUND_TRUTH_BOUNDARIES
         return modes
 
     @property
@@ -101,7 +101,7 @@ def estimate_all(networks: Sequence[Network], case: Case) -> dict[str, Estimate]
         row: case.estimate(network.estimator, mode)
         for network in networks
         for row, mode in network.modes.items()
-        if mode != TRUE_BOUNDARIES or case.boundary is not None
+        if mode != GROUND_TRUTH_BOUNDARIES or case.boundary is not None
     }
     return found | estimate_baselines(case)
 
@@ -130,26 +130,26 @@ def farneback(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
     return flow.transpose(2, 0, 1)
 
 
-def true_sums(estimate: Estimate, case: Case) -> Sums:
+def ground_truth_sums(estimate: Estimate, case: Case) -> Sums:
     """All measures of an estimate against truth, as sums over the case.
 
     What is no average over pixels (``ause``, ``ause_magnitude``) counts once per case;
     ``epe_certain`` and its limit count by the sum of their errors: of the set they are the EPE that
     remains over the EPE, the most certain pixels of each scene being kept.
     """
-    flow, truth, valid = estimate.displacements[-1], case.truth[-1], case.valid[-1]
+    flow, ground_truth, valid = estimate.displacements[-1], case.ground_truth[-1], case.valid[-1]
     motion_boundary = None if case.boundary is None else case.boundary[1]
-    sums = flow_sums(flow, truth, valid, motion_boundary)
+    sums = flow_sums(flow, ground_truth, valid, motion_boundary)
     sums |= displacement_sums(
-        end_point_error(estimate, case), np.hypot(*truth.astype(np.float64))[valid]
+        end_point_error(estimate, case), np.hypot(*ground_truth.astype(np.float64))[valid]
     )
     if len(case.tau) > 1:
         sums |= trajectory_sums(
-            estimate.displacements[:-1], case.truth[:-1], case.tau[:-1],
-            flow, truth, case.valid[:-1] & valid,
+            estimate.displacements[:-1], case.ground_truth[:-1], case.tau[:-1],
+            flow, ground_truth, case.valid[:-1] & valid,
         )  # fmt: skip
     if estimate.uncertainty is not None and valid.any():
-        ranked = uncertainty_metrics(flow, truth, estimate.uncertainty, valid)
+        ranked = uncertainty_metrics(flow, ground_truth, estimate.uncertainty, valid)
         sums |= {name: (ranked[name], 1) for name in ("ause", "ause_magnitude")}
         total = sums["epe"][0]
         for name in ("epe_certain", "epe_certain_limit"):
@@ -159,7 +159,7 @@ def true_sums(estimate: Estimate, case: Case) -> Sums:
 
 def end_point_error(estimate: Estimate, case: Case) -> np.ndarray:
     """At t1, of the valid pixels: [N] px."""
-    error = np.hypot(*(estimate.displacements[-1] - case.truth[-1]).astype(np.float64))
+    error = np.hypot(*(estimate.displacements[-1] - case.ground_truth[-1]).astype(np.float64))
     return error[case.valid[-1]]
 
 

@@ -23,7 +23,7 @@ from accuracy_statistics import Facts
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowfuse.data.augment import Sample, with_present
+from flowfuse.data.augment import Sample, with_modality_mask
 from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import open_recording
 from flowfuse.data.synthetic.camera import srgb_to_linear
@@ -38,7 +38,7 @@ from flowfuse.training.sampling import TEST_SEED, model_inputs
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
-TRUE_BOUNDARIES = "true boundaries"  # a mode: both senses, and told where boundaries are
+GROUND_TRUTH_BOUNDARIES = "true boundaries"  # a mode: both senses, and told where boundaries are
 SURE = 6.0  # logit of a boundary where the localizer is told the truth
 MAX_STEP = 0.5  # px between two instants that are rendered
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
@@ -77,7 +77,7 @@ class Case(ABC):
     frames: tuple[np.ndarray, np.ndarray]
     events: Events
     tau: np.ndarray
-    truth: np.ndarray | None
+    ground_truth: np.ndarray | None
     valid: np.ndarray | None
     boundary: np.ndarray | None
 
@@ -114,7 +114,7 @@ class SceneCase(Case):
 
     def estimate(self, estimator: Estimator, mode: str) -> Estimate:
         config = estimator.model.config
-        if mode == TRUE_BOUNDARIES:
+        if mode == GROUND_TRUTH_BOUNDARIES:
             with told_boundaries(estimator.model, torch.from_numpy(self.boundary)):
                 return replace(self.estimate(estimator, "fused"), boundary=None)
         sample = MODES[mode](self.samples[config.slices, config.bins])
@@ -165,15 +165,20 @@ class PairCase(Case):
 
 
 @contextmanager
-def told_boundaries(model: FlowFuse, truth: Tensor) -> Iterator[None]:
+def told_boundaries(model: FlowFuse, ground_truth: Tensor) -> Iterator[None]:
     """Have a network's localizer give the true boundaries, [2, H, W], whatever it sees.
 
     The network was not trained on maps that are as sure.
     """
 
     def tell(module: nn.Module, given: object, found: Tensor) -> Tensor:
-        padding = (0, found.shape[-1] - truth.shape[-1], 0, found.shape[-2] - truth.shape[-2])
-        logits = F.pad(SURE * (2 * truth - 1), padding, value=-SURE)
+        padding = (
+            0,
+            found.shape[-1] - ground_truth.shape[-1],
+            0,
+            found.shape[-2] - ground_truth.shape[-2],
+        )
+        logits = F.pad(SURE * (2 * ground_truth - 1), padding, value=-SURE)
         return logits.to(found).expand_as(found)
 
     hook = model.localizer.register_forward_hook(tell)
@@ -218,7 +223,9 @@ class SceneSet:
     def __getitem__(self, index: int) -> SceneCase:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        samples = {key: with_present(dataset[index]) for key, dataset in self._datasets.items()}
+        samples = {
+            key: with_modality_mask(dataset[index]) for key, dataset in self._datasets.items()
+        }
         sample = next(iter(samples.values()))  # what they differ in is how events are binned
         frames = tuple(gray_frames(sample))
         light = float(np.mean([srgb_to_linear(frame).mean() for frame in frames]))
@@ -227,7 +234,7 @@ class SceneSet:
             frames=frames,
             events=polarity_events(sample),
             tau=sample["tau"].numpy(),
-            truth=sample["flow"].numpy(),
+            ground_truth=sample["flow"].numpy(),
             valid=sample["valid"].numpy(),
             boundary=sample["boundary"].numpy(),
             samples=samples,
@@ -289,7 +296,7 @@ def recording_cases(path: Path) -> Iterator[PairCase]:
             frames=(recording.frame(i), recording.frame(i + 1)),
             events=recording.events(t0 - (t1 - t0), t1),
             tau=np.ones(1, np.float32),
-            truth=None,
+            ground_truth=None,
             valid=None,
             boundary=None,
             t0=t0,

@@ -57,7 +57,7 @@ def certain_values(
     return quotient((errors * kept).sum(axis=1) / share, errors.sum(axis=1))
 
 
-def boundary_histogram(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def boundary_histogram(probability: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     """Counts of pixels by probability of a boundary.
 
     Args:
@@ -72,8 +72,8 @@ def boundary_histogram(probability: np.ndarray, truth: np.ndarray) -> np.ndarray
     near = (x**2 + y**2 <= TOLERANCE**2).astype(np.uint8)
     place = (PROBABILITIES * np.nan_to_num(probability)).astype(int).clip(0, PROBABILITIES - 1)
     around = cv2.dilate(place.astype(np.uint8), near)
-    beside = cv2.dilate(truth.astype(np.uint8), near) > 0
-    counted = (place.ravel(), place[beside], around[truth])
+    beside = cv2.dilate(ground_truth.astype(np.uint8), near) > 0
+    counted = (place.ravel(), place[beside], around[ground_truth])
     return np.stack([np.bincount(places, minlength=PROBABILITIES) for places in counted])
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from accuracy import add_set_arguments, describe_run, output_name, write_report
 from accuracy_report import cell, what_ran
-from accuracy_rows import Network, true_sums
+from accuracy_rows import Network, ground_truth_sums
 from accuracy_sets import SceneSet
 from accuracy_statistics import SEED, Tally, drawn_counts, interval, ratios_of_sums
 from accuracy_thresholds import quotient
@@ -83,7 +83,7 @@ def measure_set(groups: Sequence[Group], cases: SceneSet) -> Tally:
     for index in tqdm(range(len(cases)), desc=cases.name):
         case = cases[index]
         rows = {
-            network.label: true_sums(case.estimate(network.estimator, group.mode), case)
+            network.label: ground_truth_sums(case.estimate(network.estimator, group.mode), case)
             for group in groups
             for network in group.networks
         }

@@ -63,7 +63,7 @@ WORKERS = (0, 1, 2)
 QUICK_EVENTS, FULL_EVENTS = 2 * 10**6, 10**8
 RANDOM_SHARE = 0.5  # of the events of the file, that are read in random windows
 OURS, PLAIN, WHOLE = "flowfuse", "plain slicer", "whole columns"
-Window = tuple[int, int]
+Interval = tuple[int, int]
 
 
 class PlainSlicer:
@@ -88,12 +88,12 @@ class PlainSlicer:
         return t[first:last].astype(np.int64) + self.offset, x, y, p
 
 
-def read_ours(path: Path, windows: Sequence[Window]) -> int:
+def read_ours(path: Path, windows: Sequence[Interval]) -> int:
     file = open_event_file(path)
     return sum(len(file.window(t0, t1, HEIGHT, WIDTH)) for t0, t1 in windows)
 
 
-def read_plain(path: Path, windows: Sequence[Window]) -> int:
+def read_plain(path: Path, windows: Sequence[Interval]) -> int:
     slicer = PlainSlicer(path)
     return sum(len(slicer.window(t0, t1)[0]) for t0, t1 in windows)
 
@@ -113,7 +113,7 @@ def read_whole(path: Path) -> int:
 class WindowCounts(Dataset):
     """The number of events of each window: what it costs to hand samples over is not reading."""
 
-    def __init__(self, path: Path, windows: Sequence[Window]) -> None:
+    def __init__(self, path: Path, windows: Sequence[Interval]) -> None:
         self.file, self.windows = open_event_file(path), windows
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ class WindowCounts(Dataset):
         return len(self.file.window(*self.windows[index], HEIGHT, WIDTH))
 
 
-def loaded(path: Path, windows: Sequence[Window], workers: int) -> Callable[[], int]:
+def loaded(path: Path, windows: Sequence[Interval], workers: int) -> Callable[[], int]:
     """What reads windows by a DataLoader, whose workers live on from call to call."""
     loader = DataLoader(
         WindowCounts(path, windows),
@@ -154,7 +154,7 @@ def random_parts(count: int) -> Iterator[Events]:
         yield Events(x, y, t, p, height=HEIGHT, width=WIDTH)
 
 
-def make_windows(count: int, milliseconds: int, order: str) -> list[Window]:
+def make_windows(count: int, milliseconds: int, order: str) -> list[Interval]:
     """Windows of a file of `count` events, "successive" or at "random" places."""
     length, duration = 1000 * milliseconds, count // RATE
     if duration < length:

@@ -28,7 +28,7 @@ OTHER = "other"
 MODULES = {
     "event_stem": "encode", "frame_stem": "encode", "trunk": "encode", "fine": "encode",
     "matching": "match", "refinement.matching": "match",
-    "first_estimate": "first estimate",
+    "init_head": "first estimate",
     "localizer": "localize",
     "tokens": "fuse", "gates": "fuse", "propagation": "fuse", "motion": "fuse",
     "context": "update", "context_norm": "update", "boundary_context": "update",
@@ -48,7 +48,7 @@ FUNCTIONS = {
     "flowfuse.model.correlation.PairCorrelations.__call__": "correlate",
     "flowfuse.model.fusion.BoundaryPropagation.weights": "fuse",
     "flowfuse.model.refinement.convex_upsample": "upsample",
-    "flowfuse.model.flowfuse.follow_gradients": "follow gradients",
+    "flowfuse.model.flowfuse.lucas_kanade_refine": "follow gradients",
 }
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flowfuse.cli.console import leave, parse_count, run_command
+from flowfuse.cli.console import accept_former_name, leave, parse_count, run_command
 from flowfuse.data.datasets.mvsec.protocols import (
     PROTOCOLS,
-    EvaluationWindow,
+    EvaluationInterval,
     Protocol,
     find_protocol,
 )
@@ -28,7 +28,7 @@ from flowfuse.data.datasets.mvsec.recording import MvsecRecording, open_mvsec
 from flowfuse.estimator import Estimator, load
 from flowfuse.evaluation.metrics import FlowMetrics
 from flowfuse.events import Events
-from flowfuse.inputs import event_window
+from flowfuse.inputs import input_interval
 from flowfuse.io.atomic import atomic_path, check_file_path
 
 MEASURES = {"epe": "EPE, px", "3pe": "outliers, %", "1pe": "> 1 px, %", "ae": "AE, degrees"}
@@ -47,7 +47,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_file_path(arguments.output)
     recording = open_mvsec(
-        arguments.recording, truth=arguments.truth, undistort=arguments.undistort
+        arguments.recording, ground_truth=arguments.ground_truth, undistort=arguments.undistort
     )
     protocol = choose_protocol(arguments.protocol, recording.sequence, arguments.seconds)
     estimator = load(arguments.model, arguments.device)
@@ -74,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dt", type=int, default=1, help="frames that a window spans; eraft20 knows none")
     add("--stride", type=parse_count, default=1, help="take every so many-th window")
     add("--model", default="small", help="shipped checkpoint or a .safetensors file")
-    add("--truth", type=Path, help="file of true flow, where not beside the recording")
+    add(
+        "--ground-truth", type=Path, help="file of the ground truth, where not beside the recording"
+    )
     add(
         "--undistort",
         metavar="DIR",
@@ -95,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-o", "--output", metavar="FILE", type=Path, help="write the numbers as JSON")
+    accept_former_name(parser, "--truth", "--ground-truth")
     return parser
 
 
@@ -142,7 +145,7 @@ def evaluate(
     estimator: Estimator,
     recording: MvsecRecording,
     protocol: Protocol,
-    windows: Sequence[EvaluationWindow],
+    windows: Sequence[EvaluationInterval],
     crop_input: bool,
 ) -> dict:
     """Estimate the flow of all windows and compare it, and zero flow, with the truth.
@@ -158,14 +161,14 @@ def evaluate(
     }
     for window in tqdm(windows, unit=" windows", disable=None):
         flow = estimate(estimator, recording, protocol, window, crop_input)
-        truth, valid = protocol.truth(recording, window)
+        ground_truth, valid = protocol.ground_truth(recording, window)
         for mask, rows in metrics.items():
             counted = valid
             if mask == "events":
                 events = recording.events(window.t0, window.t1)
                 counted = valid & protocol.event_mask(events)
-            rows["model"].add(flow, truth, counted)
-            rows["zero flow"].add(np.zeros_like(flow), truth, counted)
+            rows["model"].add(flow, ground_truth, counted)
+            rows["zero flow"].add(np.zeros_like(flow), ground_truth, counted)
     summaries = {
         mask: {row: defined(one.summary()) for row, one in rows.items()}
         for mask, rows in metrics.items()
@@ -187,11 +190,11 @@ def estimate(
     estimator: Estimator,
     recording: MvsecRecording,
     protocol: Protocol,
-    window: EvaluationWindow,
+    window: EvaluationInterval,
     crop_input: bool,
 ) -> np.ndarray:
     """Estimate the flow of the crop, [2, c, c] px."""
-    start, end = event_window(window.t0, window.t1, estimator.model.config.slices, None, None)
+    start, end = input_interval(window.t0, window.t1, estimator.model.config.slices, None, None)
     events = recording.events(max(start, 0), end)
     frames = [None, None]
     if window.frames is not None:

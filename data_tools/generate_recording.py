@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import accept_former_name, leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.synthetic.scenes import PRESETS, Scene, generate_scene
@@ -43,7 +43,7 @@ def generate(arguments: argparse.Namespace) -> None:
         device=select_device(arguments.device),
         max_step=arguments.max_step,
     )
-    write_scene(arguments.output, scene, arguments.times, f".{arguments.truth_format}")
+    write_scene(arguments.output, scene, arguments.times, f".{arguments.ground_truth_format}")
     print(f"{arguments.output}: {len(scene.frames)} frames, {len(scene.events)} events")
 
 
@@ -70,16 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="times between two frames that get true flow, as shares of the interval",
     )
     parser.add_argument(
-        "--truth-format",
+        "--ground-truth-format",
         choices=("flo", "png", "npz"),
         default="flo",
-        help="of the true flow; png: KITTI's 16 bit, steps of 1/64 px, a fifth of the size",
+        help="of the ground truth; png: KITTI's 16 bit, steps of 1/64 px, a fifth of the size",
     )
     parser.add_argument(
         "--textures", type=Path, help="folder of images to take textures from; None: generated ones"
     )
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
+    accept_former_name(parser, "--truth-format", "--ground-truth-format")
     return parser
 
 
@@ -106,8 +107,8 @@ def write_scene(
         flow_suffix: format of the true flow.
     """
 
-    def truth(tau: float) -> list[tuple]:
-        fields = [scene.truth(i + tau, start=float(i)) for i in range(len(scene.frames) - 1)]
+    def ground_truth(tau: float) -> list[tuple]:
+        fields = [scene.ground_truth(i + tau, start=float(i)) for i in range(len(scene.frames) - 1)]
         return [(flow.numpy(), valid.numpy()) for flow, valid, _ in fields]
 
     write_recording(
@@ -116,8 +117,8 @@ def write_scene(
         scene.frames,
         scene.frame_times,
         exposures=scene.exposures,
-        flow=truth(1.0),
-        flow_at={tau: truth(tau) for tau in times},
+        flow=ground_truth(1.0),
+        flow_at={tau: ground_truth(tau) for tau in times},
         flow_suffix=flow_suffix,
     )
 

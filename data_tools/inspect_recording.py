@@ -18,7 +18,7 @@ from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.io.atomic import check_file_path
-from flowfuse.visualization import contact_sheet, draw_events, draw_heat, write_image
+from flowfuse.visualization import contact_sheet, render_events, render_heat, write_image
 
 PAIRS_SHOWN = 4
 MAX_REACH = 1000  # ms
@@ -202,13 +202,13 @@ def draw_sheet(recording: Recording, found: EventStatistics) -> np.ndarray:
             time = int(recording.frame_times[index])
             frame, label = recording.frame(index), f"frame {index}, {seconds(time)} s"
         if usable:
-            images.append(draw_events(frame, recording.events(time, time + _SLICE)))
+            images.append(render_events(frame, recording.events(time, time + _SLICE)))
             labels.append(f"{label}, {_SLICE // 1000} ms of events")
         elif frame is not None:
             images.append(frame)
             labels.append(label)
     if found.count:
-        images.append(draw_heat(np.log1p(found.counts)))
+        images.append(render_heat(np.log1p(found.counts)))
         labels.append(f"log of events per pixel, up to {found.counts.max()}")
     if not images:
         raise ValueError("nothing can be drawn: neither frames nor usable events")

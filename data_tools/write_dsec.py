@@ -44,8 +44,8 @@ def generate(arguments: argparse.Namespace) -> None:
         device=select_device(arguments.device),
         max_step=arguments.max_step,
     )
-    truths = {
-        first: scene.truth(float(first + FLOW_STEP), start=float(first))
+    ground_truths = {
+        first: scene.ground_truth(float(first + FLOW_STEP), start=float(first))
         for first in range(0, arguments.frames - FLOW_STEP, FLOW_STEP)
     }
     path = write_sequence(
@@ -55,12 +55,16 @@ def generate(arguments: argparse.Namespace) -> None:
         scene.frames,
         scene.frame_times,
         exposures=scene.exposures,
-        flow={first: (flow.numpy(), valid.numpy()) for first, (flow, valid, _) in truths.items()},
+        flow={
+            first: (flow.numpy(), valid.numpy())
+            for first, (flow, valid, _) in ground_truths.items()
+        },
         image_size=arguments.image_size[::-1],
         layout=arguments.layout,
     )
     print(
-        f"{path}: {len(scene.frames)} frames, {len(scene.events)} events, {len(truths)} flow maps"
+        f"{path}: {len(scene.frames)} frames, {len(scene.events)} events, "
+        f"{len(ground_truths)} flow maps"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import accept_former_name, leave, run_command
 from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.datasets.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
 from flowfuse.data.synthetic.presets import PRESETS
@@ -52,7 +52,7 @@ def generate(arguments: argparse.Namespace) -> None:
         frames=arguments.frames,
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    path = write_scene(arguments.output, scene, arguments.truth_format)
+    path = write_scene(arguments.output, scene, arguments.ground_truth_format)
     print(f"{path}: {len(scene.frames)} frames, {len(scene.events)} events")
 
 
@@ -69,17 +69,23 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=int, default=8, help=f"number of frames, at least {LEAST_FRAMES}")
     add("--width", type=int, default=346, help="of the sensor, px")
     add("--height", type=int, default=260, help="of the sensor, px")
-    add("--truth-format", choices=tuple(TRUTH_SUFFIXES), default="hdf5", help="of the true flow")
+    add(
+        "--ground-truth-format",
+        choices=tuple(TRUTH_SUFFIXES),
+        default="hdf5",
+        help="of the ground truth",
+    )
+    accept_former_name(parser, "--truth-format", "--ground-truth-format")
     return parser
 
 
-def write_scene(prefix: Path, scene: Scene, truth_format: str) -> Path:
+def write_scene(prefix: Path, scene: Scene, ground_truth_format: str) -> Path:
     """Write a scene of at least LEAST_FRAMES; returns the path of the data file."""
     count = len(scene.frames)
     interval = scene.t1 - scene.t0
     times = scene.t0 + interval // 2 + interval * np.arange(count - 1)
     # The last map has no end: it states the time up to which the one before it holds.
-    maps = [mark_unknown(*scene.truth(i + 1.5, start=i + 0.5)[:2]) for i in range(count - 2)]
+    maps = [mark_unknown(*scene.ground_truth(i + 1.5, start=i + 0.5)[:2]) for i in range(count - 2)]
     maps.append(np.zeros_like(maps[0]))
     return write_mvsec(
         prefix,
@@ -88,7 +94,7 @@ def write_scene(prefix: Path, scene: Scene, truth_format: str) -> Path:
         scene.frame_times,
         maps,
         times,
-        truth_format=truth_format,
+        ground_truth_format=ground_truth_format,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowfuse.events import Events
-from flowfuse.inputs import ModelInputs, event_window, slice_events, sum_events
+from flowfuse.inputs import ModelInputs, input_interval, slice_events, sum_events
 from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.model.flowfuse import MINIMUM_SIZE
@@ -133,6 +134,7 @@ class Estimator:
         exposure1: int | None = None,
         iterations: int | None = None,
         history: bool | None = None,
+        flow_init: Array | None = None,
         initial: Array | None = None,
     ) -> Result:
         """Estimate the motion of every pixel from t0 to t1.
@@ -151,9 +153,10 @@ class Estimator:
             iterations: recurrent updates: fewer are faster; the network's default is None.
             history: whether ``events`` cover the time before t0; None: they do when the first one
                 is earlier than t0.
-            initial: [2, H, W], px, flow from t0 to t1 to start from instead of the network's own
+            flow_init: [2, H, W], px, flow from t0 to t1 to start from instead of the network's own
                 first estimate; not finite where it has nothing to say. Networks are trained
                 without, so it need not help.
+            initial: the former name of ``flow_init``, which goes with the next release.
 
         Returns:
             :class:`Result`: numpy arrays; torch tensors on the estimator's device when the frames
@@ -190,7 +193,10 @@ class Estimator:
         events = as_events(events)
         height, width = _size(frames, events)
         window = self._window(events, t0, t1, exposures, height, width)
-        start = _initial(initial, height, width)
+        if initial is not None:
+            warnings.warn("estimator: initial is now called flow_init", FutureWarning, stacklevel=2)
+            flow_init = initial
+        start = _flow_init(flow_init, height, width)
         has_events = len(window.slice_time(t0, t1)) > 0
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
@@ -207,7 +213,7 @@ class Estimator:
             frame1=frames[1],
             event_sum=sum_events(window, t0, t1, *exposures, **size),
             exposure=torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
-            present=torch.tensor([has_frames, has_events, has_events and history]).float(),
+            modality_mask=torch.tensor([has_frames, has_events, has_events and history]).float(),
         )
         inputs = ModelInputs(*(value.unsqueeze(0).to(self.device) for value in inputs))
         mixed = self.dtype != torch.float32
@@ -219,7 +225,7 @@ class Estimator:
             output = self.model(
                 inputs,
                 iterations=iterations,
-                initial=None if start is None else start.to(self.device),
+                flow_init=None if start is None else start.to(self.device),
             )
         # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
         return Result(
@@ -244,7 +250,7 @@ class Estimator:
         """The events that any input needs, checked against the image size."""
         if events is None:
             return Events.empty(height, width)
-        window = events.slice_time(*event_window(t0, t1, self.model.config.slices, *exposures))
+        window = events.slice_time(*input_interval(t0, t1, self.model.config.slices, *exposures))
         return Events(window.x, window.y, window.t, window.p, height=height, width=width)
 
     def _check_modalities(self, has_frames: bool, has_events: bool, t0: int, t1: int) -> None:
@@ -282,7 +288,7 @@ def _exposure(name: str, value: Any) -> int | None:
     return duration
 
 
-def _initial(flow: Any, height: int, width: int) -> Tensor | None:
+def _flow_init(flow: Any, height: int, width: int) -> Tensor | None:
     """Flow to start from as [1, 2, H, W] float32."""
     if flow is None:
         return None
@@ -291,12 +297,12 @@ def _initial(flow: Any, height: int, width: int) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"estimator: initial must be numbers of shape [2, {height}, {width}], "
+            f"estimator: flow_init must be numbers of shape [2, {height}, {width}], "
             f"got {type(flow).__name__} ({reason})"
         ) from error
     if tuple(flow.shape) != (2, height, width):
         raise ValueError(
-            f"estimator: initial must have shape [2, {height}, {width}], got {list(flow.shape)}"
+            f"estimator: flow_init must have shape [2, {height}, {width}], got {list(flow.shape)}"
         )
     return flow.unsqueeze(0)
 

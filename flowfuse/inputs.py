@@ -21,7 +21,7 @@ class ModelInputs(NamedTuple):
         event_sum: [B, 1, H, W] float32, polarity sums from frame 0 to frame 1, weighted by the two
             exposures (:func:`sum_events`).
         exposure: [B, 2] float32, exposure durations of both frames over (t1 - t0); 0 = unknown.
-        present: [B, 3] float32, 0 or 1: frames, events, history (events before t0).
+        modality_mask: [B, 3] float32, 0 or 1: frames, events, history (events before t0).
     """
 
     slices: Tensor
@@ -29,7 +29,7 @@ class ModelInputs(NamedTuple):
     frame1: Tensor
     event_sum: Tensor
     exposure: Tensor
-    present: Tensor
+    modality_mask: Tensor
 
 
 def slice_times(t0: int, t1: int, slices: int) -> list[int]:
@@ -37,7 +37,7 @@ def slice_times(t0: int, t1: int, slices: int) -> list[int]:
     return [t0 + k * (t1 - t0) // slices for k in range(-1, slices + 1)]
 
 
-def event_window(
+def input_interval(
     t0: int, t1: int, slices: int, exposure0: int | None, exposure1: int | None
 ) -> tuple[int, int]:
     """Return the half-open window (us) of all events that the inputs of [t0, t1) are made of.

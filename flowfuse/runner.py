@@ -14,7 +14,7 @@ import torch
 from flowfuse.data.formats.events import EVENT_SUFFIXES
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
-from flowfuse.inputs import event_window
+from flowfuse.inputs import input_interval
 from flowfuse.result import Result
 
 # A pair this much longer than the median one has lost frames in between.
@@ -25,7 +25,7 @@ MAX_WINDOWS = 1_000_000  # the names of flow files count with six digits
 
 
 @dataclass(frozen=True)
-class Window:
+class Interval:
     """One flow field to estimate.
 
     Attributes:
@@ -40,12 +40,12 @@ class Window:
     frames: tuple[int, int] | None
 
 
-def plan_pairs(
+def plan_frame_pairs(
     recording: Recording,
     pairs: tuple[int | None, int | None] | None = None,
     start: int | None = None,
     end: int | None = None,
-) -> list[Window]:
+) -> list[Interval]:
     """List the windows between frames: successive ones, or as the data set wants them.
 
     Args:
@@ -64,7 +64,7 @@ def plan_pairs(
             "use --every 10ms for flow from the events alone"
         )
     windows = [
-        Window(i, times[i], times[j], (i, j))
+        Interval(i, times[i], times[j], (i, j))
         for i, j in wanted[slice(*(pairs or (None, None)))]
         if (start is None or start <= times[i]) and (end is None or times[j] <= end)
     ]
@@ -76,9 +76,9 @@ def plan_pairs(
     return windows
 
 
-def plan_steps(
+def plan_fixed_rate(
     recording: Recording, every: int, start: int | None = None, end: int | None = None
-) -> list[Window]:
+) -> list[Interval]:
     """List the successive windows of ``every`` microseconds, for flow from the events alone.
 
     Args:
@@ -104,17 +104,17 @@ def plan_steps(
             f"{found} of {every} us {'fits' if count < 1 else 'fit'} between "
             f"{_seconds(start, end)} (the events go from {_seconds(first, last, 'to')})"
         )
-    return [Window(i, start + i * every, start + (i + 1) * every, None) for i in range(count)]
+    return [Interval(i, start + i * every, start + (i + 1) * every, None) for i in range(count)]
 
 
 def find_earlier(
-    recording: Recording, windows: Sequence[Window], written: Sequence[int]
-) -> list[Window]:
+    recording: Recording, windows: Sequence[Interval], written: Sequence[int]
+) -> list[Interval]:
     """List the windows that earlier runs with the same settings wrote, beside those planned now.
 
     Args:
         recording: of the windows.
-        windows: planned now by :func:`plan_pairs` or :func:`plan_steps`.
+        windows: planned now by :func:`plan_frame_pairs` or :func:`plan_fixed_rate`.
         written: indices of the flow files.
     """
     planned, first = {window.index for window in windows}, windows[0]
@@ -123,10 +123,11 @@ def find_earlier(
         every = first.t1 - first.t0
         starts = [first.t0 + (index - first.index) * every for index in earlier]
         return [
-            Window(i, start, start + every, None) for i, start in zip(earlier, starts, strict=True)
+            Interval(i, start, start + every, None)
+            for i, start in zip(earlier, starts, strict=True)
         ]
     times, pairs = [int(t) for t in recording.frame_times], dict(recording.frame_pairs)
-    return [Window(i, times[i], times[pairs[i]], (i, pairs[i])) for i in earlier if i in pairs]
+    return [Interval(i, times[i], times[pairs[i]], (i, pairs[i])) for i in earlier if i in pairs]
 
 
 def check_events(recording: Recording) -> None:
@@ -167,18 +168,18 @@ def _seconds(start: int, end: int, word: str = "and") -> str:
     return f"{start * 1e-6:.6f} {word} {end * 1e-6:.6f} s"
 
 
-def estimate_window(
+def estimate_interval(
     estimator: Estimator,
     recording: Recording,
     reader: FrameReader,
-    window: Window,
+    window: Interval,
     iterations: int | None,
-    initial: np.ndarray | None = None,
+    flow_init: np.ndarray | None = None,
 ) -> tuple[Result | None, float]:
     """Read what one window needs and estimate its flow.
 
     Args:
-        initial: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
+        flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
 
     Returns:
         The result, None where there is neither a frame pair nor an event; seconds spent in the
@@ -188,7 +189,7 @@ def estimate_window(
         ValueError: naming the window, or the file at fault.
     """
     exposures = reader.exposures(window)
-    start, end = event_window(window.t0, window.t1, estimator.model.config.slices, *exposures)
+    start, end = input_interval(window.t0, window.t1, estimator.model.config.slices, *exposures)
     events = recording.events(max(start, 0), end)
     if window.frames is None and not len(events.slice_time(window.t0, window.t1)):
         return None, 0.0
@@ -204,7 +205,7 @@ def estimate_window(
             exposure0=exposures[0],
             exposure1=exposures[1],
             iterations=iterations,
-            initial=initial,
+            flow_init=flow_init,
         )
     except ValueError as error:
         raise ValueError(f"{_name(recording, window)}: {error}") from error
@@ -213,7 +214,7 @@ def estimate_window(
     return result, time.perf_counter() - begin
 
 
-def _name(recording: Recording, window: Window) -> str:
+def _name(recording: Recording, window: Interval) -> str:
     """What an error message calls a window."""
     kind = f"window {window.index}"
     if window.frames is not None:
@@ -229,7 +230,7 @@ class FrameReader:
         self.recording = recording
         self._kept: dict[int, np.ndarray] = {}
 
-    def frames(self, window: Window) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def frames(self, window: Interval) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return the two frames of a window, or two None."""
         if window.frames is None:
             return None, None
@@ -238,7 +239,7 @@ class FrameReader:
         }
         return tuple(self._kept[i] for i in window.frames)
 
-    def exposures(self, window: Window) -> tuple[int | None, int | None]:
+    def exposures(self, window: Interval) -> tuple[int | None, int | None]:
         """Return the exposure durations of a window's frames in microseconds, None if unknown."""
         intervals = self.recording.exposures
         if window.frames is None or intervals is None:
@@ -246,7 +247,7 @@ class FrameReader:
         return tuple(int(intervals[i][1] - intervals[i][0]) for i in window.frames)
 
 
-def count_gaps(windows: list[Window]) -> int:
+def count_gaps(windows: list[Interval]) -> int:
     """Count the pairs much longer than the median one."""
     durations = [window.t1 - window.t0 for window in windows]
     limit = GAP_RATIO * statistics.median(durations)

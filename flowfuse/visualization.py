@@ -143,7 +143,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-def draw_events(frame: np.ndarray | None, events: Events) -> np.ndarray:
+def render_events(frame: np.ndarray | None, events: Events) -> np.ndarray:
     """Draw events over a frame: red = brighter, blue = darker, by the majority at each pixel.
 
     Args:
@@ -153,7 +153,7 @@ def draw_events(frame: np.ndarray | None, events: Events) -> np.ndarray:
     """
     if frame is None:
         if events.height is None or events.width is None:
-            raise ValueError("draw_events needs a frame, or events that state the sensor size")
+            raise ValueError("render_events needs a frame, or events that state the sensor size")
         paper = np.full((events.height, events.width, 3), 255.0)
     else:
         gray = cv2.cvtColor(as_rgb(frame), cv2.COLOR_RGB2GRAY)
@@ -171,7 +171,7 @@ def draw_events(frame: np.ndarray | None, events: Events) -> np.ndarray:
     return np.rint((1 - strength) * paper + strength * colour).astype(np.uint8)
 
 
-def draw_boundary(frame: np.ndarray, boundary: np.ndarray) -> np.ndarray:
+def render_boundary(frame: np.ndarray, boundary: np.ndarray) -> np.ndarray:
     """Draw the boundary maps over a frame: B_e cyan, B_m orange red, as strong as they are likely.
 
     Args:
@@ -191,7 +191,7 @@ def draw_boundary(frame: np.ndarray, boundary: np.ndarray) -> np.ndarray:
     return np.rint(picture).astype(np.uint8)
 
 
-def draw_heat(
+def render_heat(
     values: np.ndarray, valid: np.ndarray | None = None, max_value: float | None = None
 ) -> np.ndarray:
     """Draw errors or uncertainties as a heat map, black = 0, pale yellow = the maximum or more.

@@ -237,8 +237,20 @@ OUTSIDE = ([WIDTH], [0], [T0 + 5], [1])
         (FLAT, FLAT, None, dict(t0=0, t1=1), "too short for 2 slices"),
         (FLAT, FLAT, None, dict(t0=7, t1=2**43), f"most {2**40} us, got t0 = 7 us, t1 = {2**43}"),
         (FLAT, FLAT, None, dict(GOOD, history="yes"), "True, False or None, got 'yes'"),
-        (FLAT, FLAT, None, dict(GOOD, initial="zero"), r"numbers of shape \[2, 37, 50\], got str"),
-        (FLAT, FLAT, None, dict(GOOD, initial=[None]), r"numbers of shape \[2, 37, 50\], got list"),
+        (
+            FLAT,
+            FLAT,
+            None,
+            dict(GOOD, flow_init="zero"),
+            r"numbers of shape \[2, 37, 50\], got str",
+        ),
+        (
+            FLAT,
+            FLAT,
+            None,
+            dict(GOOD, flow_init=[None]),
+            r"numbers of shape \[2, 37, 50\], got list",
+        ),
         (FLAT, FLAT, None, dict(GOOD, exposure0=-1), "exposure0 must not be negative"),
         (FLAT, FLAT, None, dict(GOOD, iterations=0), "iterations must be at least 1"),
         (FLAT, FLAT[1:], None, GOOD, "one size in px, got frame0 is 50 x 37, frame1 is 50 x 36"),
@@ -346,3 +358,13 @@ def test_public_names_and_light_import():
         flowfuse.nothing_here  # noqa: B018
     code = "import sys, flowfuse; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_former_name_of_flow_init_still_works():
+    estimator = load("small")
+    frame = np.random.default_rng(0).random((16, 24))
+    start = np.full((2, 16, 24), 3.0)
+    expected = estimator(frame, frame, None, t0=0, t1=9, flow_init=start)
+    with pytest.warns(FutureWarning, match="flow_init"):
+        found = estimator(frame, frame, None, t0=0, t1=9, initial=start)
+    np.testing.assert_array_equal(found.flow, expected.flow)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from flowfuse.events import Events
-from flowfuse.inputs import event_window, slice_events, slice_times, sum_events
+from flowfuse.inputs import input_interval, slice_events, slice_times, sum_events
 from flowfuse.model.normalization import normalize_slices
 
 
@@ -62,13 +62,13 @@ def test_sum_ramps_over_the_exposures():
 
 
 def test_all_events_that_matter_are_in_the_window():
-    assert event_window(100, 200, 2, None, None) == (50, 200)
-    assert event_window(100, 200, 4, 40, 20) == (75, 210)
+    assert input_interval(100, 200, 2, None, None) == (50, 200)
+    assert input_interval(100, 200, 4, 40, 20) == (75, 210)
     # an exposure reaches further back than the slice E_0
-    assert event_window(100, 200, 4, 80, 20) == (60, 210)
+    assert input_interval(100, 200, 4, 80, 20) == (60, 210)
     rows = [(x, 0, t, 1) for x, t in enumerate((61, 74, 100, 209))]
     stream = events((0, 1, 59, 1), *rows, (0, 1, 210, 1))
-    window = stream.slice_time(*event_window(100, 200, 4, 80, 20))
+    window = stream.slice_time(*input_interval(100, 200, 4, 80, 20))
     whole, part = (sum_events(e, 100, 200, 80, 20, 3, 4) for e in (stream, window))
     assert len(window) == 4 and torch.equal(whole, part) and (part[0, 0] > 0).all()
 

@@ -18,12 +18,12 @@ from flowfuse.visualization import (
     colour_flow,
     colour_wheel,
     contact_sheet,
-    draw_boundary,
-    draw_events,
-    draw_heat,
     heat_maximum,
     largest_magnitude,
     legend,
+    render_boundary,
+    render_events,
+    render_heat,
     upscale,
     write_image,
     write_video,
@@ -80,45 +80,45 @@ def test_invalid_flow_is_black_and_does_not_scale():
 def test_events_over_a_frame():
     events = Events([0, 1, 1, 1], [0, 0, 0, 0], [0, 1, 2, 3], [1, 0, 0, 1], height=2, width=3)
     for picture in (
-        draw_events(None, events),
-        draw_events(np.full((2, 3), 255, np.uint8), events),
-        draw_events(np.zeros((2, 3, 3)), events),
+        render_events(None, events),
+        render_events(np.full((2, 3), 255, np.uint8), events),
+        render_events(np.zeros((2, 3, 3)), events),
     ):
         paper = picture[1, 1].astype(int)
         assert np.ptp(paper) == 0  # gray
         red, blue = picture[0, 0].astype(int), picture[0, 1].astype(int)
         assert red[0] > red[2] + 80 and blue[2] > blue[0] + 80  # the majority decides
         assert np.abs(red - paper).max() > 60  # readable on white, on bright and on dark frames
-    assert draw_events(None, events)[0, 1].tolist() == list(DARKER)
-    assert draw_events(None, Events([0], [0], [0], [1], height=1, width=1))[0, 0].tolist() == list(
-        BRIGHTER
-    )
-    assert (draw_events(None, Events.empty(2, 3)) == 255).all()
+    assert render_events(None, events)[0, 1].tolist() == list(DARKER)
+    assert render_events(None, Events([0], [0], [0], [1], height=1, width=1))[
+        0, 0
+    ].tolist() == list(BRIGHTER)
+    assert (render_events(None, Events.empty(2, 3)) == 255).all()
     with pytest.raises(ValueError, match="needs a frame"):
-        draw_events(None, Events([0], [0], [0], [1]))
+        render_events(None, Events([0], [0], [0], [1]))
 
 
 def test_boundaries_have_two_colours():
     boundary = np.zeros((2, 2, 2))
     boundary[0, 0, 0] = boundary[1, 0, 1] = 1
-    picture = draw_boundary(np.full((2, 2), 128, np.uint8), boundary).astype(int)
+    picture = render_boundary(np.full((2, 2), 128, np.uint8), boundary).astype(int)
     assert picture[0, 0, 2] > picture[0, 0, 0] + 100  # B_e: cyan
     assert picture[0, 1, 0] > picture[0, 1, 2] + 100  # B_m: orange red
     assert np.ptp(picture[1, 1]) == 0
     with pytest.raises(ValueError, match=r"boundary must have shape \[2, 2, 2\]"):
-        draw_boundary(np.zeros((2, 2)), boundary[:, 1:])
+        render_boundary(np.zeros((2, 2)), boundary[:, 1:])
 
 
 def test_heat_maps():
     values = np.array([[0.0, 1, 2, np.nan, 9]])
     valid = np.array([[1, 1, 1, 1, 0]], bool)
-    heat = draw_heat(values, valid, 2)
+    heat = render_heat(values, valid, 2)
     assert heat[0, 3].tolist() == heat[0, 4].tolist() == [128] * 3
     assert np.all(np.diff(heat[0, :3].astype(int).sum(axis=1)) > 0)
     assert heat_maximum(values, valid) == pytest.approx(1.98)  # 99th percentile of 0, 1, 2
     assert heat_maximum(values * np.nan) == 1
     with pytest.raises(ValueError, match=r"values must have shape \[H, W\]"):
-        draw_heat(np.zeros((1, 2, 2)))
+        render_heat(np.zeros((1, 2, 2)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 9), (180, 240), (480, 640)])

@@ -77,6 +77,33 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def accept_former_name(parser: argparse.ArgumentParser, former: str, option: str) -> None:
+    """Let an option that was renamed keep its former name for one release, with a notice.
+
+    Args:
+        parser: has the option under its present name.
+        former: such as "--truth".
+        option: such as "--ground-truth".
+    """
+    present = parser._option_string_actions[option]
+
+    class FormerName(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None) -> None:
+            notice = f"{parser.prog}: warning: {former} is now called {option}"
+            print(notice, file=sys.stderr)
+            present(parser, namespace, values, option)
+
+    parser.add_argument(
+        former,
+        dest=present.dest,
+        action=FormerName,
+        type=present.type,
+        choices=present.choices,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+
+
 def _describe(error: BaseException, output: Path | None) -> str:
     if isinstance(error, ListedError):
         return str(error)

@@ -21,14 +21,14 @@ from flowfuse.data.recording import Recording, open_recording
 from flowfuse.estimator import Estimator, load
 from flowfuse.runner import (
     FrameReader,
-    Window,
+    Interval,
     check_events,
     count_gaps,
     describe_times,
-    estimate_window,
+    estimate_interval,
     find_earlier,
-    plan_pairs,
-    plan_steps,
+    plan_fixed_rate,
+    plan_frame_pairs,
 )
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
@@ -78,9 +78,9 @@ def run(config: InferenceConfig) -> None:
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
-        windows = plan_steps(recording, config.every, start, end)
+        windows = plan_fixed_rate(recording, config.every, start, end)
     else:
-        windows = plan_pairs(recording, config.pairs, start, end)
+        windows = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     if config.video:
@@ -104,7 +104,7 @@ def _estimate_all(
     config: InferenceConfig,
     estimator: Estimator,
     recording: Recording,
-    windows: list[Window],
+    windows: list[Interval],
     outputs: OutputDirectory,
 ) -> RunReport:
     """Estimate the windows that are not done; measure these and those of earlier calls."""
@@ -125,7 +125,7 @@ def _estimate_all(
         elif outputs.is_done(window.index, pictures):
             report.done += 1
         else:
-            result, seconds = estimate_window(
+            result, seconds = estimate_interval(
                 estimator, recording, reader, window, config.iterations
             )
             if result is None:

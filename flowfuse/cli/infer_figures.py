@@ -14,10 +14,10 @@ from flowfuse.visualization import (
     as_rgb,
     colour_flow,
     contact_sheet,
-    draw_boundary,
-    draw_events,
-    draw_heat,
     heat_maximum,
+    render_boundary,
+    render_events,
+    render_heat,
     upscale,
 )
 
@@ -38,12 +38,12 @@ def colour_range(*flows: np.ndarray) -> float:
     return max(LEAST_MAGNITUDE, *map(float, magnitudes))
 
 
-def draw_pictures(
+def write_figures(
     title: str,
     result: Result,
     frame0: np.ndarray | None,
     events: Events,
-    truths: dict[float, Truth],
+    ground_truths: dict[float, Truth],
     times: Sequence[float],
 ) -> dict[str, np.ndarray]:
     """Draw an estimate.
@@ -62,48 +62,54 @@ def draw_pictures(
     paper = frame0 if frame0 is not None else np.full((result.height, result.width), 128, np.uint8)
     boundary, uncertainty = result.boundary, result.uncertainty
     maps = {
-        "B_e (cyan) and B_m (orange red)": draw_boundary(paper, boundary),
+        "B_e (cyan) and B_m (orange red)": render_boundary(paper, boundary),
         "B_e: informative moving edge": as_rgb(boundary[0]),
         "B_m: motion discontinuity": as_rgb(boundary[1]),
-        f"expected error, 0 to {heat_maximum(uncertainty):.2g} px": draw_heat(uncertainty),
+        f"expected error, 0 to {heat_maximum(uncertainty):.2g} px": render_heat(uncertainty),
     }
     return {
-        "flow": add_title(_draw_flow(result.flow, truths.get(1.0)), f"flow, {title}"),
-        "events": add_title(upscale(draw_events(frame0, events)), f"events, {title}"),
+        "flow": add_title(_draw_flow(result.flow, ground_truths.get(1.0)), f"flow, {title}"),
+        "events": add_title(upscale(render_events(frame0, events)), f"events, {title}"),
         "boundary": contact_sheet(list(maps.values()), list(maps), columns=2),
-        "times": _draw_times(result, truths, times or SHEET_TIMES),
+        "times": _draw_times(result, ground_truths, times or SHEET_TIMES),
     }
 
 
-def _draw_flow(flow: np.ndarray, truth: Truth | None) -> np.ndarray:
+def _draw_flow(flow: np.ndarray, ground_truth: Truth | None) -> np.ndarray:
     """Colour flow with its legend; where truth is known, the truth and the error beside it."""
-    largest = colour_range(flow, *([truth[0]] if truth else []))
-    if truth is None:
+    largest = colour_range(flow, *([ground_truth[0]] if ground_truth else []))
+    if ground_truth is None:
         return add_legend(upscale(colour_flow(flow, max_magnitude=largest)), largest)
-    true_flow, valid = truth
-    error = np.hypot(*(flow - true_flow))
+    ground_truth_flow, valid = ground_truth
+    error = np.hypot(*(flow - ground_truth_flow))
     panels = {
         "estimate": colour_flow(flow, max_magnitude=largest),
-        "truth": colour_flow(true_flow, valid, largest),
-        f"endpoint error, 0 to {heat_maximum(error, valid):.2g} px": draw_heat(error, valid),
+        "truth": colour_flow(ground_truth_flow, valid, largest),
+        f"endpoint error, 0 to {heat_maximum(error, valid):.2g} px": render_heat(error, valid),
     }
     return add_legend(contact_sheet(list(panels.values()), list(panels), columns=3), largest)
 
 
-def _draw_times(result: Result, truths: dict[float, Truth], times: Sequence[float]) -> np.ndarray:
+def _draw_times(
+    result: Result, ground_truths: dict[float, Truth], times: Sequence[float]
+) -> np.ndarray:
     """Displacement from t0 to several times in one row, the truth below it, in one colour scale."""
     times = np.array(sorted({*times, 1.0}))
     shown = np.linspace(0, len(times) - 1, min(len(times), MAX_COLUMNS)).astype(int)
     times = times[shown].tolist()
     flows = result.at(times)
-    largest = colour_range(*flows, *(truths[tau][0] for tau in times if tau in truths))
+    largest = colour_range(
+        *flows, *(ground_truths[tau][0] for tau in times if tau in ground_truths)
+    )
     panels = [colour_flow(flow, max_magnitude=largest) for flow in flows]
     labels = [f"t0 to tau = {tau:g}" for tau in times]
-    if truths:
+    if ground_truths:
         blank = np.full_like(panels[0], 255)
         panels += [
-            colour_flow(*truths[tau], max_magnitude=largest) if tau in truths else blank
+            colour_flow(*ground_truths[tau], max_magnitude=largest)
+            if tau in ground_truths
+            else blank
             for tau in times
         ]
-        labels += [f"truth at {tau:g}" if tau in truths else "no truth" for tau in times]
+        labels += [f"truth at {tau:g}" if tau in ground_truths else "no truth" for tau in times]
     return add_legend(contact_sheet(panels, labels, columns=len(times)), largest)

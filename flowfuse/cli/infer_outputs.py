@@ -13,18 +13,18 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse import __version__
-from flowfuse.cli.infer_figures import PICTURES, draw_pictures
+from flowfuse.cli.infer_figures import PICTURES, write_figures
 from flowfuse.cli.infer_settings import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
 from flowfuse.result import Result
-from flowfuse.runner import Window
+from flowfuse.runner import Interval
 from flowfuse.visualization import (
     add_legend,
     colour_flow,
-    draw_events,
+    render_events,
     upscale,
     write_image,
     write_video,
@@ -112,7 +112,7 @@ class OutputDirectory:
         names = (path.stem for path in (self.root / "flow").glob(f"[0-9]*.{self.suffix}"))
         return sorted(int(n) for n in names if n.isdigit() and self.is_done(int(n), False))
 
-    def write_windows(self, windows: Sequence[Window]) -> None:
+    def write_windows(self, windows: Sequence[Interval]) -> None:
         """Write windows.csv: the times of every window, and its flow file where it has one."""
         lines = ["index,t0_us,t1_us,file"]
         for window in windows:
@@ -127,7 +127,7 @@ class OutputDirectory:
         return read_flow(self.flow(index, tau), self.encoding)[0]
 
     def write(
-        self, recording: Recording, window: Window, result: Result, *, pictures: bool
+        self, recording: Recording, window: Interval, result: Result, *, pictures: bool
     ) -> None:
         """Write the files of a window.
 
@@ -140,20 +140,20 @@ class OutputDirectory:
         if not pictures:
             return
         frame0, events = _beginning(recording, window)
-        truths = {}
+        ground_truths = {}
         if window.frames:
-            for tau in (*recording.truth_times, 1.0):
-                truth = recording.truth_at(window.index, tau)
-                if truth is not None:
-                    truths[tau] = truth
+            for tau in (*recording.ground_truth_times, 1.0):
+                ground_truth = recording.ground_truth_at(window.index, tau)
+                if ground_truth is not None:
+                    ground_truths[tau] = ground_truth
         title = f"{window.index:06d}: {window.t0 * 1e-6:.6f} to {window.t1 * 1e-6:.6f} s"
-        times = self.times or tuple(tau for tau in truths if tau < 1)
-        drawn = draw_pictures(title, result, frame0, events, truths, times)
+        times = self.times or tuple(tau for tau in ground_truths if tau < 1)
+        drawn = write_figures(title, result, frame0, events, ground_truths, times)
         for kind, image in drawn.items():
             write_image(self.picture(window.index, kind), image)
 
     def write_video(
-        self, recording: Recording, windows: Sequence[Window], max_magnitude: float
+        self, recording: Recording, windows: Sequence[Interval], max_magnitude: float
     ) -> None:
         """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
 
@@ -170,7 +170,7 @@ class OutputDirectory:
             for window in tqdm(windows, unit=" pictures", desc="video", disable=None):
                 frame0, events = _beginning(recording, window)
                 flow = colour_flow(self.read(window.index), max_magnitude=max_magnitude)
-                sides = np.concatenate((draw_events(frame0, events), flow), axis=1)
+                sides = np.concatenate((render_events(frame0, events), flow), axis=1)
                 yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
 
         write_video(self.video, pictures(), VIDEO_RATE)
@@ -260,7 +260,7 @@ class OutputDirectory:
         return self.root / "flow", self.root / "flow_at", self.pictures
 
 
-def _beginning(recording: Recording, window: Window) -> tuple[np.ndarray | None, Events]:
+def _beginning(recording: Recording, window: Interval) -> tuple[np.ndarray | None, Events]:
     """The frame at t0 and the events right after it."""
     end = window.t0 + round(EVENT_SHARE * (window.t1 - window.t0))
     frame0 = recording.frame(window.frames[0]) if window.frames else None

@@ -28,7 +28,7 @@ from flowfuse.evaluation.metrics import (
     trajectory_sums,
 )
 from flowfuse.io.atomic import atomic_path
-from flowfuse.runner import GAP_RATIO, Window
+from flowfuse.runner import GAP_RATIO, Interval
 
 
 class RunMetrics:
@@ -51,7 +51,7 @@ class RunMetrics:
     def add(
         self,
         recording: Recording,
-        window: Window,
+        window: Interval,
         flow: np.ndarray,
         flow_at: dict[float, np.ndarray],
         frames: tuple[np.ndarray, np.ndarray],
@@ -75,14 +75,14 @@ class RunMetrics:
             "photometric_error": photometric_error(*frames, flow),
             "photometric_error_zero_flow": photometric_error(*frames, still),
         }
-        truths = {}
+        ground_truths = {}
         for tau, estimate in {**flow_at, 1.0: flow}.items():
-            truth = recording.truth_at(window.index, tau)
-            if truth is None:
+            ground_truth = recording.ground_truth_at(window.index, tau)
+            if ground_truth is None:
                 continue
-            truths[tau] = truth
-            found = self._estimates.setdefault(tau, FlowMetrics()).add(estimate, *truth)
-            zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *truth)
+            ground_truths[tau] = ground_truth
+            found = self._estimates.setdefault(tau, FlowMetrics()).add(estimate, *ground_truth)
+            zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *ground_truth)
             if tau == 1:
                 pair |= {"flow": found, "zero_flow": zero}
                 told = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
@@ -90,15 +90,15 @@ class RunMetrics:
             else:
                 entry = {"flow": found, "zero_flow": zero}
                 pair.setdefault("flow_at", {})[str(tau)] = entry
-        between = [tau for tau in truths if tau < 1]
-        if between and 1.0 in truths:
+        between = [tau for tau in ground_truths if tau < 1]
+        if between and 1.0 in ground_truths:
             sums = trajectory_sums(
                 np.stack([flow_at[tau] for tau in between]),
-                np.stack([truths[tau][0] for tau in between]),
+                np.stack([ground_truths[tau][0] for tau in between]),
                 between,
                 flow,
-                truths[1.0][0],
-                np.stack([truths[tau][1] & truths[1.0][1] for tau in between]),
+                ground_truths[1.0][0],
+                np.stack([ground_truths[tau][1] & ground_truths[1.0][1] for tau in between]),
             )
             pair["trajectory"] = means(sums)
             for name, parts in sums.items():

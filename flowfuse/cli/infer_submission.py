@@ -18,7 +18,7 @@ from flowfuse.data.datasets.dsec.sequence import DsecSequence, missing_files
 from flowfuse.estimator import Estimator
 from flowfuse.io.atomic import atomic_path, check_file_path
 from flowfuse.io.flow import encode_flow
-from flowfuse.runner import FrameReader, Window, estimate_window
+from flowfuse.runner import FrameReader, Interval, estimate_interval
 
 # The test sequences with flow, and how many predictions the benchmark wants of each.
 TEST_SEQUENCES = {
@@ -45,7 +45,7 @@ class SequencePlan:
     """
 
     sequence: DsecSequence
-    windows: list[Window]
+    windows: list[Interval]
     wanted: frozenset[int]
 
 
@@ -136,7 +136,7 @@ def plan_submission(
 
 def plan_windows(
     sequence: DsecSequence, rows: np.ndarray, schedule: Path, *, warm_start: bool
-) -> tuple[list[Window], list[str]]:
+) -> tuple[list[Interval], list[str]]:
     """List the windows of one sequence, and what is wrong with them.
 
     Args:
@@ -145,7 +145,7 @@ def plan_windows(
         schedule: its file, for messages.
         warm_start: see :func:`plan_submission`.
     """
-    windows: list[Window] = []
+    windows: list[Interval] = []
     unknown, uncovered, problems = [], [], []
     times = sequence.frame_times
     for start, end, index in rows.tolist():
@@ -162,8 +162,8 @@ def plan_windows(
             for i in range(windows[-1].frames[1], first - FLOW_STEP + 1, FLOW_STEP):
                 j = i + FLOW_STEP
                 if times[j] - times[i] <= LONGEST_WINDOW:
-                    windows.append(Window(i, int(times[i]), int(times[j]), (i, j)))
-        windows.append(Window(index, start, end, (first, last)))
+                    windows.append(Interval(i, int(times[i]), int(times[j]), (i, j)))
+        windows.append(Interval(index, start, end, (first, last)))
     for window in windows:
         if not sequence.covers(window.t0, window.t1):
             uncovered.append(
@@ -182,7 +182,7 @@ def plan_windows(
 
 def predict(
     estimator: Estimator, plan: SequencePlan, config: InferenceConfig
-) -> Iterator[tuple[Window, np.ndarray, float]]:
+) -> Iterator[tuple[Interval, np.ndarray, float]]:
     """Estimate the windows of a sequence.
 
     Yields:
@@ -190,12 +190,12 @@ def predict(
     """
     reader, former, flow = FrameReader(plan.sequence), None, None
     for window in plan.windows:
-        initial = None
+        flow_init = None
         if config.warm_start and former is not None and former.frames[1] == window.frames[0]:
             share = (window.t1 - window.t0) / (former.t1 - former.t0)
-            initial = share * carry_forward(flow)
-        result, seconds = estimate_window(
-            estimator, plan.sequence, reader, window, config.iterations, initial
+            flow_init = share * carry_forward(flow)
+        result, seconds = estimate_interval(
+            estimator, plan.sequence, reader, window, config.iterations, flow_init
         )
         former, flow = window, result.flow
         if not np.isfinite(flow).all():

@@ -90,9 +90,9 @@ class AugmentConfig:
             )
 
 
-def with_present(sample: Mapping[str, Tensor]) -> Sample:
-    """Add "present" = [1, 1, 1] (frames, events, history), float32 [3], where it is not given."""
-    return {"present": torch.ones(3), **sample}
+def with_modality_mask(sample: Mapping[str, Tensor]) -> Sample:
+    """Add "modality_mask" = [1, 1, 1] (frames, events, history) where it is not given."""
+    return {"modality_mask": torch.ones(3), **sample}
 
 
 def crop(sample: Mapping[str, Tensor], top: int, left: int, height: int, width: int) -> Sample:
@@ -249,7 +249,7 @@ def drop_frames(sample: Mapping[str, Tensor]) -> Sample:
         **drop_exposure(sample),
         "frame0": torch.zeros_like(sample["frame0"]),
         "frame1": torch.zeros_like(sample["frame1"]),
-        "present": sample["present"] * torch.tensor([0.0, 1.0, 1.0]),
+        "modality_mask": sample["modality_mask"] * torch.tensor([0.0, 1.0, 1.0]),
     }
 
 
@@ -259,7 +259,7 @@ def drop_events(sample: Mapping[str, Tensor]) -> Sample:
         **sample,
         "slices": torch.zeros_like(sample["slices"]),
         "event_sum": torch.zeros_like(sample["event_sum"]),
-        "present": sample["present"] * torch.tensor([1.0, 0.0, 0.0]),
+        "modality_mask": sample["modality_mask"] * torch.tensor([1.0, 0.0, 0.0]),
     }
 
 
@@ -270,7 +270,7 @@ def drop_history(sample: Mapping[str, Tensor]) -> Sample:
     return {
         **sample,
         "slices": slices,
-        "present": sample["present"] * torch.tensor([1.0, 1.0, 0.0]),
+        "modality_mask": sample["modality_mask"] * torch.tensor([1.0, 1.0, 0.0]),
     }
 
 
@@ -299,7 +299,7 @@ def augment(
         size: (height, width) of the result in px.
 
     Returns:
-        The varied sample with "present" added; its tensors are contiguous.
+        The varied sample with "modality_mask" added; its tensors are contiguous.
 
     Raises:
         ValueError: the images are smaller than `size`.
@@ -316,7 +316,7 @@ def augment(
         )
     top = int(rng.integers(0, rows - height + 1))
     left = int(rng.integers(0, columns - width + 1))
-    result = crop(with_present(sample), top, left, height, width)
+    result = crop(with_modality_mask(sample), top, left, height, width)
     if swapped:
         result = transpose(result)
     for mirror in (flip_columns, flip_rows):
@@ -338,21 +338,21 @@ def augment(
 
 
 def crop_centre(sample: Mapping[str, Tensor], size: tuple[int, int]) -> Sample:
-    """Cut out the middle without any variation, and add "present": for validation.
+    """Cut out the middle without any variation, and add "modality_mask": for validation.
 
     Args:
         sample: the sample, images of at least `size`.
         size: (height, width) of the result in px.
 
     Returns:
-        The sample with "present" added; its tensors are contiguous.
+        The sample with "modality_mask" added; its tensors are contiguous.
 
     Raises:
         ValueError: the images are smaller than `size`.
     """
     rows, columns = sample["frame0"].shape[-2:]
     top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
-    result = crop(with_present(sample), top, left, *size)
+    result = crop(with_modality_mask(sample), top, left, *size)
     return {name: tensor.contiguous() for name, tensor in result.items()}
 
 

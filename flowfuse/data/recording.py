@@ -49,7 +49,8 @@ class Recording:
         frame_times: [F] int64, microseconds, mid-exposure; F = 0 without frames.
         exposures: [F, 2] int64, start and end in microseconds, or None when unknown.
         has_events, has_frames: bool.
-        truth_times: the tau in (0, 1) at which :meth:`truth_at` may have truth, increasing.
+        ground_truth_times: the tau in (0, 1) at which :meth:`ground_truth_at` may have some,
+            increasing.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Recording:
             if self.has_frames:
                 self._check_exposures(path / "exposures.txt")
         self.height, self.width = self._find_size()
-        self._truth_directories = self._find_truth()
-        self.truth_times = tuple(tau for tau in self._truth_directories if tau < 1)
+        self._ground_truth_directories = self._find_ground_truth()
+        self.ground_truth_times = tuple(tau for tau in self._ground_truth_directories if tau < 1)
 
     def __repr__(self) -> str:
         events = "events" if self.has_events else "no events"
@@ -133,11 +134,11 @@ class Recording:
             return Events.empty(self.height, self.width)
         return self._event_file.window(int(t0), int(t1), self.height, self.width)
 
-    def truth(self, index: int) -> Flow | None:
+    def ground_truth(self, index: int) -> Flow | None:
         """True flow from frame ``index`` to the next, and where it is valid; None if unknown."""
-        return self.truth_at(index, 1.0)
+        return self.ground_truth_at(index, 1.0)
 
-    def truth_at(self, index: int, tau: float) -> Flow | None:
+    def ground_truth_at(self, index: int, tau: float) -> Flow | None:
         """True displacement from frame ``index`` to the time that is the fraction tau further on.
 
         Args:
@@ -147,7 +148,7 @@ class Recording:
         Returns:
             flow [2, H, W] float32 (px, from the frame) and valid [H, W] bool; None if unknown.
         """
-        for known, directory in self._truth_directories.items():
+        for known, directory in self._ground_truth_directories.items():
             if abs(known - tau) > 1e-9:
                 continue
             for suffix in FLOW_SUFFIXES:
@@ -203,7 +204,7 @@ class Recording:
                 stacklevel=4,
             )
 
-    def _find_truth(self) -> dict[float, Path]:
+    def _find_ground_truth(self) -> dict[float, Path]:
         """tau -> directory of flow files, increasing; tau = 1 is the next frame."""
         if self.path is None or not self.path.is_dir():
             return {}

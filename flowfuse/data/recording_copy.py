@@ -95,13 +95,13 @@ def _copy_to_directory(recording: Source, path: Path, events_format: str) -> lis
             write_frames(directory, frames, recording.frame_times, recording.exposures)
             lines.append(f"{path / 'images'}: {count} frames")
         fields = 0
-        for tau in (*recording.truth_times, 1.0) if _fits_truth(recording, path) else ():
+        for tau in (*recording.ground_truth_times, 1.0) if _fits_truth(recording, path) else ():
             target = directory / "flow" if tau == 1 else tau_directory(directory / "flow_at", tau)
             for index in range(count - 1):
-                truth = recording.truth_at(index, tau)
-                if truth is not None:
+                ground_truth = recording.ground_truth_at(index, tau)
+                if ground_truth is not None:
                     target.mkdir(parents=True, exist_ok=True)
-                    write_flow(target / f"{index:06d}.npz", *truth)
+                    write_flow(target / f"{index:06d}.npz", *ground_truth)
                     fields += 1
         if fields:
             lines.append(f"{path / 'flow'}: {fields} fields of true flow")
@@ -115,13 +115,13 @@ def _copy_to_mvsec(recording: Source, path: Path) -> list[str]:
         raise ValueError(f"{recording.path}: MVSEC holds events and frames, one of them is missing")
     if recording.exposures is not None:
         warnings.warn(f"{path}: MVSEC holds no exposures, they are left out", stacklevel=3)
-    if recording.truth_times:
+    if recording.ground_truth_times:
         warnings.warn(
             f"{path}: MVSEC holds no true flow at times in between, it is left out", stacklevel=3
         )
     count = len(recording.frame_times)
     has_truth = _fits_truth(recording, path) and any(
-        recording.truth(i) is not None for i in range(count - 1)
+        recording.ground_truth(i) is not None for i in range(count - 1)
     )
     prefix = str(path).removesuffix(DATA_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,15 +133,15 @@ def _copy_to_mvsec(recording: Source, path: Path) -> list[str]:
         _maps(recording, path) if has_truth else None,
         recording.frame_times if has_truth else None,
     )
-    truth = [f"{prefix}_gt.hdf5: {count} maps of true flow"] if has_truth else []
-    return [f"{path}: events, {count} frames", *truth]
+    ground_truth = [f"{prefix}_gt.hdf5: {count} maps of true flow"] if has_truth else []
+    return [f"{path}: events, {count} frames", *ground_truth]
 
 
 def _fits_truth(recording: Source, path: Path) -> bool:
     """Whether true flow leads to the next frame; warns where it leads further, as DSEC's does."""
     if not isinstance(recording, DsecSequence):
         return True
-    if any(recording.truth(first) is not None for first, _ in recording.frame_pairs):
+    if any(recording.ground_truth(first) is not None for first, _ in recording.frame_pairs):
         warnings.warn(
             f"{path}: the true flow of {recording.path} leads to the second next frame, which no "
             "other layout holds; it is left out",
@@ -162,11 +162,11 @@ def _maps(recording: Source, path: Path) -> Iterator[np.ndarray]:
     """One map per frame; 0 where there is no truth, as after the last frame."""
     lost = 0
     for index in range(len(recording.frame_times)):
-        truth = recording.truth(index)
-        if truth is None:
+        ground_truth = recording.ground_truth(index)
+        if ground_truth is None:
             yield np.zeros((2, recording.height, recording.width), np.float32)
             continue
-        flow, valid = truth
+        flow, valid = ground_truth
         lost += int((valid & (flow == 0).all(axis=0)).sum())
         yield np.where(valid, flow, np.float32(0))
     if lost:

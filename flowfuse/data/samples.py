@@ -10,14 +10,14 @@ from torch import Tensor
 
 from flowfuse.data.formats.frames import as_gray
 from flowfuse.geometry.grid import inside, pixel_grid
-from flowfuse.inputs import event_window, slice_events, sum_events
+from flowfuse.inputs import input_interval, slice_events, sum_events
 
 if TYPE_CHECKING:
     from flowfuse.data.datasets.dsec.sequence import DsecSequence
     from flowfuse.data.recording import Recording
 
 
-def pair_inputs(
+def unlabelled_sample(
     recording: Recording | DsecSequence, first: int, last: int, *, slices: int, bins: int
 ) -> dict[str, Tensor]:
     """Make the part of a sample that needs no truth: the network's inputs, frames in gray.
@@ -36,7 +36,7 @@ def pair_inputs(
     exposures = [None, None]
     if recording.exposures is not None:
         exposures = [int(end - start) for start, end in recording.exposures[[first, last]]]
-    start, end = event_window(t0, t1, slices, *exposures)
+    start, end = input_interval(t0, t1, slices, *exposures)
     events = recording.events(max(start, 0), end)
     fires = len(events.slice_time(t0, t1)) > 0
     history = fires and int(events.t[0]) < t0
@@ -47,15 +47,15 @@ def pair_inputs(
         "frame1": _picture(recording.frame(last)),
         "event_sum": sum_events(events, t0, t1, *exposures, **size),
         "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
-        "present": torch.tensor([True, fires, history]).float(),
+        "modality_mask": torch.tensor([True, fires, history]).float(),
     }
 
 
-def true_sample(
+def labelled_sample(
     recording: Recording | DsecSequence,
     first: int,
     last: int,
-    truth: tuple[np.ndarray, np.ndarray],
+    ground_truth: tuple[np.ndarray, np.ndarray],
     *,
     slices: int,
     bins: int,
@@ -63,7 +63,7 @@ def true_sample(
     """Make a training sample of two frames and the true flow between them.
 
     Args:
-        recording, first, last, slices, bins: as of :func:`pair_inputs`.
+        recording, first, last, slices, bins: as of :func:`unlabelled_sample`.
         truth: flow [2, H, W] px, and where it is valid, [H, W] bool.
 
     Returns:
@@ -72,12 +72,12 @@ def true_sample(
         covers, beside what leaves the image, all pixels without truth, where nothing can be
         matched; what is hidden by something else is not known. ``boundary`` is NaN: unknown.
     """
-    flow, valid = (torch.from_numpy(values)[None] for values in truth)
+    flow, valid = (torch.from_numpy(values)[None] for values in ground_truth)
     flow = torch.where(valid[:, None], flow, 0.0)  # files may hold anything there
     size = {"height": recording.height, "width": recording.width}
     seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
     return {
-        **pair_inputs(recording, first, last, slices=slices, bins=bins),
+        **unlabelled_sample(recording, first, last, slices=slices, bins=bins),
         "tau": torch.ones(1),
         "flow": flow,
         "valid": valid,

@@ -24,7 +24,7 @@ Sums = dict[str, tuple[float, float]]
 
 def flow_metrics(
     flow: np.ndarray,
-    truth: np.ndarray,
+    ground_truth: np.ndarray,
     valid: np.ndarray | None = None,
     boundary: np.ndarray | None = None,
     *,
@@ -51,13 +51,13 @@ def flow_metrics(
     Raises:
         ValueError: if shapes disagree.
     """
-    sums = flow_sums(flow, truth, valid, boundary, outlier_fraction=outlier_fraction)
+    sums = flow_sums(flow, ground_truth, valid, boundary, outlier_fraction=outlier_fraction)
     return _with_count(sums)
 
 
 def flow_sums(
     flow: np.ndarray,
-    truth: np.ndarray,
+    ground_truth: np.ndarray,
     valid: np.ndarray | None = None,
     boundary: np.ndarray | None = None,
     *,
@@ -67,16 +67,16 @@ def flow_sums(
 
     Arguments as there. The divisor of ``epe`` is the number of valid pixels.
     """
-    flow, truth, valid = _check_fields(flow, truth, valid)
+    flow, ground_truth, valid = _check_fields(flow, ground_truth, valid)
     near = np.zeros(valid.shape, bool) if boundary is None else np.asarray(boundary)
     if near.shape != valid.shape:
         raise ValueError(f"boundary must have shape {list(valid.shape)}, got {list(near.shape)}")
     near = boundary_band(near)[valid]
     known = boundary is not None
-    flow, truth = flow[:, valid], truth[:, valid]  # [2, N]
-    error, length = _length(flow - truth, axis=0), _length(truth, axis=0)
+    flow, ground_truth = flow[:, valid], ground_truth[:, valid]  # [2, N]
+    error, length = _length(flow - ground_truth, axis=0), _length(ground_truth, axis=0)
     one = np.ones((1, flow.shape[1]))
-    first, second = np.concatenate((flow, one)), np.concatenate((truth, one))
+    first, second = np.concatenate((flow, one)), np.concatenate((ground_truth, one))
     # atan2 of |cross| and dot is exact for small angles, where arccos is not.
     angle = np.arctan2(_length(np.cross(first.T, second.T), axis=1), (first * second).sum(axis=0))
     large = error > outlier_fraction * length
@@ -112,12 +112,14 @@ class FlowMetrics:
     def add(
         self,
         flow: np.ndarray,
-        truth: np.ndarray,
+        ground_truth: np.ndarray,
         valid: np.ndarray | None = None,
         boundary: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Add a frame; arguments and result as in :func:`flow_metrics`."""
-        sums = flow_sums(flow, truth, valid, boundary, outlier_fraction=self.outlier_fraction)
+        sums = flow_sums(
+            flow, ground_truth, valid, boundary, outlier_fraction=self.outlier_fraction
+        )
         self.frames += 1
         self.valid_pixels += int(sums["epe"][1])
         for name, (total, pixels) in sums.items():
@@ -145,7 +147,7 @@ class FlowMetrics:
 
 def trajectory_metrics(
     estimates: np.ndarray,
-    truths: np.ndarray,
+    ground_truths: np.ndarray,
     tau: Sequence[float] | np.ndarray,
     end: np.ndarray,
     true_end: np.ndarray,
@@ -168,12 +170,12 @@ def trajectory_metrics(
         d = x(tau) - tau x(1) is the deviation from the straight line, d* the true one, over pixels
         and times with |d*| > 1 px (0 = perfect, 1 = as a straight line).
     """
-    return means(trajectory_sums(estimates, truths, tau, end, true_end, valid))
+    return means(trajectory_sums(estimates, ground_truths, tau, end, true_end, valid))
 
 
 def trajectory_sums(
     estimates: np.ndarray,
-    truths: np.ndarray,
+    ground_truths: np.ndarray,
     tau: Sequence[float] | np.ndarray,
     end: np.ndarray,
     true_end: np.ndarray,
@@ -186,17 +188,19 @@ def trajectory_sums(
         ``deviation_error`` weighs a pair by how much deviates there, and a pair in which a few
         pixels do cannot outweigh the others.
     """
-    estimates, truths = _field("estimates", estimates, 4), _field("truths", truths, 4)
+    estimates, ground_truths = _field("estimates", estimates, 4), _field("truths", ground_truths, 4)
     end, true_end = _field("end", end, 3), _field("true_end", true_end, 3)
     tau = np.asarray(tau, np.float64)
-    if estimates.shape != truths.shape or {end.shape, true_end.shape} != {truths.shape[1:]}:
+    if estimates.shape != ground_truths.shape or {end.shape, true_end.shape} != {
+        ground_truths.shape[1:]
+    }:
         raise ValueError(
-            f"estimates {list(estimates.shape)}, truths {list(truths.shape)}, end "
+            f"estimates {list(estimates.shape)}, truths {list(ground_truths.shape)}, end "
             f"{list(end.shape)} and true_end {list(true_end.shape)} do not belong together"
         )
-    if tau.shape != truths.shape[:1]:
-        raise ValueError(f"tau must have shape [{len(truths)}], got {list(tau.shape)}")
-    shape = (truths.shape[0], *truths.shape[2:])
+    if tau.shape != ground_truths.shape[:1]:
+        raise ValueError(f"tau must have shape [{len(ground_truths)}], got {list(tau.shape)}")
+    shape = (ground_truths.shape[0], *ground_truths.shape[2:])
     valid = np.ones(shape, bool) if valid is None else np.asarray(valid, bool)
     if valid.shape not in (shape, shape[1:]):
         raise ValueError(f"valid must have shape {list(shape)}, got {list(valid.shape)}")
@@ -204,9 +208,9 @@ def trajectory_sums(
     along = tau[:, None, None, None]
 
     def error(field: np.ndarray) -> tuple[float, int]:
-        return _sum_of(_length(field - truths, axis=1), valid)
+        return _sum_of(_length(field - ground_truths, axis=1), valid)
 
-    true_deviation = truths - along * true_end
+    true_deviation = ground_truths - along * true_end
     off_line = valid & (_length(true_deviation, axis=1) > 1)
     wrong, _ = _sum_of(_length(estimates - along * end - true_deviation, axis=1), off_line)
     size, _ = _sum_of(_length(true_deviation, axis=1), off_line)
@@ -220,7 +224,7 @@ def trajectory_sums(
 
 def uncertainty_metrics(
     flow: np.ndarray,
-    truth: np.ndarray,
+    ground_truth: np.ndarray,
     uncertainty: np.ndarray,
     valid: np.ndarray | None = None,
     *,
@@ -244,13 +248,13 @@ def uncertainty_metrics(
         ``epe_certain_limit``: that of the 80 % with the smallest errors, which no ranking can
         fall below; 1 when there is no error at all, NaN without valid pixels.
     """
-    flow, truth, valid = _check_fields(flow, truth, valid)
+    flow, ground_truth, valid = _check_fields(flow, ground_truth, valid)
     uncertainty = np.asarray(uncertainty)
     if uncertainty.shape != valid.shape:
         raise ValueError(
             f"uncertainty must have shape {list(valid.shape)}, got {list(uncertainty.shape)}"
         )
-    errors = _length(flow - truth, axis=0)[valid]
+    errors = _length(flow - ground_truth, axis=0)[valid]
 
     def remaining(ranks: np.ndarray) -> np.ndarray:
         """EPE of what remains after each portion, relative to the EPE of all."""
@@ -353,15 +357,15 @@ def _sum_of(values: np.ndarray, mask: np.ndarray) -> tuple[float, int]:
 
 
 def _check_fields(
-    flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | None
+    flow: np.ndarray, ground_truth: np.ndarray, valid: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    flow, truth = _field("flow", flow, 3), _field("truth", truth, 3)
-    if flow.shape != truth.shape:
-        raise ValueError(f"flow is {list(flow.shape)}, truth is {list(truth.shape)}")
+    flow, ground_truth = _field("flow", flow, 3), _field("ground_truth", ground_truth, 3)
+    if flow.shape != ground_truth.shape:
+        raise ValueError(f"flow is {list(flow.shape)}, truth is {list(ground_truth.shape)}")
     valid = np.ones(flow.shape[1:], bool) if valid is None else np.asarray(valid).astype(bool)
     if valid.shape != flow.shape[1:]:
         raise ValueError(f"valid must have shape {list(flow.shape[1:])}, got {list(valid.shape)}")
-    return flow, truth, valid
+    return flow, ground_truth, valid
 
 
 def _field(name: str, value: np.ndarray, dimensions: int) -> np.ndarray:

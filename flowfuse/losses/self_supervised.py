@@ -150,7 +150,7 @@ def sharpness_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     still = bins.view(batch_size, -1, height, width).sum(dim=1)
     floor = 1e-3  # events^2: no events are neither sharp nor blurred
     gain = torch.log(moved.var(dim=(1, 2)) + floor) - torch.log(still.var(dim=(1, 2)) + floor)
-    return masked_mean(-gain, batch["present"][:, 1] > 0)
+    return masked_mean(-gain, batch["modality_mask"][:, 1] > 0)
 
 
 def smoothness_loss(points: Tensor, batch: Mapping[str, Tensor], boundary: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def _grid(field: Tensor) -> Tensor:
 
 
 def _has(batch: Mapping[str, Tensor], modality: int) -> Tensor:
-    return batch["present"][:, modality].view(-1, 1, 1, 1) > 0
+    return batch["modality_mask"][:, modality].view(-1, 1, 1, 1) > 0
 
 
 def _robust(difference: Tensor) -> Tensor:

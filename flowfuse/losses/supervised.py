@@ -136,12 +136,12 @@ def likelihood_loss(output: ModelOutput, batch: Mapping[str, Tensor], absolute: 
 
 def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float) -> Tensor:
     """Error of the coarse trajectories at the cells' centres, later iterations counting more."""
-    truth, valid = at_cells(batch["flow"]), at_cells(batch["valid"])
-    height, width = truth.shape[-2:]
+    ground_truth, valid = at_cells(batch["flow"]), at_cells(batch["valid"])
+    height, width = ground_truth.shape[-2:]
     iterations = output.coarse_points.shape[0]
-    loss = truth.new_zeros(())
+    loss = ground_truth.new_zeros(())
     for i, points in enumerate(output.coarse_points[..., :height, :width]):
-        error = torch.where(valid.unsqueeze(2), bezier(points, batch["tau"]) - truth, 0)
+        error = torch.where(valid.unsqueeze(2), bezier(points, batch["tau"]) - ground_truth, 0)
         loss = loss + decay ** (iterations - 1 - i) * masked_mean(error.abs().mean(dim=2), valid)
     return loss
 
@@ -153,7 +153,7 @@ def at_cells(images: Tensor) -> Tensor:
 
 
 def boundary_loss(
-    logits: Tensor, truth: Tensor, positive_weight: tuple[float, float]
+    logits: Tensor, ground_truth: Tensor, positive_weight: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of B_e and of B_m, each with its own truth.
 
@@ -162,11 +162,11 @@ def boundary_loss(
         truth: [B, 2, H, W], 0 or 1; NaN where it is unknown, as in recordings.
         positive_weight: of a boundary pixel, for B_e and B_m.
     """
-    known = torch.isfinite(truth)
+    known = torch.isfinite(ground_truth)
     costs = [
         F.binary_cross_entropy_with_logits(
             logits[:, i],
-            torch.where(known[:, i], truth[:, i], 0),
+            torch.where(known[:, i], ground_truth[:, i], 0),
             pos_weight=logits.new_full((), positive_weight[i]),
             reduction="none",
         )
@@ -185,7 +185,7 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     """
     events, frames = output.event_latent.float(), output.frame_latent.float()
     slices = events.shape[1] - 1
-    present, tau = batch["present"], batch["tau"]
+    present, tau = batch["modality_mask"], batch["tau"]
     # The truth is given at random times: a cubic through them gives it at the slices' times.
     cells, hidden = at_cells(batch["flow"]), at_cells(batch["occluded"])
     # E_0 shows only where something fires, and not noise or lamps alone: elsewhere there is nothing

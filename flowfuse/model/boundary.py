@@ -52,7 +52,7 @@ class BoundaryLocalizer(nn.Module):
         return F.pixel_shuffle(self.logits(self.mix(x)), 4).float()
 
 
-def shrink(boundary: Tensor, factor: int) -> Tensor:
+def max_pool(boundary: Tensor, factor: int) -> Tensor:
     """Strongest boundary probability in each ``factor`` x ``factor`` cell.
 
     A boundary is thin: its mean over a cell would all but vanish.

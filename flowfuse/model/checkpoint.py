@@ -31,6 +31,8 @@ VERSION = 1
 SUFFIX = ".safetensors"
 WEIGHTS = Path(__file__).parent.parent / "weights"
 _MODEL = "model."
+# Modules that had another name when version 1 began: old name -> name.
+_RENAMED = {"first_estimate.": "init_head."}
 _NAMED_AT_MOST = 4  # tensor names in one message
 
 
@@ -147,7 +149,7 @@ def read_tensors(
     """
     with _open(path, str(map_location)) as file:
         return {
-            name.removeprefix(prefix): file.get_tensor(name)
+            _current_name(name.removeprefix(prefix)): file.get_tensor(name)
             for name in file.keys()  # not iterable itself
             if name.startswith(prefix)
         }
@@ -274,6 +276,12 @@ def _check_metadata(
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: training metadata is no JSON: {error}") from None
     return config, {"path": str(path), "version": int(version), "training": training}
+
+
+def _current_name(tensor: str) -> str:
+    for old, new in _RENAMED.items():
+        tensor = tensor.replace(old, new)
+    return tensor
 
 
 def _some(names: list[str]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bezier
 from flowfuse.inputs import ModelInputs
-from flowfuse.model.boundary import BoundaryLocalizer, shrink
+from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import (
@@ -32,12 +32,12 @@ from flowfuse.model.encoders import (
     stack_maps,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
-from flowfuse.model.lucas_kanade import follow_gradients
+from flowfuse.model.lucas_kanade import lucas_kanade_refine
 from flowfuse.model.normalization import Scene, prepare_inputs
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
     ConvGRU,
-    FirstEstimate,
+    InitHead,
     MotionEncoder,
     UpdateHead,
     start_at_zero,
@@ -107,7 +107,7 @@ class FlowFuse(nn.Module):
         tau = torch.tensor([*(k / slices for k in range(1, slices + 1)), 1.0, 1.0])
         self.register_buffer("tau", tau, persistent=False)
         self.matching = WindowMatching(config.radius, config.levels, config.degree)
-        self.first_estimate = FirstEstimate((slices + 3) * channels, channels, config.degree)
+        self.init_head = InitHead((slices + 3) * channels, channels, config.degree)
         if config.boundary:
             cues = 7 if config.common_gradient else 3
             self.localizer = BoundaryLocalizer(
@@ -141,19 +141,19 @@ class FlowFuse(nn.Module):
         self,
         inputs: ModelInputs,
         iterations: int | None = None,
-        initial: Tensor | None = None,
+        flow_init: Tensor | None = None,
         *,
-        corrected: bool = False,
+        grad_through_steps: bool = False,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
         Args:
             inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
             iterations: recurrent updates; the configuration's number by default.
-            initial: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
+            flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
-            corrected: how gradients pass the gradient steps, see :func:`follow_gradients`; for
+            corrected: how gradients pass the gradient steps, see :func:`lucas_kanade_refine`; for
                 training without truth.
 
         Returns:
@@ -173,7 +173,7 @@ class FlowFuse(nn.Module):
         )
         events, frames = self._encode(slices, scene)
         del slices
-        coarse = self._estimate(scene, events, frames, iterations, initial)
+        coarse = self._estimate(scene, events, frames, iterations, flow_init)
         frame0, frame1 = scene.frame0, scene.frame1
         del scene
         refined = self.refinement(
@@ -184,8 +184,12 @@ class FlowFuse(nn.Module):
             coarse.boundary,
             config.correlation,
         )
-        control_points = follow_gradients(
-            refined.control_points, frame0, frame1, refined.priors, corrected=corrected
+        control_points = lucas_kanade_refine(
+            refined.control_points,
+            frame0,
+            frame1,
+            refined.priors,
+            grad_through_steps=grad_through_steps,
         )
         return ModelOutput(
             control_points=control_points[..., :height, :width],
@@ -222,16 +226,16 @@ class FlowFuse(nn.Module):
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         if self.config.events:
-            events = self._encode_sense(self.event_stem, slices, scene.present[:, 1])
+            events = self._encode_modality(self.event_stem, slices, scene.modality_mask[:, 1])
         if self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
-            frames = self._encode_sense(self.frame_stem, images, scene.present[:, 0])
+            frames = self._encode_modality(self.frame_stem, images, scene.modality_mask[:, 0])
         return (
-            events or absent(frames, slices.shape[1]),
-            frames or absent(events, 2),
+            events or zero_features(frames, slices.shape[1]),
+            frames or zero_features(events, 2),
         )
 
-    def _encode_sense(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
+    def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
         """Encode images [B, N, channels, H, W].
 
         An absent sense would still give the features of an empty image: stem and latents are made
@@ -258,16 +262,16 @@ class FlowFuse(nn.Module):
         events: Encoded,
         frames: Encoded,
         iterations: int,
-        initial: Tensor | None,
+        flow_init: Tensor | None,
     ) -> Coarse:
         """Estimate at 1/8: first points, boundaries, and the recurrent updates that they guide."""
         config = self.config
         correlations = self._correlate(events.latents, frames.latents)
         points = self._first_points(events.latents, frames.latents, correlations)
-        if initial is not None:
-            points = self._replace_first(points, initial)
+        if flow_init is not None:
+            points = self._replace_first(points, flow_init)
         boundary, agreement = self._localize(scene, events, frames, points.detach())
-        coarse_boundary = shrink(boundary, STRIDE)
+        coarse_boundary = max_pool(boundary, STRIDE)
         cues = self._cues(scene, agreement)
         state, context = self._context(events.latents, frames.latents, cues, coarse_boundary)
         update_context = self.update.context(context)
@@ -306,7 +310,7 @@ class FlowFuse(nn.Module):
         self, events: Tensor, frames: Tensor, correlations: Sequence[PairCorrelations]
     ) -> Tensor:
         """Return first control points [B, 2 n, h, w]: matches around rest, and a regressed part."""
-        regressed = self.first_estimate(torch.cat((events, frames), dim=1).flatten(1, 2))
+        regressed = self.init_head(torch.cat((events, frames), dim=1).flatten(1, 2))
         still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
         matches = [self.matching(part(still)) for part in correlations]
         return regressed + self.matching.fit(matches, self.tau).flatten(1, 2)
@@ -333,11 +337,11 @@ class FlowFuse(nn.Module):
         state, context = self.context_norm(context).chunk(2, dim=1)
         return torch.tanh(state), activate(context)
 
-    def _replace_first(self, points: Tensor, initial: Tensor) -> Tensor:
+    def _replace_first(self, points: Tensor, flow_init: Tensor) -> Tensor:
         """Put a given flow [B, 2, H, W] px, as a straight motion, in place of first points."""
         height, width = (STRIDE * side for side in points.shape[-2:])
-        pad = (0, width - initial.shape[-1], 0, height - initial.shape[-2])
-        given = F.pad(initial, pad, value=float("nan"))
+        pad = (0, width - flow_init.shape[-1], 0, height - flow_init.shape[-2])
+        given = F.pad(flow_init, pad, value=float("nan"))
         finite = torch.isfinite(given).all(dim=1, keepdim=True)
         share = F.avg_pool2d(finite.to(given.dtype), STRIDE)
         mean = F.avg_pool2d(torch.where(finite, given, 0.0), STRIDE) / share.clamp(min=1e-6)
@@ -370,17 +374,17 @@ class FlowFuse(nn.Module):
             agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
             gradients = 4 * gradients.float()
             raw = (compress(gradients), scene.first_sum)
-        present = scene.present[:, :, None, None].expand(-1, -1, height, width)
+        present = scene.modality_mask[:, :, None, None].expand(-1, -1, height, width)
         return torch.cat((*raw, present), dim=1), agreement
 
     def _cues(self, scene: Scene, agreement: Tensor) -> Tensor:
         """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
-        flat = torch.cat((scene.exposure, scene.present), dim=1)[:, :, None, None]
+        flat = torch.cat((scene.exposure, scene.modality_mask), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
         return torch.cat((agreement, scene.density, flat), dim=1)
 
 
-def absent(other: Encoded, count: int) -> Encoded:
+def zero_features(other: Encoded, count: int) -> Encoded:
     """Zeros in place of a sense that is switched off, shaped by the other one."""
     fine, latents = (
         torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)

@@ -17,13 +17,13 @@ from flowfuse.geometry.grid import warp
 MAX_CHANGE = 2.0  # px; beyond it no linear model of an image holds
 
 
-def follow_gradients(
+def lucas_kanade_refine(
     control_points: Tensor,
     frame0: Tensor,
     frame1: Tensor,
     priors: Tensor,
     *,
-    corrected: bool = False,
+    grad_through_steps: bool = False,
 ) -> Tensor:
     """Improve trajectories by as many gradient steps as there are priors.
 
@@ -36,7 +36,7 @@ def follow_gradients(
     Args:
         control_points: [B, n, 2, H, W] float32, px.
         frame0, frame1: [B, 1, H, W] float32 in [0, 1], zero where they are absent.
-        priors: [B, S, h, w], see :func:`gradient_step`.
+        priors: [B, S, h, w], see :func:`lucas_kanade_step`.
         corrected: the flow has the gradient that the steps leave it.
 
     Returns:
@@ -46,8 +46,8 @@ def follow_gradients(
         return control_points
     start = end = control_points[:, -1]
     for i in range(priors.shape[1]):
-        change = gradient_step(
-            frame0, frame1, end if corrected else end.detach(), priors[:, i : i + 1]
+        change = lucas_kanade_step(
+            frame0, frame1, end if grad_through_steps else end.detach(), priors[:, i : i + 1]
         )
         end = end + F.interpolate(change, end.shape[-2:], mode="bilinear", align_corners=False)
     degree = control_points.shape[1]
@@ -55,7 +55,7 @@ def follow_gradients(
     return torch.addcmul(control_points, shares.view(-1, 1, 1, 1), (end - start).unsqueeze(1))
 
 
-def gradient_step(frame0: Tensor, frame1: Tensor, flow: Tensor, prior: Tensor) -> Tensor:
+def lucas_kanade_step(frame0: Tensor, frame1: Tensor, flow: Tensor, prior: Tensor) -> Tensor:
     """Find the change d of the flow that explains what is left of the brightness difference.
 
     In a window around every cell, with I1 warped by the flow, d is the minimum of

@@ -30,7 +30,7 @@ class Scene(NamedTuple):
         first_sum: [B, 1, H, W], polarity sum of slice E_1, normalized.
         density: [B, K + 1, h, w], mean magnitude of every slice in the cells.
         exposure: [B, 2].
-        present: [B, 3].
+        modality_mask: [B, 3].
     """
 
     frame0: Tensor
@@ -39,10 +39,10 @@ class Scene(NamedTuple):
     first_sum: Tensor
     density: Tensor
     exposure: Tensor
-    present: Tensor
+    modality_mask: Tensor
 
 
-def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
+def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
     """Mask hot pixels, scale by the 98th percentile of the non-zero magnitudes, clip at +-3.
 
     One scale for the whole input of an item: a scale per slice would hide that the motion slows
@@ -50,16 +50,17 @@ def normalize_slices(slices: Tensor, present: Tensor) -> Tensor:
 
     Args:
         slices: [B, K + 1, bins, H, W] raw polarity sums.
-        present: [B, K + 1], 0 where a slice is absent: it becomes zero and has no say in the scale.
+        slice_mask: [B, K + 1], 0 where a slice is absent: it becomes zero and has no say in
+            the scale.
 
     Returns:
         The shape of ``slices``, in [-3, 3]; zeros stay zeros.
     """
-    present = present[:, :, None, None, None]
-    activity = (magnitude(slices).unsqueeze(2) * present).sum(dim=1)  # [B, 1, H, W]
+    slice_mask = slice_mask[:, :, None, None, None]
+    activity = (magnitude(slices).unsqueeze(2) * slice_mask).sum(dim=1)  # [B, 1, H, W]
     neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
     hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
-    weight = (~hot).unsqueeze(1) * present  # [B, K + 1, 1, H, W]
+    weight = (~hot).unsqueeze(1) * slice_mask  # [B, K + 1, 1, H, W]
 
     # A part of the pixels gives the percentile as well. It is among the largest fiftieth of all.
     step = next((s for s in PERCENTILE_STEPS if slices.shape[-1] % s), 1)
@@ -99,13 +100,13 @@ def prepare_inputs(
     """
     switches = (frames, events, events)
     # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
-    present = torch.stack(
-        [inputs.present[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
+    modality_mask = torch.stack(
+        [inputs.modality_mask[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
     )
-    has_frames, has_events = (present[:, i].view(-1, 1, 1, 1) for i in range(2))
-    history = torch.ones_like(present[:, :1]).repeat(1, inputs.slices.shape[1])
-    history[:, 0] = present[:, 2]
-    slices = normalize_slices(inputs.slices, history * present[:, 1:2])
+    has_frames, has_events = (modality_mask[:, i].view(-1, 1, 1, 1) for i in range(2))
+    history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
+    history[:, 0] = modality_mask[:, 2]
+    slices = normalize_slices(inputs.slices, history * modality_mask[:, 1:2])
     slices = pad_to_multiple(slices, cell, mode="constant")
     return slices, Scene(
         frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, cell),
@@ -113,8 +114,8 @@ def prepare_inputs(
         event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
         first_sum=slices[:, 1].sum(1, keepdim=True),
         density=F.avg_pool2d(magnitude(slices), cell),
-        exposure=inputs.exposure * present[:, :1],
-        present=present,
+        exposure=inputs.exposure * modality_mask[:, :1],
+        modality_mask=modality_mask,
     )
 
 

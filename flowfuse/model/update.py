@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flowfuse.model.encoders import ResidualBlock, activate, group_count
 
 
-class FirstEstimate(nn.Module):
+class InitHead(nn.Module):
     """Regress trajectories from all latents at 1/16 and 1/32, where large motions are small.
 
     Args:

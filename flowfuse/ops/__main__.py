@@ -153,8 +153,8 @@ def main() -> int:
         print("cuda                 no GPU: nothing is tested there")
     print(f"\n{'operator':24}{'device':10}{'forward':>12}{'backward':>12}  error / largest value")
     failed = 0
-    for name, arguments, operator, truth in cases():
-        expected = run(truth, arguments, "cpu", torch.float64)
+    for name, arguments, operator, ground_truth in cases():
+        expected = run(ground_truth, arguments, "cpu", torch.float64)
         for device in devices:
             try:
                 found = run(operator, arguments, device, torch.float32)

@@ -18,19 +18,19 @@ from torch.utils.data import Dataset
 from flowfuse.data.augment import Sample
 from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording, open_recording
-from flowfuse.data.samples import pair_inputs
+from flowfuse.data.samples import unlabelled_sample
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import event_sharpness, photometric_error
 from flowfuse.events import Events
 from flowfuse.model import FlowFuse
 from flowfuse.result import Result
-from flowfuse.runner import FrameReader, Window, describe_times, estimate_window
+from flowfuse.runner import FrameReader, Interval, describe_times, estimate_interval
 from flowfuse.visualization import (
     colour_flow,
     contact_sheet,
-    draw_boundary,
-    draw_events,
     largest_magnitude,
+    render_boundary,
+    render_events,
     write_image,
 )
 
@@ -99,7 +99,7 @@ class RecordingPairs(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         first, last = self.learned[index].frames
-        return pair_inputs(self.recording, first, last, slices=self._slices, bins=self._bins)
+        return unlabelled_sample(self.recording, first, last, slices=self._slices, bins=self._bins)
 
 
 class RecordingValidator:
@@ -157,19 +157,19 @@ class RecordingValidator:
             frame = self._pairs.recording.frame(window.frames[0])
             magnitude = largest_magnitude(result.flow)
             row = {
-                f"frame {window.frames[0]}, events": draw_events(frame, self._events(window)),
+                f"frame {window.frames[0]}, events": render_events(frame, self._events(window)),
                 f"flow, up to {magnitude:.1f} px": colour_flow(result.flow, None, magnitude),
-                "B_e cyan, B_m orange red": draw_boundary(frame, result.boundary),
+                "B_e cyan, B_m orange red": render_boundary(frame, result.boundary),
             }
             labels += row
             images += row.values()
         write_image(path, contact_sheet(images, labels, columns=3))
 
-    def _estimate(self, model: FlowFuse, window: Window) -> Result:
+    def _estimate(self, model: FlowFuse, window: Interval) -> Result:
         estimator, recording = Estimator(model, device=self._device), self._pairs.recording
-        return estimate_window(estimator, recording, FrameReader(recording), window, None)[0]
+        return estimate_interval(estimator, recording, FrameReader(recording), window, None)[0]
 
-    def _measure(self, result: Result, window: Window) -> dict[str, float]:
+    def _measure(self, result: Result, window: Interval) -> dict[str, float]:
         frames = [as_gray(f) for f in FrameReader(self._pairs.recording).frames(window)]
         return {
             "photometric": photometric_error(*frames, result.flow),
@@ -177,7 +177,7 @@ class RecordingValidator:
             "sharpness": event_sharpness(self._events(window), result.flow, window.t0, window.t1),
         }
 
-    def _events(self, window: Window) -> Events:
+    def _events(self, window: Interval) -> Events:
         return self._pairs.recording.events(window.t0, window.t1)
 
 
@@ -194,13 +194,13 @@ def compare(table: Path) -> str:
     )
 
 
-def _windows(recording: Recording, frames: range, span: int) -> list[Window]:
+def _windows(recording: Recording, frames: range, span: int) -> list[Interval]:
     """The pairs of frames that are so many frames apart."""
     times = [int(t) for t in recording.frame_times]
-    return [Window(i, times[i], times[i + span], (i, i + span)) for i in frames[:-span]]
+    return [Interval(i, times[i], times[i + span], (i, i + span)) for i in frames[:-span]]
 
 
-def _spread(windows: list[Window], count: int) -> list[Window]:
+def _spread(windows: list[Interval], count: int) -> list[Interval]:
     """At most so many of them, evenly spaced."""
     places = np.linspace(0, len(windows) - 1, min(count, len(windows)))
     return [windows[int(place)] for place in places]

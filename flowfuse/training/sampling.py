@@ -50,7 +50,7 @@ class StepPlan:
     final_crop: tuple[int, int]
     final_batch: int
 
-    def numbers_of(self, step: int) -> range:
+    def sample_indices(self, step: int) -> range:
         """Return the numbers of the samples of a step; steps count from 1, samples from 0."""
         early = min(step - 1, self.early_steps)
         first = early * self.batch + (step - 1 - early) * self.final_batch
@@ -84,13 +84,13 @@ class StepSamples(Dataset):
         self.variation = variation
 
     def __getitem__(self, number: int) -> Sample:
-        sample, crop = self.scenes[self.scene_of(number)], self.plan.crop_of(number)
+        sample, crop = self.scenes[self.pool_index(number)], self.plan.crop_of(number)
         if self.variation is None:
             return crop_centre(sample, crop)
         rng = np.random.default_rng([self.seed, _VARIATION, number])
         return augment(sample, rng, self.variation, crop)
 
-    def scene_of(self, number: int) -> int:
+    def pool_index(self, number: int) -> int:
         """Return the pool's index of sample `number`: each scene once per epoch, shuffled."""
         epoch, place = divmod(number, len(self.scenes))
         order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.scenes))
@@ -113,7 +113,7 @@ def batches(
     steps, share = range(first_step, last_step + 1), distributed.this().share
     loader = DataLoader(
         samples,
-        batch_sampler=[share(samples.plan.numbers_of(step)) for step in steps],
+        batch_sampler=[share(samples.plan.sample_indices(step)) for step in steps],
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_parent,

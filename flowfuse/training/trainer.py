@@ -144,7 +144,7 @@ class Trainer:
             output = self.network(
                 model_inputs(moved),
                 iterations=config.iterations,
-                corrected=config.supervision == "self",
+                grad_through_steps=config.supervision == "self",
             )
         if config.supervision == "truth":
             loss, parts = supervised_loss(output, moved, config.loss)

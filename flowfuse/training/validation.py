@@ -20,14 +20,14 @@ from flowfuse.training.sampling import model_inputs
 from flowfuse.visualization import (
     colour_flow,
     contact_sheet,
-    draw_boundary,
-    draw_events,
-    draw_heat,
     largest_magnitude,
+    render_boundary,
+    render_events,
+    render_heat,
     write_image,
 )
 
-# What the network is shown of a sample with "present". A modality is taken away as in training:
+# What the network is shown of a sample with "modality_mask". A modality is removed as in training:
 # without frames there are no exposures either, by which the event sum could be weighted.
 MODES: dict[str, Callable[[Sample], Sample]] = {
     "fused": dict,
@@ -40,7 +40,7 @@ class Validator:
     """A fixed set of scenes to measure models on; of several processes, each measures its own.
 
     Args:
-        samples: the scenes of this process with "present", all of one size.
+        samples: the scenes of this process with "modality_mask", all of one size.
         batch: scenes per forward pass.
         device: where to compute.
         bf16: compute in bfloat16 where autocast does.
@@ -60,10 +60,10 @@ class Validator:
         self._bf16 = bf16
         zero, dis = _Mean(), _Mean()
         for sample in samples:
-            truth, valid = sample["flow"][-1:], sample["valid"][-1:]
-            zero.add(truth.norm(dim=1), valid)
+            ground_truth, valid = sample["flow"][-1:], sample["valid"][-1:]
+            zero.add(ground_truth.norm(dim=1), valid)
             flow = torch.from_numpy(dense_inverse_search(*gray_frames(sample)))
-            dis.add((truth - flow).norm(dim=1), valid)
+            dis.add((ground_truth - flow).norm(dim=1), valid)
         self._references = {"epe_zero": zero.value(device), "epe_dis": dis.value(device)}
 
     def measure(self, model: FlowFuse) -> dict[str, float]:
@@ -154,17 +154,17 @@ def dense_inverse_search(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
 
 def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[str, np.ndarray]:
     """The labelled pictures of one scene; the truth sets the scale of all."""
-    truth, valid = sample["flow"][-1].numpy(), sample["valid"][-1].numpy()
+    ground_truth, valid = sample["flow"][-1].numpy(), sample["valid"][-1].numpy()
     frame = sample["frame0"][0].numpy()
-    magnitude = largest_magnitude(truth, valid)
-    error = np.linalg.norm(flow - truth, axis=0)
+    magnitude = largest_magnitude(ground_truth, valid)
+    error = np.linalg.norm(flow - ground_truth, axis=0)
     mean = error[valid].mean() if valid.any() else float("nan")
     return {
-        "events": draw_events(frame, polarity_events(sample)),
-        f"true flow, up to {magnitude:.1f} px": colour_flow(truth, valid, magnitude),
+        "events": render_events(frame, polarity_events(sample)),
+        f"true flow, up to {magnitude:.1f} px": colour_flow(ground_truth, valid, magnitude),
         "flow": colour_flow(flow, None, magnitude),
-        "B_e cyan, B_m orange red": draw_boundary(frame, boundary),
-        f"error, mean {mean:.2f} px": draw_heat(error, valid, magnitude / 4),
+        "B_e cyan, B_m orange red": render_boundary(frame, boundary),
+        f"error, mean {mean:.2f} px": render_heat(error, valid, magnitude / 4),
     }
 
 

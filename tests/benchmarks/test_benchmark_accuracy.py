@@ -38,16 +38,16 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def pair_case(truth: np.ndarray, valid: np.ndarray, boundary: np.ndarray | None = None):
+def pair_case(ground_truth: np.ndarray, valid: np.ndarray, boundary: np.ndarray | None = None):
     """A case with truth [T, 2, H, W] at equally spaced times."""
-    times, _, height, width = truth.shape
+    times, _, height, width = ground_truth.shape
     frame = np.zeros((height, width), np.uint8)
     return load("accuracy_sets").PairCase(
         facts=load("accuracy_statistics").Facts("x", math.nan, math.nan),
         frames=(frame, frame),
         events=Events.empty(height, width),
         tau=np.linspace(1 / times, 1, times, dtype=np.float32),
-        truth=truth,
+        ground_truth=ground_truth,
         valid=np.broadcast_to(valid, (times, height, width)),
         boundary=boundary,
         t0=0,
@@ -147,18 +147,21 @@ def test_pooled_and_selected_scenes() -> None:
 
 def test_true_sums_by_hand() -> None:
     rows, sets = load("accuracy_rows"), load("accuracy_sets")
-    truth = np.zeros((2, 2, 4, 5))
-    truth[0, 0], truth[1, 0] = 6, 8  # at tau = 1/2 and 1: 2 px ahead of the straight line
+    ground_truth = np.zeros((2, 2, 4, 5))
+    ground_truth[0, 0], ground_truth[1, 0] = (
+        6,
+        8,
+    )  # at tau = 1/2 and 1: 2 px ahead of the straight line
     valid = np.ones((4, 5), bool)
     valid[0] = False
-    flow = np.zeros_like(truth)
+    flow = np.zeros_like(ground_truth)
     flow[1, 0] = 8
     flow[1, 0, 1] += 4  # row 1 is off by 4 px, and said to be uncertain
     uncertainty = np.zeros((4, 5))
     uncertainty[1] = 1
     boundary = np.zeros((2, 4, 5))
-    case = pair_case(truth, valid, boundary)
-    sums = rows.true_sums(sets.Estimate(flow, uncertainty), case)
+    case = pair_case(ground_truth, valid, boundary)
+    sums = rows.ground_truth_sums(sets.Estimate(flow, uncertainty), case)
     assert sums["epe"] == (20, 15) and sums["epe_displacement_4"] == (20, 15)
     assert sums["epe_boundary"] == (0, 0) and sums["epe_interior"] == (20, 15)
     assert sums["tepe"] == (6 * 15, 15)
@@ -168,7 +171,7 @@ def test_true_sums_by_hand() -> None:
     # 12 of 15 pixels are kept: 10 without an error and 2 with 4 px.
     assert sums["epe_certain"] == (pytest.approx(20 * (8 / 12) / (20 / 15)), 20)
     assert sums["epe_certain_limit"] == sums["epe_certain"]
-    alone = rows.true_sums(sets.Estimate(flow[1:]), pair_case(truth[1:], valid))
+    alone = rows.ground_truth_sums(sets.Estimate(flow[1:]), pair_case(ground_truth[1:], valid))
     assert not {"tepe", "ause", "epe_certain"} & set(alone) and alone["epe_interior"] == (0, 0)
 
 
@@ -211,8 +214,8 @@ def test_the_most_certain_pixels_of_a_set() -> None:
 
 def test_boundaries_by_hand() -> None:
     thresholds = load("accuracy_thresholds")
-    truth = np.zeros((9, 12), bool)
-    truth[:, 3] = True  # 9 px
+    ground_truth = np.zeros((9, 12), bool)
+    ground_truth[:, 3] = True  # 9 px
     found = np.full((9, 12), 0.1)
     found[:6, 5] = 0.9  # two px beside it: right
     found[7, 4] = 0.5  # likewise, and less sure; it is at most 2 px from the pixels of rows 6 to 8
@@ -220,7 +223,7 @@ def test_boundaries_by_hand() -> None:
     found[0, 11] = math.nan
     sure = np.full((9, 12), 0.2)
     sure[:, 3] = 0.4
-    scenes = np.stack([thresholds.boundary_histogram(map_, truth) for map_ in (found, sure)])
+    scenes = np.stack([thresholds.boundary_histogram(map_, ground_truth) for map_ in (found, sure)])
     values = thresholds.boundary_values(np.array([[1, 0], [0, 1], [1, 1]]), scenes)
     # Alone: at 0.5, of 8 that are found 7 are right, and all of 9 true ones have one; at 0.9, 6
     # of 6 and 6 of 9, which is worse. The second scene has no error at 0.4, which is best for
@@ -234,12 +237,12 @@ def test_boundaries_by_hand() -> None:
 
 def test_the_threshold_of_boundaries_is_that_of_the_set() -> None:
     thresholds = load("accuracy_thresholds")
-    truth = np.zeros((9, 40), bool)
-    truth[:, 3] = True
+    ground_truth = np.zeros((9, 40), bool)
+    ground_truth[:, 3] = True
     low, high = np.zeros((2, 9, 40))
     low[:, 3] = 0.3  # right, and unsure
     high[:, 3], high[:, 20] = 0.9, 0.6  # sure, and where it is less sure wrong
-    scenes = np.stack([thresholds.boundary_histogram(map_, truth) for map_ in (low, high)])
+    scenes = np.stack([thresholds.boundary_histogram(map_, ground_truth) for map_ in (low, high)])
     values = thresholds.boundary_values(np.array([[1, 0], [0, 1], [1, 1]]), scenes)
     assert values["f"][:2].tolist() == [1, 1]
     # At 0.3: 18 of 27 are right, all 18 are found.
@@ -251,12 +254,12 @@ def test_the_threshold_of_boundaries_is_that_of_the_set() -> None:
 
 def test_a_boundary_is_found_within_a_disc() -> None:
     thresholds = load("accuracy_thresholds")
-    truth, found = np.zeros((2, 9, 9))
-    truth[4, 4] = 1
+    ground_truth, found = np.zeros((2, 9, 9))
+    ground_truth[4, 4] = 1
     for place, near in (((4, 6), 1), ((2, 4), 1), ((5, 5), 1), ((6, 6), 0), ((5, 6), 0)):
         found[:] = 0
         found[place] = 0.9
-        _, beside, around = thresholds.boundary_histogram(found, truth > 0)
+        _, beside, around = thresholds.boundary_histogram(found, ground_truth > 0)
         assert beside[90] == near and around[90] == near
 
 
@@ -314,7 +317,7 @@ def test_scenes_of_two_slicings_are_generated_once(
     assert all(torch.equal(four[name], five[name]) for name in ("flow", "tau", "frame0"))
     assert case.frames[0].shape == (64, 80) and case.tau[-1] == 1 and 0 < case.facts.light < 1
     again = scenes[1]  # from the cache
-    assert len(generated) == 1 and np.array_equal(again.truth, case.truth)
+    assert len(generated) == 1 and np.array_equal(again.ground_truth, case.ground_truth)
     with pytest.raises(IndexError, match="scene 2 of 2"):
         scenes[2]
 
@@ -348,13 +351,13 @@ def test_a_localizer_is_told_the_truth(dtype: torch.dtype) -> None:
     sets = load("accuracy_sets")
     localizer = torch.nn.Conv2d(2, 2, 1, dtype=dtype)
     model = SimpleNamespace(localizer=localizer)
-    truth = (torch.rand(2, 12, 13) > 0.5).float()
+    ground_truth = (torch.rand(2, 12, 13) > 0.5).float()
     seen = torch.ones(1, 2, 16, 16, dtype=dtype)  # padded to a multiple of 8
     usual = localizer(seen)
-    with sets.told_boundaries(model, truth):
+    with sets.told_boundaries(model, ground_truth):
         found = localizer(seen)
     assert found.shape == usual.shape and found.dtype == dtype
-    assert torch.equal(found[0, :, :12, :13] > 0, truth > 0.5)
+    assert torch.equal(found[0, :, :12, :13] > 0, ground_truth > 0.5)
     assert (found[..., 12:, :] < 0).all() and (found[..., 13:] < 0).all()
     assert torch.equal(localizer(seen), usual)
 
@@ -374,7 +377,7 @@ def test_without_a_localizer_there_are_no_boundaries(tmp_path: Path) -> None:
     )
     assert pair.estimate(network.estimator, "fused").boundary is None
     with pytest.raises(ValueError, match="there is no mode 'true boundaries'"):
-        pair.estimate(network.estimator, sets.TRUE_BOUNDARIES)
+        pair.estimate(network.estimator, sets.GROUND_TRUTH_BOUNDARIES)
 
 
 @pytest.mark.slow
@@ -469,7 +472,7 @@ def test_image_folders_pair_flow_with_images(tmp_path: Path) -> None:
     assert len(cases) == 1 and cases.name == "moved"
     case = cases[0]
     assert case.facts.name == "moved frame09" and case.tau.tolist() == [1]
-    assert np.array_equal(case.truth[0], flow) and case.valid.all()
+    assert np.array_equal(case.ground_truth[0], flow) and case.valid.all()
     assert case.t1 - case.t0 == images.INTERVAL and len(case.events)
     network = load("accuracy_rows").Network.parse("small")
     for mode, used in (

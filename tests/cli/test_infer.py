@@ -26,11 +26,11 @@ from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.runner import (
     FrameReader,
-    Window,
+    Interval,
     count_gaps,
-    estimate_window,
-    plan_pairs,
-    plan_steps,
+    estimate_interval,
+    plan_fixed_rate,
+    plan_frame_pairs,
 )
 
 HEIGHT, WIDTH, FRAMES = 20, 28, 4
@@ -72,12 +72,13 @@ def events() -> Events:
 def recording(tmp_path_factory, events) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "rec"
     frames = np.random.default_rng(1).integers(0, 256, (FRAMES, HEIGHT, WIDTH), np.uint8)
-    truth = np.broadcast_to(np.array(SHIFT, np.float32)[:, None, None], (2, HEIGHT, WIDTH))
+    ground_truth = np.broadcast_to(np.array(SHIFT, np.float32)[:, None, None], (2, HEIGHT, WIDTH))
     valid = np.zeros((HEIGHT, WIDTH), bool)
     valid[5:, :] = True
     write_recording(
         path, events, frames, FIRST + STEP * np.arange(FRAMES), exposures=np.full(FRAMES, 8_000),
-        flow=[(truth, valid)] * (FRAMES - 1), flow_at={0.5: [(truth / 2, valid)] * (FRAMES - 1)},
+        flow=[(ground_truth, valid)] * (FRAMES - 1),
+        flow_at={0.5: [(ground_truth / 2, valid)] * (FRAMES - 1)},
     )  # fmt: skip
     return path
 
@@ -590,7 +591,9 @@ def test_errors_of_an_estimate_name_the_window(frames, message):
         frame=lambda index: index,
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        estimate_window(fail, recording, FrameReader(recording), Window(7, 100, 200, frames), None)
+        estimate_interval(
+            fail, recording, FrameReader(recording), Interval(7, 100, 200, frames), None
+        )
 
 
 def test_a_window_reads_all_events_of_both_exposures():
@@ -608,18 +611,18 @@ def test_a_window_reads_all_events_of_both_exposures():
         def __call__(self, *inputs, **times):
             return times
 
-    window = Window(0, 100, 200, (0, 1))
-    times, _ = estimate_window(Estimator(), recording, FrameReader(recording), window, None)
+    window = Interval(0, 100, 200, (0, 1))
+    times, _ = estimate_interval(Estimator(), recording, FrameReader(recording), window, None)
     assert asked == [(60, 210)]  # E_0 begins at 75 only
     assert (times["exposure0"], times["exposure1"]) == (80, 20)
 
 
 def test_planning_by_hand():
     clock = Clock()
-    assert plan_pairs(clock, (1, 2)) == [Window(1, 200, 300, (1, 2))]
-    assert [w.index for w in plan_pairs(clock, None, 150, 300)] == [1]
-    assert count_gaps(plan_pairs(clock)) == 1
-    steps = plan_steps(clock, 400)
+    assert plan_frame_pairs(clock, (1, 2)) == [Interval(1, 200, 300, (1, 2))]
+    assert [w.index for w in plan_frame_pairs(clock, None, 150, 300)] == [1]
+    assert count_gaps(plan_frame_pairs(clock)) == 1
+    steps = plan_fixed_rate(clock, 400)
     # the last event is at 1049: 50 + 2 * 400 <= 1050, a third window is not whole
-    assert steps == [Window(0, 50, 450, None), Window(1, 450, 850, None)]
-    assert len(plan_steps(clock, 500)) == 2
+    assert steps == [Interval(0, 50, 450, None), Interval(1, 450, 850, None)]
+    assert len(plan_fixed_rate(clock, 500)) == 2

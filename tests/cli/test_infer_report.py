@@ -25,8 +25,10 @@ def test_paths_are_averaged_over_pixels_not_over_pairs():
         half = constant(4.0)
         half[0] -= deviation
         valid = np.ones(SIZE, bool)
-        truth = {0.5: (half, valid), 1.0: (constant(8.0), valid)}
-        recording = SimpleNamespace(truth_at=lambda index, tau, truth=truth: truth[tau])
+        ground_truth = {0.5: (half, valid), 1.0: (constant(8.0), valid)}
+        recording = SimpleNamespace(
+            ground_truth_at=lambda index, tau, ground_truth=ground_truth: ground_truth[tau]
+        )
         window = SimpleNamespace(index=0, t0=0, t1=10)
         estimate = constant(8.0), {0.5: constant(4.0) - [found * deviation, 0 * deviation]}
         metrics.add(recording, window, *estimate, (frame, frame))
@@ -40,8 +42,8 @@ def test_paths_are_averaged_over_pixels_not_over_pairs():
 def test_a_truth_without_any_valid_pixel_is_told():
     metrics = RunMetrics()
     frame, flow = np.zeros(SIZE, np.uint8), constant(1.0)
-    truth = np.full((2, *SIZE), np.nan), np.zeros(SIZE, bool)
-    recording = SimpleNamespace(truth_at=lambda index, tau: truth)
+    ground_truth = np.full((2, *SIZE), np.nan), np.zeros(SIZE, bool)
+    recording = SimpleNamespace(ground_truth_at=lambda index, tau: ground_truth)
     window = SimpleNamespace(index=0, t0=0, t1=10)
     metrics.latest = "EPE 1.00"
     metrics.add(recording, window, flow, {}, (frame, frame))

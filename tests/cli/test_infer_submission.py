@@ -34,7 +34,7 @@ from flowfuse.events import Events
 from flowfuse.inputs import ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
-from flowfuse.runner import Window
+from flowfuse.runner import Interval
 
 HEIGHT, WIDTH = 16, 24
 SCRIPT = Path(__file__).resolve().parents[2] / "data_tools" / "check_submission.py"
@@ -248,9 +248,9 @@ def test_warm_start_runs_the_windows_between_and_resets_at_gaps():
     cold, problems = plan_windows(Sequence(), rows, Path("s.csv"), warm_start=False)
     assert problems == [] and [w.index for w in cold] == [10, 20, 30, 40, 60]
     warm, problems = plan_windows(Sequence(), rows, Path("s.csv"), warm_start=True)
-    # Window 34 would span the lost frames; from 40 to 60 the schedule itself has a gap.
+    # Interval 34 would span the lost frames; from 40 to 60 the schedule itself has a gap.
     assert problems == [] and [w.index for w in warm] == [*range(10, 34, 2), 36, 38, 40, 60]
-    assert warm[1] == Window(12, 600_000, 700_000, (12, 14))
+    assert warm[1] == Interval(12, 600_000, 700_000, (12, 14))
     starts = [b for a, b in itertools.pairwise(warm) if a.frames[1] != b.frames[0]]
     assert [w.index for w in starts] == [36, 60]
 
@@ -262,21 +262,21 @@ def test_warm_start_hands_the_flow_on(small, tmp_path, checkpoint, monkeypatch):
         if not (every / f"{index:06d}.png").exists():
             shutil.copy(every / "000020.png", every / f"{index:06d}.png")
     monkeypatch.setattr(dsec_submission, "TEST_SEQUENCES", {"interlaken_00_b": len(rows)})
-    given, original = [], dsec_submission.estimate_window
+    given, original = [], dsec_submission.estimate_interval
 
-    def watch(estimator, sequence, reader, window, iterations, initial):
-        result, seconds = original(estimator, sequence, reader, window, iterations, initial)
-        given.append((window.index, initial, result.flow))
+    def watch(estimator, sequence, reader, window, iterations, flow_init):
+        result, seconds = original(estimator, sequence, reader, window, iterations, flow_init)
+        given.append((window.index, flow_init, result.flow))
         return result, seconds
 
-    monkeypatch.setattr(dsec_submission, "estimate_window", watch)
+    monkeypatch.setattr(dsec_submission, "estimate_interval", watch)
     arguments = [small, "--checkpoint", checkpoint, "--device", "cpu", "--warm-start"]
     out = tmp_path / "warm.zip"
     assert main([*map(str, arguments), "--submission", str(out)]) == 0
     assert [index for index, _, _ in given] == list(range(20, 42, 2))
     assert given[0][1] is None
-    for (_, _, flow), (_, initial, _) in itertools.pairwise(given):
-        np.testing.assert_allclose(initial, carry_forward(flow), rtol=1e-5)
+    for (_, _, flow), (_, flow_init, _) in itertools.pairwise(given):
+        np.testing.assert_allclose(flow_init, carry_forward(flow), rtol=1e-5)
     with zipfile.ZipFile(out) as archive:
         assert archive.namelist() == [f"interlaken_00_b/0000{i}.png" for i in (20, 30, 40)]
 
@@ -312,12 +312,14 @@ def test_a_network_starts_from_what_it_is_given(checkpoint):
         replaced[0, :, 0, 1:], points[0, :, 0, 1:]
     )
     with torch.no_grad():
-        cold, moved = (model(inputs, initial=i).control_points for i in (None, given))
-        same = model(inputs, initial=torch.full_like(given, torch.nan)).control_points
+        cold, moved = (model(inputs, flow_init=i).control_points for i in (None, given))
+        same = model(inputs, flow_init=torch.full_like(given, torch.nan)).control_points
     assert torch.equal(cold, same) and not torch.equal(cold, moved)
-    with pytest.raises(ValueError, match=r"initial must have shape \[2, 16, 20\], got \[2, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"flow_init must have shape \[2, 16, 20\], got \[2, 4, 4\]"
+    ):
         frame = np.zeros((16, 20), np.uint8)
-        load(checkpoint)(frame, frame, None, t0=0, t1=9, initial=np.zeros((2, 4, 4)))
+        load(checkpoint)(frame, frame, None, t0=0, t1=9, flow_init=np.zeros((2, 4, 4)))
 
 
 def test_predictions_beyond_the_range_are_clipped_with_a_warning():
@@ -481,7 +483,7 @@ def test_a_sequence_is_evaluated(run, tmp_path, capsys):
     for index in (1, 3):
         data = (out / "flow" / f"{index:06d}.flo").read_bytes()
         estimate = np.frombuffer(data, "<f4", offset=12).reshape(HEIGHT, WIDTH, 2).astype(float)
-        true, known = sequence.truth(index)
+        true, known = sequence.ground_truth(index)
         true, estimate = true.transpose(1, 2, 0)[known], estimate[known]
         errors.append(np.sqrt(((estimate - true) ** 2).sum(axis=1)))
         a, b = (np.concatenate((f, np.ones((len(f), 1))), axis=1) for f in (estimate, true))

@@ -99,7 +99,7 @@ def test_same_seed_same_bits_and_inputs_untouched():
     for seed in range(20):
         first = tr.augment(sample, np.random.default_rng(seed), config, (16, 20))
         assert_same(first, tr.augment(sample, np.random.default_rng(seed), config, (16, 20)))
-        assert first["slices"].shape == (4, 2, 16, 20) and first["present"].shape == (3,)
+        assert first["slices"].shape == (4, 2, 16, 20) and first["modality_mask"].shape == (3,)
         assert all(t.is_contiguous() for t in first.values())
         assert first["frame0"].min() >= 0 and first["frame0"].max() <= 1
     assert_same(sample, again)
@@ -234,14 +234,14 @@ def test_frames_share_gain_and_gamma():
 
 
 def test_dropout_marks_and_empties():
-    sample = tr.with_present(make_sample())
+    sample = tr.with_modality_mask(make_sample())
     frames, events = tr.drop_frames(sample), tr.drop_events(sample)
     history, exposure = tr.drop_history(sample), tr.drop_exposure(sample)
-    assert frames["present"].tolist() == [0, 1, 1] and not frames["frame0"].any()
+    assert frames["modality_mask"].tolist() == [0, 1, 1] and not frames["frame0"].any()
     assert not frames["frame1"].any() and not frames["exposure"].any()
-    assert events["present"].tolist() == [1, 0, 0] and not events["slices"].any()
+    assert events["modality_mask"].tolist() == [1, 0, 0] and not events["slices"].any()
     assert not events["event_sum"].any() and torch.equal(events["frame0"], sample["frame0"])
-    assert history["present"].tolist() == [1, 1, 0] and not history["slices"][0].any()
+    assert history["modality_mask"].tolist() == [1, 1, 0] and not history["slices"][0].any()
     assert torch.equal(history["slices"][1:], sample["slices"][1:])
     assert not exposure["exposure"].any()
     assert torch.equal(exposure["event_sum"], sample["slices"][1:].sum((0, 1))[None])
@@ -252,7 +252,7 @@ def test_never_both_modalities_dropped():
     seen = {
         tuple(
             tr.augment(make_sample(), np.random.default_rng(s), config, (16, 16))[
-                "present"
+                "modality_mask"
             ].tolist()
         )
         for s in range(40)
@@ -270,13 +270,13 @@ def test_config_errors():
 @pytest.mark.parametrize("seed", range(4))
 def test_samples_without_truth_are_varied_as_those_with_it(seed):
     whole = make_sample()
-    truth = ("tau", "flow", "valid", "occluded", "boundary")
-    bare = {name: value for name, value in whole.items() if name not in truth}
-    bare["present"] = torch.tensor([1.0, 1.0, 0.0])
+    ground_truth = ("tau", "flow", "valid", "occluded", "boundary")
+    bare = {name: value for name, value in whole.items() if name not in ground_truth}
+    bare["modality_mask"] = torch.tensor([1.0, 1.0, 0.0])
     expected, found = (
         tr.augment(sample, np.random.default_rng(seed), tr.AugmentConfig(), (12, 16))
-        for sample in (whole | {"present": bare["present"]}, bare)
+        for sample in (whole | {"modality_mask": bare["modality_mask"]}, bare)
     )
     assert found.keys() == bare.keys()
     assert_same(found, {name: expected[name] for name in found})
-    assert found["present"][2] == 0  # no history stays no history
+    assert found["modality_mask"][2] == 0  # no history stays no history

@@ -126,7 +126,7 @@ def originals(tmp_path_factory) -> Path:
     frames = rng.integers(0, 256, (3, *size)).astype(np.uint8)
     maps, times = np.ones((3, 2, *size)), np.array([10_000, 20_000, 30_000])
     write_mvsec(folder / "a", events, frames, times, maps, times)
-    write_mvsec(folder / "b", events, frames, times, maps, times, truth_format="npz")
+    write_mvsec(folder / "b", events, frames, times, maps, times, ground_truth_format="npz")
     sequence = write(folder / "dsec")
     for name in (
         "events/left/events.h5", "events/left/rectify_map.h5", "images/timestamps.txt",

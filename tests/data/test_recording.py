@@ -429,13 +429,16 @@ def test_write_and_open(tmp_path, events, channels):
     assert len(recording.events(OFFSET, OFFSET + 9_999)) == len(
         events.slice_time(OFFSET, OFFSET + 9_999)
     )
-    np.testing.assert_array_equal(recording.truth(1)[0], flow[1])
-    assert recording.truth(2) is None and recording.truth_at(1, 0.25) is None
-    assert recording.truth_times == (0.25, 1 / 3)
-    partly, mask = recording.truth_at(0, 0.25)
+    np.testing.assert_array_equal(recording.ground_truth(1)[0], flow[1])
+    assert recording.ground_truth(2) is None and recording.ground_truth_at(1, 0.25) is None
+    assert recording.ground_truth_times == (0.25, 1 / 3)
+    partly, mask = recording.ground_truth_at(0, 0.25)
     np.testing.assert_array_equal(mask, valid)
     np.testing.assert_array_equal(partly, np.where(valid, flow[0], 0))
-    assert recording.truth_at(0, 1 / 3) is not None and recording.truth_at(0, 0.5) is None
+    assert (
+        recording.ground_truth_at(0, 1 / 3) is not None
+        and recording.ground_truth_at(0, 0.5) is None
+    )
     assert os.listdir(tmp_path) == ["r"]
 
 
@@ -673,7 +676,7 @@ def test_slider_depth(shared_data):
     assert len(everything) == 50_000 and recording.time_range == (0, 193_827)
     t0, t1 = recording.frame_times[1:3]
     np.testing.assert_array_equal(recording.events(t0, t1).t, everything.slice_time(t0, t1).t)
-    assert recording.frame(5).shape == (180, 240) and recording.truth(0) is None
+    assert recording.frame(5).shape == (180, 240) and recording.ground_truth(0) is None
 
 
 def test_frames_without_events(shared_data):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flowfuse.data.recording import open_recording, write_recording
-from flowfuse.data.samples import pair_inputs
+from flowfuse.data.samples import unlabelled_sample
 from flowfuse.events import Events
 from flowfuse.inputs import ModelInputs
 
@@ -27,7 +27,7 @@ def recording(tmp_path_factory):
 
 
 def test_a_pair_by_hand(recording):
-    sample = pair_inputs(recording, 0, 1, slices=2, bins=1)
+    sample = unlabelled_sample(recording, 0, 1, slices=2, bins=1)
     assert sample.keys() == set(ModelInputs._fields)
     # Slices [5, 10), [10, 15) and [15, 20) ms: the first is empty, as nothing is before 10 ms.
     rows = sample["slices"][:, 0, 3, :7].tolist()
@@ -46,5 +46,8 @@ def test_a_pair_by_hand(recording):
     ("pair", "present"), [((0, 1), [1, 1, 0]), ((1, 2), [1, 1, 1]), ((2, 3), [1, 0, 0])]
 )
 def test_what_is_missing_is_told(recording, pair, present):
-    sample = pair_inputs(recording, *pair, slices=2, bins=1)
-    assert sample["present"].dtype == torch.float32 and sample["present"].tolist() == present
+    sample = unlabelled_sample(recording, *pair, slices=2, bins=1)
+    assert (
+        sample["modality_mask"].dtype == torch.float32
+        and sample["modality_mask"].tolist() == present
+    )

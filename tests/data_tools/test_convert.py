@@ -74,13 +74,13 @@ def test_plain_recordings_come_back(tmp_path, source, kind, capsys):
     np.testing.assert_array_equal(found.exposures, expected.exposures)
     for index in range(3):
         np.testing.assert_array_equal(found.frame(index), expected.frame(index))
-    assert found.truth_times == (0.25,)
+    assert found.ground_truth_times == (0.25,)
     for index, tau in [(0, 1.0), (1, 1.0), (0, 0.25)]:
         for one, other in zip(
-            found.truth_at(index, tau), expected.truth_at(index, tau), strict=True
+            found.ground_truth_at(index, tau), expected.ground_truth_at(index, tau), strict=True
         ):
             np.testing.assert_array_equal(one, other)
-    assert found.truth_at(1, 0.25) is None
+    assert found.ground_truth_at(1, 0.25) is None
 
 
 def test_to_mvsec_and_back(tmp_path, source, capsys):
@@ -94,21 +94,26 @@ def test_to_mvsec_and_back(tmp_path, source, capsys):
     np.testing.assert_array_equal(found.frame_times, expected.frame_times)
     np.testing.assert_array_equal(found.frame(2), expected.frame(2))
     for index in (0, 1):
-        (flow, valid), (true_flow, known) = found.truth(index), expected.truth(index)
+        (flow, valid), (ground_truth_flow, known) = (
+            found.ground_truth(index),
+            expected.ground_truth(index),
+        )
         np.testing.assert_array_equal(valid, known)
-        np.testing.assert_array_equal(flow, true_flow)
+        np.testing.assert_array_equal(flow, ground_truth_flow)
 
 
 @pytest.mark.parametrize(
-    ("target", "truth"), [("plain", "plain/flow"), ("a_data.hdf5", "a_gt.hdf5")]
+    ("target", "ground_truth"), [("plain", "plain/flow"), ("a_data.hdf5", "a_gt.hdf5")]
 )
-def test_flow_over_two_frames_is_not_taken_for_flow_to_the_next(tmp_path, capsys, target, truth):
+def test_flow_over_two_frames_is_not_taken_for_flow_to_the_next(
+    tmp_path, capsys, target, ground_truth
+):
     sequence = write_dsec(tmp_path / "dsec")
     assert run(sequence, tmp_path / target) == 0
     assert "leads to the second next frame" in capsys.readouterr().err
-    assert not (tmp_path / truth).exists()
+    assert not (tmp_path / ground_truth).exists()
     found, expected = open_recording(tmp_path / target), open_recording(sequence)
-    assert found.truth(0) is None and expected.truth(0) is not None
+    assert found.ground_truth(0) is None and expected.ground_truth(0) is not None
     np.testing.assert_array_equal(found.frame_times, expected.frame_times)
     span = (0, int(expected.time_range[1]) + 1)
     check(found.events(*span), expected.events(*span))

@@ -141,10 +141,10 @@ def test_write_mvsec_writes_the_scene(tmp_path, capsys):
     )
     # From frame 1 to 2 through the halves of two maps: exact up to the nearest-neighbour look-up
     # and the bend of the path, where nothing gets covered.
-    flow, valid = recording.truth(1)
-    truth, known, occluded = (part.numpy() for part in scene.truth(2.0, start=1.0))
-    error = np.hypot(*(flow - truth))[valid & known & ~occluded]
+    flow, valid = recording.ground_truth(1)
+    ground_truth, known, occluded = (part.numpy() for part in scene.ground_truth(2.0, start=1.0))
+    error = np.hypot(*(flow - ground_truth))[valid & known & ~occluded]
     assert valid.mean() > 0.5 and np.median(error) < 0.1
-    assert recording.truth(0) is None  # the maps begin after frame 0
+    assert recording.ground_truth(0) is None  # the maps begin after frame 0
     assert tool.main([f"{prefix}b", "--frames", "3"]) == 1
     assert "frames must be at least 4" in capsys.readouterr().err

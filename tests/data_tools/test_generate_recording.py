@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,11 @@ def test_recording_holds_the_scene(tmp_path, capsys):
     np.testing.assert_array_equal(recording.frame(1), scene.frames[1])
     window = scene.t0, scene.t1
     assert len(recording.events(*window)) == len(scene.events.slice_time(*window))
-    flow, valid = recording.truth(1)
-    expected = scene.truth(2.0, start=1.0)
+    flow, valid = recording.ground_truth(1)
+    expected = scene.ground_truth(2.0, start=1.0)
     np.testing.assert_array_equal(np.asarray(flow), expected[0].numpy())
     assert np.asarray(valid).all() and expected[1].all()
-    halfway, _ = recording.truth_at(0, 0.5)
+    halfway, _ = recording.ground_truth_at(0, 0.5)
     np.testing.assert_array_equal(np.asarray(halfway), scene.flow_at(0.5).numpy())
     assert run(str(tmp_path / "gpu"), "--device", "cuda:77") == 1
     assert "cuda:77" in capsys.readouterr().err and not (tmp_path / "gpu").exists()
@@ -51,3 +52,12 @@ def test_help_explains_every_option(capsys):
     assert caught.value.code == 0
     assert "(default: 320x240)" in text and "(default: 0.25,0.5,0.75)" in text
     assert text.count("(default: ") == 9
+
+
+def test_the_former_name_of_an_option_works_with_a_notice(tmp_path, capsys):
+    module = runpy.run_path(str(SCRIPT))
+    parser = module["build_parser"]()
+    former = parser.parse_args([str(tmp_path), "--truth-format", "npz"])
+    assert "--truth-format is now called --ground-truth-format" in capsys.readouterr().err
+    assert former == parser.parse_args([str(tmp_path), "--ground-truth-format", "npz"])
+    assert capsys.readouterr().err == ""

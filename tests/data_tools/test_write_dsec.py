@@ -29,8 +29,8 @@ def test_sequence_holds_the_scene(tmp_path, capsys):
     np.testing.assert_array_equal(np.diff(sequence.frame_times), np.diff(scene.frame_times))
     np.testing.assert_array_equal(np.diff(sequence.exposures).ravel(), scene.exposures)
     assert sequence.frame_pairs == [(0, 2), (2, 4)]
-    flow, valid = sequence.truth(2)
-    expected = scene.truth(4.0, start=2.0)[0].numpy()
+    flow, valid = sequence.ground_truth(2)
+    expected = scene.ground_truth(4.0, start=2.0)[0].numpy()
     assert valid.all() and np.abs(flow - expected).max() <= 0.5 / 128 + 1e-5
     # It does not write over what is there.
     assert run(*argv) == 1

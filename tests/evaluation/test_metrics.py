@@ -46,17 +46,20 @@ def test_endpoint_errors_by_hand():
 
 
 def test_outliers_relative_to_the_magnitude():
-    truth, flow = field(100, 0), field(104, 0)  # 4 px are 4 % of 100 px
-    assert flow_metrics(flow, truth)["f1_all"] == 0 and flow_metrics(flow, truth)["3pe"] == 100
-    assert flow_metrics(flow, truth, outlier_fraction=0.05)["3pe"] == 0
+    ground_truth, flow = field(100, 0), field(104, 0)  # 4 px are 4 % of 100 px
+    assert (
+        flow_metrics(flow, ground_truth)["f1_all"] == 0
+        and flow_metrics(flow, ground_truth)["3pe"] == 100
+    )
+    assert flow_metrics(flow, ground_truth, outlier_fraction=0.05)["3pe"] == 0
 
 
 @pytest.mark.parametrize(
-    ("flow", "truth", "angle"),
+    ("flow", "ground_truth", "angle"),
     [((0, 0), (1, 0), 45), ((1, 0), (0, 1), 60), ((1, 0), (1, 0), 0), ((0, 0), (0, 1e-9), 5.7e-8)],
 )
-def test_angle_between_space_time_vectors(flow, truth, angle):
-    found = flow_metrics(field(*flow), field(*truth))["ae"]
+def test_angle_between_space_time_vectors(flow, ground_truth, angle):
+    found = flow_metrics(field(*flow), field(*ground_truth))["ae"]
     assert found == pytest.approx(angle, rel=0.01, abs=1e-12)  # 0.01: 5.7e-8 is rounded
 
 
@@ -68,11 +71,11 @@ def test_boundary_band_is_a_disc():
     point[10, 10] = 1
     y, x = np.mgrid[-10:11, -10:11]
     np.testing.assert_array_equal(boundary_band(point), x**2 + y**2 <= 25)
-    truth, flow = np.zeros((2, 1, 20)), np.zeros((2, 1, 20))
+    ground_truth, flow = np.zeros((2, 1, 20)), np.zeros((2, 1, 20))
     flow[0, 0, :9], flow[0, 0, 9:] = 2, 1
-    found = flow_metrics(flow, truth, boundary=line)
+    found = flow_metrics(flow, ground_truth, boundary=line)
     assert (found["epe_boundary"], found["epe_interior"]) == (2, 1)
-    found = flow_metrics(flow, truth, boundary=np.zeros_like(line))
+    found = flow_metrics(flow, ground_truth, boundary=np.zeros_like(line))
     assert math.isnan(found["epe_boundary"]) and found["epe_interior"] == pytest.approx(1.45)
 
 
@@ -103,38 +106,38 @@ def test_both_averages():
 def test_trajectories():
     tau = np.array([0.25, 0.5])
     true_end, end = field(8, 0), field(8, 2)
-    truths = np.stack([field(2, 3), field(4, 0.5)])  # 3 and 0.5 px off the straight line
+    ground_truths = np.stack([field(2, 3), field(4, 0.5)])  # 3 and 0.5 px off the straight line
     estimates = np.stack([field(2, 3 + 0.5), field(4, 1)])  # the true deviation from its own line
-    found = trajectory_metrics(estimates, truths, tau, end, true_end)
+    found = trajectory_metrics(estimates, ground_truths, tau, end, true_end)
     assert found["tepe"] == 0.5 and found["deviation_error"] == pytest.approx(0)
     assert found["tepe_line_true_end"] == (3 + 0.5) / 2
     assert found["tepe_line_own_end"] == (2.5 + 0.5) / 2
     straight = tau[:, None, None, None] * end
-    assert trajectory_metrics(straight, truths, tau, end, true_end)["deviation_error"] == 1
+    assert trajectory_metrics(straight, ground_truths, tau, end, true_end)["deviation_error"] == 1
     # Two pairs together: 48 pixels that deviate by 3 px each, all of it missed in one of them.
-    missed = trajectory_sums(straight, truths, tau, end, true_end)["deviation_error"]
-    found = trajectory_sums(estimates, truths, tau, end, true_end)["deviation_error"]
+    missed = trajectory_sums(straight, ground_truths, tau, end, true_end)["deviation_error"]
+    found = trajectory_sums(estimates, ground_truths, tau, end, true_end)["deviation_error"]
     assert (missed[0] + found[0]) / (missed[1] + found[1]) == pytest.approx(0.5)
     # Where nothing deviates by 1 px, the deviation error is undefined.
-    found = trajectory_metrics(estimates[1:], truths[1:], tau[1:], end, true_end)
+    found = trajectory_metrics(estimates[1:], ground_truths[1:], tau[1:], end, true_end)
     assert math.isnan(found["deviation_error"]) and found["tepe"] == 0.5
-    found = trajectory_metrics(estimates, truths, tau, end, true_end, np.zeros((6, 8), bool))
+    found = trajectory_metrics(estimates, ground_truths, tau, end, true_end, np.zeros((6, 8), bool))
     assert all(math.isnan(value) for value in found.values())
 
 
 def test_uncertainty_ranking():
     rng = np.random.default_rng(0)
-    truth = np.zeros((2, 20, 20))
+    ground_truth = np.zeros((2, 20, 20))
     flow = rng.normal(size=(2, 20, 20)) + 50
     flow[1] = 0
-    truth[0] = 50
+    ground_truth[0] = 50
     error = np.abs(flow[0] - 50)
-    found = uncertainty_metrics(flow, truth, np.exp(error))
+    found = uncertainty_metrics(flow, ground_truth, np.exp(error))
     assert found["ause"] == 0 < found["ause_magnitude"]
-    assert uncertainty_metrics(flow, truth, -error)["ause"] > found["ause_magnitude"]
+    assert uncertainty_metrics(flow, ground_truth, -error)["ause"] > found["ause_magnitude"]
     perfect = {"ause": 0.0, "ause_magnitude": 0.0, "epe_certain": 1.0, "epe_certain_limit": 1.0}
-    assert uncertainty_metrics(truth, truth, error) == perfect
-    nothing = uncertainty_metrics(flow, truth, error, np.zeros((20, 20)))
+    assert uncertainty_metrics(ground_truth, ground_truth, error) == perfect
+    nothing = uncertainty_metrics(flow, ground_truth, error, np.zeros((20, 20)))
     assert set(nothing) == set(perfect) and all(map(math.isnan, nothing.values()))
     # Four errors 1, 1, 1, 5 and two portions: all, then the better half (1, 1). Ranked wrongly the
     # half is (1, 5) with mean 3; relative to the mean of all, 2, the curves differ by 0 and 1.

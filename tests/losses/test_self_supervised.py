@@ -24,24 +24,26 @@ SHARP = SceneConfig((4.0, 6.0), exposure=(0.02, 0.03), world_share=0.0)
 def batch():
     scene = generate_scene(1, SHARP, 96, 128)
     sample = scene_sample(scene, slices=4, bins=3, seed=0)
-    return {name: value[None] for name, value in sample.items()} | {"present": torch.ones(1, 3)}
+    return {name: value[None] for name, value in sample.items()} | {
+        "modality_mask": torch.ones(1, 3)
+    }
 
 
 @pytest.fixture(scope="module")
-def truth(batch):
+def ground_truth(batch):
     return fit_bezier(batch["flow"], batch["tau"][0], 3)
 
 
 def without(batch, modality):
-    present = batch["present"].clone()
+    present = batch["modality_mask"].clone()
     present[:, modality] = 0
-    return batch | {"present": present}
+    return batch | {"modality_mask": present}
 
 
 @pytest.mark.parametrize("loss", [photometric_loss, gradient_constancy_loss, sharpness_loss])
 @pytest.mark.parametrize("factor", [0.0, -1.0])
-def test_true_motion_is_better_than_none_and_than_its_opposite(batch, truth, loss, factor):
-    assert loss(truth, batch) < loss(factor * truth, batch)
+def test_true_motion_is_better_than_none_and_than_its_opposite(batch, ground_truth, loss, factor):
+    assert loss(ground_truth, batch) < loss(factor * ground_truth, batch)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +51,15 @@ def test_true_motion_is_better_than_none_and_than_its_opposite(batch, truth, los
     [(photometric_loss, 0), (gradient_constancy_loss, 0), (gradient_constancy_loss, 1),
      (sharpness_loss, 1)],
 )  # fmt: skip
-def test_an_absent_modality_has_no_say(batch, truth, loss, modality):
-    assert loss(truth, batch) != 0
-    assert loss(truth, without(batch, modality)) == 0
+def test_an_absent_modality_has_no_say(batch, ground_truth, loss, modality):
+    assert loss(ground_truth, batch) != 0
+    assert loss(ground_truth, without(batch, modality)) == 0
 
 
-def test_blurred_frames_have_no_photometric_say(batch, truth):
+def test_blurred_frames_have_no_photometric_say(batch, ground_truth):
     # 0.9 of the interval at 4 px and more is a blur of more than 2 px
     blurred = batch | {"exposure": torch.full((1, 2), 0.9)}
-    moving = truth.clone()
+    moving = ground_truth.clone()
     moving[:, -1] = 4.0
     assert photometric_loss(moving, blurred) == 0
 
@@ -79,8 +81,8 @@ def test_smoothness_is_free_across_motion_boundaries_only():
     assert smoothness_loss(torch.ones_like(points), flat, nowhere) == 0
 
 
-def test_gradients_reach_the_trajectories_and_not_the_boundary(batch, truth):
-    points = (0.5 * truth).clone().requires_grad_()
+def test_gradients_reach_the_trajectories_and_not_the_boundary(batch, ground_truth):
+    points = (0.5 * ground_truth).clone().requires_grad_()
     coarse = points.detach()[None, ..., 4::8, 4::8].repeat(2, 1, 1, 1, 1, 1).requires_grad_()
     boundary = torch.zeros(1, 2, 96, 128, requires_grad=True)
     latent = torch.zeros(1, 1, 1, 1, 1)
@@ -95,7 +97,7 @@ def test_gradients_reach_the_trajectories_and_not_the_boundary(batch, truth):
     assert boundary.grad is None
 
 
-def test_descending_the_losses_finds_the_motion(batch, truth):
+def test_descending_the_losses_finds_the_motion(batch, ground_truth):
     """From no motion, gradient descent on one global translation ends near the dominant one."""
     shift = torch.zeros(1, 3, 2, 1, 1, requires_grad=True)
     optimizer = torch.optim.Adam([shift], lr=0.3)

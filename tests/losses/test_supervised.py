@@ -35,7 +35,7 @@ def make_batch(batch=1, height=32, width=40):
         "valid": torch.ones(batch, 4, height, width, dtype=torch.bool),
         "occluded": torch.zeros(batch, 4, height, width, dtype=torch.bool),
         "boundary": torch.ones(batch, 2, height, width),
-        "present": torch.ones(batch, 3),
+        "modality_mask": torch.ones(batch, 3),
         "slices": torch.ones(batch, 3, 2, height, width),
     }
 
@@ -91,19 +91,19 @@ def test_invalid_truth_has_no_say():
 
 def test_boundary_loss_weighs_rare_pixels():
     logits = torch.zeros(1, 2, 2, 2)
-    truth = torch.zeros(1, 2, 2, 2)
-    truth[0, 1, 0, 0] = 1
-    event, motion = boundary_loss(logits, truth, (2.0, 5.0))
+    ground_truth = torch.zeros(1, 2, 2, 2)
+    ground_truth[0, 1, 0, 0] = 1
+    event, motion = boundary_loss(logits, ground_truth, (2.0, 5.0))
     assert event.item() == pytest.approx(math.log(2))
     assert motion.item() == pytest.approx(math.log(2) * (5 + 3) / 4)
 
 
 def test_unknown_boundaries_have_no_say():
     logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
-    truth = torch.zeros(1, 2, 2, 2)
-    truth[0, 0] = float("nan")
-    truth[0, 1, 0] = float("nan")
-    event, motion = boundary_loss(logits, truth, (2.0, 5.0))
+    ground_truth = torch.zeros(1, 2, 2, 2)
+    ground_truth[0, 0] = float("nan")
+    ground_truth[0, 1, 0] = float("nan")
+    event, motion = boundary_loss(logits, ground_truth, (2.0, 5.0))
     assert event == 0 and motion.item() == pytest.approx(math.log(2))
     (event + motion).backward()
     assert not logits.grad[0, 0].any() and not logits.grad[0, 1, 0].any()
@@ -138,10 +138,10 @@ def test_matching_skips_what_is_covered():
 
 def test_matching_skips_what_is_absent():
     output, batch = make_output(), make_batch()
-    batch["present"] = torch.tensor([[0.0, 0.0, 0.0]])
+    batch["modality_mask"] = torch.tensor([[0.0, 0.0, 0.0]])
     loss = matching_loss(output, batch)
     assert loss == 0
-    batch["present"] = torch.tensor([[1.0, 0.0, 1.0]])
+    batch["modality_mask"] = torch.tensor([[1.0, 0.0, 1.0]])
     matching_loss(output, batch).backward()
     assert output.event_latent.grad.abs().max() == 0
     assert output.frame_latent.grad.abs().max() > 0

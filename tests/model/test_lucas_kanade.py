@@ -12,9 +12,9 @@ from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model import lucas_kanade as module
 from flowfuse.model.lucas_kanade import (
     MAX_CHANGE,
-    follow_gradients,
-    gradient_step,
     image_gradient,
+    lucas_kanade_refine,
+    lucas_kanade_step,
     windows,
 )
 
@@ -58,14 +58,14 @@ def test_one_window_by_hand():
     """I0 = x / 10 + y^2 / 200, I1 brighter by 0.02: what moves along x explains none of it."""
     x, y = pixel_grid(12, 12, dtype=torch.float64)
     image = (x / 10 + y**2 / 200).float()[None, None]
-    change = gradient_step(image, image + 0.02, torch.zeros(1, 2, 12, 12), prior()[..., :3, :3])
+    change = lucas_kanade_step(image, image + 0.02, torch.zeros(1, 2, 12, 12), prior()[..., :3, :3])
     torch.testing.assert_close(change, torch.zeros_like(change), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [(0.4, 0.0), (0.0, -0.6), (0.7, 0.5)])
 def test_finds_a_shift(shift):
     flow = torch.zeros(1, 2, HEIGHT, WIDTH)
-    change = inner(gradient_step(pattern(), pattern(shift), flow, prior()))
+    change = inner(lucas_kanade_step(pattern(), pattern(shift), flow, prior()))
     expected = torch.tensor(shift).view(1, 2, 1, 1).expand_as(change)
     torch.testing.assert_close(change, expected, atol=0.05, rtol=0)
 
@@ -73,7 +73,7 @@ def test_finds_a_shift(shift):
 def test_starts_from_the_flow_that_is_given():
     shift = torch.tensor([7.3, -5.2]).view(1, 2, 1, 1)
     flow = (shift - 0.3).expand(1, 2, HEIGHT, WIDTH)
-    change = gradient_step(pattern(), pattern((7.3, -5.2)), flow, prior())
+    change = lucas_kanade_step(pattern(), pattern((7.3, -5.2)), flow, prior())
     # Cells that come from outside the second image have nothing to compare with.
     found = change[..., 4:-1, 1:-4]
     torch.testing.assert_close(found, torch.full_like(found, 0.3), atol=0.05, rtol=0)
@@ -85,21 +85,23 @@ def test_starts_from_the_flow_that_is_given():
 )
 def test_a_brighter_second_frame_matters_little(change, tolerance):
     flow = torch.zeros(1, 2, HEIGHT, WIDTH)
-    same = gradient_step(pattern(), pattern((0.4, 0.3)), flow, prior())
-    brighter = gradient_step(pattern(), pattern((0.4, 0.3), **change), flow, prior())
+    same = lucas_kanade_step(pattern(), pattern((0.4, 0.3)), flow, prior())
+    brighter = lucas_kanade_step(pattern(), pattern((0.4, 0.3), **change), flow, prior())
     torch.testing.assert_close(inner(brighter), inner(same), atol=tolerance, rtol=0)
 
 
 def test_the_prior_shortens_the_step():
     arguments = pattern(), pattern((0.6, 0.0)), torch.zeros(1, 2, HEIGHT, WIDTH)
-    lengths = [gradient_step(*arguments, prior(p)).norm(dim=1).mean() for p in (1e-6, 1e-2, 1e2)]
+    lengths = [
+        lucas_kanade_step(*arguments, prior(p)).norm(dim=1).mean() for p in (1e-6, 1e-2, 1e2)
+    ]
     assert lengths[0] > 2 * lengths[1] > 20 * lengths[2]
 
 
 def test_a_step_is_bounded():
     # Gradients that cancel leave next to none to explain a large difference by.
     negative = pattern(gain=-0.9, offset=0.95)
-    change = gradient_step(pattern(), negative, torch.zeros(1, 2, HEIGHT, WIDTH), prior(1e-9))
+    change = lucas_kanade_step(pattern(), negative, torch.zeros(1, 2, HEIGHT, WIDTH), prior(1e-9))
     torch.testing.assert_close(change.norm(dim=1).max(), torch.tensor(MAX_CHANGE))
 
 
@@ -108,7 +110,7 @@ def test_nothing_to_see_is_no_change(value):
     """Absent frames are zero, clipped ones are one: no step, and no NaN in the gradient."""
     flat = torch.full((1, 1, HEIGHT, WIDTH), value)
     weak = prior(1e-12).requires_grad_()
-    change = gradient_step(flat, flat, torch.zeros(1, 2, HEIGHT, WIDTH), weak)
+    change = lucas_kanade_step(flat, flat, torch.zeros(1, 2, HEIGHT, WIDTH), weak)
     assert change.abs().max() == 0
     change.sum().backward()
     assert torch.isfinite(weak.grad).all()
@@ -118,7 +120,7 @@ def test_gradient_of_the_prior():
     frames = [image.double()[..., :12, :12] for image in (pattern(), pattern((0.4, 0.3)))]
     flow = torch.zeros(1, 2, 12, 12, dtype=torch.float64)
     weights = torch.full((1, 1, 3, 3), 3e-3, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda p: gradient_step(*frames, flow, p), (weights,))
+    assert gradcheck(lambda p: lucas_kanade_step(*frames, flow, p), (weights,))
 
 
 def test_trajectories_follow_as_uniform_motions():
@@ -126,7 +128,7 @@ def test_trajectories_follow_as_uniform_motions():
     points = torch.randn(1, 3, 2, 1, 1).expand(1, 3, 2, HEIGHT, WIDTH).clone()
     points[:, -1] = 0
     frames = pattern(), pattern(tuple(shift.tolist()))
-    followed = follow_gradients(points, *frames, torch.cat((prior(), prior()), dim=1))
+    followed = lucas_kanade_refine(points, *frames, torch.cat((prior(), prior()), dim=1))
     change = (followed - points)[..., 8:-8, 8:-8]
     for i in range(3):
         expected = ((i + 1) / 3 * shift).view(1, 2, 1, 1).expand_as(change[:, i])
@@ -135,12 +137,12 @@ def test_trajectories_follow_as_uniform_motions():
 
 def test_the_second_step_ends_nearer():
     shift = (1.1, 0.8)
-    points, truth = torch.zeros(1, 1, 2, HEIGHT, WIDTH), torch.tensor(shift).view(2, 1, 1)
+    points, ground_truth = torch.zeros(1, 1, 2, HEIGHT, WIDTH), torch.tensor(shift).view(2, 1, 1)
     errors = []
     for steps in range(3):
         priors = prior().expand(1, steps, -1, -1)
-        end = follow_gradients(points, pattern(), pattern(shift), priors)[0, -1]
-        errors.append((end - truth)[..., 8:-8, 8:-8].norm(dim=0).mean())
+        end = lucas_kanade_refine(points, pattern(), pattern(shift), priors)[0, -1]
+        errors.append((end - ground_truth)[..., 8:-8, 8:-8].norm(dim=0).mean())
     assert math.isclose(errors[0], math.hypot(*shift), rel_tol=1e-5)
     assert errors[2] < 0.3 * errors[1] < 0.3 * 0.3 * errors[0]
 
@@ -151,10 +153,12 @@ def test_the_gradient_of_the_flow_is_what_the_step_leaves_of_it(value, left, axi
     """Against the difference that a shift of the whole flow makes."""
     frames = [image.double() for image in (pattern(), pattern((0.4, 0.1)))]
 
-    def end(shift, corrected=True):
+    def end(shift, grad_through_steps=True):
         points = torch.zeros(1, 1, 2, HEIGHT, WIDTH, dtype=torch.float64)
         points[:, :, axis] += shift
-        found = follow_gradients(points, *frames, prior(value).double(), corrected=corrected)
+        found = lucas_kanade_refine(
+            points, *frames, prior(value).double(), grad_through_steps=grad_through_steps
+        )
         return found[0, -1, axis, 8:-8, 8:-8].mean()
 
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -164,14 +168,16 @@ def test_the_gradient_of_the_flow_is_what_the_step_leaves_of_it(value, left, axi
     assert shift.grad == pytest.approx(float(difference), abs=0.05)
     assert shift.grad == pytest.approx(left, abs=0.15)
     unchanged = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    end(unchanged, corrected=False).backward()
+    end(unchanged, grad_through_steps=False).backward()
     assert unchanged.grad == pytest.approx(1)
 
 
 def test_where_nothing_is_seen_the_flow_keeps_its_gradient():
     points = torch.zeros(1, 2, 2, HEIGHT, WIDTH, requires_grad=True)
     flat = torch.zeros(1, 1, HEIGHT, WIDTH)
-    follow_gradients(points, flat, flat, prior(1e-3), corrected=True)[:, -1].sum().backward()
+    lucas_kanade_refine(points, flat, flat, prior(1e-3), grad_through_steps=True)[
+        :, -1
+    ].sum().backward()
     torch.testing.assert_close(points.grad[:, -1], torch.ones_like(points.grad[:, -1]))
 
 
@@ -179,9 +185,9 @@ def test_changes_belong_to_the_centres_of_their_cells(monkeypatch):
     x = CELL * torch.arange(WIDTH // CELL) + (CELL - 1) / 2
     y = CELL * torch.arange(HEIGHT // CELL) + (CELL - 1) / 2
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
-    monkeypatch.setattr(module, "gradient_step", lambda *_: centres)
+    monkeypatch.setattr(module, "lucas_kanade_step", lambda *_: centres)
     still = torch.zeros(1, 1, 2, HEIGHT, WIDTH)
-    end = follow_gradients(still, pattern(), pattern(), prior())[0, -1]
+    end = lucas_kanade_refine(still, pattern(), pattern(), prior())[0, -1]
     expected = pixel_grid(HEIGHT, WIDTH)
     torch.testing.assert_close(end[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2])
 
@@ -191,8 +197,8 @@ def test_every_step_of_every_item_has_its_own_prior():
     still = torch.zeros(2, 1, 2, HEIGHT, WIDTH)
     weak, strong = prior(), prior(1e2)
     priors = torch.cat([torch.cat(pair, dim=1) for pair in ((weak, strong), (strong, strong))])
-    both = follow_gradients(still, *frames, priors)
-    one = follow_gradients(still[:1], pattern(), pattern((1.1, 0.8)), weak)
+    both = lucas_kanade_refine(still, *frames, priors)
+    one = lucas_kanade_refine(still[:1], pattern(), pattern((1.1, 0.8)), weak)
     torch.testing.assert_close(both[:1], one, atol=1e-3, rtol=0)
     assert both[1].abs().max() < 1e-3
 
@@ -208,7 +214,7 @@ def test_the_network_ends_with_steps_along_the_gradients_of_its_frames():
     inputs = ModelInputs(
         slices=torch.zeros(1, 3, 2, HEIGHT, WIDTH), frame0=pattern(), frame1=pattern(shift),
         event_sum=torch.zeros(1, 1, HEIGHT, WIDTH), exposure=torch.zeros(1, 2),
-        present=torch.ones(1, 3),
+        modality_mask=torch.ones(1, 3),
     )  # fmt: skip
     errors = []
     for log_prior in (6.0, -12.0):

@@ -29,7 +29,7 @@ def make_inputs(config, batch=1, height=40, width=48, channels=1, seed=0):
         frame1=rand(channels, height, width),
         event_sum=(6 * rand(1, height, width) - 3).round(),
         exposure=0.5 * rand(2),
-        present=torch.ones(batch, 3),
+        modality_mask=torch.ones(batch, 3),
     )
 
 
@@ -38,7 +38,7 @@ def make_batch(inputs, times=4):
     generator = torch.Generator().manual_seed(1)
     return {
         "slices": inputs.slices,
-        "present": inputs.present,
+        "modality_mask": inputs.modality_mask,
         "tau": torch.tensor([[0.2, 0.5, 0.8, 1.0]]).repeat(batch, 1),
         "flow": 4 * torch.randn(batch, times, 2, height, width, generator=generator),
         "valid": torch.ones(batch, times, height, width, dtype=torch.bool),
@@ -184,14 +184,14 @@ def test_an_absent_modality_has_no_influence(index, fields):
     inputs = make_inputs(TINY)
     present = torch.ones(1, 3)
     present[:, index] = 0
-    inputs = inputs._replace(present=present)
+    inputs = inputs._replace(modality_mask=present)
     other = inputs._replace(**{name: torch.rand_like(getattr(inputs, name)) for name in fields})
     assert torch.equal(flow(model, inputs), flow(model, other))
 
 
 def test_missing_history_silences_the_first_slice_only():
     model = make_model(TINY)
-    inputs = make_inputs(TINY)._replace(present=torch.tensor([[1.0, 1.0, 0.0]]))
+    inputs = make_inputs(TINY)._replace(modality_mask=torch.tensor([[1.0, 1.0, 0.0]]))
     slices = inputs.slices.clone()
     slices[:, 0] = 1
     assert torch.equal(flow(model, inputs), flow(model, inputs._replace(slices=slices)))

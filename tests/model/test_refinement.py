@@ -37,12 +37,12 @@ def refine(refinement, events, frames):
 
 
 @pytest.mark.parametrize(("trust", "share"), [(20.0, 1.0), (-20.0, 0.0)])
-@pytest.mark.parametrize("senses", ["frames", "events", "both"])
-def test_what_matches_is_followed_as_far_as_it_is_trusted(refinement, trust, share, senses):
+@pytest.mark.parametrize("modalities", ["frames", "events", "both"])
+def test_what_matches_is_followed_as_far_as_it_is_trusted(refinement, trust, share, modalities):
     """Features that move by one cell a slice: two cells, which are 8 px, in all."""
     features = 8 * F.normalize(torch.randn(1, CHANNELS, HEIGHT, WIDTH), dim=1)
-    frames = [features.roll(cells, 3) * (senses != "events") for cells in (0, 2)]
-    events = [features.roll(cells, 3) * (senses != "frames") for cells in (0, 1, 2)]
+    frames = [features.roll(cells, 3) * (modalities != "events") for cells in (0, 2)]
+    events = [features.roll(cells, 3) * (modalities != "frames") for cells in (0, 1, 2)]
     refinement.out.bias.data[2 * DEGREE] = trust
     refined = refine(refinement, events, frames)
     for tau in (0.5, 1.0):

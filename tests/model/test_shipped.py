@@ -25,9 +25,9 @@ def recording():
 
 def test_sample_has_truth_at_all_its_times(recording):
     for index in range(len(recording.frame_times) - 1):
-        assert recording.truth(index) is not None
+        assert recording.ground_truth(index) is not None
         for tau in (0.25, 0.5, 0.75):
-            flow, valid = recording.truth_at(index, tau)
+            flow, valid = recording.ground_truth_at(index, tau)
             assert flow.shape == (2, recording.height, recording.width) and valid.all()
 
 
@@ -68,11 +68,11 @@ def test_both_senses_are_better_than_either_on_the_sample(recording):
             "frames": (*frames, None),
             "events": (None, None, events),
         }
-        truth, valid = recording.truth(index)
+        ground_truth, valid = recording.ground_truth(index)
         for name, values in inputs.items():
             flow = estimator(*values, t0=int(t0), t1=int(t1)).flow
-            errors[name].append(flow_metrics(flow, truth, valid)["epe"])
-        errors["zero"].append(flow_metrics(np.zeros_like(truth), truth, valid)["epe"])
+            errors[name].append(flow_metrics(flow, ground_truth, valid)["epe"])
+        errors["zero"].append(flow_metrics(np.zeros_like(ground_truth), ground_truth, valid)["epe"])
     mean = {name: np.mean(values) for name, values in errors.items()}
     assert mean["both"] < min(mean["frames"], mean["events"])
     assert mean["both"] < 0.5 * mean["zero"]
@@ -83,12 +83,12 @@ def test_bfloat16_stays_near_float32_on_the_sample(recording):
     t0, t1 = map(int, recording.frame_times[:2])
     inputs = (recording.frame(0), recording.frame(1), recording.events(2 * t0 - t1, t1))
     expected, found = (estimator(*inputs, t0=t0, t1=t1) for estimator in (whole, half))
-    truth, valid = recording.truth(0)
+    ground_truth, valid = recording.ground_truth(0)
     # Coordinates and flow stay float32, whose errors would be 1 / 16 px and more in bfloat16.
     assert found.flow.dtype == np.float32
     difference = np.hypot(*(found.flow - expected.flow))
     assert 0 < difference.mean() < 0.1 and np.percentile(difference, 99) < 1
-    errors = [flow_metrics(result.flow, truth, valid)["epe"] for result in (expected, found)]
+    errors = [flow_metrics(result.flow, ground_truth, valid)["epe"] for result in (expected, found)]
     assert abs(errors[1] - errors[0]) < 0.05
 
 

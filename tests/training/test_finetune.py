@@ -22,7 +22,7 @@ from flowfuse.events import Events
 from flowfuse.inputs import ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
-from flowfuse.runner import FrameReader, estimate_window
+from flowfuse.runner import FrameReader, estimate_interval
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator, compare
 from flowfuse.training.settings import read_command_line
 
@@ -118,12 +118,12 @@ def test_no_frame_is_both_learned_from_and_measured(recording):
 
 @pytest.mark.parametrize("supervision", ["self", "truth"])
 def test_gradients_are_corrected_without_truth_alone(tiny, tmp_path, monkeypatch, supervision):
-    corrected = set()
+    grad_through_steps = set()
     forward = FlowFuse.forward
 
     def watched(self, *args, **kwargs):
         if self.training:
-            corrected.add(kwargs["corrected"])
+            grad_through_steps.add(kwargs["grad_through_steps"])
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(FlowFuse, "forward", watched)
@@ -132,7 +132,7 @@ def test_gradients_are_corrected_without_truth_alone(tiny, tmp_path, monkeypatch
         arguments[2:4] = ["--data", "scenes:slow", "--supervision", "truth", "--scenes", "1"]
         arguments += ["--scene_size", "32", "40", "--validation_scenes", "1", "--workers", "0"]
     assert train.main(arguments) == 0
-    assert corrected == {supervision == "self"}
+    assert grad_through_steps == {supervision == "self"}
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -149,14 +149,14 @@ def test_samples_are_what_the_network_is_shown_in_inference(tmp_path, monkeypatc
     monkeypatch.setattr(FlowFuse, "forward", watched)
     estimator, source = Estimator(FlowFuse(ModelConfig())), pairs.recording
     for index in (0, 1, 4):
-        estimate_window(estimator, source, FrameReader(source), pairs.learned[index], None)
+        estimate_interval(estimator, source, FrameReader(source), pairs.learned[index], None)
         sample = pairs[index]
         assert sample.keys() == set(ModelInputs._fields)
         for name, value in seen[-1]._asdict().items():
             if name.startswith("frame"):
                 value = value[:, :1]  # three times the same gray; samples have it once
             assert torch.equal(sample[name], value[0]), name
-    assert [pairs[index]["present"].tolist() for index in (0, 1)] == [[1, 1, 0], [1, 1, 1]]
+    assert [pairs[index]["modality_mask"].tolist() for index in (0, 1)] == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_true_motion_measures_better_than_none(recording, monkeypatch):
@@ -171,12 +171,12 @@ def test_true_motion_measures_better_than_none(recording, monkeypatch):
         monkeypatch.setattr(validator, "_estimate", lambda model, window: result)
         return validator.measure(None)
 
-    truth, none = moving(SPEED), moving(0)
+    ground_truth, none = moving(SPEED), moving(0)
     for kind in ("", "_learned"):
         # Frames are rounded to whole gray values: at most 1 / 255 between the two.
-        assert truth[f"photometric{kind}"] < 1 / 255 < 0.05 < none[f"photometric{kind}"]
-        assert truth[f"photometric_zero{kind}"] == none[f"photometric{kind}"]
-        assert truth[f"sharpness{kind}"] > 1.2 and none[f"sharpness{kind}"] == 1
+        assert ground_truth[f"photometric{kind}"] < 1 / 255 < 0.05 < none[f"photometric{kind}"]
+        assert ground_truth[f"photometric_zero{kind}"] == none[f"photometric{kind}"]
+        assert ground_truth[f"sharpness{kind}"] > 1.2 and none[f"sharpness{kind}"] == 1
 
 
 def test_pairs_to_measure_are_spread(recording):

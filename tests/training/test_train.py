@@ -227,7 +227,7 @@ def test_events_alone_are_validated_as_they_are_trained():
         "slices": slices, "frame0": image, "frame1": image, "event_sum": image,
         "exposure": torch.ones(2), "tau": torch.tensor([0.5, 1.0]),
         "flow": torch.ones(2, 2, 16, 16), "valid": torch.ones(2, 16, 16) > 0,
-        "present": torch.ones(3),
+        "modality_mask": torch.ones(3),
     }  # fmt: skip
     seen = []
 
@@ -244,10 +244,10 @@ def test_events_alone_are_validated_as_they_are_trained():
     found = Validator([sample], batch=1, device=cpu, bf16=False).measure(Model())
     assert found["epe"] == found["epe_events"] == pytest.approx(2**0.5)
     both, frames, events = seen
-    assert torch.equal(both.event_sum[0], image) and both.present.tolist() == [[1, 1, 1]]
-    assert not frames.event_sum.any() and frames.present.tolist() == [[1, 0, 0]]
+    assert torch.equal(both.event_sum[0], image) and both.modality_mask.tolist() == [[1, 1, 1]]
+    assert not frames.event_sum.any() and frames.modality_mask.tolist() == [[1, 0, 0]]
     assert torch.equal(events.event_sum[0, 0], slices[1:].sum((0, 1)))
-    assert not events.exposure.any() and events.present.tolist() == [[0, 1, 1]]
+    assert not events.exposure.any() and events.modality_mask.tolist() == [[0, 1, 1]]
 
 
 def test_time_is_up(recipe, tmp_path, capsys):
@@ -558,14 +558,14 @@ def test_batches_depend_on_seed_and_step_alone():
     assert not torch.equal(whole[0]["frame0"], other[0]["frame0"])
     source = sampling.StepSamples(Numbers(), 3, ONE_STAGE, None)
     assert all(
-        sorted(source.scene_of(n) for n in range(epoch * 5, epoch * 5 + 5)) == list(range(5))
+        sorted(source.pool_index(n) for n in range(epoch * 5, epoch * 5 + 5)) == list(range(5))
         for epoch in range(4)
     )
 
 
 def test_the_final_stage_numbers_on_with_its_own_crop_and_batch():
     plan = sampling.StepPlan(2, (8, 12), 3, (16, 16), 2)
-    assert [list(plan.numbers_of(step)) for step in (1, 2, 3, 4)] == [
+    assert [list(plan.sample_indices(step)) for step in (1, 2, 3, 4)] == [
         [0, 1, 2], [3, 4, 5], [6, 7], [8, 9],
     ]  # fmt: skip
     assert plan.crop_of(5) == (8, 12) and plan.crop_of(6) == (16, 16)

@@ -57,8 +57,8 @@ def scene_sample(scene: Scene, *, slices: int, bins: int, seed: int) -> dict[str
         raise ValueError(f"scene_sample: slices must be at least 2, got {slices}")
     rng = np.random.Generator(np.random.PCG64(seed))
     tau = np.append(0.05 + 0.3 * (np.arange(3) + rng.random(3)), 1.0).astype(np.float32)
-    truth = [scene.truth(float(t)) for t in tau]
-    flow, valid, occluded = (torch.stack(parts) for parts in zip(*truth, strict=True))
+    ground_truth = [scene.ground_truth(float(t)) for t in tau]
+    flow, valid, occluded = (torch.stack(parts) for parts in zip(*ground_truth, strict=True))
     size = {"height": scene.height, "width": scene.width}
     window = (scene.events, scene.t0, scene.t1)
     exposures = [int(e) for e in scene.exposures[:2]]

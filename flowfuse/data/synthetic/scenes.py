@@ -95,7 +95,7 @@ class Scene:
         """Time in us as tau: 0 at frame 0, 1 at frame 1."""
         return (time - self.t0) / (self.t1 - self.t0)
 
-    def truth(self, tau: float, *, start: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    def ground_truth(self, tau: float, *, start: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Motion of every pixel from ``start`` to ``tau``.
 
         Returns:
@@ -115,15 +115,15 @@ class Scene:
 
     def flow(self, t0: int, t1: int) -> Tensor:
         """Flow from time ``t0`` to ``t1`` (us): [2, H, W] float32, px."""
-        return self.truth(self.tau_of(t1), start=self.tau_of(t0))[0]
+        return self.ground_truth(self.tau_of(t1), start=self.tau_of(t0))[0]
 
     def flow_at(self, tau: float) -> Tensor:
         """Displacement from frame 0 to ``tau``: [2, H, W] float32, px."""
-        return self.truth(tau)[0]
+        return self.ground_truth(tau)[0]
 
     def occluded(self, tau: float) -> Tensor:
         """What is covered or out of the image at ``tau``: [H, W] bool, at positions of frame 0."""
-        return self.truth(tau)[2]
+        return self.ground_truth(tau)[2]
 
     def boundary(self) -> Tensor:
         """Boundary maps at frame 0: [2, H, W] float32, 0 or 1.
@@ -151,7 +151,7 @@ class Scene:
         return rate * window > 0.5 * self.threshold
 
     def _motion_borders(self) -> Tensor:
-        flow = self.truth(1.0)[0].to(self._labels.device)
+        flow = self.ground_truth(1.0)[0].to(self._labels.device)
         border = torch.zeros_like(self._labels, dtype=torch.bool)
         for axis in (0, 1):
             size = self._labels.shape[axis] - 1

@@ -282,11 +282,11 @@ def test_change_view_puts_every_pixel_where_the_homography_says():
 def test_flow_is_found_by_its_time_stamps(path):
     sequence = open_sequence(path)
     assert sequence.frame_pairs == [(0, 2), (2, 4), (4, 6)]
-    flow, valid = sequence.truth(2)
+    flow, valid = sequence.ground_truth(2)
     np.testing.assert_array_equal(flow[:, valid].T, np.broadcast_to(SHIFT, (valid.sum(), 2)))
     assert not valid[:5].any() and valid[5:].all() and (flow[:, :5] == 0).all()
-    assert sequence.truth(1) is None and sequence.truth_at(2, 0.5) is None
-    assert sequence.truth_at(2, 1.0) is not None
+    assert sequence.ground_truth(1) is None and sequence.ground_truth_at(2, 0.5) is None
+    assert sequence.ground_truth_at(2, 1.0) is not None
     forward = path / "flow" / "forward"
     (forward / "._000002.png").touch()  # as macOS leaves them
     assert open_sequence(path).frame_pairs == [(0, 2), (2, 4), (4, 6)]
@@ -323,7 +323,7 @@ def test_faults_of_flow_maps_are_named(path):
     ):
         cv2.imwrite(str(file), wrong)
         with pytest.raises(ValueError, match=message) as caught:
-            sequence.truth(0)
+            sequence.ground_truth(0)
         assert str(file) in str(caught.value)
 
 
@@ -333,7 +333,7 @@ def test_a_flow_of_zero_is_valid(path):
     image[..., 0] = 1
     image[0, 0] = 0  # B = 0: unknown
     cv2.imwrite(str(file), image)
-    flow, valid = open_sequence(path).truth(0)
+    flow, valid = open_sequence(path).ground_truth(0)
     assert valid.sum() == HEIGHT * WIDTH - 1 and not valid[0, 0] and (flow == 0).all()
 
 

@@ -19,7 +19,7 @@ from flowfuse.data.datasets.dsec.dataset import (
 )
 from flowfuse.data.datasets.dsec.sequence import open_sequence
 from flowfuse.data.datasets.dsec.writer import write_raw_events
-from flowfuse.data.samples import true_sample
+from flowfuse.data.samples import labelled_sample
 from flowfuse.inputs import ModelInputs, slice_events, sum_events
 from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import FlowFuse, ModelConfig
@@ -62,7 +62,7 @@ def test_data_sets_by_split(root):
 
 def test_samples_hold_what_the_sequence_gives(root):
     sequence = open_sequence(root / "thun_00_a")
-    sample = true_sample(sequence, 2, 4, sequence.truth(2), slices=2, bins=3)
+    sample = labelled_sample(sequence, 2, 4, sequence.ground_truth(2), slices=2, bins=3)
     t0, t1 = (int(sequence.frame_times[i]) for i in (2, 4))
     size = {"height": HEIGHT, "width": WIDTH}
     events = sequence.events(t0 - 60_000, t1 + 60_000)

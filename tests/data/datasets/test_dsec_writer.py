@@ -68,8 +68,8 @@ def scene():
 
 @pytest.fixture(scope="module")
 def flow(scene):
-    truths = {i: scene.truth(float(i + 2), start=float(i)) for i in (0, 2)}
-    maps = {i: (flow.numpy(), valid.numpy()) for i, (flow, valid, _) in truths.items()}
+    ground_truths = {i: scene.ground_truth(float(i + 2), start=float(i)) for i in (0, 2)}
+    maps = {i: (flow.numpy(), valid.numpy()) for i, (flow, valid, _) in ground_truths.items()}
     maps[2][1][:, :7] = False
     return maps
 
@@ -179,7 +179,7 @@ def test_reading_gives_the_scene_back(root, scene, flow, layout):
         error = sequence.frame(index)[..., 0].astype(int) - scene.frames[index]
         assert np.abs(error).mean() < 1.5  # resampled twice, gray levels of 255
     for index, (true, known) in flow.items():
-        values, valid = sequence.truth(index)
+        values, valid = sequence.ground_truth(index)
         np.testing.assert_array_equal(valid, known)
         assert np.abs(values - true)[:, known].max() <= 0.5 / 128 + 1e-5
         frames = sequence.frame(index), sequence.frame(index + 2)
@@ -195,7 +195,7 @@ def test_frames_already_in_the_event_view(tmp_path, scene):
     sequence = open_sequence(path)
     assert not sequence.warped and sequence.exposures is None
     np.testing.assert_array_equal(sequence.frame(3)[..., 1], scene.frames[3])
-    assert sequence.truth(0) is None and sequence.frame_pairs == [(0, 2), (2, 4)]
+    assert sequence.ground_truth(0) is None and sequence.frame_pairs == [(0, 2), (2, 4)]
 
 
 def test_the_rig_inverts_its_distortion():

@@ -58,7 +58,7 @@ def test_a_recording_comes_back_to_the_microsecond(path, events):
         np.testing.assert_array_equal(recording.frame_times, FRAME_TIMES)
         np.testing.assert_array_equal(recording.frame(3), make_frames()[3])
         assert recording.event_range == (events.t[0], events.t[-1])
-        assert recording.frame_files == [path] and recording.truth_times == ()
+        assert recording.frame_files == [path] and recording.ground_truth_times == ()
     exact = int(events.t[700])
     for t0, t1 in [
         (0, 2 * START),
@@ -180,13 +180,13 @@ def test_flow_that_is_not_covered_or_not_finite(path):
     maps[0, 0, 0, 0], maps[0, 0, 0, 1] = np.nan, np.inf
     flow = propagate(maps, [0, 10, 20], 5, 15)
     assert not np.isfinite(flow[0, 0, :2]).any() or (flow[0, 0, :2] == 0).all()
-    truth = open_mvsec(path).maps
-    assert truth.between(START, START + 20_000) is None
-    assert truth.between(FLOW_TIMES[1], FLOW_TIMES[2] + 1) is None
+    ground_truth = open_mvsec(path).maps
+    assert ground_truth.between(START, START + 20_000) is None
+    assert ground_truth.between(FLOW_TIMES[1], FLOW_TIMES[2] + 1) is None
 
 
-@pytest.mark.parametrize("truth_format", ["hdf5", "npz"])
-def test_truth_of_a_recording(tmp_path, events, truth_format):
+@pytest.mark.parametrize("ground_truth_format", ["hdf5", "npz"])
+def test_truth_of_a_recording(tmp_path, events, ground_truth_format):
     maps = make_maps()
     maps[0, :, 4, 5], maps[0, 0, 6, 7] = 0, np.inf
     write_mvsec(
@@ -196,17 +196,21 @@ def test_truth_of_a_recording(tmp_path, events, truth_format):
         FRAME_TIMES,
         maps,
         FLOW_TIMES,
-        truth_format=truth_format,
+        ground_truth_format=ground_truth_format,
     )
     recording = open_mvsec(tmp_path / "a_data.hdf5")
-    flow, valid = recording.truth(1)  # 30 to 50 ms, in the map from 5 to 55 ms
+    flow, valid = recording.ground_truth(1)  # 30 to 50 ms, in the map from 5 to 55 ms
     assert flow.dtype == np.float32 and flow[:, 10, 10].tolist() == pytest.approx([0.8, -0.4])
     assert not valid[4, 5] and not valid[6, 7] and valid.sum() == HEIGHT * WIDTH - 2
     assert flow[:, 6, 7].tolist() == [0, 0]
-    flow, valid = recording.truth(2)  # 50 to 70 ms: 5 ms of map 0, 15 of map 1
+    flow, valid = recording.ground_truth(2)  # 50 to 70 ms: 5 ms of map 0, 15 of map 1
     # float32 positions of up to 24 px are exact to 1e-6 px.
     assert flow[:, 10, 10].tolist() == pytest.approx([0.2 + 0.6, -0.1 - 0.3], abs=2e-6)
-    assert not valid[4, 5] and recording.truth(5) is None and recording.truth_at(0, 0.5) is None
+    assert (
+        not valid[4, 5]
+        and recording.ground_truth(5) is None
+        and recording.ground_truth_at(0, 0.5) is None
+    )
     assert recording.maps.size == (HEIGHT, WIDTH) and len(recording.maps) == 3
 
 
@@ -322,7 +326,7 @@ def test_faults_of_truth(tmp_path, path):
         arrays = {name: array for name, array in {**good, **changes}.items() if array is not None}
         np.savez(npz, **arrays)
         with pytest.raises(ValueError, match=message):
-            open_mvsec(path, truth=npz)
+            open_mvsec(path, ground_truth=npz)
     npz.write_bytes(npz.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"not a readable .npz, is it truncated"):
         FlowMaps(npz)
@@ -387,7 +391,7 @@ def test_samples_have_the_form_of_scenes(path):
         "frame1": (1, HEIGHT, WIDTH),
         "event_sum": (1, HEIGHT, WIDTH),
         "exposure": (2,),
-        "present": (3,),
+        "modality_mask": (3,),
         "tau": (1,),
         "flow": (1, 2, HEIGHT, WIDTH),
         "valid": (1, HEIGHT, WIDTH),

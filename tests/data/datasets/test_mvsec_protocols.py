@@ -100,10 +100,10 @@ def test_truth_of_short_windows_differs_between_protocols(open_sequence):
     # Frames 2 and 3: 40 to 60 ms, 10 ms of map 0 (u = 1 px in 50 ms) and 10 of map 1 (2 px).
     flownet, dceiflow = small("evflownet"), small("dceiflow", only_listed=False, frames={})
     window = flownet.windows(recording, 1)[2]
-    flow, valid = flownet.truth(recording, window)
+    flow, valid = flownet.ground_truth(recording, window)
     assert flow.shape == (2, 8, 8) and flow[:, 0, 0].tolist() == pytest.approx([0.4, 0.4])
     assert not valid[5 - 2, 6 - 4] and valid.sum() == 63
-    flow, _ = dceiflow.truth(recording, window)
+    flow, _ = dceiflow.ground_truth(recording, window)
     # float32 positions are exact to 1e-6 px.
     assert flow[:, 0, 0].tolist() == pytest.approx([0.2 + 0.4, 0.2 + 0.2], abs=2e-6)
 
@@ -112,12 +112,12 @@ def test_rows_that_do_not_count(open_sequence):
     indoor, outdoor = open_sequence("indoor_flying1"), open_sequence("outdoor_day1")
     protocol = small("evflownet", outdoor_rows=3, seconds={})
     window = protocol.windows(outdoor, 1)[4]  # all of it in map 1, which is known everywhere
-    assert protocol.truth(indoor, window)[1].all()
-    valid = protocol.truth(outdoor, window)[1]
+    assert protocol.ground_truth(indoor, window)[1].all()
+    valid = protocol.ground_truth(outdoor, window)[1]
     assert valid[:3].all() and not valid[3:].any()
     # Row 9 of the full frame is row 7 of the crop, which starts at row 2.
     full = small("eraft45", full_rows=9, starts={}, only_listed=False)
-    valid = full.truth(outdoor, window)[1]
+    valid = full.ground_truth(outdoor, window)[1]
     assert valid[:7].all() and not valid[7:].any()
 
 

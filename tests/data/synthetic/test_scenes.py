@@ -38,7 +38,7 @@ def two_planes(velocity: float = 6.0) -> list[Plane]:
     return [Plane(ground, still), Plane(square, moving, mask=mask)]
 
 
-def scene_of(planes: list[Plane], sensor: SensorConfig | None = None) -> Scene:
+def pool_index(planes: list[Plane], sensor: SensorConfig | None = None) -> Scene:
     frames = np.zeros((2, H, W), dtype=np.uint8)
     times = np.array((1000, 2000))
     sensor = sensor or SensorConfig.noiseless()
@@ -58,8 +58,8 @@ def sharp(preset: str, family: str):
 
 
 def test_flow_and_occlusion_of_two_planes_by_hand():
-    scene = scene_of(two_planes())
-    flow, valid, occluded = scene.truth(1.0)
+    scene = pool_index(two_planes())
+    flow, valid, occluded = scene.ground_truth(1.0)
     expected = np.zeros((2, H, W))
     expected[0, 10:20, 20:30] = 6
     np.testing.assert_allclose(flow.numpy(), expected, atol=1e-5)  # float32
@@ -75,13 +75,13 @@ def test_flow_and_occlusion_of_two_planes_by_hand():
 def test_what_leaves_the_image_is_occluded():
     planes = two_planes()[:1]
     planes[0].motion = LayerMotion(straight(2.5, 0, 0, 0), np.zeros(2), np.zeros(2))
-    occluded = scene_of(planes).occluded(1.0)
+    occluded = pool_index(planes).occluded(1.0)
     # Column 60 goes to 62.5, column 61 to 63.5: beyond the last pixel centre, 63.
     assert not occluded[:, :61].any() and occluded[:, 61:].all()
 
 
 def test_motion_boundary_band():
-    band = scene_of(two_planes()).boundary()[1].bool().numpy()
+    band = pool_index(two_planes()).boundary()[1].bool().numpy()
     # The border runs half-way between the square's outermost pixels (rows 10 .. 19, columns
     # 20 .. 29) and their neighbours: two pixels to each side are within 1.5 px of it. The outer
     # corners are further away.
@@ -91,7 +91,7 @@ def test_motion_boundary_band():
     expected[np.ix_((8, 21), (18, 31))] = False
     np.testing.assert_array_equal(band, expected)
     # Motion that differs by less than 1 px is no boundary.
-    assert not scene_of(two_planes(0.9)).boundary()[1].any()
+    assert not pool_index(two_planes(0.9)).boundary()[1].any()
 
 
 def test_moving_edge_is_where_an_event_is_likely():
@@ -102,7 +102,7 @@ def test_moving_edge_is_where_an_event_is_likely():
     planes = [Plane(radiance.astype(np.float32), motion)]
     for threshold, edge in ((0.19, True), (0.21, False)):
         sensor = SensorConfig.noiseless(threshold, log_offset=1e-6)
-        inner = scene_of(planes, sensor).boundary()[0, 2:-2, 2:-2]
+        inner = pool_index(planes, sensor).boundary()[0, 2:-2, 2:-2]
         assert (inner == edge).all()
 
 
@@ -130,7 +130,7 @@ def test_camera_motion_by_hand():
 def test_true_flow_warps_frame_1_onto_frame_0(preset, family):
     for seed in (1, 2):
         scene = generate_scene(seed, replace(sharp(preset, family), contrast=(0.3, 0.8)), 96, 128)
-        flow, valid, occluded = scene.truth(1.0)
+        flow, valid, occluded = scene.ground_truth(1.0)
         first, second = torch.from_numpy(scene.frames).float()[:, None] / 255
         warped = warp(second[None], flow[None])[0, 0]
         # Away from borders of planes, where a pixel is a mixture of two.
@@ -146,8 +146,8 @@ def test_true_flow_warps_frame_1_onto_frame_0(preset, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flow_there_and_back(family):
     scene = generate_scene(5, sharp("fast", family), 96, 128)
-    there, _, occluded = scene.truth(1.0)
-    back = scene.truth(0.0, start=1.0)[0]
+    there, _, occluded = scene.ground_truth(1.0)
+    back = scene.ground_truth(0.0, start=1.0)[0]
     returned = there + warp(back[None], there[None])[0]
     # Bilinear interpolation of the backward flow is off at borders only.
     assert returned.norm(dim=0)[~occluded].quantile(0.8) < 0.1
@@ -222,8 +222,8 @@ def test_same_seed_same_bytes(preset):
             torch.set_num_threads(before)
         events = scene.events
         arrays = (scene.frames, scene.frame_times, scene.exposures, events.x, events.y, events.t)
-        truth = (scene.flow_at(0.3).numpy(), scene.boundary().numpy())
-        return b"".join(a.tobytes() for a in (*arrays, events.p, *truth))
+        ground_truth = (scene.flow_at(0.3).numpy(), scene.boundary().numpy())
+        return b"".join(a.tobytes() for a in (*arrays, events.p, *ground_truth))
 
     assert content(11, 1) == content(11, 2)
     assert content(11, 1) != content(12, 1)
@@ -240,7 +240,7 @@ def test_scenes_are_sound(preset, family):
     assert scene.frames.std() > 1
     assert scene.events.t[0] <= scene.t0 - 0.3 * interval  # history is there
     assert scene.events.t[-1] <= scene.frame_times[-1] + scene.exposures[-1] / 2 + 2
-    flow, valid, occluded = scene.truth(1.0)
+    flow, valid, occluded = scene.ground_truth(1.0)
     assert torch.isfinite(flow).all() and valid.float().mean() > 0.95
     assert occluded.float().mean() < 0.95
 

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from flowfuse.data.datasets.dsec.files import DsecFiles, list_sequences
 from flowfuse.data.datasets.dsec.sequence import DsecSequence
-from flowfuse.data.samples import true_sample
-from flowfuse.inputs import event_window
+from flowfuse.data.samples import labelled_sample
+from flowfuse.inputs import input_interval
 
 # The training sequences that have true flow.
 FLOW_SEQUENCES = (
@@ -47,12 +47,12 @@ VALIDATION_SEQUENCES = (
 
 
 class DsecDataset(Dataset):
-    """Training samples (:func:`true_sample`) of the sequences with true flow below a root.
+    """Training samples (:func:`labelled_sample`) of the sequences with true flow below a root.
 
     Args:
         root: of the data set, in any layout.
         split: "validation": those of VALIDATION_SEQUENCES; "train": all others; "all".
-        slices, bins: see :func:`true_sample`.
+        slices, bins: see :func:`labelled_sample`.
 
     Attributes:
         sequences: the sequences.
@@ -104,9 +104,11 @@ class DsecDataset(Dataset):
             raise IndexError(f"DsecDataset: index {index} of {len(self)} items")
         number, first, last = self.items[index]
         sequence = self.sequences[number]
-        truth = sequence.truth(first)
-        return true_sample(sequence, first, last, truth, slices=self.slices, bins=self.bins)
+        ground_truth = sequence.ground_truth(first)
+        return labelled_sample(
+            sequence, first, last, ground_truth, slices=self.slices, bins=self.bins
+        )
 
     def _has_events(self, sequence: DsecSequence, first: int, last: int) -> bool:
         t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
-        return sequence.covers(*event_window(t0, t1, self.slices, None, None))
+        return sequence.covers(*input_interval(t0, t1, self.slices, None, None))

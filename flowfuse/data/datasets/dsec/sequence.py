@@ -68,7 +68,7 @@ class DsecSequence:
         warped: whether frames come from rectified images, through the homography of infinite
             depth; False when they lie in ``images/left/ev_inf``.
         has_events, has_frames: True.
-        truth_times: (), as there is no truth between the ends of a flow map.
+        ground_truth_times: (), as there is no truth between the ends of a flow map.
 
     Raises:
         FileNotFoundError: listing the files that are missing.
@@ -76,7 +76,7 @@ class DsecSequence:
     """
 
     has_events = has_frames = True
-    truth_times: tuple[float, ...] = ()
+    ground_truth_times: tuple[float, ...] = ()
 
     def __init__(self, files: DsecFiles) -> None:
         missing = missing_files(files)
@@ -172,7 +172,7 @@ class DsecSequence:
             )
         return image
 
-    def truth(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def ground_truth(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Read the true flow that starts at frame ``index``.
 
         Returns:
@@ -189,9 +189,9 @@ class DsecSequence:
             )
         return flow, valid
 
-    def truth_at(self, index: int, tau: float) -> tuple[np.ndarray, np.ndarray] | None:
+    def ground_truth_at(self, index: int, tau: float) -> tuple[np.ndarray, np.ndarray] | None:
         """:meth:`truth` for tau = 1; there is none in between."""
-        return self.truth(index) if tau == 1 else None
+        return self.ground_truth(index) if tau == 1 else None
 
     def frame_at(self, time: int, source: object) -> int:
         """The frame at a time, microseconds; ``source`` names who asks.

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.datasets.mvsec.recording import MvsecRecording
-from flowfuse.data.samples import true_sample
+from flowfuse.data.samples import labelled_sample
 
 
 class MvsecDataset(Dataset):
-    """Training samples (:func:`true_sample`) of one sequence with true flow.
+    """Training samples (:func:`labelled_sample`) of one sequence with true flow.
 
     Args:
         recording: with true flow (:func:`flowfuse.data.datasets.mvsec.recording.open_mvsec`).
@@ -60,5 +60,7 @@ class MvsecDataset(Dataset):
         recording, first = self.recording, self.starts[index]
         second = first + self.step
         t0, t1 = (int(recording.frame_times[i]) for i in (first, second))
-        truth = recording.maps.between(t0, t1)
-        return true_sample(recording, first, second, truth, slices=self.slices, bins=self.bins)
+        ground_truth = recording.maps.between(t0, t1)
+        return labelled_sample(
+            recording, first, second, ground_truth, slices=self.slices, bins=self.bins
+        )

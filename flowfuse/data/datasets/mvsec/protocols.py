@@ -19,7 +19,7 @@ OUTLIER_PIXELS = 3
 
 
 @dataclass(frozen=True)
-class EvaluationWindow:
+class EvaluationInterval:
     """One flow field to evaluate.
 
     Attributes:
@@ -104,7 +104,7 @@ class Protocol:
 
     def windows(
         self, recording: MvsecRecording, step: int = 1, stride: int = 1
-    ) -> list[EvaluationWindow]:
+    ) -> list[EvaluationInterval]:
         """List the windows of a recording that have truth.
 
         Args:
@@ -133,7 +133,7 @@ class Protocol:
         begin, end = self.starts.get(sequence, (0, len(times)))
         indices = range(max(first, begin), min(last - span, end, len(times) - span), stride)
         found = [
-            EvaluationWindow(i, t0, t1, (i, i + span) if self.steps else None)
+            EvaluationInterval(i, t0, t1, (i, i + span) if self.steps else None)
             for i in indices
             for t0, t1 in [(int(times[i]), int(times[i + span]))]
             if low <= t0 and t1 <= high
@@ -148,7 +148,7 @@ class Protocol:
             )
         return found
 
-    def truth(self, recording: MvsecRecording, window: EvaluationWindow) -> Flow:
+    def ground_truth(self, recording: MvsecRecording, window: EvaluationInterval) -> Flow:
         """True flow of the crop [2, c, c], and where it is valid, before any mask of events."""
         flow, valid = recording.maps.between(window.t0, window.t1, straddle=self.straddle)
         if self.full_rows is not None:

@@ -61,7 +61,7 @@ class MvsecRecording(Recording):
                 f"{self.width} x {self.height} px"
             )
 
-    def truth_at(self, index: int, tau: float) -> Flow | None:
+    def ground_truth_at(self, index: int, tau: float) -> Flow | None:
         """True flow from frame ``index`` to the next (tau = 1); None where no map covers it."""
         if self.maps is None or tau != 1 or index + 1 >= len(self.frame_times):
             return None
@@ -182,7 +182,7 @@ def is_mvsec(path: Path) -> bool:
 def open_mvsec(
     path: str | os.PathLike,
     *,
-    truth: str | os.PathLike | None = None,
+    ground_truth: str | os.PathLike | None = None,
     undistort: str | os.PathLike | None = None,
 ) -> MvsecRecording:
     """Open a sequence of MVSEC.
@@ -204,11 +204,11 @@ def open_mvsec(
         raise FileNotFoundError(f"{path}: no such file, expected <sequence>{DATA_SUFFIX}")
     frames = MvsecFrames(path)
     events = MvsecEvents(path, frames.size)
-    if truth is None:
+    if ground_truth is None:
         stem = str(path).removesuffix(DATA_SUFFIX)
         found = (Path(stem + end) for end in ("_gt.hdf5", "_gt_flow_dist.npz"))
-        truth = next((file for file in found if file.is_file()), None)
-    maps = None if truth is None else FlowMaps(Path(truth))
+        ground_truth = next((file for file in found if file.is_file()), None)
+    maps = None if ground_truth is None else FlowMaps(Path(ground_truth))
     if undistort is not None:
         forward = _read_rectification(Path(undistort), frames.size)
         events = RemappedEvents(events, forward)

@@ -28,7 +28,7 @@ def write_mvsec(
     flow_maps: Iterable[np.ndarray] | None = None,
     flow_times: Sequence[int] | np.ndarray | None = None,
     *,
-    truth_format: str = "hdf5",
+    ground_truth_format: str = "hdf5",
 ) -> Path:
     """Write ``<prefix>_data.hdf5`` and, with flow maps, its truth; each complete or not at all.
 
@@ -40,7 +40,7 @@ def write_mvsec(
         flow_maps: [2, H, W] px, map i from flow_times[i] to flow_times[i + 1]; NaN, infinite or
             (0, 0) = unknown.
         flow_times: [M] integer microseconds, increasing.
-        truth_format: "hdf5" or "npz".
+        ground_truth_format: "hdf5" or "npz".
 
     Returns:
         The path of the data file.
@@ -51,9 +51,9 @@ def write_mvsec(
     """
     prefix = Path(prefix)
     times = _checked_times("frame_times", frame_times)
-    if truth_format not in TRUTH_SUFFIXES:
+    if ground_truth_format not in TRUTH_SUFFIXES:
         raise ValueError(
-            f"truth_format must be one of {', '.join(TRUTH_SUFFIXES)}, got {truth_format!r}"
+            f"ground_truth_format must be one of {', '.join(TRUTH_SUFFIXES)}, got {ground_truth_format!r}"
         )
     if (flow_maps is None) != (flow_times is None):
         raise ValueError("write_mvsec: flow_maps and flow_times belong together")
@@ -67,9 +67,11 @@ def write_mvsec(
             _write_events(file, parts, times, size)
         if flow_maps is not None:
             instants = _checked_times("flow_times", flow_times)
-            truth = stack.enter_context(atomic_path(f"{prefix}{TRUTH_SUFFIXES[truth_format]}"))
-            write = _write_truth_hdf5 if truth_format == "hdf5" else _write_truth_npz
-            write(truth, flow_maps, instants, size)
+            ground_truth = stack.enter_context(
+                atomic_path(f"{prefix}{TRUTH_SUFFIXES[ground_truth_format]}")
+            )
+            write = _write_truth_hdf5 if ground_truth_format == "hdf5" else _write_truth_npz
+            write(ground_truth, flow_maps, instants, size)
     return path
 
 
