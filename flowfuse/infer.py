@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from flowfuse.command_line import leave, run_command
 from flowfuse.data.files.frames import opencv_name
 from flowfuse.data.recording import Recording, open_recording
-from flowfuse.estimator import Estimator, load
+from flowfuse.estimator import Estimator, load, select_device
 from flowfuse.inference.dsec_submission import submit
 from flowfuse.inference.outputs import OutputDirectory, run_settings
 from flowfuse.inference.pictures import colour_range
@@ -30,6 +31,7 @@ from flowfuse.inference.windows import (
     plan_pairs,
     plan_steps,
 )
+from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
@@ -65,6 +67,7 @@ def run(config: InferenceConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config = _usable_precision(config)
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
     if config.submission is not None:
         print(submit(config, estimator), flush=True)
@@ -98,6 +101,14 @@ def run(config: InferenceConfig) -> None:
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     print(report.summary(config, estimator, recording, outputs), flush=True)
+
+
+def _usable_precision(config: InferenceConfig) -> InferenceConfig:
+    """The same in float32, and a warning, where bfloat16 would only be slower."""
+    if config.precision == "float32" or has_native_bfloat16(select_device(config.device)):
+        return config
+    warnings.warn(f"--precision bf16: {NO_INSTRUCTIONS}, and used instead", stacklevel=2)
+    return replace(config, precision="float32")
 
 
 def _estimate_all(
