@@ -132,6 +132,20 @@ def test_groups(script: ModuleType) -> None:
     assert {group.mode for group in script.all_groups("cpu", False)} == {"eager"}
     (group,) = script.all_groups("cpu", False, only=["base 1280 x 720 network bfloat16"])
     assert group.names == ("base",) and not group.with_peer
+    few = script.all_groups("cpu", False, dtypes=["float32"])
+    assert {group.dtype for group in few} == {"float32"}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_measured_where_it_is_native(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr("flowfuse.precision.cpu_has_bfloat16", lambda: native)
+    asked: list = []
+    monkeypatch.setattr(script, "measured_rows", lambda groups, *_: asked.extend(groups) or [])
+    assert script.main(["--quick"]) == 0
+    dtypes = {"float32", "bfloat16"} if native else {"float32"}
+    assert {group.dtype for group in asked} == dtypes
 
 
 def no_motion(iterations: int) -> np.ndarray:
