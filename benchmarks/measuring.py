@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowfuse.precision import has_native_bfloat16
+
 MEMORY_EVENT = "[memory]"  # what torch.profiler calls an allocation or a release
 CUDA_SAMPLE_MS = 5.0  # one sample on a GPU lasts at least this long: launches overlap as in use
 Call = Callable[[], Sequence[Tensor]]
@@ -149,7 +151,7 @@ class Limits:
 
     copy_bytes: float
     float32_operations: float
-    bfloat16_operations: float
+    bfloat16_operations: float | None  # None on a CPU without instructions for it
     atomics: float | None  # random 64-bit additions; None on the CPU, where no kernel uses them
 
 
@@ -200,10 +202,11 @@ def measure_limits(device: str, quick: bool) -> Limits:
         size, side = 2**30, 8192
     else:
         size, side = (2**26, 1024) if quick else (2**28, 2048)
+    native = has_native_bfloat16(torch.device(device))
     return Limits(
         copy_bytes=copy_rate(device, size),
         float32_operations=product_rate(device, torch.float32, side),
-        bfloat16_operations=product_rate(device, torch.bfloat16, side),
+        bfloat16_operations=product_rate(device, torch.bfloat16, side) if native else None,
         atomics=atomic_rate(device, 10**7) if device == "cuda" else None,
     )
 

@@ -33,7 +33,15 @@ from measuring import (
     synchronize,
     time_interleaved,
 )
-from model_cases import TARGETS, Group, all_groups, check_estimate, make_call, make_networks
+from model_cases import (
+    DTYPES,
+    TARGETS,
+    Group,
+    all_groups,
+    check_estimate,
+    make_call,
+    make_networks,
+)
 from networks import OURS, PEER, Network
 from operators import Measurement
 from reporting import (
@@ -57,6 +65,8 @@ from reporting import (
 from sequences import moving_sequence
 from stages import OTHER, stage_times
 from torch import Tensor
+
+from flowfuse.precision import has_native_bfloat16
 
 PROFILE_ROUNDS, QUICK_ROUNDS = 7, 2
 
@@ -218,11 +228,18 @@ def stage_cells(row: Row, columns: Sequence[str]) -> list[str]:
     return [*labels, f"{total:.4g}", *shares]
 
 
-def stage_table(rows: Sequence[Row]) -> list[str]:
+def stage_columns(rows: Sequence[Row]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row["stages_ms"] if name != OTHER)
-    columns = [*names, OTHER]
-    header = ("network", "size", "dtype", "iterations", "ms", *columns)
-    return table(header, [stage_cells(row, columns) for row in rows])
+    return [*names, OTHER]
+
+
+def stage_titles(columns: Sequence[str]) -> tuple[str, ...]:
+    return ("network", "size", "dtype", "iterations", "ms", *columns)
+
+
+def stage_table(rows: Sequence[Row]) -> list[str]:
+    columns = stage_columns(rows)
+    return table(stage_titles(columns), [stage_cells(row, columns) for row in rows])
 
 
 def as_markdown(report: Mapping) -> str:
@@ -268,8 +285,8 @@ def measured_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator
 
 
 def profiled_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator[Row]:
-    """The rows of the table of stages, printed at the end."""
-    rows = []
+    """The rows of the table of stages, printed as they come, with a head for other stages."""
+    printed: list[str] = []
     for group in groups:
         if (group.scope, group.mode) != ("estimate", "eager"):
             continue
@@ -281,15 +298,20 @@ def profiled_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator
                 "iterations": network.iterations,
                 "stages_ms": stage_times(network, QUICK_ROUNDS if quick else PROFILE_ROUNDS),
             }
-            rows.append(row)
+            columns = stage_columns([row])
+            if columns != printed:
+                print(*head(stage_titles(columns)), sep="\n", flush=True)
+                printed = columns
+            print(line(stage_cells(row, columns)), flush=True)
             yield row
-    print(*stage_table(rows), sep="\n", flush=True)
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     set_up(options, parser)
     device, quick = options.device, options.quick
-    groups = all_groups(device, quick, not options.no_compiled, options.only)
+    native = has_native_bfloat16(torch.device(device))
+    dtypes = [name for name in DTYPES if native or name != "bfloat16"]
+    groups = all_groups(device, quick, not options.no_compiled, options.only, dtypes)
     if options.profile:
         groups = [g for g in groups if set(g.names) & set(OURS) and g.scope == "estimate"]
     if not groups:

@@ -75,7 +75,11 @@ class Group:
 
 
 def all_groups(
-    device: str, quick: bool, compiled: bool = True, only: Sequence[str] = ("",)
+    device: str,
+    quick: bool,
+    compiled: bool = True,
+    only: Sequence[str] = ("",),
+    dtypes: Sequence[str] = tuple(DTYPES),
 ) -> list[Group]:
     """Groups with at least one row that `only` asks for; what compiles slowly last."""
     first, later = [("estimate", "eager"), ("network", "eager")], []
@@ -86,7 +90,7 @@ def all_groups(
         Group(height, width, with_peer, dtype, scope, mode, (PEER,) * with_peer + OURS)
         for ways in (first, later)
         for height, width, with_peer in (QUICK_SIZES if quick else SIZES)
-        for dtype in DTYPES
+        for dtype in dtypes
         for scope, mode in ways
     ]
     groups = [

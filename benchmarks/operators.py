@@ -51,6 +51,7 @@ from reporting import (
 from torch import Tensor
 
 from flowfuse import ops
+from flowfuse.precision import has_native_bfloat16
 
 BASELINE = "our own smaller row"  # key beside the names of operators and peers
 
@@ -326,8 +327,9 @@ def add_noise_note(row: Row, before: Sequence[Row]) -> None:
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     set_up(options, parser)
     instructions = ops.build_info()["cpu_capability"]
-    # The rows' names do not depend on the limits: an --only that fits none is told at once.
-    nominal = Limits(1.0, 1.0, 1.0, 1.0)
+    # The rows' names do not depend on these numbers: an --only that fits none is told at once.
+    native = has_native_bfloat16(torch.device(options.device))
+    nominal = Limits(1.0, 1.0, 1.0 if native else None, 1.0)
     if not chosen_cases(
         Setting(options.device, options.quick, nominal, instructions), options.only
     ):

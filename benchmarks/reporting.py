@@ -146,8 +146,11 @@ def limits_text(limits: Mapping[str, float | None]) -> str:
     text = (
         f"copy {limits['copy_bytes'] / 1e9:.3g} GB/s read + write, matrix product "
         f"{limits['float32_operations'] / 1e9:.4g} GFLOP/s in float32, "
-        f"{limits['bfloat16_operations'] / 1e9:.4g} in bfloat16"
     )
+    if limits["bfloat16_operations"]:
+        text += f"{limits['bfloat16_operations'] / 1e9:.4g} in bfloat16"
+    else:
+        text += "none in bfloat16, for which this CPU has no instructions"
     if limits["atomics"]:
         text += f", {limits['atomics'] / 1e9:.3g}e9 random 64-bit additions/s"
     return text

@@ -74,9 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dt", type=int, default=1, help="frames that a window spans; eraft20 knows none")
     add("--stride", type=parse_count, default=1, help="take every so many-th window")
     add("--model", default="small", help="shipped checkpoint or a .safetensors file")
-    add(
-        "--ground-truth", type=Path, help="file of the ground truth, where not beside the recording"
-    )
+    add("--ground-truth", type=Path, help="its file, where not beside the recording")
     add(
         "--undistort",
         metavar="DIR",

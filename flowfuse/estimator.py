@@ -25,6 +25,8 @@ from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.ops.checks import MAX_DURATION
+from flowfuse.ops.extension import announce
+from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.result import Array, Result, as_events
 
 # Of numpy; in the byte order of the machine, as torch takes them.
@@ -43,7 +45,9 @@ def load(
         checkpoint: the name of a shipped checkpoint ("small") or the path of a .safetensors file.
         device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where torch sees a GPU).
         dtype: None or torch.float32 for full precision; torch.bfloat16 (or, on CUDA, torch.float16)
-            for automatic mixed precision. Coordinates and flow are float32 in either.
+            for automatic mixed precision. Coordinates and flow are float32 in either. On a CPU
+            without bfloat16 instructions bfloat16 is slower than float32: it is used as asked for,
+            and a RuntimeWarning says so once.
 
     Returns:
         The estimator; ``estimator.info`` tells where the weights come from.
@@ -115,6 +119,8 @@ class Estimator:
         if dtype not in usable:
             names = ", ".join(str(choice) for choice in usable)
             raise ValueError(f"dtype on {self.device.type} must be one of {names}; got {dtype}")
+        if dtype == torch.bfloat16 and not has_native_bfloat16(self.device):
+            announce(f"dtype torch.bfloat16: {NO_INSTRUCTIONS}")
         self.dtype = torch.float32 if dtype is None else dtype
         self.model = model.to(self.device).eval()
         self.info = dict(info or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from flowfuse.cli.infer_settings import COMMAND, InferenceConfig, build_parser, 
 from flowfuse.cli.infer_submission import submit
 from flowfuse.data.formats.frames import opencv_name
 from flowfuse.data.recording import Recording, open_recording
-from flowfuse.estimator import Estimator, load
+from flowfuse.estimator import Estimator, load, select_device
+from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.runner import (
     FrameReader,
     Interval,
@@ -65,6 +67,7 @@ def run(config: InferenceConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config = _usable_precision(config)
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
     if config.submission is not None:
         print(submit(config, estimator), flush=True)
@@ -98,6 +101,14 @@ def run(config: InferenceConfig) -> None:
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     print(report.summary(config, estimator, recording, outputs), flush=True)
+
+
+def _usable_precision(config: InferenceConfig) -> InferenceConfig:
+    """The same in float32, and a warning, where bfloat16 would only be slower."""
+    if config.precision == "float32" or has_native_bfloat16(select_device(config.device)):
+        return config
+    warnings.warn(f"--precision bf16: {NO_INSTRUCTIONS}, and used instead", stacklevel=2)
+    return replace(config, precision="float32")
 
 
 def _estimate_all(

@@ -55,7 +55,8 @@ class InferenceConfig:
         output: directory of the results.
         checkpoint: shipped name, path of a file, or directory of a training.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "float32", or "bf16": automatic mixed precision.
+        precision: "float32", or "bf16": automatic mixed precision where the device has bfloat16
+            instructions.
         iterations: recurrent updates; None = the network's default.
         threads: CPU threads; None = torch's choice.
         pairs: first and last (excluded) pair; None on either side = open.
@@ -184,7 +185,8 @@ def build_parser() -> ArgumentParser:
         choices=["float32", "bf16"],
         default="float32",
         help="bf16: convolutions and features in bfloat16, coordinates and flow still in float32: "
-        "faster on a GPU, slightly less exact; float32 convolutions on a GPU are in TF32",
+        "faster on a GPU, slightly less exact; a CPU without bfloat16 instructions is faster in "
+        "float32 and stays in it; float32 convolutions on a GPU are in TF32",
     )
     add("--overwrite", action="store_true", help="discard what an earlier run left in OUT")
     add(

@@ -28,6 +28,7 @@ from flowfuse import distributed
 from flowfuse.cli.console import INTERRUPTED
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.model.checkpoint import resolve_checkpoint
+from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.training.devices import own_device
 from flowfuse.training.finetune import compare
 from flowfuse.training.pools import make_held_out, make_pool
@@ -135,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, options = read_command_line(argv)
         check_shares(config)
         device = own_device(config.device)
+        if config.bf16 and not has_native_bfloat16(device):
+            _tell(f"warning: bf16: {NO_INSTRUCTIONS} (--no-bf16); going on as asked")
         pool = make_pool(config)
         held_out = make_held_out(config, pool)
     except (ValueError, OSError, ImportError) as error:  # the same in every process

@@ -73,7 +73,8 @@ class TrainConfig:
         weight_decay: of the weights with more than one axis.
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights.
-        bf16: compute in bfloat16 where autocast does; the weights stay float32.
+        bf16: compute in bfloat16 where autocast does; the weights stay float32. Slower than float32
+            on a CPU without bfloat16 instructions, which is told but obeyed.
         channels_last: memory layout of weights and images.
         compile: compile the model with torch.compile.
         device: auto, cpu, cuda or cuda:N.

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -226,6 +227,24 @@ def test_rows_of_targets_are_all_there(script: ModuleType) -> None:
     ):
         assert any(part in label for label in labels), part
     assert not any("correlation volume 256 x 270 x 480" in label for label in labels)
+
+
+def test_without_bfloat16_instructions_no_row_and_no_limit_is_of_it(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = load("measuring")
+    monkeypatch.setattr("flowfuse.precision.cpu_has_bfloat16", lambda: False)
+    measured: list[torch.dtype] = []
+    monkeypatch.setattr(measuring, "copy_rate", lambda *_: 1e9)
+    monkeypatch.setattr(
+        measuring, "product_rate", lambda device, dtype, side: measured.append(dtype) or 2e9
+    )
+    limits = measuring.measure_limits("cpu", quick=True)
+    assert measured == [torch.float32] and limits.bfloat16_operations is None
+    text = load("reporting").limits_text(asdict(limits))
+    assert "2 GFLOP/s in float32, none in bfloat16" in text
+    cases = script.all_cases(load("cases").Setting("cpu", True, limits, "avx2"))
+    assert {case.dtype for case in cases} == {"float32", "int16"}
 
 
 @pytest.mark.gpu

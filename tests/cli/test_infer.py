@@ -247,7 +247,8 @@ def test_other_settings_need_overwrite(run, recording, tmp_path, capsys):
         assert files(tmp_path / "out") == before
 
 
-def test_precision(run, recording, tmp_path, capsys):
+def test_precision(run, recording, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flowfuse.precision.cpu_has_bfloat16", lambda: True)
     assert run(recording, *QUIET) == 0
     assert run(recording, "--precision", "bf16", *QUIET) == 1
     assert "precision float32 there, bf16 now" in capsys.readouterr().err
@@ -255,6 +256,24 @@ def test_precision(run, recording, tmp_path, capsys):
     assert run(recording, "--precision", "bf16", *QUIET, out=other) == 0
     whole, half = (read_flow(path / "flow" / "000000.flo")[0] for path in (tmp_path / "out", other))
     assert 0 < np.abs(half - whole).max() < 0.1 * np.abs(whole).max()  # bfloat16 has 8 bits
+
+
+def test_without_bfloat16_instructions_float32_goes_on(
+    run, recording, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("flowfuse.precision.cpu_has_bfloat16", lambda: False)
+    assert run(recording, *QUIET) == 0
+    assert "bfloat16" not in capsys.readouterr().err
+    other = tmp_path / "bf16"
+    assert run(recording, "--precision", "bf16", *QUIET, out=other) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
+    assert told == [
+        "flowfuse-infer: warning: --precision bf16: this CPU has no bfloat16 instructions: "
+        "float32 is faster, and used instead"
+    ]
+    assert json.loads((other / "run.json").read_text())["precision"] == "float32"
+    flows = [read_flow(path / "flow" / "000000.flo")[0] for path in (tmp_path / "out", other)]
+    assert np.array_equal(*flows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

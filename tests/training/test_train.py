@@ -466,6 +466,22 @@ def test_bfloat16_and_tensorboard(recipe, tmp_path, capsys):
         assert any((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_without_instructions_is_told_and_obeyed(
+    recipe, tmp_path, monkeypatch, capsys, native
+):
+    monkeypatch.setattr("flowfuse.precision.cpu_has_bfloat16", lambda: native)
+    arguments = ["--config", str(recipe), "-o", str(tmp_path), "--bf16", "--steps", "1"]
+    assert train.main(arguments) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "no bfloat16" in line]
+    expected = (
+        "flowfuse-train: warning: bf16: this CPU has no bfloat16 instructions: float32 is faster "
+        "(--no-bf16); going on as asked"
+    )
+    assert told == ([] if native else [expected])
+    assert "bf16: true" in (tmp_path / "config.yaml").read_text()
+
+
 def test_tensorboard_missing_is_said_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     record = log.TrainingLog(tmp_path, 0, tensorboard=True)

@@ -53,7 +53,8 @@ def write_mvsec(
     times = _checked_times("frame_times", frame_times)
     if ground_truth_format not in TRUTH_SUFFIXES:
         raise ValueError(
-            f"ground_truth_format must be one of {', '.join(TRUTH_SUFFIXES)}, got {ground_truth_format!r}"
+            f"ground_truth_format must be one of {', '.join(TRUTH_SUFFIXES)}, "
+            f"got {ground_truth_format!r}"
         )
     if (flow_maps is None) != (flow_times is None):
         raise ValueError("write_mvsec: flow_maps and flow_times belong together")
