@@ -209,9 +209,7 @@ def smear(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
             kernel[row, column] += 1 / len(steps)
         return _filtered(frame, kernel[None, None])
 
-    return _change_frames(
-        sample, rng, change, lambda: (rng.uniform(*SMEAR), rng.uniform(0, np.pi))
-    )
+    return _change_frames(sample, rng, change, lambda: (rng.uniform(*SMEAR), rng.uniform(0, np.pi)))
 
 
 def add_grain(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
@@ -333,10 +331,16 @@ def _moved(image: Tensor, rows: int, columns: int) -> Tensor:
     """Move by whole pixels, zeros coming in."""
     moved = torch.zeros_like(image)
     height, width = image.shape[-2:]
-    target = (..., slice(max(rows, 0), height + min(rows, 0)),
-              slice(max(columns, 0), width + min(columns, 0)))
-    source = (..., slice(max(-rows, 0), height + min(-rows, 0)),
-              slice(max(-columns, 0), width + min(-columns, 0)))
+    target = (
+        ...,
+        slice(max(rows, 0), height + min(rows, 0)),
+        slice(max(columns, 0), width + min(columns, 0)),
+    )
+    source = (
+        ...,
+        slice(max(-rows, 0), height + min(-rows, 0)),
+        slice(max(-columns, 0), width + min(-columns, 0)),
+    )
     if abs(rows) < height and abs(columns) < width:
         moved[target] = image[source]
     return moved
