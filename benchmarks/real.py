@@ -1,7 +1,7 @@
 """Measure checkpoints on real recordings with ground truth: does fusing cost or gain?
 
     python benchmarks/real.py --recordings DIR
-    python benchmarks/real.py --recordings DIR --checkpoint small --checkpoint new=runs/x/model.safetensors
+    python benchmarks/real.py --recordings DIR --checkpoint small --checkpoint new=runs/x
 
 Prints a markdown table of the mean EPE (endpoint error, px) of every set: with both modalities,
 with each of them alone, of OpenCV's DIS on the frames, and of zero flow. The ratio is that of the

@@ -172,7 +172,6 @@ def test_blurred_frames_keep_their_mean_and_lose_detail():
 
 
 def test_exposure_clips_or_darkens():
-    sample = make_sample()
     means = [apply("exposure", seed)[n].mean() for seed in range(12) for n in sorted(FRAMES)]
     assert min(means) < 0.4 and max(means) > 0.65  # of 0.5
 
