@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowfuse.data.corruption import corrupt, with_matching
 from flowfuse.geometry.grid import inside, pixel_grid
 
 Sample = dict[str, Tensor]
@@ -62,6 +63,9 @@ class AugmentConfig:
         drop_events: probability that the events are missing (never both).
         drop_history: probability that the events before t0 are missing.
         drop_exposure: probability that the exposure times are unknown.
+        corrupt_events: probability that the events are wrong where both modalities are there, see
+            :mod:`flowfuse.data.corruption`.
+        corrupt_frames: the same of the frames (never both).
     """
 
     flip: float = 0.5
@@ -77,6 +81,8 @@ class AugmentConfig:
     drop_events: float = 0.1
     drop_history: float = 0.1
     drop_exposure: float = 0.1
+    corrupt_events: float = 0.0
+    corrupt_frames: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -87,6 +93,11 @@ class AugmentConfig:
             raise ValueError(
                 "drop_frames + drop_events must be at most 1, got "
                 f"{self.drop_frames} + {self.drop_events}"
+            )
+        if self.corrupt_events + self.corrupt_frames > 1.0:
+            raise ValueError(
+                "corrupt_events + corrupt_frames must be at most 1, got "
+                f"{self.corrupt_events} + {self.corrupt_frames}"
             )
 
 
@@ -326,6 +337,14 @@ def augment(
     if rng.random() < config.event_flicker:
         result = add_flicker(result, rng)
     modality, history, exposure = rng.random(3)
+    # Without corruption nothing is drawn, and nothing added.
+    if config.corrupt_events + config.corrupt_frames > 0:
+        if modality < config.drop_frames + config.drop_events:
+            result = with_matching(result)
+        else:
+            result = corrupt(
+                result, rng, events=config.corrupt_events, frames=config.corrupt_frames
+            )
     if history < config.drop_history:
         result = drop_history(result)
     if exposure < config.drop_exposure:

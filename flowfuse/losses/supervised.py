@@ -200,9 +200,11 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     cells, hidden = cells[..., :height, :width], hidden[..., :height, :width]
     points = fit_bezier(cells, tau, min(3, tau.shape[1]))
     fires = activity[..., :height, :width] > 0
-    history = (present[:, 1] * present[:, 2]).view(-1, 1, 1, 1) > 0
-    both = (present[:, 0] * present[:, 1]).view(-1, 1, 1, 1) > 0
-    has_frames = present[:, 0].view(-1, 1, 1, 1) > 0
+    # A corrupted modality may show nothing at the true displacement.
+    matching = batch.get("matching", torch.ones_like(present))
+    history = (present[:, 1] * present[:, 2] * matching[:, 1]).view(-1, 1, 1, 1) > 0
+    both = (present[:, 0] * present[:, 1] * matching[:, 2]).view(-1, 1, 1, 1) > 0
+    has_frames = (present[:, 0] * matching[:, 0]).view(-1, 1, 1, 1) > 0
 
     pairs = [
         (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)

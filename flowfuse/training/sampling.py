@@ -26,12 +26,22 @@ VALIDATION_SEED = 2_000_000_011
 # Scenes of benchmarks/accuracy.py.
 TEST_SEED = 3_000_000_019
 # Streams of draws from one seed.
-_ORDER, _VARIATION = 1, 2
+_ORDER, _VARIATION, _ITERATIONS = 1, 2, 3
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> ModelInputs:
     """Pick what the network sees out of a batch of samples."""
     return ModelInputs(*(batch[name] for name in ModelInputs._fields))
+
+
+def iterations_of(seed: int, step: int, usual: int, most: int) -> int:
+    """Return how many recurrent updates a step takes: half of the steps any number up to `most`.
+
+    The others take the usual number. The recurrence then has to get better with every update.
+    """
+    rng = np.random.default_rng([seed, _ITERATIONS, step])
+    number = int(rng.integers(1, most + 1))
+    return number if rng.random() < 0.5 else usual
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ class TrainConfig:
         final_crop: height and width of what the network sees in these steps, px; crop by default.
         final_batch: samples per step in these steps; batch by default.
         iterations: recurrent updates in training; the model's own number by default.
+        max_iterations: half of the steps take a random number of updates, from 1 to this; null: all
+            steps take `iterations`.
         learning_rate: highest learning rate (AdamW; linear warm-up, then half a cosine).
         warmup: share of the steps in which the learning rate rises.
         weight_decay: of the weights with more than one axis.
@@ -108,6 +110,7 @@ class TrainConfig:
     final_crop: tuple[int, int] | None = None
     final_batch: int | None = None
     iterations: int | None = None
+    max_iterations: int | None = None
     learning_rate: float = 4e-4
     warmup: float = 0.05
     weight_decay: float = 1e-4
@@ -201,6 +204,7 @@ _LOWEST = {
     "batch": 1,
     "final_batch": 1,
     "iterations": 1,
+    "max_iterations": 1,
     "weight_decay": 0,
     "workers": 0,
     "log_every": 1,

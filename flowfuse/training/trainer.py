@@ -21,6 +21,7 @@ from flowfuse.training.pools import Pool, validation_samples
 from flowfuse.training.sampling import (
     StepSamples,
     batches,
+    iterations_of,
     model_inputs,
 )
 from flowfuse.training.settings import TrainConfig
@@ -143,7 +144,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             output = self.network(
                 model_inputs(moved),
-                iterations=config.iterations,
+                iterations=self._iterations(step),
                 grad_through_steps=config.supervision == "self",
             )
         if config.supervision == "truth":
@@ -172,6 +173,14 @@ class Trainer:
         state.apply_gradients(rate)
         values["learning_rate"] = rate
         return values
+
+    def _iterations(self, step: int) -> int | None:
+        """Recurrent updates of a step, a function of (seed, step); None: the model's own number."""
+        config = self.config
+        if config.max_iterations is None:
+            return config.iterations
+        usual = config.iterations or self.state.model.config.iterations
+        return iterations_of(config.seed, step, usual, config.max_iterations)
 
     def _record(self, values: dict[str, float], bar: tqdm) -> None:
         """Add a step's numbers to those that the log averages, and write them when it is time."""

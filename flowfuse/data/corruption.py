@@ -1,0 +1,371 @@
+"""Corruption of one modality of a training sample, so that the network learns which one to trust.
+
+Frames and events of a generated scene agree. Those of real cameras often do not: clocks differ,
+events are lost, frames are blurred, clipped or repeated. A corrupted sample has one modality that
+is wrong in one way; the other one and the ground truth stay as they are. The ground truth belongs
+to the pixels of the frames where the events are displaced, and to the middle of the readout where
+rows of the frames are read one after the other.
+
+Every function returns a new dictionary and leaves the given tensors unchanged. Random draws come
+from a numpy Generator alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfuse.geometry.grid import pixel_grid, sample
+
+Sample = dict[str, Tensor]
+Range = tuple[float, float]
+
+# What "matching" says: which pairs of latents still correspond at the true displacement.
+FRAME_PAIR, EVENT_PAIRS, CROSS_PAIR = range(3)
+
+# Of the events.
+SHIFT: Range = (0.02, 0.3)  # in intervals between the frames, log-uniform
+GAIN: Range = (0.2, 5.0)  # log-uniform
+BALANCE: Range = (1.5, 6.0)  # of one polarity's gain over the other's, log-uniform
+LINES = 4  # hot rows and columns, at most
+LINE_RATE: Range = (0.3, 3.0)  # events of a hot pixel in a bin, log-uniform
+NOISE_RATE: Range = (0.05, 1.5)  # noise events per pixel over the whole input, log-uniform
+VIEW_SHIFT = 6  # px, at most
+VIEW_SCALE = 0.04  # the view is larger or smaller by up to this share
+VIEW_ROTATION = 0.06  # radians, at most
+RESAMPLED = 0.2  # of the samples with right events
+
+# Of the frames.
+EXPOSURE: Range = (0.3, 3.0)  # gain of the gamma-encoded image, log-uniform
+DEFOCUS: Range = (0.8, 4.0)  # px, standard deviation, log-uniform
+SMEAR: Range = (4.0, 24.0)  # px
+GRAIN: Range = (0.04, 0.25)  # standard deviation, log-uniform
+READOUT: Range = (0.05, 0.3)  # of the interval, from the first row to the last
+JUMP: Range = (0.5, 4.0)  # px, of the second frame
+BOTH = 0.5  # probability that both frames are corrupted, where it can be one
+
+
+class Kind(NamedTuple):
+    """One way in which a modality is wrong.
+
+    Attributes:
+        apply: makes the corrupted sample.
+        weight: how often it is drawn, relative to the others.
+        broken: pairs of latents that correspond no longer.
+    """
+
+    apply: Callable[[Mapping[str, Tensor], np.random.Generator], Sample]
+    weight: float
+    broken: tuple[int, ...] = ()
+
+
+def corrupt(
+    sample: Mapping[str, Tensor], rng: np.random.Generator, *, events: float, frames: float
+) -> Sample:
+    """Corrupt one modality, or none.
+
+    Args:
+        sample: see :func:`flowfuse.data.synthetic.dataset.scene_sample`; both modalities there.
+        rng: where every draw comes from.
+        events, frames: probability that this one is corrupted; at most 1 together.
+
+    Returns:
+        The sample, with "matching" ([3] float32: 1 where the frame pair, the event pairs, and frame
+        0 with the last event slice still correspond).
+    """
+    which = rng.random()
+    kinds = EVENT_KINDS if which < events else FRAME_KINDS if which < events + frames else None
+    if kinds is None:
+        if rng.random() < RESAMPLED:
+            # Shifted events are blurred a little in time. That alone must not give them away.
+            sample = _with_slices(sample, _shift(sample["slices"], 0.0))
+        return with_matching(sample)
+    weights = np.array([kind.weight for kind in kinds.values()])
+    kind = list(kinds.values())[rng.choice(len(kinds), p=weights / weights.sum())]
+    result = with_matching(kind.apply(sample, rng))
+    for pair in kind.broken:
+        result["matching"][pair] = 0.0
+    return result
+
+
+def with_matching(sample: Mapping[str, Tensor]) -> Sample:
+    """Add "matching" = [1, 1, 1]: everything corresponds."""
+    return {**sample, "matching": torch.ones(3)}
+
+
+def shift_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Events that are late or early; the first or last ones repeat where none are known."""
+    slices = sample["slices"]
+    steps = (len(slices) - 1) * max(slices.shape[1] - 1, 1)  # between the frames
+    late = _log_uniform(rng, SHIFT) * rng.choice((-1.0, 1.0))
+    return _with_slices(sample, _shift(slices, late * steps))
+
+
+def scale_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Events of another contrast threshold than that which frames and events were trained with."""
+    gain = _log_uniform(rng, GAIN)
+    return {**sample, "slices": sample["slices"] * gain, "event_sum": sample["event_sum"] * gain}
+
+
+def unbalance_polarity(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """ON and OFF events of different gains."""
+    slices, ratio = sample["slices"], _log_uniform(rng, BALANCE) ** rng.choice((-0.5, 0.5))
+    return _with_slices(sample, slices.clamp(min=0) * ratio + slices.clamp(max=0) / ratio)
+
+
+def invert_polarity(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """ON and OFF swapped."""
+    return {**sample, "slices": -sample["slices"], "event_sum": -sample["event_sum"]}
+
+
+def lose_burst(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Lose the events of a slice or a part of one, or get them twice; of all rows or of a band."""
+    slices = sample["slices"].clone()
+    count, bins, rows, _ = slices.shape
+    part = _span(rng, bins) if rng.random() < 0.5 else slice(None)
+    band = _span(rng, rows) if rng.random() < 0.5 else slice(None)
+    slices[rng.integers(count), part, band] *= rng.choice((0.0, 2.0))
+    return _with_slices(sample, slices)
+
+
+def heat_lines(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Rows and columns that fire all the time, each with one polarity or with both."""
+    slices = sample["slices"].clone()
+    for _ in range(rng.integers(1, LINES + 1)):
+        axis = int(rng.choice((-2, -1)))
+        line = slices.select(axis, int(rng.integers(slices.shape[axis])))
+        count = torch.from_numpy(rng.poisson(_log_uniform(rng, LINE_RATE), line.shape)).float()
+        signs = ((1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0))[rng.integers(3)]
+        line += count * torch.from_numpy(rng.choice(np.float32(signs), line.shape))
+    return _with_slices(sample, slices)
+
+
+def add_noise_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Dense noise events of both polarities."""
+    slices = sample["slices"]
+    cells = slices.shape[0] * slices.shape[1]
+    count = rng.poisson(_log_uniform(rng, NOISE_RATE) / cells, slices.shape)
+    signs = rng.choice(np.float32([-1.0, 1.0]), slices.shape)
+    return _with_slices(sample, slices + torch.from_numpy(count * signs).float())
+
+
+def displace_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """The events' view is shifted by whole pixels."""
+    shift = rng.integers(-VIEW_SHIFT, VIEW_SHIFT + 1, 2)
+    if not shift.any():
+        shift[rng.integers(2)] = 1
+    names = ("slices", "event_sum")
+    return {**sample, **{name: _moved(sample[name], *shift) for name in names}}
+
+
+def turn_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """The events' view is a little larger or smaller, and turned."""
+    scale = 1 + rng.uniform(-VIEW_SCALE, VIEW_SCALE)
+    angle = rng.uniform(-VIEW_ROTATION, VIEW_ROTATION)
+    coords = _similarity(sample["slices"], scale, angle)
+    return {**sample, **{name: _sampled(sample[name], coords) for name in ("slices", "event_sum")}}
+
+
+def expose_wrongly(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Frames much too bright, and clipped, or too dark, and coarse."""
+
+    def change(frame: Tensor, gain: float) -> Tensor:
+        return ((frame * gain).clamp(max=1) * 255).round() / 255
+
+    return _change_frames(sample, rng, change, lambda: _log_uniform(rng, EXPOSURE))
+
+
+def defocus(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Frames out of focus: Gaussian blur."""
+
+    def change(frame: Tensor, sigma: float) -> Tensor:
+        radius = int(np.ceil(2.5 * sigma))
+        taps = torch.arange(-radius, radius + 1, dtype=torch.float32)
+        kernel = (-0.5 * (taps / sigma) ** 2).exp()
+        kernel = kernel / kernel.sum()
+        for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
+            frame = _filtered(frame, kernel.view(shape))
+        return frame
+
+    return _change_frames(sample, rng, change, lambda: _log_uniform(rng, DEFOCUS))
+
+
+def smear(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Frames blurred along a line, as by a camera that was knocked."""
+
+    def change(frame: Tensor, line: tuple[float, float]) -> Tensor:
+        length, angle = line
+        radius = int(np.ceil(length / 2))
+        steps = np.linspace(-length / 2, length / 2, 2 * radius + 1)
+        kernel = torch.zeros(2 * radius + 1, 2 * radius + 1)
+        rows = np.rint(steps * np.sin(angle)).astype(int) + radius
+        columns = np.rint(steps * np.cos(angle)).astype(int) + radius
+        for row, column in zip(rows, columns, strict=True):
+            kernel[row, column] += 1 / len(steps)
+        return _filtered(frame, kernel[None, None])
+
+    return _change_frames(sample, rng, change, lambda: (rng.uniform(*SMEAR), rng.uniform(0, np.pi)))
+
+
+def add_grain(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Frames full of noise."""
+
+    def change(frame: Tensor, deviation: float) -> Tensor:
+        noise = torch.from_numpy(rng.standard_normal(frame.shape, dtype=np.float32))
+        return (frame + deviation * noise).clamp(0, 1)
+
+    return _change_frames(sample, rng, change, lambda: _log_uniform(rng, GRAIN))
+
+
+def roll_shutter(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """Rows read one after the other: upper ones show the scene earlier, lower ones later.
+
+    The true flow tells how far a row's content has moved. Without it the sample stays as it is.
+    """
+    if "flow" not in sample:
+        return dict(sample)
+    motion = torch.where(sample["valid"][-1], sample["flow"][-1], 0)  # [2, H, W] px
+    height, width = motion.shape[-2:]
+    readout = rng.uniform(*READOUT) * rng.choice((-1.0, 1.0))
+    delay = readout * (torch.linspace(-0.5, 0.5, height) if height > 1 else torch.zeros(1))
+    coords = pixel_grid(height, width) - motion * delay[:, None]
+    frames = ("frame0", "frame1")
+    return {**sample, **{name: _sampled(sample[name], coords, "border") for name in frames}}
+
+
+def repeat_frame(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """The camera lost a frame, and gives the one before again."""
+    return {**sample, "frame1": sample["frame0"].clone()}
+
+
+def jump_frame(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+    """The second frame is displaced: a knock, or an image stabilizer."""
+    length, angle = rng.uniform(*JUMP), rng.uniform(0, 2 * np.pi)
+    offset = torch.tensor([length * np.cos(angle), length * np.sin(angle)], dtype=torch.float32)
+    height, width = sample["frame1"].shape[-2:]
+    coords = pixel_grid(height, width) - offset[:, None, None]
+    return {**sample, "frame1": _sampled(sample["frame1"], coords, "border")}
+
+
+EVENT_KINDS: dict[str, Kind] = {
+    "shift": Kind(shift_events, 3, (CROSS_PAIR,)),
+    "gain": Kind(scale_events, 1),
+    "balance": Kind(unbalance_polarity, 1.5),
+    "invert": Kind(invert_polarity, 0.5, (CROSS_PAIR,)),
+    "burst": Kind(lose_burst, 2, (EVENT_PAIRS, CROSS_PAIR)),
+    "lines": Kind(heat_lines, 1),
+    "noise": Kind(add_noise_events, 3),
+    "displace": Kind(displace_events, 1.5, (EVENT_PAIRS, CROSS_PAIR)),
+    "turn": Kind(turn_events, 1, (EVENT_PAIRS, CROSS_PAIR)),
+}
+FRAME_KINDS: dict[str, Kind] = {
+    "exposure": Kind(expose_wrongly, 2),
+    "defocus": Kind(defocus, 2),
+    "smear": Kind(smear, 2),
+    "grain": Kind(add_grain, 1.5),
+    "shutter": Kind(roll_shutter, 1, (FRAME_PAIR, CROSS_PAIR)),
+    "repeat": Kind(repeat_frame, 1, (FRAME_PAIR,)),
+    "jump": Kind(jump_frame, 0.5, (FRAME_PAIR,)),
+}
+
+
+def _with_slices(sample: Mapping[str, Tensor], slices: Tensor) -> Sample:
+    """Replace the slices, and change the event sum by as much as their sum changes."""
+    change = (slices[1:] - sample["slices"][1:]).sum((0, 1))
+    return {**sample, "slices": slices, "event_sum": sample["event_sum"] + change}
+
+
+def _shift(slices: Tensor, steps: float) -> Tensor:
+    """Move events in time by `steps` bin distances, later ones positive.
+
+    The bins of a slice are `bins - 1` steps apart; an event counts for the two nearest. The events
+    of a step are taken as spread evenly over it.
+    """
+    count, bins = slices.shape[:2]
+    if bins > 1:
+        weights = torch.full((bins, 1, 1), 0.5)
+        weights[0] = weights[-1] = 1.0
+        halves = slices * weights
+        per_step = (halves[:, :-1] + halves[:, 1:]).flatten(0, 1)
+    else:
+        per_step = slices.flatten(0, 1)
+    whole = int(np.floor(steps))
+    rest = steps - whole
+    places = torch.arange(len(per_step)) - whole
+    last = len(per_step) - 1
+    per_step = (1 - rest) * per_step[places.clamp(0, last)] + rest * per_step[
+        (places - 1).clamp(0, last)
+    ]
+    if bins == 1:
+        return per_step.unflatten(0, (count, 1))
+    halves = 0.5 * per_step.unflatten(0, (count, bins - 1))
+    return F.pad(halves, (0, 0, 0, 0, 0, 1)) + F.pad(halves, (0, 0, 0, 0, 1, 0))
+
+
+def _change_frames(
+    sample: Mapping[str, Tensor],
+    rng: np.random.Generator,
+    change: Callable,
+    draw: Callable,
+) -> Sample:
+    """Change one frame, or both alike: change(frame, draw())."""
+    strength = draw()
+    both, first = rng.random() < BOTH, rng.random() < 0.5
+    names = ("frame0", "frame1") if both else ("frame0",) if first else ("frame1",)
+    return {**sample, **{name: change(sample[name], strength) for name in names}}
+
+
+def _filtered(frame: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve the channels [C, H, W] with a kernel [1, 1, k, l], borders repeated."""
+    rows, columns = kernel.shape[-2] // 2, kernel.shape[-1] // 2
+    padded = F.pad(frame[:, None], (columns, columns, rows, rows), mode="replicate")
+    return F.conv2d(padded, kernel)[:, 0]
+
+
+def _moved(image: Tensor, rows: int, columns: int) -> Tensor:
+    """Move by whole pixels, zeros coming in."""
+    moved = torch.zeros_like(image)
+    height, width = image.shape[-2:]
+    target = (
+        ...,
+        slice(max(rows, 0), height + min(rows, 0)),
+        slice(max(columns, 0), width + min(columns, 0)),
+    )
+    source = (
+        ...,
+        slice(max(-rows, 0), height + min(-rows, 0)),
+        slice(max(-columns, 0), width + min(-columns, 0)),
+    )
+    if abs(rows) < height and abs(columns) < width:
+        moved[target] = image[source]
+    return moved
+
+
+def _similarity(image: Tensor, scale: float, angle: float) -> Tensor:
+    """Coordinates [2, H, W] of an image enlarged and turned about its middle."""
+    height, width = image.shape[-2:]
+    middle = torch.tensor([(width - 1) / 2, (height - 1) / 2])[:, None, None]
+    x, y = (pixel_grid(height, width) - middle) / scale
+    cosine, sine = float(np.cos(angle)), float(np.sin(angle))
+    return torch.stack((cosine * x + sine * y, cosine * y - sine * x)) + middle
+
+
+def _sampled(image: Tensor, coords: Tensor, padding: str = "zeros") -> Tensor:
+    """Sample any image [..., H, W] at coordinates [2, H, W]."""
+    flat = image.reshape(1, -1, *image.shape[-2:])
+    return sample(flat, coords[None], padding=padding).view(image.shape)
+
+
+def _span(rng: np.random.Generator, length: int) -> slice:
+    """A part of an axis, at least one element."""
+    first, last = sorted(rng.integers(0, length, 2))
+    return slice(int(first), int(last) + 1)
+
+
+def _log_uniform(rng: np.random.Generator, bounds: Range) -> float:
+    return float(np.exp(rng.uniform(*np.log(bounds))))
