@@ -248,7 +248,8 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_run_options(early)
     early.add_argument("--model")
-    parser, words = _build_parser(), []
+    parser = _build_parser()
+    words: list[str] = []
     try:
         options, words = early.parse_known_args(argv)
         words = [_spell(word) for word in words]
@@ -290,7 +291,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         raise
     # A resumed run finds them from wherever it is started.
     config = dataclasses.replace(config, data=absolute(config.data), cache=_absolute(config.cache))
-    if config.init not in (None, *available()) and Path(config.init).exists():
+    if config.init and config.init not in available() and Path(config.init).exists():
         config = dataclasses.replace(config, init=_absolute(config.init))
     return config, RunOptions(output, options.resume, options.stop_after_minutes)
 
@@ -335,7 +336,7 @@ def _build_parser() -> jsonargparse.ArgumentParser:
     _add_run_options(parser)
     for setting in dataclasses.fields(TrainConfig):
         hint, flag = hints[setting.name], "--" + setting.name.replace("_", "-")
-        about = {"help": described[setting.name], "default": setting.default}
+        about: dict[str, Any] = {"help": described[setting.name], "default": setting.default}
         if dataclasses.is_dataclass(hint):
             parser.add_class_arguments(hint, setting.name)
             # It adds --loss FILE too; --config is the way to give a file, and --model takes a name.
@@ -345,8 +346,8 @@ def _build_parser() -> jsonargparse.ArgumentParser:
                 whole.help = f"architecture to start from: {', '.join(CONFIGS)} (default: small)"
         elif hint is bool:
             parser.add_argument(flag, action=jsonargparse.ActionYesNo(no_prefix="no-"), **about)
-        elif tuple in map(typing.get_origin, (hint, *typing.get_args(hint))):
-            about["default"] = setting.default and list(setting.default)
+        elif tuple in [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]:
+            about["default"] = about["default"] and list(about["default"])
             parser.add_argument(flag, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), **about)
         else:
             parser.add_argument(flag, type=hint, **about)
