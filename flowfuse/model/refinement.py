@@ -59,7 +59,7 @@ class Refinement(nn.Module):
 
     tau: Tensor
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - sizes of its layers
         self,
         stem_channels: int,
         channels: int,
