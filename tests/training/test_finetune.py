@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import flowfuse
 from flowfuse.cli import train
+from flowfuse.cli.train_settings import read_command_line
 from flowfuse.data.recording import open_recording, write_recording
 from flowfuse.estimator import Estimator
 from flowfuse.events import Events
@@ -24,7 +25,6 @@ from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.runner import FrameReader, estimate_interval
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator, compare
-from flowfuse.training.settings import read_command_line
 
 HEIGHT, WIDTH, SPEED, GAP = 40, 48, 3, 30_000  # px, px, px per frame, us between frames
 pytestmark = pytest.mark.usefixtures("one_thread")
