@@ -5,7 +5,6 @@
 
 #include "checks.h"
 #include "cpu/feature_lookup.h"
-#include "cpu/matrix_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -40,29 +39,6 @@ void make_windows(const char* op, const FeatureLookup<T, F>& job, const Tensor& 
   });
 }
 
-#if FLOWFUSE_MATRIX_UNIT
-void make_windows_by_matrices(const char* op, const FeatureLookup<float, BFloat16>& job, const Tensor& output) {
-  const int64_t values = MatrixWorkspace::bytes(job.channels) / int64_t{sizeof(float)};
-  const Workers workers(op, output, job.tiles(), values);
-  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* memory) {
-    const MatrixWorkspace workspace(memory, job.channels);
-    [&]() FLOWFUSE_TARGET_AVX512 {
-      MatrixUnit unit;
-      Tile<float> tile;
-      for (int64_t index = first; index < last; ++index) {
-        take_tile(job, index, tile);
-        take_features(job, tile, workspace.features);
-        for (int level = 0; level < job.levels; ++level) {
-          take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-          expect_windows<true>(job, tile, level, job.output);
-          look_up_by_matrices(unit, job, tile, level, workspace);
-        }
-      }
-    }();
-  });
-}
-#endif
-
 template <class T, class F>
 Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& coords, int64_t radius,
                ScalarType dtype) {
@@ -73,14 +49,6 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
       allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
   if (output.numel() == 0) return output;
   job.output = mutable_data<T>(output);
-#if FLOWFUSE_MATRIX_UNIT
-  if constexpr (std::is_same_v<F, BFloat16>) {
-    if (cpu_capability() == CpuCapability::kAmx) {
-      make_windows_by_matrices(op, job, output);
-      return output;
-    }
-  }
-#endif
   make_windows(op, job, output);
   return output;
 }

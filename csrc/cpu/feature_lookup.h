@@ -53,10 +53,10 @@ struct Footprint {
   uint64_t down[kMostCells + 1], across[kMostCells + 1];  // one more, empty: groups begin at every other cell
 };
 
-// Of the pixels [first, last) of a tile; false where fits(rows, columns, taps of all pixels) says so.
-template <class T, class Fits>
+// Of the pixels [first, last) of a tile; false where it would be too large or mostly empty.
+template <class T>
 FLOWFUSE_INLINE bool take_footprint(const Tile<T>& tile, int radius, int64_t rows, int64_t columns, int first,
-                                    int last, const Fits& fits, Footprint& cells) {
+                                    int last, Footprint& cells) {
   int64_t top = rows, bottom = 0, left = columns, right = 0, taps = 0;
   for (int i = first; i < last; ++i) {
     if (!tile.has(i)) continue;
@@ -72,7 +72,8 @@ FLOWFUSE_INLINE bool take_footprint(const Tile<T>& tile, int radius, int64_t row
   cells.top = cells.left = 0;
   cells.rows = cells.columns = 0;
   if (taps == 0) return true;
-  if (bottom - top > kMostCells || right - left > kMostCells || !fits(bottom - top, right - left, taps)) return false;
+  if (bottom - top > kMostCells || right - left > kMostCells) return false;
+  if ((bottom - top) * (right - left) > kMostEmpty * taps) return false;
   cells.top = top;
   cells.left = left;
   cells.rows = static_cast<int>(bottom - top);
@@ -91,42 +92,31 @@ FLOWFUSE_INLINE bool take_footprint(const Tile<T>& tile, int radius, int64_t row
   return true;
 }
 
-// Calls visit(footprint, first, last) for stretches [first, last) of the pixels of a tile that make up all of them.
-// Pixels whose windows lie far apart are taken apart, until a footprint fits; that of one pixel must.
-template <class T, class F, class Fits, class Visit>
-FLOWFUSE_INLINE void visit_footprints(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level,
-                                      const Fits& fits, const Visit& visit) {
+// Calls visit(y, x, pixels) for the groups of cells (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1) of a level in which
+// some pixels, bits of a mask, have a tap. Pixels whose windows lie far apart are taken apart, until a footprint fits;
+// that of one pixel must.
+template <class T, class F, class Visit>
+FLOWFUSE_INLINE void visit_groups(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level, const Visit& visit) {
   const FeatureLevel<T, F>& map = job.maps[level];
   Footprint cells;
   int first[8] = {0}, last[8] = {kTilePixels};  // halved at most six times
   for (int waiting = 1; waiting > 0;) {
     const int begin = first[--waiting], end = last[waiting];
-    if (take_footprint(tile, job.radius, map.rows, map.columns, begin, end, fits, cells)) {
-      visit(cells, begin, end);
+    if (!take_footprint(tile, job.radius, map.rows, map.columns, begin, end, cells)) {
+      const int middle = (begin + end) / 2;
+      first[waiting] = middle;
+      last[waiting++] = end;
+      first[waiting] = begin;
+      last[waiting++] = middle;
       continue;
     }
-    const int middle = (begin + end) / 2;
-    first[waiting] = middle;
-    last[waiting++] = end;
-    first[waiting] = begin;
-    last[waiting++] = middle;
-  }
-}
-
-// Calls visit(y, x, pixels) for the groups of cells (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1) of a level in which
-// some pixels, bits of a mask, have a tap.
-template <class T, class F, class Visit>
-FLOWFUSE_INLINE void visit_groups(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level, const Visit& visit) {
-  const auto fits = [](int64_t rows, int64_t columns, int64_t taps)
-                        FLOWFUSE_INLINE_LAMBDA { return rows * columns <= kMostEmpty * taps; };
-  visit_footprints(job, tile, level, fits, [&](const Footprint& cells, int, int) FLOWFUSE_INLINE_LAMBDA {
     for (int r = 0; r < cells.rows; r += 2) {
       for (int c = 0; c < cells.columns; c += 2) {
         const uint64_t pixels = (cells.down[r] | cells.down[r + 1]) & (cells.across[c] | cells.across[c + 1]);
         if (pixels != 0) visit(cells.top + r, cells.left + c, pixels);
       }
     }
-  });
+  }
 }
 
 // Of the four cells of a group: their place among the cells of a map, or -1 outside of it.

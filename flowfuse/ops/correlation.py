@@ -20,7 +20,7 @@ from .checks import (
 from .extension import FACTS, LIBRARY, has_kernel
 from .registration import call, register_differentiable
 
-MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") in ("avx512_bf16", "amx")
+MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
 # Bytes of the largest volume that strategy "auto" stores for a Correlation. Below it on a CPU,
 # "volume" is up to a half faster after many look-ups and up to a half slower after one; above it
 # "on_demand" is faster for one and four (benchmarks/crossover.py). On a GPU not yet measured: a
@@ -178,7 +178,7 @@ class Correlation:
             shape and dtype alone, so that resumed and compiled runs choose the same.
 
     With bfloat16 features that need no gradient, "on_demand" on a processor that multiplies
-    bfloat16 (AVX-512 BF16, AMX) takes all levels in it: each feature of the coarser ones is rounded
+    bfloat16 (AVX-512 BF16) takes all levels in it: each feature of the coarser ones is rounded
     by up to 2^-8 of its value. Every other sum is of exact products.
 
     Raises:
