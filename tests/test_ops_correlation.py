@@ -536,31 +536,6 @@ def test_edge_nan_features_stay_local(strategy, dtype):
     assert result[..., 5].isnan().any()
 
 
-@needs_extension
-@pytest.mark.skipif(
-    "FLOWFUSE_TEST_EMULATOR" not in os.environ, reason="a promise of the CUDA kernels alone"
-)
-@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
-def test_edge_gradients_beside_spoilt_features(spoilt):
-    """Gradients of pixels and cells without a tap in common with the feature are not touched."""
-    f0, f1 = features((1, 8, 4, 24)), features((1, 8, 4, 24), seed=1)
-    coords = grid_coords(1, 4, 24, 0.1)
-    grad = features((1, 9, 4, 24), seed=2)
-
-    def backward(f0, f1):
-        arguments = (grad, f0, [f1], coords, 1, False)
-        grad_f0, (grad_f1,), _ = torch.ops.flowfuse.correlation_lookup_backward(*arguments)
-        return grad_f0, grad_f1
-
-    clean = backward(f0, f1)
-    f0[..., 0, 5], f1[..., 2, 9] = spoilt, spoilt
-    for whole, found, place in zip(clean, backward(f0, f1), [(2, 9), (0, 5)], strict=True):
-        y, x = place
-        assert not found[..., y, x].isfinite().any()
-        assert torch.equal(found[..., x + 4 :], whole[..., x + 4 :])
-        assert torch.equal(found[..., : x - 3], whole[..., : x - 3])
-
-
 def test_edge_strategies_agree():
     f0, f1 = features((2, 32, 9, 10)), features((2, 32, 9, 10), seed=1)
     coords = grid_coords(2, 9, 10, 6.0)

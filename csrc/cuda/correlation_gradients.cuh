@@ -74,22 +74,21 @@ __device__ __forceinline__ FactorMemory<T>& factor_memory() {
   return shared_memory<FactorMemory<T>>()[threadIdx.x / kWarp];
 }
 
-template <bool kCareful, class T>
+template <class T>
 FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kOwned], const Quad<T>& feature,
                                       T (&sums)[kOwned][Quad<T>::kCount]) {
 #pragma unroll
   for (int j = 0; j < kOwned; ++j) {
 #pragma unroll
     for (int c = 0; c < Quad<T>::kCount; ++c) {
-      const T product = factors[j] * feature.values[c];
-      sums[j][c] += kCareful && factors[j] == 0 ? T(0) : product;
+      sums[j][c] += factors[j] * feature.values[c];
     }
   }
 }
 
 // Adds the products of the first `count` factors and features in shared memory, a multiple of kLoads * step: number
 // first, first + step ... for this lane, whose features begin at `features` and have `left` channels.
-template <bool kCareful, bool kAligned, class T, class F>
+template <bool kAligned, class T, class F>
 __device__ __forceinline__ void add_batch(const F* features, int64_t left, int first, int step, int count,
                                           const FactorMemory<T>& memory, T (&sums)[kOwned][Quad<T>::kCount]) {
   constexpr int kMost = kAligned ? kLoads : 1;
@@ -108,22 +107,22 @@ __device__ __forceinline__ void add_batch(const F* features, int64_t left, int f
 #pragma unroll
         for (int c = 0; c < Quad<T>::kCount; ++c) factors[part * Quad<T>::kCount + c] = quad.values[c];
       }
-      add_products<kCareful>(factors, loaded[n], sums);
+      add_products(factors, loaded[n], sums);
     }
   }
 }
 
 // The same for all lanes, which share the features among them.
-template <bool kCareful, class T, class F>
+template <class T, class F>
 __device__ __forceinline__ void add_batch(const GradientJob<T>& job, const F* features, int64_t channel, bool aligned,
                                           int count, T (&sums)[kOwned][Quad<T>::kCount]) {
   const int first = static_cast<int>(threadIdx.x) % kWarp / job.lanes, step = kWarp / job.lanes;
   const int64_t left = job.channels - channel;
   if (left <= 0) return;
-  if (aligned && !kCareful) {
-    add_batch<false, true>(features + channel, left, first, step, count, factor_memory<T>(), sums);
+  if (aligned) {
+    add_batch<true>(features + channel, left, first, step, count, factor_memory<T>(), sums);
   } else {
-    add_batch<kCareful, false>(features + channel, left, first, step, count, factor_memory<T>(), sums);
+    add_batch<false>(features + channel, left, first, step, count, factor_memory<T>(), sums);
   }
 }
 
@@ -145,17 +144,6 @@ __device__ __forceinline__ void join_lanes(int lanes, T (&sums)[kOwned][Quad<T>:
   }
 }
 
-// Whether all sums of the warp are finite. A feature that is not spoils, times a factor of 0, the sums of pixels and
-// cells that have nothing to do with it: such a warp goes through its products again, carefully.
-template <class T>
-__device__ __forceinline__ bool all_finite(const T (&sums)[kOwned][Quad<T>::kCount]) {
-  bool finite = true;
-  for (int j = 0; j < kOwned; ++j) {
-    for (int c = 0; c < Quad<T>::kCount; ++c) finite = finite && sums[j][c] - sums[j][c] == 0;
-  }
-  return __all_sync(kWholeWarp, finite);
-}
-
 // A quad of a gradient, or as much of it as is left.
 template <class T>
 __device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned, bool add, T scale,
@@ -173,7 +161,7 @@ __device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned
 
 // Adds the products of `count` cells of a box from number `first` on, column by column. The box begins at cell number
 // `corner` of the map; where the pixels have their first taps in it is in shared memory.
-template <bool kCareful, class T>
+template <class T>
 __device__ __forceinline__ void add_cells(const GradientJob<T>& job, const Map& map, const T* taps, int64_t corner,
                                           int height, int first, int count, int64_t item, int64_t channel,
                                           T (&sums)[kOwned][Quad<T>::kCount]) {
@@ -198,7 +186,7 @@ __device__ __forceinline__ void add_cells(const GradientJob<T>& job, const Map& 
   with_kind<T>(map.kind, [&](auto zero) {
     using F = decltype(zero);
     const F* f1 = static_cast<const F*>(map.values) + (job.item + item) * map.batch_stride;
-    add_batch<kCareful>(job, f1, channel, map.aligned, padded, sums);
+    add_batch(job, f1, channel, map.aligned, padded, sums);
   });
   __syncwarp();  // the factors have been read
 }
@@ -215,7 +203,7 @@ __device__ __forceinline__ bool lie_close(const GradientJob<T>& job, const Map& 
 
 // Adds one level's share of the gradients in the f0 of the eight pixels of this warp in a tile: of all together, or one
 // by one where their windows lie far apart.
-template <bool kCareful, class T>
+template <class T>
 __device__ __forceinline__ void add_level(const GradientJob<T>& job, int item, int level, int tile,
                                           int64_t channel, T (&sums)[kOwned][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
@@ -236,19 +224,19 @@ __device__ __forceinline__ void add_level(const GradientJob<T>& job, int item, i
     const int height = static_cast<int>(box.height()), cells = static_cast<int>(box.width()) * height;
     const int64_t corner = box.empty() ? 0 : box.y0 * map.columns + box.x0;
     for (int first = 0; first < cells; first += kBatch) {
-      add_cells<kCareful>(job, map, job.kept + first_pixel * job.taps(), corner, height, first,
+      add_cells(job, map, job.kept + first_pixel * job.taps(), corner, height, first,
                           smaller(kBatch, cells - first), item, channel, sums);
     }
   }
 }
 
-template <bool kCareful, class T>
+template <class T>
 __device__ __forceinline__ void sum_pixels(const GradientJob<T>& job, int item, int tile, int64_t channel,
                                            T (&sums)[kOwned][Quad<T>::kCount]) {
   for (int j = 0; j < kOwned; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
-  for (int level = 0; level < job.levels; ++level) add_level<kCareful>(job, item, level, tile, channel, sums);
+  for (int level = 0; level < job.levels; ++level) add_level(job, item, level, tile, channel, sums);
   join_lanes(job.lanes, sums);
 }
 
@@ -261,8 +249,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f0(Gradie
     const int tile = static_cast<int>(index / job.chunks() % job.tiles_in_hand);
     const int item = static_cast<int>(index / job.chunks() / job.tiles_in_hand);
     T sums[kOwned][Quad<T>::kCount];
-    sum_pixels<false>(job, item, tile, channel, sums);
-    if (!all_finite(sums)) sum_pixels<true>(job, item, tile, channel, sums);
+    sum_pixels(job, item, tile, channel, sums);
     const int64_t left = job.channels - channel;
     if (lane >= job.lanes || left <= 0) continue;
 #pragma unroll
@@ -288,7 +275,7 @@ struct Region {
 };
 
 // Adds the products of the pixels listed in shared memory.
-template <bool kCareful, class T>
+template <class T>
 __device__ __forceinline__ void add_listed(const GradientJob<T>& job, const Region& region, int count, int64_t channel,
                                            T (&sums)[kOwned][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
@@ -312,7 +299,7 @@ __device__ __forceinline__ void add_listed(const GradientJob<T>& job, const Regi
     }
   }
   __syncwarp();
-  add_batch<kCareful>(job, job.f0 + (job.item + region.item) * job.f0_stride, channel, job.f0_aligned, padded, sums);
+  add_batch(job, job.f0 + (job.item + region.item) * job.f0_stride, channel, job.f0_aligned, padded, sums);
   __syncwarp();  // list and factors have been read
 }
 
@@ -337,7 +324,7 @@ __device__ __forceinline__ int list_pixels(const GradientJob<T>& job, const Regi
   return count + __popc(sharing);
 }
 
-template <bool kCareful, class T>
+template <class T>
 __device__ __forceinline__ void sum_region(const GradientJob<T>& job, const Region& region, int64_t channel,
                                            T (&sums)[kOwned][Quad<T>::kCount]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -356,12 +343,12 @@ __device__ __forceinline__ void sum_region(const GradientJob<T>& job, const Regi
       for (unsigned tiles = __ballot_sync(kWholeWarp, meets); tiles != 0; tiles &= tiles - 1) {
         count = list_pixels(job, region, first + __ffs(static_cast<int>(tiles)) - 1, count);
         if (count <= kBatch - kWarp) continue;
-        add_listed<kCareful>(job, region, count, channel, sums);
+        add_listed(job, region, count, channel, sums);
         count = 0;
       }
     }
   }
-  if (count > 0) add_listed<kCareful>(job, region, count, channel, sums);
+  if (count > 0) add_listed(job, region, count, channel, sums);
   join_lanes(job.lanes, sums);
 }
 
@@ -393,8 +380,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(Gradie
     region.last = job.tiles_in_hand * (slice + 1) / target.slices;
     region.row = job.row(region.item, region.level, 0);
     T sums[kOwned][Quad<T>::kCount];
-    sum_region<false>(job, region, channel, sums);
-    if (!all_finite(sums)) sum_region<true>(job, region, channel, sums);
+    sum_region(job, region, channel, sums);
     const int64_t left = job.channels - channel;
     if (lane >= job.lanes || left <= 0) continue;
     const bool whole = target.slices == 1;  // else the slices are added by add_slices
