@@ -23,7 +23,7 @@ from flowfuse.events import Events
 from flowfuse.model import FlowFuse, ModelInputs
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.model.inputs import event_window, slice_events, sum_events
-from flowfuse.ops.checks import MAX_DURATION
+from flowfuse.ops.events import MAX_DURATION
 from flowfuse.result import Array, Result, as_events
 
 # Of numpy; in the byte order of the machine, as torch takes them.

@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementary.h"
 #include "cpu/vector.h"
-#include "gradient.h"
+#include "operators/common_gradient.h"
 #include "tensors.h"
 
 namespace flowfuse {
@@ -554,7 +553,7 @@ Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_s
 }
 
 Tensor common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, std::optional<Tensor> flow, bool linear) {
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient("common_gradient", frame0, frame1, event_sum, flow);
   return frame0.scalar_type() == ScalarType::Double ? forward<double>(frame0, frame1, event_sum, flow, linear)
                                                     : forward<float>(frame0, frame1, event_sum, flow, linear);
 }
@@ -587,7 +586,7 @@ FourTensors backward(const Tensor& grad, const Tensor& frame0, const Tensor& fra
 
 FourTensors common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, Tensor event_sum,
                                      std::optional<Tensor> flow, bool linear) {
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient("common_gradient_backward", frame0, frame1, event_sum, flow);
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
   check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype,
                  "frame0", frame0);

@@ -3,12 +3,11 @@
 
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementary.h"
 #include "cpu/vector.h"
+#include "operators/convex_upsample.h"
 #include "tensors.h"
-#include "sampling.h"
 
 namespace flowfuse {
 namespace {
@@ -310,7 +309,7 @@ Tensor zero_bordered(const Tensor& field) {
 }
 
 Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample("convex_upsample", field, mask, factor);
   const int64_t batch = field.size(0), channels = field.size(1), height = field.size(2), width = field.size(3);
   const Tensor fine =
       allocate("convex_upsample", field, {batch, channels, height * factor, width * factor}, field.scalar_type());
@@ -326,7 +325,7 @@ Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
 
 std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, Tensor mask, int64_t factor) {
   const char* op = "convex_upsample_backward";
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample(op, field, mask, factor);
   const int64_t batch = field.size(0), channels = field.size(1), height = field.size(2), width = field.size(3);
   check_gradient(op, grad, {batch, channels, height * factor, width * factor}, field.scalar_type(), "field", field);
   const Tensor grad_field = allocate(op, field, shape_of(field), field.scalar_type());

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "checks.h"
 #include "cpu/feature_lookup.h"
+#include "operators/correlation_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -54,7 +54,7 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
 }
 
 Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius) {
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+  check_correlation_lookup("correlation_lookup", f0, f1_levels, coords, radius);
   const Tensor exact = converted(coords, ScalarType::Double);
   const ScalarType dtype = f0.scalar_type();
   if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, exact, radius, dtype);

@@ -5,8 +5,8 @@
 #include <tuple>
 #include <type_traits>
 
-#include "checks.h"
 #include "cpu/feature_lookup.h"
+#include "operators/correlation_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -323,7 +323,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, con
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
     Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+  check_correlation_lookup("correlation_lookup_backward", f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0",
                  f0);

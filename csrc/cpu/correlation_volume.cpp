@@ -4,7 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "checks.h"
+#include "operators/correlation_volume.h"
 #include "tensors.h"
 #include "cpu/product.h"
 
@@ -71,7 +71,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
   const char* op = "correlation_volume_backward";
   check_correlation_volume(op, f0, f1_levels);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
-  STD_TORCH_CHECK(grads.size() == f1_levels.size(), op, ": one gradient for each level is needed");
+  if (grads.size() != f1_levels.size()) refuse(op, "one gradient for each level is needed");
   const Features source = packed(f0, dtype, MemoryFormat::ChannelsLast);
   Tensor grad_f0 = empty_channels_last(op, f0, dtype);
   if (f1_levels[0].size(2) * f1_levels[0].size(3) == 0) torch::stable::zero_(grad_f0);

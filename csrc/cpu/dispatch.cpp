@@ -1,10 +1,9 @@
 #include "cpu/dispatch.h"
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 
 namespace flowfuse {
@@ -34,11 +33,13 @@ CpuCapability choose_capability() {
   if (asked == nullptr || *asked == '\0') return best;
   const std::string name(asked);
   const auto found = std::find(std::begin(kNames), std::end(kNames), name);
-  STD_TORCH_CHECK(found != std::end(kNames),
-                  "FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16, got ", name);
+  if (found == std::end(kNames)) {
+    throw std::invalid_argument("FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16, got " + name);
+  }
   const CpuCapability chosen = static_cast<CpuCapability>(found - std::begin(kNames));
-  STD_TORCH_CHECK(chosen <= best, "FLOWFUSE_CPU_CAPABILITY asks for ", name,
-                  ", which this machine does not have");
+  if (chosen > best) {
+    throw std::invalid_argument("FLOWFUSE_CPU_CAPABILITY asks for " + name + ", which this machine does not have");
+  }
   return chosen;
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "sampling.h"
+#include "portable.h"
 
 namespace flowfuse {
 

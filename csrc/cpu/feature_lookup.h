@@ -16,7 +16,6 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/lookup.h"
-#include "sampling.h"
 #include "tensors.h"
 
 namespace flowfuse {

@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "cpu/vector.h"
-#include "sampling.h"
+#include "windows.h"
 #include "tensors.h"
 
 namespace flowfuse {

@@ -7,7 +7,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/vector.h"
-#include "sampling.h"
+#include "portable.h"
 
 namespace flowfuse {
 

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "sampling.h"
+#include "portable.h"
 
 namespace flowfuse {
 

@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/lookup.h"
-#include "sampling.h"
+#include "operators/volume_lookup.h"
 #include "tensors.h"
 
 namespace flowfuse {
@@ -123,7 +122,7 @@ Tensor forward(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radiu
 }
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup("volume_lookup", volumes, coords, radius);
   const Tensor exact = converted(coords, ScalarType::Double);
   const bool wide = volumes[0].scalar_type() == ScalarType::Double;
   return wide ? forward<double>(volumes, exact, radius) : forward<float>(volumes, exact, radius);
@@ -152,7 +151,7 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector
 
 std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
                                                                Tensor coords, int64_t radius, bool coords_needed) {
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup("volume_lookup_backward", volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();
   check_gradient("volume_lookup_backward", grad, windows_shape(coords, volumes.size(), radius), dtype, "coords",
                  coords);

@@ -13,9 +13,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
-#include "events.h"
+#include "operators/voxelize.h"
 #include "tensors.h"
 
 namespace flowfuse {
@@ -460,7 +459,7 @@ void run(const Voxelize& job, const Tensor& like, float* voxels, int64_t* ignore
 std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1,
                                     int64_t bins, int64_t height, int64_t width) {
   const char* op = "voxelize";
-  check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width);
+  check_voxelize(op, x, y, t, p, offsets, t0, t1, bins, height, width);
   for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
   const int64_t items = offsets.size(0) - 1;
   const bool rectified = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;

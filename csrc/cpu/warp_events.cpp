@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <string>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
-#include "events.h"
+#include "operators/warp_events.h"
 #include "tensors.h"
 
 namespace flowfuse {
@@ -211,7 +210,7 @@ void check_values(const WarpTensors& tensors) {
 Tensor warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory, Tensor t0, Tensor t1,
                    Tensor t_ref, std::string mode, int64_t height, int64_t width) {
   const char* op = "warp_events";
-  check_warp_events(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  check_warp_events(op, x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   const WarpTensors tensors(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   check_values(tensors);
   const Tensor image = allocate(op, trajectory, tensors.image_shape(), trajectory.scalar_type());
@@ -223,7 +222,7 @@ Tensor warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tenso
 Tensor warp_events_backward(Tensor grad, Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory,
                             Tensor t0, Tensor t1, Tensor t_ref, std::string mode, int64_t height, int64_t width) {
   const char* op = "warp_events_backward";
-  check_warp_events(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  check_warp_events(op, x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   const WarpTensors tensors(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   check_values(tensors);
   check_gradient(op, grad, tensors.image_shape(), trajectory.scalar_type(), "trajectory", trajectory);

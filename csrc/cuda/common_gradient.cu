@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
-#include "gradient.h"
+#include "operators/common_gradient.h"
 
 namespace flowfuse {
 namespace {
@@ -311,14 +311,13 @@ template <class Visit>
 void with_types(const Tensor& frame, const Visit& visit) {
   with_feature_type(frame.scalar_type(), [&](auto feature) {
     using F = decltype(feature);
-    using T = std::conditional_t<std::is_same_v<F, double>, double, float>;
-    visit(T{}, feature);
+    visit(SumType<F>{}, feature);
   });
 }
 
 Tensor common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, std::optional<Tensor> flow, bool linear) {
   const char* op = "common_gradient";
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient(op, frame0, frame1, event_sum, flow);
   const DeviceCall call(op, frame0);
   const Tensor output = allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)},
                                  event_sum.scalar_type());
@@ -336,7 +335,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> common_gradient_backward(Tensor grad,
                                                                     Tensor event_sum, std::optional<Tensor> flow,
                                                                     bool linear) {
   const char* op = "common_gradient_backward";
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient(op, frame0, frame1, event_sum, flow);
   const ScalarType dtype = event_sum.scalar_type();
   check_gradient(op, grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0",
                  frame0);

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
+#include "operators/convex_upsample.h"
 
 namespace flowfuse {
 namespace {
@@ -204,7 +205,7 @@ void run_backward(const DeviceCall& call, const Tensor& grad, const Tensor& fiel
 }
 
 Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample("convex_upsample", field, mask, factor);
   const DeviceCall call("convex_upsample", field);
   const Tensor fine = allocate("convex_upsample", field,
                                {field.size(0), field.size(1), field.size(2) * factor, field.size(3) * factor},
@@ -221,7 +222,7 @@ Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
 
 std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, Tensor mask, int64_t factor) {
   const char* op = "convex_upsample_backward";
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample(op, field, mask, factor);
   check_gradient(op, grad, {field.size(0), field.size(1), field.size(2) * factor, field.size(3) * factor},
                  field.scalar_type(), "field", field);
   const DeviceCall call(op, field);

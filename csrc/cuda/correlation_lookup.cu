@@ -1,6 +1,7 @@
 // Look-ups on demand: a block makes the products of a tile of pixels with a level (correlation_products.cuh), combines
 // them and stores along the pixels. All levels go in one launch: a coarse one alone would not fill a device.
 #include "cuda/correlation_products.cuh"
+#include "operators/correlation_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
 
 Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius) {
   const char* op = "correlation_lookup";
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+  check_correlation_lookup(op, f0, f1_levels, coords, radius);
   const DeviceCall call(op, f0);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   const Tensor output = allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), dtype);

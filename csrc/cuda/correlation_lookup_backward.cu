@@ -4,6 +4,7 @@
 
 #include "cuda/correlation_gradients.cuh"
 #include "cuda/correlation_products.cuh"
+#include "operators/correlation_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -279,7 +280,7 @@ void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T
 std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
     Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
   const char* op = "correlation_lookup_backward";
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+  check_correlation_lookup(op, f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   check_gradient(op, grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0", f0);
   const DeviceCall call(op, f0);

@@ -4,8 +4,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/correlation.cuh"
 #include "cuda/launch.cuh"
+#include "operators/correlation_volume.h"
 
 namespace flowfuse {
 namespace {
@@ -31,9 +31,9 @@ template <class A, class B>
 struct Product {
   Operand<A> a;
   Operand<B> b;
-  Sum<A>* out;
+  SumType<A>* out;
   int64_t batch, rows, columns, depth;
-  Sum<A> scale;
+  SumType<A> scale;
   bool add;
 };
 
@@ -63,7 +63,7 @@ __device__ __forceinline__ void load_tile(TileRows<T>& tile, const Operand<F>& o
 
 template <class A, class B>
 __global__ void __launch_bounds__(kThreads) multiply(Product<A, B> job) {
-  using T = Sum<A>;
+  using T = SumType<A>;
   Tiles<T>& tiles = *shared_memory<Tiles<T>>();
   const int thread = static_cast<int>(threadIdx.x);
   const int row = thread / kSide * kEach, column = thread % kSide * kEach;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) multiply(Product<A, B> job) {
 template <class A, class B>
 void run(const DeviceCall& call, const Product<A, B>& job) {
   const int64_t tiles = ((job.rows + kTile - 1) / kTile) * ((job.columns + kTile - 1) / kTile);
-  call.launch(multiply<A, B>, blocks_for(job.batch * tiles, 1), kThreads, sizeof(Tiles<Sum<A>>), job);
+  call.launch(multiply<A, B>, blocks_for(job.batch * tiles, 1), kThreads, sizeof(Tiles<SumType<A>>), job);
 }
 
 // A feature map [B, C, h, w] as it lies in memory: channels last or plane by plane. Others are copied.
@@ -138,7 +138,7 @@ Operand<F> over_pixels(const Map& map) {
 template <class A, class Visit>
 void with_level_type(ScalarType f1, const Visit& visit) {
   with_feature_type(f1, [&](auto b) {
-    if constexpr (std::is_same_v<Sum<A>, Sum<decltype(b)>>) visit(A{}, b);
+    if constexpr (std::is_same_v<SumType<A>, SumType<decltype(b)>>) visit(A{}, b);
   });
 }
 
@@ -168,8 +168,8 @@ std::vector<Tensor> correlation_volume(Tensor f0, std::vector<Tensor> f1_levels)
       using A = decltype(a);
       using B = decltype(b);
       run(call, Product<A, B>{over_channels<A>(source), over_channels<B>(target),
-                              mutable_data<Sum<A>>(volumes.back()), batch, pixels, cells, source.channels,
-                              scale_of<Sum<A>>(source), false});
+                              mutable_data<SumType<A>>(volumes.back()), batch, pixels, cells, source.channels,
+                              scale_of<SumType<A>>(source), false});
     });
   }
   return volumes;
@@ -180,7 +180,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
   const char* op = "correlation_volume_backward";
   check_correlation_volume(op, f0, f1_levels);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
-  STD_TORCH_CHECK(grads.size() == f1_levels.size(), op, ": one gradient for each level is needed");
+  if (grads.size() != f1_levels.size()) refuse(op, "one gradient for each level is needed");
   const DeviceCall call(op, f0);
   const Map source = map_of(f0);
   const int64_t batch = f0.size(0), pixels = f0.size(2) * f0.size(3), channels = f0.size(1);
@@ -196,7 +196,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
     const int64_t cells = f1.size(2) * f1.size(3);
     with_feature_type(f0.scalar_type(), [&](auto feature) {
       using F = decltype(feature);
-      using T = Sum<F>;
+      using T = SumType<F>;
       run(call, Product<T, F>{{data<T>(grad), pixels * cells, 1, cells}, over_pixels<F>(source),
                               mutable_data<T>(grad_f1), batch, cells, channels, pixels, scale_of<T>(source), false});
     });
@@ -204,7 +204,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
     if (cells == 0) continue;
     with_feature_type(f1.scalar_type(), [&](auto feature) {
       using F = decltype(feature);
-      using T = Sum<F>;
+      using T = SumType<F>;
       run(call, Product<T, F>{{data<T>(grad), pixels * cells, cells, 1}, over_pixels<F>(target),
                               mutable_data<T>(grad_f0), batch, pixels, channels, cells, scale_of<T>(source),
                               written});

@@ -14,9 +14,8 @@
 #include <memory>
 #include <utility>
 
-#include "checks.h"
 #include "tensors.h"
-#include "sampling.h"
+#include "portable.h"
 
 #ifndef FLOWFUSE_CUDA_KEY
 #define FLOWFUSE_CUDA_KEY CUDA  // dispatch key of the kernels in csrc/cuda

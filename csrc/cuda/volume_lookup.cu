@@ -6,6 +6,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/lookup.cuh"
+#include "operators/volume_lookup.h"
 
 namespace flowfuse {
 namespace {
@@ -236,7 +237,7 @@ void run_pixel_gradients(const DeviceCall& call, const Lookup& job, const Volume
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
   const char* op = "volume_lookup";
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup(op, volumes, coords, radius);
   const DeviceCall call(op, coords);
   const ScalarType dtype = volumes[0].scalar_type();
   const Tensor output = allocate(op, coords, windows_shape(coords, volumes.size(), radius), dtype);
@@ -257,7 +258,7 @@ Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius)
 std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
                                                                Tensor coords, int64_t radius, bool coords_needed) {
   const char* op = "volume_lookup_backward";
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup(op, volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();
   check_gradient(op, grad, windows_shape(coords, volumes.size(), radius), dtype, "coords", coords);
   const DeviceCall call(op, coords);

@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
-#include "events.h"
+#include "operators/voxelize.h"
 
 namespace flowfuse {
 namespace {
@@ -67,7 +67,7 @@ __global__ void scale_sums(Voxels job, int64_t first, int64_t last, const int64_
 std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1,
                                     int64_t bins, int64_t height, int64_t width) {
   const char* op = "voxelize";
-  check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width);
+  check_voxelize(op, x, y, t, p, offsets, t0, t1, bins, height, width);
   const DeviceCall call(op, t);
   for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
   const int64_t items = offsets.size(0) - 1, cells = bins * height * width;

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "cuda/launch.cuh"
-#include "events.h"
+#include "operators/warp_events.h"
 
 namespace flowfuse {
 namespace {
@@ -160,7 +160,7 @@ void run_backward(const DeviceCall& call, const Tensor& grad, const WarpTensors&
 
 Tensor warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory, Tensor t0, Tensor t1,
                    Tensor t_ref, std::string mode, int64_t height, int64_t width) {
-  check_warp_events(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  check_warp_events("warp_events", x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   const DeviceCall call("warp_events", trajectory);
   const WarpTensors tensors(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   const Tensor image = allocate("warp_events", trajectory, tensors.image_shape(), trajectory.scalar_type());
@@ -172,7 +172,7 @@ Tensor warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tenso
 Tensor warp_events_backward(Tensor grad, Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory,
                             Tensor t0, Tensor t1, Tensor t_ref, std::string mode, int64_t height, int64_t width) {
   const char* op = "warp_events_backward";
-  check_warp_events(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
+  check_warp_events(op, x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   const DeviceCall call(op, trajectory);
   const WarpTensors tensors(x, y, t, p, offsets, trajectory, t0, t1, t_ref, mode, height, width);
   check_gradient(op, grad, tensors.image_shape(), trajectory.scalar_type(), "trajectory", trajectory);
