@@ -20,8 +20,8 @@ std::string build_info() {
   text += "compiler=gcc " __VERSION__ "\n";
 #endif
   text += "cpp_standard=" C10_STRINGIZE(__cplusplus) "\n";
-  text += "cpu_capability=" + cpu_capability_name() + "\n";
-  text += "cpu_capabilities=" + cpu_capabilities_compiled() + "\n";
+  text += "cpu_capability=" + cpu::cpu_capability_name() + "\n";
+  text += "cpu_capabilities=" + cpu::cpu_capabilities_compiled() + "\n";
 #if defined(FLOWFUSE_CUDA_VERSION)
   text += "cuda=" C10_STRINGIZE(FLOWFUSE_CUDA_VERSION) "\n";
   text += "cuda_architectures=" C10_STRINGIZE(FLOWFUSE_CUDA_ARCHITECTURES) "\n";

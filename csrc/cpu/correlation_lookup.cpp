@@ -6,35 +6,35 @@
 #include "cpu/feature_lookup.h"
 #include "operators/correlation_lookup.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 template <int kBytes, class T, class F>
-FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index, T* taps) {
-  Tile<T> tile;
-  take_tile(job, index, tile);
-  for (int level = 0; level < job.levels; ++level) {
-    take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-    expect_windows<true>(job, tile, level, job.output);
-    make_taps<kBytes>(job, tile, level, taps);
-    write_values<kBytes>(job, tile, level, taps);
+FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& params, int64_t index, T* taps) {
+  PixelTile<T> tile;
+  load_tile(params, index, tile);
+  for (int level = 0; level < params.levels; ++level) {
+    load_windows(params, level, params.maps[level].rows, params.maps[level].columns, tile);
+    prefetch_windows<true>(params, tile, level, params.output);
+    compute_taps<kBytes>(params, tile, level, taps);
+    write_values<kBytes>(params, tile, level, taps);
   }
 }
 
 template <class T, class F>
-void make_windows(const char* op, const FeatureLookup<T, F>& job, const Tensor& output) {
-  const Workers workers(op, output, job.tiles(), kTilePixels * job.block());
-  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
+void compute_windows(const char* op, const FeatureLookup<T, F>& params, const Tensor& output) {
+  const Workers workers(op, output, params.tiles(), kTilePixels * params.block());
+  workers.run(0, params.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     T* taps = static_cast<T*>(workspace);
     if constexpr (std::is_same_v<F, BFloat16>) {
 #if FLOWFUSE_BFLOAT16_PRODUCTS
       [&]() FLOWFUSE_TARGET_AVX512 {
-        for (int64_t index = first; index < last; ++index) tile_forward<64>(job, index, taps);
+        for (int64_t index = first; index < last; ++index) tile_forward<64>(params, index, taps);
       }();
 #endif
     } else {
       FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                            tile_forward<kVectorBytes>(job, index, taps))
+                            tile_forward<kVectorBytes>(params, index, taps))
     }
   });
 }
@@ -44,12 +44,12 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
                ScalarType dtype) {
   const char* op = "correlation_lookup";
   PreparedLookup<T, F> prepared(op, f0, f1_levels, coords, radius, dtype);
-  FeatureLookup<T, F>& job = prepared.job;
+  FeatureLookup<T, F>& params = prepared.params;
   const Tensor output =
       allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
   if (output.numel() == 0) return output;
-  job.output = mutable_data<T>(output);
-  make_windows(op, job, output);
+  params.output = mutable_data<T>(output);
+  compute_windows(op, params, output);
   return output;
 }
 
@@ -71,8 +71,8 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("correlation_lookup", TORCH_BOX(&flowfuse::correlation_lookup));
+  m.impl("correlation_lookup", TORCH_BOX(&flowfuse::cpu::correlation_lookup));
 }

@@ -8,7 +8,7 @@
 #include "tensors.h"
 #include "cpu/product.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 using torch::stable::parallel_for;
@@ -88,9 +88,9 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("correlation_volume", TORCH_BOX(&flowfuse::correlation_volume));
-  m.impl("correlation_volume_backward", TORCH_BOX(&flowfuse::correlation_volume_backward));
+  m.impl("correlation_volume", TORCH_BOX(&flowfuse::cpu::correlation_volume));
+  m.impl("correlation_volume_backward", TORCH_BOX(&flowfuse::cpu::correlation_volume_backward));
 }

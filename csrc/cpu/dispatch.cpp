@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 // The names in the order of CpuCapability.
@@ -62,4 +62,4 @@ std::string cpu_capabilities_compiled() {
 #endif
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu

@@ -12,7 +12,7 @@
 #define FLOWFUSE_BFLOAT16_PRODUCTS 1
 #endif
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
 enum class CpuCapability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
@@ -21,7 +21,7 @@ CpuCapability cpu_capability();
 std::string cpu_capability_name();
 std::string cpu_capabilities_compiled();
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 // FLOWFUSE_VARIANTS(call) runs `call`, an expression whose functions are all FLOWFUSE_INLINE, compiled for the
 // chosen instruction set, whose vectors have kVectorBytes. The lambdas have internal linkage: no inline function
@@ -41,12 +41,12 @@ std::string cpu_capabilities_compiled();
   __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
 #endif
 #define FLOWFUSE_VARIANTS(...)                                                  \
-  switch (::flowfuse::cpu_capability()) {                                       \
-    case ::flowfuse::CpuCapability::kAvx512Bf16:                                \
-    case ::flowfuse::CpuCapability::kAvx512:                                    \
+  switch (::flowfuse::cpu::cpu_capability()) {                                       \
+    case ::flowfuse::cpu::CpuCapability::kAvx512Bf16:                                \
+    case ::flowfuse::cpu::CpuCapability::kAvx512:                                    \
       [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }();     \
       break;                                                                    \
-    case ::flowfuse::CpuCapability::kAvx2:                                      \
+    case ::flowfuse::cpu::CpuCapability::kAvx2:                                      \
       [&]() FLOWFUSE_TARGET_AVX2 { FLOWFUSE_VARIANT(32, __VA_ARGS__) }();       \
       break;                                                                    \
     default:                                                                    \

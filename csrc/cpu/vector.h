@@ -8,7 +8,7 @@
 
 #include "portable.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
 template <class T, int kBytes>
 struct VectorType {
@@ -86,4 +86,4 @@ FLOWFUSE_INLINE void lane_sums(Vector<T, kBytes>* vectors, Vector<T, kBytes>& su
   }
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu

@@ -4,7 +4,7 @@
 #include "cuda/launch.cuh"
 #include "operators/convex_upsample.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 constexpr int kRows = 8;      // threads that share the fine rows of a coarse pixel in the backward
@@ -243,9 +243,9 @@ std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, T
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("convex_upsample", TORCH_BOX(&flowfuse::convex_upsample));
-  m.impl("convex_upsample_backward", TORCH_BOX(&flowfuse::convex_upsample_backward));
+  m.impl("convex_upsample", TORCH_BOX(&flowfuse::cuda::convex_upsample));
+  m.impl("convex_upsample_backward", TORCH_BOX(&flowfuse::cuda::convex_upsample_backward));
 }

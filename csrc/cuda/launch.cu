@@ -4,7 +4,7 @@
 
 #include <string>
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 using GetStream = int32_t (*)(int32_t device, void** stream);
@@ -42,4 +42,4 @@ void DeviceCall::check(cudaError_t error) const {
   STD_TORCH_CHECK(false, op_, ": CUDA error: ", cudaGetErrorString(error));
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

@@ -31,7 +31,7 @@
 #define FLOWFUSE_ARITHMETIC __device__ __forceinline__
 #endif
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
 constexpr int kWarp = 32;
@@ -138,4 +138,4 @@ class DeviceCall {
   std::shared_ptr<torch::stable::accelerator::DeviceGuard> guard_;  // none in the emulator
 };
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

@@ -40,7 +40,8 @@ inline void check_common_gradient(const char* op, const Tensor& frame0, const Te
   }
 }
 
-constexpr int kReach = 3;  // the window of the similarity S is 7 x 7
+constexpr int kReach = 3;  // of the window of the similarity S
+constexpr int kWindowSide = 2 * kReach + 1;
 constexpr double kLogOffset = 1e-3;
 constexpr double kFrameFloor = 1e-4;  // log-intensity squared
 constexpr double kEventFloor = 1e-2;  // polarity counts squared

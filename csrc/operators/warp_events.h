@@ -106,15 +106,15 @@ struct WarpEvent {
 };
 
 template <class T>
-FLOWFUSE_INLINE bool read_event(const Warp<T>& job, int64_t item, int64_t index, WarpEvent<T>& event) {
-  const int64_t t = job.events.t[index], t0 = job.t0[item], t1 = window_end(t0, job.t1[item]);
+FLOWFUSE_INLINE bool read_event(const Warp<T>& params, int64_t item, int64_t index, WarpEvent<T>& event) {
+  const int64_t t = params.events.t[index], t0 = params.t0[item], t1 = window_end(t0, params.t1[item]);
   if (t < t0 || t >= t1) return false;
-  const T x = position_at<T>(job.events.x, job.events.position_dtype, index);
-  const T y = position_at<T>(job.events.y, job.events.position_dtype, index);
-  const T width = static_cast<T>(job.width), height = static_cast<T>(job.height);
+  const T x = position_at<T>(params.events.x, params.events.position_dtype, index);
+  const T y = position_at<T>(params.events.y, params.events.position_dtype, index);
+  const T width = static_cast<T>(params.width), height = static_cast<T>(params.height);
   if (!(x > -1 && x < width && y > -1 && y < height)) return false;  // NaN is left out
   // A reference time may be as far away as int64 goes: unsigned numbers wrap.
-  const int64_t ahead = static_cast<int64_t>(static_cast<uint64_t>(job.t_ref[item]) - static_cast<uint64_t>(t0));
+  const int64_t ahead = static_cast<int64_t>(static_cast<uint64_t>(params.t_ref[item]) - static_cast<uint64_t>(t0));
   const T duration = static_cast<T>(t1 - t0);
   event = {x, y, static_cast<T>(t - t0) / duration, static_cast<T>(ahead) / duration};
   return true;
@@ -143,51 +143,51 @@ FLOWFUSE_INLINE T corner_weight(const Square<T>& square, int corner) {
 
 // The pixel at which a corner of an event's square reads the motion; the border is repeated.
 template <class T>
-FLOWFUSE_INLINE int64_t source_pixel(const Warp<T>& job, const Square<T>& square, int corner) {
+FLOWFUSE_INLINE int64_t source_pixel(const Warp<T>& params, const Square<T>& square, int corner) {
   int64_t column = static_cast<int64_t>(square.column) + (corner & 1);
   int64_t row = static_cast<int64_t>(square.row) + (corner >> 1);
-  column = column < 0 ? 0 : column >= job.width ? job.width - 1 : column;
-  row = row < 0 ? 0 : row >= job.height ? job.height - 1 : row;
-  return row * job.width + column;
+  column = column < 0 ? 0 : column >= params.width ? params.width - 1 : column;
+  row = row < 0 ? 0 : row >= params.height ? params.height - 1 : row;
+  return row * params.width + column;
 }
 
 // Weight of control point k in the displacement at tau: binom(n, k) tau^k (1 - tau)^(n - k).
 template <class T>
-FLOWFUSE_INLINE T bernstein(const Warp<T>& job, int64_t k, T tau) {
-  T value = job.binomials[k - 1];
+FLOWFUSE_INLINE T bernstein(const Warp<T>& params, int64_t k, T tau) {
+  T value = params.binomials[k - 1];
   for (int64_t i = 0; i < k; ++i) value *= tau;
-  for (int64_t i = k; i < job.points; ++i) value *= 1 - tau;
+  for (int64_t i = k; i < params.points; ++i) value *= 1 - tau;
   return value;
 }
 
 // How far an event moves for each pixel of control point k.
 template <class T>
-FLOWFUSE_INLINE T influence(const Warp<T>& job, int64_t k, const WarpEvent<T>& event) {
-  return bernstein(job, k, event.tau_ref) - bernstein(job, k, event.tau);
+FLOWFUSE_INLINE T influence(const Warp<T>& params, int64_t k, const WarpEvent<T>& event) {
+  return bernstein(params, k, event.tau_ref) - bernstein(params, k, event.tau);
 }
 
 // Moves the position of an event to the reference time.
 template <class T>
-FLOWFUSE_INLINE void move_event(const Warp<T>& job, int64_t item, const WarpEvent<T>& event, T& x, T& y) {
+FLOWFUSE_INLINE void move_event(const Warp<T>& params, int64_t item, const WarpEvent<T>& event, T& x, T& y) {
   const Square<T> square = square_at(event.x, event.y);
   int64_t pixels[4];
   T weights[4];
   for (int corner = 0; corner < 4; ++corner) {
-    pixels[corner] = source_pixel(job, square, corner);
+    pixels[corner] = source_pixel(params, square, corner);
     weights[corner] = corner_weight(square, corner);
   }
-  const T* plane = job.trajectory + item * job.points * 2 * job.plane();
+  const T* plane = params.trajectory + item * params.points * 2 * params.plane();
   T dx = 0, dy = 0;
-  for (int64_t k = 1; k <= job.points; ++k) {
+  for (int64_t k = 1; k <= params.points; ++k) {
     T point_x = 0, point_y = 0;
     for (int corner = 0; corner < 4; ++corner) {
       point_x += weights[corner] * plane[pixels[corner]];
-      point_y += weights[corner] * plane[job.plane() + pixels[corner]];
+      point_y += weights[corner] * plane[params.plane() + pixels[corner]];
     }
-    const T share = influence(job, k, event);
+    const T share = influence(params, k, event);
     dx += share * point_x;
     dy += share * point_y;
-    plane += 2 * job.plane();
+    plane += 2 * params.plane();
   }
   x = event.x + dx;
   y = event.y + dy;
@@ -195,46 +195,46 @@ FLOWFUSE_INLINE void move_event(const Warp<T>& job, int64_t item, const WarpEven
 
 // Whether a corner of the square around a moved event is a pixel of the image; NaN and infinity are not.
 template <class T>
-FLOWFUSE_INLINE bool in_image(const Warp<T>& job, const Square<T>& square, int corner) {
+FLOWFUSE_INLINE bool in_image(const Warp<T>& params, const Square<T>& square, int corner) {
   const T column = square.column + (corner & 1), row = square.row + (corner >> 1);
-  return column >= 0 && column < static_cast<T>(job.width) && row >= 0 && row < static_cast<T>(job.height);
+  return column >= 0 && column < static_cast<T>(params.width) && row >= 0 && row < static_cast<T>(params.height);
 }
 
 template <class T>
-FLOWFUSE_INLINE int64_t image_pixel(const Warp<T>& job, const Square<T>& square, int corner) {
-  return (static_cast<int64_t>(square.row) + (corner >> 1)) * job.width + static_cast<int64_t>(square.column) +
+FLOWFUSE_INLINE int64_t image_pixel(const Warp<T>& params, const Square<T>& square, int corner) {
+  return (static_cast<int64_t>(square.row) + (corner >> 1)) * params.width + static_cast<int64_t>(square.column) +
          (corner & 1);
 }
 
 // First pixel of the image plane for which an event votes.
 template <class T>
-FLOWFUSE_INLINE int64_t image_plane(const Warp<T>& job, int64_t item, int64_t sign) {
-  return (item * job.channels() + (job.mode == VoteMode::kSplit && sign > 0 ? 1 : 0)) * job.plane();
+FLOWFUSE_INLINE int64_t image_plane(const Warp<T>& params, int64_t item, int64_t sign) {
+  return (item * params.channels() + (params.mode == VoteMode::kSplit && sign > 0 ? 1 : 0)) * params.plane();
 }
 
 template <class T>
-FLOWFUSE_INLINE int64_t vote_of(const Warp<T>& job, int64_t sign) {
-  return job.mode == VoteMode::kSigned ? sign : 1;
+FLOWFUSE_INLINE int64_t vote_of(const Warp<T>& params, int64_t sign) {
+  return params.mode == VoteMode::kSigned ? sign : 1;
 }
 
 // Gradient in the place an event is moved to, from the gradient of the image: that of the square which floor
 // chooses. It is 0 where no vote is in the image, for NaN too.
 template <class T>
-FLOWFUSE_INLINE void place_gradient(const Warp<T>& job, const T* grad, int64_t item, int64_t sign, T x, T y, T& gx,
+FLOWFUSE_INLINE void place_gradient(const Warp<T>& params, const T* grad, int64_t item, int64_t sign, T x, T y, T& gx,
                                     T& gy) {
   const Square<T> square = square_at(x, y);
-  const T* plane = grad + image_plane(job, item, sign);
+  const T* plane = grad + image_plane(params, item, sign);
   gx = 0;
   gy = 0;
   for (int corner = 0; corner < 4; ++corner) {
-    if (!in_image(job, square, corner)) continue;
-    const T g = plane[image_pixel(job, square, corner)] * static_cast<T>(vote_of(job, sign));
+    if (!in_image(params, square, corner)) continue;
+    const T g = plane[image_pixel(params, square, corner)] * static_cast<T>(vote_of(params, sign));
     gx += (corner & 1 ? g : -g) * (corner & 2 ? square.lower : 1 - square.lower);
     gy += (corner & 2 ? g : -g) * (corner & 1 ? square.right : 1 - square.right);
   }
 }
 
-// The arguments of a call after their check, made contiguous. They must live as long as its job.
+// The arguments of a call after their check, made contiguous. They must live as long as its params.
 struct WarpTensors {
   Tensor x, y, t, p, offsets, trajectory, t0, t1, t_ref;
   VoteMode mode;
@@ -261,27 +261,27 @@ struct WarpTensors {
   }
 
   template <class T>
-  Warp<T> job() const {
-    Warp<T> job{};
-    job.events = {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
+  Warp<T> params() const {
+    Warp<T> params{};
+    params.events = {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
                   p.scalar_type()};
-    job.offsets = data<int64_t>(offsets);
-    job.t0 = data<int64_t>(t0);
-    job.t1 = data<int64_t>(t1);
-    job.t_ref = data<int64_t>(t_ref);
-    job.trajectory = data<T>(trajectory);
-    job.count = t.size(0);
-    job.items = trajectory.size(0);
-    job.points = trajectory.dim() == 5 ? trajectory.size(1) : 1;  // a flow is a trajectory of degree 1
-    job.height = height;
-    job.width = width;
-    job.mode = mode;
+    params.offsets = data<int64_t>(offsets);
+    params.t0 = data<int64_t>(t0);
+    params.t1 = data<int64_t>(t1);
+    params.t_ref = data<int64_t>(t_ref);
+    params.trajectory = data<T>(trajectory);
+    params.count = t.size(0);
+    params.items = trajectory.size(0);
+    params.points = trajectory.dim() == 5 ? trajectory.size(1) : 1;  // a flow is a trajectory of degree 1
+    params.height = height;
+    params.width = width;
+    params.mode = mode;
     int64_t binomial = 1;
-    for (int64_t k = 1; k <= job.points; ++k) {
-      binomial = binomial * (job.points - k + 1) / k;
-      job.binomials[k - 1] = static_cast<T>(binomial);
+    for (int64_t k = 1; k <= params.points; ++k) {
+      binomial = binomial * (params.points - k + 1) / k;
+      params.binomials[k - 1] = static_cast<T>(binomial);
     }
-    return job;
+    return params;
   }
 };
 

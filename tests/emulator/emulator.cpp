@@ -31,14 +31,14 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 alignas(4096) unsigned char shared_arena[256 * 1024];  // whole pages of the record below
 
 DeviceCall::DeviceCall(const char* op, const Tensor&) : op_(op), stream_(nullptr) {}
 void DeviceCall::check(cudaError_t) const {}
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -182,8 +182,8 @@ void conflict(const Access& before, const char* what, bool shared, const void* a
 
 void access(const void* address, size_t bytes, bool write, bool atomic) {
   if (!running || in(address, stacks, kStack * kMaxThreads)) return;
-  const bool shared = in(address, flowfuse::shared_arena, sizeof flowfuse::shared_arena);
-  if (shared && !in(static_cast<const char*>(address) + bytes - 1, flowfuse::shared_arena, shared_size)) {
+  const bool shared = in(address, flowfuse::cuda::shared_arena, sizeof flowfuse::cuda::shared_arena);
+  if (shared && !in(static_cast<const char*>(address) + bytes - 1, flowfuse::cuda::shared_arena, shared_size)) {
     fault("touches shared memory beyond the %zu bytes of this launch", shared_size);
   }
   const uint64_t stamp = shared ? block_stamp : launch_stamp;
@@ -289,11 +289,11 @@ void start_fiber(unsigned index) {
 void prepare_shared(size_t bytes) {
   shared_size = bytes;
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(flowfuse::shared_arena, sizeof flowfuse::shared_arena);
+  ASAN_UNPOISON_MEMORY_REGION(flowfuse::cuda::shared_arena, sizeof flowfuse::cuda::shared_arena);
 #endif
-  std::memset(flowfuse::shared_arena, 0xff, bytes);  // NaN in every floating type
+  std::memset(flowfuse::cuda::shared_arena, 0xff, bytes);  // NaN in every floating type
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_POISON_MEMORY_REGION(flowfuse::shared_arena + bytes, sizeof flowfuse::shared_arena - bytes);
+  ASAN_POISON_MEMORY_REGION(flowfuse::cuda::shared_arena + bytes, sizeof flowfuse::cuda::shared_arena - bytes);
 #endif
 }
 
