@@ -24,9 +24,9 @@ inline void check_events(const char* op, const Tensor& x, const Tensor& y, const
               {ScalarType::Byte, ScalarType::Short, ScalarType::UInt16, ScalarType::Int, ScalarType::Long,
                ScalarType::Float, ScalarType::Double});
   check_dtype(op, "y", y, {x.scalar_type()});
-  check_dtype(op, "p", p,
-              {ScalarType::Byte, ScalarType::Bool, ScalarType::Char, ScalarType::Short, ScalarType::Int,
-               ScalarType::Long});
+  check_dtype(
+      op, "p", p,
+      {ScalarType::Byte, ScalarType::Bool, ScalarType::Char, ScalarType::Short, ScalarType::Int, ScalarType::Long});
   check_dtype(op, "t", t, {ScalarType::Long});
   check_dtype(op, "offsets", offsets, {ScalarType::Long});
   for (const auto& [name, tensor] : times) check_dtype(op, name, *tensor, {ScalarType::Long});
@@ -47,8 +47,8 @@ inline void check_event_values(const char* op, int64_t count, const int64_t* off
     const uint64_t duration = static_cast<uint64_t>(t1[b]) - static_cast<uint64_t>(t0[b]);
     const bool forward = t0[b] < t1[b];
     if (forward && duration <= static_cast<uint64_t>(kMaxDuration)) continue;
-    refuse(op, forward ? "t1 - t0 must be at most 2^40 microseconds" : "t1 must be later than t0", ", got t0 = ",
-           t0[b], ", t1 = ", t1[b], " in item ", b);
+    refuse(op, forward ? "t1 - t0 must be at most 2^40 microseconds" : "t1 must be later than t0", ", got t0 = ", t0[b],
+           ", t1 = ", t1[b], " in item ", b);
   }
 }
 

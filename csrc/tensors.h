@@ -21,14 +21,11 @@ namespace flowfuse {
 using torch::headeronly::MemoryFormat;
 
 // Ends the message of a volume that does not fit.
-constexpr const char* kOnDemandAdvice =
-    "; Correlation(..., strategy=\"on_demand\") stores no volume";
+constexpr const char* kOnDemandAdvice = "; Correlation(..., strategy=\"on_demand\") stores no volume";
 
 inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-inline size_t sizeof_dtype(ScalarType dtype) {
-  return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype));
-}
+inline size_t sizeof_dtype(ScalarType dtype) { return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)); }
 
 // Asks the system for huge pages behind a large tensor that is about to be written first: page by page, that can take
 // longer than the work (docs/performance.md, "Memory").

@@ -40,8 +40,7 @@ struct Window {
 // Window of radius r around (x, y) / 2^level on a map of rows x columns. Compared as floats before any
 // integer cast: a far coordinate may not fit an integer.
 template <class T>
-FLOWFUSE_INLINE Window<T> window_at(double x, double y, int level, int radius, int64_t rows,
-                                    int64_t columns) {
+FLOWFUSE_INLINE Window<T> window_at(double x, double y, int level, int radius, int64_t rows, int64_t columns) {
   if (x != x || y != y) return {Reach::kMissing, 0, 0, T(0), T(0)};
   const double scale = 1.0 / static_cast<double>(int64_t{1} << level);
   x *= scale;
@@ -102,8 +101,7 @@ FLOWFUSE_INLINE void add_centre_gradient(T g, const Window<T>& window, const T* 
 // Gradient in the tap (dx, dy) of a window, gathered from the values [2r + 1][2r + 1] (x slow, `stride` apart) that it
 // takes part in.
 template <class T>
-FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& corners, int radius, int dx,
-                               int dy) {
+FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& corners, int radius, int dx, int dy) {
   const int side = 2 * radius + 1;
   T sum = 0;
   if (dx > 0 && dy > 0) sum += corners.w11 * grad[((dx - 1) * side + dy - 1) * stride];

@@ -316,8 +316,8 @@ FLOWFUSE_INLINE void forward_rows(const Images<T>& images, T* output, Scratch<T>
 
 template <class T>
 struct Gradients {
-  const T* grad;                         // [B, 6, H, W]
-  T *frame0, *frame1, *events, *flow;    // results
+  const T* grad;                       // [B, 6, H, W]
+  T *frame0, *frame1, *events, *flow;  // results
 };
 
 // p, q and r of SimilarityGradient for the windows around the rows in work, the values at their centres and their means
@@ -337,18 +337,17 @@ struct WindowGradients {
     const T *a = signals.change.row(y), *b = signals.events.row(y);
     T *to_centre_a = centre_a.row(y), *to_centre_b = centre_b.row(y);
     T *to_mean_a = mean_a.row(y), *to_mean_b = mean_b.row(y), *to_p = p.row(y), *to_q = q.row(y), *to_r = r.row(y);
-    columns.for_windows(signals, y, height, width,
-                        [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
-                          const SimilarityGradient<T> found = similarity_gradient(
-                              grad[x], share, m.square_a * share, m.square_b * share, m.product * share);
-                          to_centre_a[x] = a[x];
-                          to_centre_b[x] = b[x];
-                          to_mean_a[x] = m.mean_a;
-                          to_mean_b[x] = m.mean_b;
-                          to_p[x] = found.p;
-                          to_q[x] = found.q;
-                          to_r[x] = found.r;
-                        });
+    columns.for_windows(signals, y, height, width, [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
+      const SimilarityGradient<T> found =
+          similarity_gradient(grad[x], share, m.square_a * share, m.square_b * share, m.product * share);
+      to_centre_a[x] = a[x];
+      to_centre_b[x] = b[x];
+      to_mean_a[x] = m.mean_a;
+      to_mean_b[x] = m.mean_b;
+      to_p[x] = found.p;
+      to_q[x] = found.q;
+      to_r[x] = found.r;
+    });
   }
 };
 
@@ -367,7 +366,7 @@ struct ColumnGradients {
 
   // zeros: a row of them.
   FLOWFUSE_INLINE void compute(const Signals<T>& signals, const WindowGradients<T>& windows, const T* zeros, int64_t y,
-                            int64_t height, int64_t width) const {
+                               int64_t height, int64_t width) const {
     const T *a = signals.change.row(y), *b = signals.events.row(y);
     const T *centre_a[kWindowSide], *centre_b[kWindowSide], *mean_a[kWindowSide], *mean_b[kWindowSide];
     const T *from_p[kWindowSide], *from_q[kWindowSide], *from_r[kWindowSide];
@@ -527,21 +526,30 @@ template <class T>
 Prepared<T> prepare(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                     const std::optional<Tensor>& flow, bool linear) {
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
-  Prepared<T> storage{converted(frame0, dtype), converted(frame1, dtype), converted(event_sum, dtype),
-                   flow.has_value() ? converted(*flow, dtype) : event_sum, {}};
-  storage.images = {data<T>(storage.frame0), data<T>(storage.frame1), data<T>(storage.events),
-                 flow.has_value() ? data<T>(storage.flow) : nullptr,
-                 frame0.size(0), frame0.size(1), frame0.size(2), frame0.size(3), linear};
+  Prepared<T> storage{converted(frame0, dtype),
+                      converted(frame1, dtype),
+                      converted(event_sum, dtype),
+                      flow.has_value() ? converted(*flow, dtype) : event_sum,
+                      {}};
+  storage.images = {data<T>(storage.frame0),
+                    data<T>(storage.frame1),
+                    data<T>(storage.events),
+                    flow.has_value() ? data<T>(storage.flow) : nullptr,
+                    frame0.size(0),
+                    frame0.size(1),
+                    frame0.size(2),
+                    frame0.size(3),
+                    linear};
   return storage;
 }
 
 template <class T>
-Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
-               const std::optional<Tensor>& flow, bool linear) {
+Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum, const std::optional<Tensor>& flow,
+               bool linear) {
   const char* op = "common_gradient";
   const Prepared<T> storage = prepare<T>(frame0, frame1, event_sum, flow, linear);
-  const Tensor output = allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)},
-                                 event_sum.scalar_type());
+  const Tensor output =
+      allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, event_sum.scalar_type());
   if (output.numel() == 0) return output;
   const Images<T>& images = storage.images;
   T* target = mutable_data<T>(output);
@@ -569,8 +577,7 @@ FourTensors backward(const Tensor& grad, const Tensor& frame0, const Tensor& fra
   const Tensor grad_frame0 = allocate(op, frame0, shape_of(frame0), dtype);
   const Tensor grad_frame1 = allocate(op, frame1, shape_of(frame1), dtype);
   const Tensor grad_events = allocate(op, event_sum, shape_of(event_sum), dtype);
-  const Tensor grad_flow =
-      allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
+  const Tensor grad_flow = allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
   const Images<T>& images = storage.images;
   const Gradients<T> out{data<T>(g), mutable_data<T>(grad_frame0), mutable_data<T>(grad_frame1),
                          mutable_data<T>(grad_events), mutable_data<T>(grad_flow)};
@@ -587,8 +594,8 @@ FourTensors common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, 
                                      std::optional<Tensor> flow, bool linear) {
   check_common_gradient("common_gradient_backward", frame0, frame1, event_sum, flow);
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
-  check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype,
-                 "frame0", frame0);
+  check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0",
+                 frame0);
   return dtype == ScalarType::Double ? backward<double>(grad, frame0, frame1, event_sum, flow, linear)
                                      : backward<float>(grad, frame0, frame1, event_sum, flow, linear);
 }

@@ -150,7 +150,8 @@ FLOWFUSE_INLINE void for_fine(int64_t factor, int64_t cells, int64_t count, cons
 }
 
 template <class T, class M>
-FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& params, const PixelBlock& block, int64_t first, int64_t cells) {
+FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& params, const PixelBlock& block, int64_t first,
+                                    int64_t cells) {
   alignas(64) T weights[kCells][9][kBlock], shares[kCells][kBlock], values[kCells][kBlock];
   const int64_t lanes = block.lanes();
   for (int64_t c = 0; c < cells; ++c) neighbour_weights(params, block, first + c, weights[c], shares[c]);
@@ -176,7 +177,8 @@ FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& params, const PixelBlo
 // its share and s_k = sum_d g_d field_d(k): the gradient of logit k is e_k (s_k - share sum_l e_l s_l), and neighbour k
 // in channel d receives e_k g_d.
 template <class T, class M>
-FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& params, const PixelBlock& block, int64_t first, int64_t cells) {
+FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& params, const PixelBlock& block, int64_t first,
+                                    int64_t cells) {
   alignas(64) T weights[kCells][9][kBlock], shares[kCells][kBlock], slopes[kCells][9][kBlock], grad[kCells][kBlock];
   const int64_t lanes = block.lanes();
   for (int64_t c = 0; c < cells; ++c) {
@@ -278,9 +280,8 @@ template <class T, class M>
 void run_forward(const Tensor& field, const Tensor& mask, const Tensor& padded, int64_t factor, const Tensor& fine) {
   Upsample<T, M> params = prepare<T, M>(field, mask, padded, factor);
   params.fine = mutable_data<T>(fine);
-  parallel_for(0, params.batch * params.height, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(upsample_rows(params, first, last))
-  });
+  parallel_for(0, params.batch * params.height, 1,
+               [&](int64_t first, int64_t last) { FLOWFUSE_VARIANTS(upsample_rows(params, first, last)) });
 }
 
 template <class T, class M>
@@ -293,9 +294,8 @@ void run_backward(const Tensor& grad, const Tensor& field, const Tensor& mask, c
   params.parts = mutable_data<T>(parts);
   params.grad_field = mutable_data<T>(grad_field);
   params.grad_mask = mutable_data<M>(grad_mask);
-  parallel_for(0, params.batch * params.height, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(rows_backward(params, first, last))
-  });
+  parallel_for(0, params.batch * params.height, 1,
+               [&](int64_t first, int64_t last) { FLOWFUSE_VARIANTS(rows_backward(params, first, last)) });
   parallel_for(0, params.batch * params.channels * params.height, 16, [&](int64_t first, int64_t last) {
     FLOWFUSE_VARIANTS(for (int64_t row = first; row < last; ++row)
                           gather_row(params, row / params.height, row % params.height))

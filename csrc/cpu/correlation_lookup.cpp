@@ -45,8 +45,7 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
   const char* op = "correlation_lookup";
   PreparedLookup<T, F> prepared(op, f0, f1_levels, coords, radius, dtype);
   FeatureLookup<T, F>& params = prepared.params;
-  const Tensor output =
-      allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
+  const Tensor output = allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
   if (output.numel() == 0) return output;
   params.output = mutable_data<T>(output);
   compute_windows(op, params, output);
@@ -60,9 +59,8 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
   if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, exact, radius, dtype);
 #if FLOWFUSE_BFLOAT16_PRODUCTS
   const bool all_bfloat16 =
-      dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(), [&](const Tensor& level) {
-        return level.scalar_type() == dtype;
-      });
+      dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(),
+                                                   [&](const Tensor& level) { return level.scalar_type() == dtype; });
   if (all_bfloat16 && cpu_capability() >= CpuCapability::kAvx512Bf16) {
     return forward<float, BFloat16>(f0, f1_levels, exact, radius, dtype);
   }

@@ -11,7 +11,7 @@
 namespace flowfuse::cpu {
 namespace {
 
-constexpr int64_t kWorkspace = int64_t{16} << 20;  // bytes of tap gradients storage at a time
+constexpr int64_t kWorkspace = int64_t{16} << 20;  // bytes of tap gradients held at a time
 // Channels of a tile's pixels that are gone through at a time, copied to lie side by side: in place they would not stay
 // in the first-level cache, where features of 2^n bytes compete for a few sets.
 constexpr int kChunk = 64;
@@ -35,12 +35,14 @@ struct Groups {
 };
 
 template <class T>
-FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& params, const PixelTile<T>& tile, int level, Groups<T>& list) {
+FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& params, const PixelTile<T>& tile, int level,
+                                 Groups<T>& list) {
   list.down = params.stride() * kTileColumns;
   compute_places(params, tile, list.places);
   list.count = 0;
-  visit_groups(params, tile, level, [&](int64_t y, int64_t x, uint64_t pixels)
-                                     FLOWFUSE_INLINE_LAMBDA { list.groups[list.count++] = {y, x, pixels}; });
+  visit_groups(params, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
+    list.groups[list.count++] = {y, x, pixels};
+  });
 }
 
 // Calls visit(pixel, gradients of its taps at the four cells of a group) for the pixels of the group.
@@ -254,8 +256,7 @@ FLOWFUSE_INLINE void run_gradient_tasks(const FeatureLookup<T, T>& params, const
     const int64_t to = (item + 1) * tiles < end ? (item + 1) * tiles : end;
     for (int64_t index = from; index < to; ++index) {
       const T* grad_taps = kept + ((index - begin) * params.levels + level) * kept_of_level;
-      tile_to_f1<kBytes>(params, index, level, channel, stop, grad_taps, unused + task * params.channels,
-                         workspace);
+      tile_to_f1<kBytes>(params, index, level, channel, stop, grad_taps, unused + task * params.channels, workspace);
     }
   }
 }
@@ -272,8 +273,8 @@ void run_backward(const char* op, const FeatureLookup<T, T>& params, const Tenso
     const int64_t end = std::min(begin + group, params.tiles());
     workers.run(begin, end, [&](int64_t first, int64_t last, void* memory) {
       BackwardWorkspace<T> workspace(params, memory);
-      FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                            tile_backward<kVectorBytes>(params, index, kept + (index - begin) * kept_of_tile, workspace))
+      FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index) tile_backward<kVectorBytes>(
+          params, index, kept + (index - begin) * kept_of_tile, workspace))
     });
     const GradientTasks<T> tasks(params, begin, end);
     Tensor unused = allocate(op, like, {tasks.count(params), params.channels}, like.scalar_type());
@@ -305,7 +306,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, con
   FeatureLookup<T, T>& params = prepared.params;
   params.grad = data<T>(grad);
   const auto empty_gradient = [&](const Tensor& map) {
-    return allocate(op, map, {map.size(0), params.channels, map.size(2), map.size(3)}, dtype, MemoryFormat::ChannelsLast);
+    return allocate(op, map, {map.size(0), params.channels, map.size(2), map.size(3)}, dtype,
+                    MemoryFormat::ChannelsLast);
   };
   const Tensor grad_f0 = empty_gradient(f0);
   params.grad_f0 = mutable_data<T>(grad_f0);
@@ -321,12 +323,13 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, con
   return {finished(op, grad_f0, f0), grads, grad_coords};
 }
 
-std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
-    Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
+std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(Tensor grad, Tensor f0,
+                                                                            std::vector<Tensor> f1_levels,
+                                                                            Tensor coords, int64_t radius,
+                                                                            bool coords_needed) {
   check_correlation_lookup("correlation_lookup_backward", f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
-  check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0",
-                 f0);
+  check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0", f0);
   const Tensor exact = converted(coords, ScalarType::Double);
   const Tensor g = torch::stable::contiguous(grad);
   const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;

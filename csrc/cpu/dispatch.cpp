@@ -15,8 +15,8 @@ constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_bf16"};
 CpuCapability best_capability() {
 #if FLOWFUSE_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq")) {
 #if FLOWFUSE_BFLOAT16_PRODUCTS
     if (__builtin_cpu_supports("avx512bf16")) return CpuCapability::kAvx512Bf16;
 #endif

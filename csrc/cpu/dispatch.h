@@ -40,17 +40,16 @@ std::string cpu_capabilities_compiled();
 #define FLOWFUSE_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
 #endif
-#define FLOWFUSE_VARIANTS(...)                                                  \
-  switch (::flowfuse::cpu::cpu_capability()) {                                       \
-    case ::flowfuse::cpu::CpuCapability::kAvx512Bf16:                                \
-    case ::flowfuse::cpu::CpuCapability::kAvx512:                                    \
-      [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }();     \
-      break;                                                                    \
-    case ::flowfuse::cpu::CpuCapability::kAvx2:                                      \
-      [&]() FLOWFUSE_TARGET_AVX2 { FLOWFUSE_VARIANT(32, __VA_ARGS__) }();       \
-      break;                                                                    \
-    default:                                                                    \
-      [&]() { FLOWFUSE_VARIANT(16, __VA_ARGS__) }();                            \
+#define FLOWFUSE_VARIANTS(...)                                              \
+  switch (::flowfuse::cpu::cpu_capability()) {                              \
+    case ::flowfuse::cpu::CpuCapability::kAvx512Bf16:                       \
+    case ::flowfuse::cpu::CpuCapability::kAvx512:                           \
+      [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }(); \
+      break;                                                                \
+    case ::flowfuse::cpu::CpuCapability::kAvx2:                             \
+      [&]() FLOWFUSE_TARGET_AVX2 { FLOWFUSE_VARIANT(32, __VA_ARGS__) }();   \
+      break;                                                                \
+    default: [&]() { FLOWFUSE_VARIANT(16, __VA_ARGS__) }();                 \
   }
 #else
 #define FLOWFUSE_VARIANTS(...) FLOWFUSE_VARIANT(16, __VA_ARGS__)

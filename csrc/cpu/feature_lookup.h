@@ -55,7 +55,7 @@ struct Footprint {
 // Of the pixels [first, last) of a tile; false where it would be too large or mostly empty.
 template <class T>
 FLOWFUSE_INLINE bool compute_footprint(const PixelTile<T>& tile, int radius, int64_t rows, int64_t columns, int first,
-                                    int last, Footprint& cells) {
+                                       int last, Footprint& cells) {
   int64_t top = rows, bottom = 0, left = columns, right = 0, taps = 0;
   for (int i = first; i < last; ++i) {
     if (!tile.has(i)) continue;
@@ -95,7 +95,8 @@ FLOWFUSE_INLINE bool compute_footprint(const PixelTile<T>& tile, int radius, int
 // some pixels, bits of a mask, have a tap. Pixels whose windows lie far apart are taken apart, until a footprint fits;
 // that of one pixel must.
 template <class T, class F, class Visit>
-FLOWFUSE_INLINE void visit_groups(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level, const Visit& visit) {
+FLOWFUSE_INLINE void visit_groups(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level,
+                                  const Visit& visit) {
   const FeatureLevel<T, F>& map = params.maps[level];
   Footprint cells;
   int first[8] = {0}, last[8] = {kTilePixels};  // halved at most six times
@@ -126,8 +127,8 @@ FLOWFUSE_INLINE int64_t cell_of_group(const FeatureLevel<T, F>& map, int64_t y, 
 }
 
 template <class T, class F>
-FLOWFUSE_INLINE void load_cells(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level, int64_t y, int64_t x,
-                                const F** cells) {
+FLOWFUSE_INLINE void load_cells(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level, int64_t y,
+                                int64_t x, const F** cells) {
   const FeatureLevel<T, F>& map = params.maps[level];
   for (int k = 0; k < 4; ++k) {
     const int64_t cell = cell_of_group(map, y, x, k);
@@ -254,7 +255,7 @@ inline Features in_whole_vectors(const char* op, const Features& map, int64_t ch
   return {wider, map.batch_stride == 0 ? 0 : channels * map.rows * map.columns, map.rows, map.columns};
 }
 
-// A params with the tensors that it points into.
+// Parameters with the tensors that it points into.
 template <class T, class F>
 struct PreparedLookup {
   FeatureLookup<T, F> params{};

@@ -14,8 +14,8 @@
 
 namespace flowfuse::cpu {
 
-constexpr int kTileRows = 4, kTileColumns = 16;          // a row of float32 results is a cache line
-constexpr int kTilePixels = kTileRows * kTileColumns;    // a bit each of a 64-bit mask
+constexpr int kTileRows = 4, kTileColumns = 16;        // a row of float32 results is a cache line
+constexpr int kTilePixels = kTileRows * kTileColumns;  // a bit each of a 64-bit mask
 
 // Of B maps of windows around coords.
 template <class T>
@@ -38,9 +38,7 @@ struct Lookup {
   }
   FLOWFUSE_INLINE int64_t pixels() const { return height * width; }
   FLOWFUSE_INLINE int64_t tiles_across() const { return (width + kTileColumns - 1) / kTileColumns; }
-  FLOWFUSE_INLINE int64_t tiles_of_item() const {
-    return (height + kTileRows - 1) / kTileRows * tiles_across();
-  }
+  FLOWFUSE_INLINE int64_t tiles_of_item() const { return (height + kTileRows - 1) / kTileRows * tiles_across(); }
   int64_t tiles() const { return batch * tiles_of_item(); }
   FLOWFUSE_INLINE int64_t window_values(int64_t b, int level) const {  // first of [side^2, height, width]
     return (b * levels + level) * value_side() * value_side() * pixels();
@@ -71,7 +69,8 @@ FLOWFUSE_INLINE void load_tile(const Lookup<T>& params, int64_t index, PixelTile
 }
 
 template <class T>
-FLOWFUSE_INLINE void load_windows(const Lookup<T>& params, int level, int64_t rows, int64_t columns, PixelTile<T>& tile) {
+FLOWFUSE_INLINE void load_windows(const Lookup<T>& params, int level, int64_t rows, int64_t columns,
+                                  PixelTile<T>& tile) {
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
     const double* at = params.coords + tile.b * 2 * params.pixels() + tile.pixel(params, i);
@@ -81,7 +80,8 @@ FLOWFUSE_INLINE void load_windows(const Lookup<T>& params, int level, int64_t ro
 
 // Zeros for the taps outside the map; those inside have been written.
 template <class T>
-FLOWFUSE_INLINE void clear_outside(const Lookup<T>& params, const PixelTile<T>& tile, int64_t rows, int64_t columns, T* taps) {
+FLOWFUSE_INLINE void clear_outside(const Lookup<T>& params, const PixelTile<T>& tile, int64_t rows, int64_t columns,
+                                   T* taps) {
   const int side = params.tap_side();
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
@@ -189,8 +189,8 @@ FLOWFUSE_INLINE void read_gradients(const Lookup<T>& params, const PixelTile<T>&
 // From these, the gradients of taps, times `factor`, as blocks with a border of zeros. What they say of pixels without a
 // tap inside the map has no meaning.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& params, const PixelTile<T>& tile, int row, T factor, const T* values,
-                                   T* blocks) {
+FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& params, const PixelTile<T>& tile, int row, T factor,
+                                   const T* values, T* blocks) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   for (int k = 0; k < params.block() * kTileColumns; ++k) blocks[k] = T(0);
@@ -264,7 +264,8 @@ FLOWFUSE_INLINE void add_coordinate_gradients(const Lookup<T>& params, const Pix
 
 // Writes what add_coordinate_gradients made of all levels, if it was asked for.
 template <class T>
-FLOWFUSE_INLINE void write_coordinate_gradients(const Lookup<T>& params, const PixelTile<T>& tile, const T* gx, const T* gy) {
+FLOWFUSE_INLINE void write_coordinate_gradients(const Lookup<T>& params, const PixelTile<T>& tile, const T* gx,
+                                                const T* gy) {
   if (params.grad_coords == nullptr) return;
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;

@@ -82,7 +82,8 @@ FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& params, int64_t index,
     for (int row = 0; row < tile.rows; ++row) {
       read_gradients(params, tile, level, row, values);
       tap_gradients<kBytes>(params, tile, row, T(1), values, grad_taps);
-      if (params.grad_coords != nullptr) add_coordinate_gradients<kBytes>(params, tile, level, row, taps, values, gx, gy);
+      if (params.grad_coords != nullptr)
+        add_coordinate_gradients<kBytes>(params, tile, level, row, taps, values, gx, gy);
       for (int column = 0; column < tile.columns; ++column) {
         const int i = row * kTileColumns + column;
         T* grad = map.grad + map.slice(params, tile, i);
@@ -129,15 +130,15 @@ Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius)
 }
 
 template <class T>
-std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector<Tensor>& volumes,
-                                                 const Tensor& coords, int64_t radius, bool coords_needed) {
+std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector<Tensor>& volumes, const Tensor& coords,
+                                                 int64_t radius, bool coords_needed) {
   const char* op = "volume_lookup_backward";
   VolumeLookup<T> params = lookup_of<T>(volumes, coords, radius);
   params.grad = data<T>(grad);
   std::vector<Tensor> grads;
   for (size_t level = 0; level < volumes.size(); ++level) {
-    grads.push_back(allocate(op, volumes[level], shape_of(volumes[level]), grad.scalar_type(),
-                             MemoryFormat::Contiguous, kOnDemandAdvice));
+    grads.push_back(allocate(op, volumes[level], shape_of(volumes[level]), grad.scalar_type(), MemoryFormat::Contiguous,
+                             kOnDemandAdvice));
     params.volumes[level].grad = mutable_data<T>(grads.back());
   }
   const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, params);
@@ -149,8 +150,8 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector
   return {grads, grad_coords};
 }
 
-std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
-                                                               Tensor coords, int64_t radius, bool coords_needed) {
+std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes, Tensor coords,
+                                                               int64_t radius, bool coords_needed) {
   check_volume_lookup("volume_lookup_backward", volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();
   check_gradient("volume_lookup_backward", grad, windows_shape(coords, volumes.size(), radius), dtype, "coords",

@@ -22,11 +22,11 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kBlock = 512;                          // events taken apart at a time: what they become stays in L1
-constexpr int64_t kChunk = 16 * kBlock;                  // events that one thread takes at a time
-constexpr int64_t kGroupBytes = int64_t{8} << 20;       // of records made at a time: they stay in L3
-constexpr int64_t kMostGroups = 8;                       // events out of order are read again for each group
-constexpr int kRowBits = 5, kColumnBits = 6;             // of a position in a tile
+constexpr int64_t kBlock = 512;                    // events taken apart at a time: what they become stays in L1
+constexpr int64_t kChunk = 16 * kBlock;            // events that one thread takes at a time
+constexpr int64_t kGroupBytes = int64_t{8} << 20;  // of records made at a time: they stay in L3
+constexpr int64_t kMostGroups = 8;                 // events out of order are read again for each group
+constexpr int kRowBits = 5, kColumnBits = 6;       // of a position in a tile
 constexpr int64_t kGridTileRows = int64_t{1} << kRowBits, kGridTileColumns = int64_t{1} << kColumnBits;
 // A rectified event votes for two rows and two columns. A tile has a border of one cell for votes outside it, which
 // nobody reads: an event on an edge goes to the tiles on both sides.
@@ -50,9 +50,10 @@ struct CellSums {
   int64_t all, late;
 };
 
-// Division of numbers that are not negative by one, in vectors where the processor has 64-bit ones. `reciprocal` is less than 1 / divisor by
-// 2^-50 of it, more than the three roundings (2^-53 each) can add: the estimate is never above the exact quotient. For
-// quotients below 2^48 it is less than 1 below it, so that its floor is the quotient or one less, which the rest tells.
+// Division of numbers that are not negative by one, in vectors where the processor has 64-bit ones. `reciprocal` is less
+// than 1 / divisor by 2^-50 of it, more than the three roundings (2^-53 each) can add: the estimate is never above the
+// exact quotient. For quotients below 2^48 it is less than 1 below it, so that its floor is the quotient or one less,
+// which the rest tells.
 struct Divisor {
   int64_t divisor;
   double reciprocal;
@@ -79,17 +80,11 @@ struct Voxelize {
   bool rectified;
 
   FLOWFUSE_INLINE int64_t tiles_across() const { return (width + kGridTileColumns - 1) >> kColumnBits; }
-  FLOWFUSE_INLINE int64_t tiles_of_bin() const {
-    return tiles_across() * ((height + kGridTileRows - 1) >> kRowBits);
-  }
+  FLOWFUSE_INLINE int64_t tiles_of_bin() const { return tiles_across() * ((height + kGridTileRows - 1) >> kRowBits); }
   // Tiles are numbered through all bins of all items.
-  FLOWFUSE_INLINE int64_t tile_of_bin(int64_t item, int64_t bin) const {
-    return (item * bins + bin) * tiles_of_bin();
-  }
+  FLOWFUSE_INLINE int64_t tile_of_bin(int64_t item, int64_t bin) const { return (item * bins + bin) * tiles_of_bin(); }
   int64_t tiles() const { return tile_of_bin(items, 0); }
-  FLOWFUSE_INLINE int bits(int64_t item) const {
-    return rectified ? space_bits(offsets[item + 1] - offsets[item]) : 0;
-  }
+  FLOWFUSE_INLINE int bits(int64_t item) const { return rectified ? space_bits(offsets[item + 1] - offsets[item]) : 0; }
 };
 
 // ---- events to records ----------------------------------------------------------------------------
@@ -173,11 +168,11 @@ FLOWFUSE_INLINE void sort_block(const Voxelize& params, const Chunk& chunk, int6
   int64_t x[kBlock], y[kBlock];
   load_pixels(params.events.x, params.events.position_dtype, begin, count, params.width, x);
   load_pixels(params.events.y, params.events.position_dtype, begin, count, params.height, y);
-  const int64_t first = params.tile_of_bin(chunk.item, 0), of_bin = params.tiles_of_bin(), across = params.tiles_across();
+  const int64_t first = params.tile_of_bin(chunk.item, 0), of_bin = params.tiles_of_bin(),
+                across = params.tiles_across();
   for (int64_t i = 0; i < count; ++i) {
     const bool used = x[i] < params.width && y[i] < params.height && time[i] >= 0;
-    const int64_t tile =
-        first + (time[i] >> kTimeBits) * of_bin + (y[i] >> kRowBits) * across + (x[i] >> kColumnBits);
+    const int64_t tile = first + (time[i] >> kTimeBits) * of_bin + (y[i] >> kRowBits) * across + (x[i] >> kColumnBits);
     block.tile[i] = used ? tile : -1;
     const int64_t cell = ((y[i] & (kGridTileRows - 1)) + 1) * kStride + (x[i] & (kGridTileColumns - 1)) + 1;
     const int64_t late = time[i] & ((int64_t{1} << kTimeBits) - 1);
@@ -185,12 +180,13 @@ FLOWFUSE_INLINE void sort_block(const Voxelize& params, const Chunk& chunk, int6
   }
 }
 
-FLOWFUSE_INLINE void sort_block(const Voxelize& params, const Chunk& chunk, int64_t begin, int64_t count,
-                                int64_t* time, const uint8_t* negative, EventBlock<RectifiedRecord>& block) {
+FLOWFUSE_INLINE void sort_block(const Voxelize& params, const Chunk& chunk, int64_t begin, int64_t count, int64_t* time,
+                                const uint8_t* negative, EventBlock<RectifiedRecord>& block) {
   double x[kBlock], y[kBlock];
   load_positions(params.events.x, params.events.position_dtype, begin, count, x);
   load_positions(params.events.y, params.events.position_dtype, begin, count, y);
-  const int64_t first = params.tile_of_bin(chunk.item, 0), of_bin = params.tiles_of_bin(), across = params.tiles_across();
+  const int64_t first = params.tile_of_bin(chunk.item, 0), of_bin = params.tiles_of_bin(),
+                across = params.tiles_across();
   const int64_t last_column = params.width - 1, last_row = params.height - 1;
   const double width = static_cast<double>(params.width), height = static_cast<double>(params.height);
   const int bits = params.bits(chunk.item);
@@ -205,7 +201,8 @@ FLOWFUSE_INLINE void sort_block(const Voxelize& params, const Chunk& chunk, int6
     const int64_t c = column.cell < 0 ? 0 : column.cell, r = row.cell < 0 ? 0 : row.cell;
     const int64_t tile = first + (time[i] >> kTimeBits) * of_bin + (r >> kRowBits) * across + (c >> kColumnBits);
     block.tile[i] = time[i] >= 0 ? tile : -1;
-    const int64_t tile_row = row.cell - (r & -kGridTileRows) + 1, tile_column = column.cell - (c & -kGridTileColumns) + 1;
+    const int64_t tile_row = row.cell - (r & -kGridTileRows) + 1,
+                  tile_column = column.cell - (c & -kGridTileColumns) + 1;
     const int64_t late = time[i] & ((int64_t{1} << kTimeBits) - 1);
     block.record[i] = static_cast<RectifiedRecord>((tile_row * kStride + tile_column) | late << kLateShift |
                                                    int64_t{negative[i]} << kSignShift | column.next << kColumnShift |
@@ -266,7 +263,8 @@ FLOWFUSE_INLINE Chunk count_events(const Voxelize& params, const Chunk& chunk, i
 template <class Record>
 FLOWFUSE_INLINE void place_events(const Voxelize& params, const Chunk& chunk, int64_t first, int64_t last,
                                   int64_t* places, Record* records) {
-  sort_chunk<Record>(params, chunk, first, last, [&](int64_t tile, Record record) { records[places[tile]++] = record; });
+  sort_chunk<Record>(params, chunk, first, last,
+                     [&](int64_t tile, Record record) { records[places[tile]++] = record; });
 }
 
 // ---- records to voxels ----------------------------------------------------------------------------
@@ -310,7 +308,8 @@ struct Area {
 
 // Voxels of a tile from its sums, or from none, and from what the bin before has carried to this one. `carry` [height,
 // width] then holds what goes on to the next bin, and the sums are 0.
-FLOWFUSE_INLINE void write_voxels(const Area area, int64_t width, float scale, CellSums* sums, int64_t* carry, float* out) {
+FLOWFUSE_INLINE void write_voxels(const Area area, int64_t width, float scale, CellSums* sums, int64_t* carry,
+                                  float* out) {
   for (int64_t row = 0; row < area.rows; ++row) {
     const int64_t begin = (area.first_row + row) * width + area.first_column;
     int64_t* __restrict later = carry + begin;
@@ -449,8 +448,7 @@ void run(const Voxelize& params, const Tensor& like, float* voxels, int64_t* ign
       alignas(64) CellSums sums[kTileCells] = {};
       for (int64_t tile = first; tile < last; ++tile) {
         const Area area(params, tile);
-        FLOWFUSE_VARIANTS(
-            fill_tile(params, area, tile, group.first, group.last, records, ends, sums, carry, voxels))
+        FLOWFUSE_VARIANTS(fill_tile(params, area, tile, group.first, group.last, records, ends, sums, carry, voxels))
       }
     });
   }
@@ -463,16 +461,16 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
   const int64_t items = offsets.size(0) - 1;
   const bool rectified = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
-  const Voxelize params{{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
-                      p.scalar_type()},
-                     data<int64_t>(t0),
-                     data<int64_t>(t1),
-                     data<int64_t>(offsets),
-                     items,
-                     bins,
-                     height,
-                     width,
-                     rectified};
+  const Voxelize params{
+      {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(), p.scalar_type()},
+      data<int64_t>(t0),
+      data<int64_t>(t1),
+      data<int64_t>(offsets),
+      items,
+      bins,
+      height,
+      width,
+      rectified};
   check_event_values(op, t.size(0), params.offsets, params.t0, params.t1, items);
   const Tensor voxels = allocate(op, t, {items, bins, height, width}, ScalarType::Float);
   const Tensor ignored = torch::stable::new_zeros(t, {items});
@@ -484,6 +482,4 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
 }  // namespace
 }  // namespace flowfuse::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("voxelize", TORCH_BOX(&flowfuse::cpu::voxelize));
-}
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) { m.impl("voxelize", TORCH_BOX(&flowfuse::cpu::voxelize)); }

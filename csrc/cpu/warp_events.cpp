@@ -179,7 +179,8 @@ void run_forward(const char* op, const WarpTensors& tensors, const Tensor& image
   int64_t* sum = mutable_data<int64_t>(sums);
   T* out = mutable_data<T>(image);
   parallel_for(0, strips.count(), 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index) vote(params, place, strips.at(index), sum, out))
+    FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
+                          vote(params, place, strips.at(index), sum, out))
   });
 }
 

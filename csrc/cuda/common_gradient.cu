@@ -70,8 +70,8 @@ __device__ __forceinline__ void for_cells(const ImageTile& tile, const Work& wor
 }
 
 template <class T, class F>
-__device__ __forceinline__ T log_at(const Inputs<T, F>& in, const View<const F>& frame, int64_t b, int64_t y,
-                                    int64_t x, T* slope) {
+__device__ __forceinline__ T log_at(const Inputs<T, F>& in, const View<const F>& frame, int64_t b, int64_t y, int64_t x,
+                                    T* slope) {
   return log_intensity<T>(luma<T>(frame.at(b, y, x), in.channels, frame.channel), in.linear, slope);
 }
 
@@ -134,7 +134,7 @@ __device__ __forceinline__ Moments<T> moments_at(const Signals<T>& signals, cons
   const int first = cell_of(tile, rows.begin, columns.begin);
   const int down = static_cast<int>(rows.end - rows.begin), across = static_cast<int>(columns.end - columns.begin);
   return across == kWindowSide ? window_moments<true>(signals, first, down, across)
-                         : window_moments<false>(signals, first, down, across);
+                               : window_moments<false>(signals, first, down, across);
 }
 
 template <class T>
@@ -154,8 +154,7 @@ __device__ __forceinline__ Slopes<T> slopes_at(const Signals<T>& signals, const 
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kTileWidth* kTileHeight)
-    gradients(Inputs<T, F> in, T* __restrict__ output) {
+__global__ void __launch_bounds__(kTileWidth* kTileHeight) gradients(Inputs<T, F> in, T* __restrict__ output) {
   Signals<T>& signals = *shared_memory<Signals<T>>();
   const int64_t plane = in.height * in.width;
   const int64_t tiles = in.batch * tiles_down(in.height) * tiles_across(in.width);
@@ -203,8 +202,8 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight)
     if (y >= in.height || x >= in.width) continue;
     const T* g = grad.at(tile.b, y, x);
     const Moments<T> moments = moments_at(signals, tile, y, x, in.height, in.width);
-    const SimilarityGradient<T> similarity = similarity_gradient(g[4 * grad.channel], moments.share, moments.var_a,
-                                                                 moments.var_b, moments.covariance);
+    const SimilarityGradient<T> similarity =
+        similarity_gradient(g[4 * grad.channel], moments.share, moments.var_a, moments.var_b, moments.covariance);
     T* out = fields + tile.b * plane + y * in.width + x;
     const int64_t field = in.batch * plane;
     out[0] = similarity.p;
@@ -294,9 +293,15 @@ template <class T, class F>
 Inputs<T, F> inputs_of(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                        const std::optional<Tensor>& flow, bool linear) {
   const View<const T> none{nullptr, 0, 0, 0, 0};
-  return {view_of<F>(frame0), view_of<F>(frame1), view_of<T>(event_sum),
+  return {view_of<F>(frame0),
+          view_of<F>(frame1),
+          view_of<T>(event_sum),
           flow.has_value() ? view_of<T>(*flow) : none,
-          frame0.size(0), frame0.size(1), frame0.size(2), frame0.size(3), linear};
+          frame0.size(0),
+          frame0.size(1),
+          frame0.size(2),
+          frame0.size(3),
+          linear};
 }
 
 unsigned grid_for(const Tensor& frame) {
@@ -318,8 +323,8 @@ Tensor common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, std::opti
   const char* op = "common_gradient";
   check_common_gradient(op, frame0, frame1, event_sum, flow);
   const DeviceCall call(op, frame0);
-  const Tensor output = allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)},
-                                 event_sum.scalar_type());
+  const Tensor output =
+      allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, event_sum.scalar_type());
   if (output.numel() == 0) return output;
   with_types(frame0, [&](auto sum, auto feature) {
     using T = decltype(sum);
@@ -336,14 +341,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> common_gradient_backward(Tensor grad,
   const char* op = "common_gradient_backward";
   check_common_gradient(op, frame0, frame1, event_sum, flow);
   const ScalarType dtype = event_sum.scalar_type();
-  check_gradient(op, grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0",
-                 frame0);
+  check_gradient(op, grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0", frame0);
   const DeviceCall call(op, frame0);
   const Tensor grad_frame0 = allocate(op, frame0, shape_of(frame0), frame0.scalar_type());
   const Tensor grad_frame1 = allocate(op, frame1, shape_of(frame1), frame1.scalar_type());
   const Tensor grad_events = allocate(op, event_sum, shape_of(event_sum), dtype);
-  const Tensor grad_flow =
-      allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
+  const Tensor grad_flow = allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
   if (grad.numel() == 0) return {grad_frame0, grad_frame1, grad_events, grad_flow};
   const Tensor fields = allocate(op, event_sum, {kFields, event_sum.numel()}, dtype);
   with_types(frame0, [&](auto sum, auto feature) {
@@ -353,9 +356,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> common_gradient_backward(Tensor grad,
     const View<const T> g = view_of<T>(grad);
     call.launch(window_fields<T, F>, grid_for(frame0), kBlock, sizeof(Signals<T>), in, g, mutable_data<T>(fields),
                 mutable_data<T>(grad_flow));
-    call.launch(input_gradients<T, F>, grid_for(frame0), kBlock, sizeof(T[kFields][kCells]), in, g,
-                data<T>(fields), mutable_data<F>(grad_frame0), mutable_data<F>(grad_frame1),
-                mutable_data<T>(grad_events));
+    call.launch(input_gradients<T, F>, grid_for(frame0), kBlock, sizeof(T[kFields][kCells]), in, g, data<T>(fields),
+                mutable_data<F>(grad_frame0), mutable_data<F>(grad_frame1), mutable_data<T>(grad_events));
   });
   return {grad_frame0, grad_frame1, grad_events, grad_flow};
 }

@@ -18,7 +18,7 @@ constexpr int kBatch = 64;                          // cells or pixels whose fac
 constexpr int kLoads = 4;                           // of features that a lane has under way
 constexpr int64_t kWantedWarps = 512;               // for a level of an item: small ones are summed in slices
 
-static_assert(kRegionColumns * kRegionRows == kOwned, "a lane has eight sums of each channel");
+static_assert(kRegionColumns * kRegionRows == kWarpPixels, "a lane has eight sums of each channel");
 
 // First tap of a window in its map.
 struct Origin {
@@ -39,15 +39,15 @@ struct MapGradient {
 template <class T>
 struct GradientParams : FeatureLookup<T> {
   int64_t item, items_in_hand, first_tile, tiles_in_hand;
-  int lanes;               // that have a feature together; the others of a warp take the next one
-  const T* grad;           // of the values, [B, levels * window_size, pixels]
-  T* kept;                 // gradients of taps, [rows, kPixels, taps]
-  Origin* origins;         // [rows, kPixels]
-  Box* footprints;         // [rows]
-  Box* group_footprints;   // enclosing those of kWarp tiles each, [items, levels, groups]
-  T* centre_sums;          // gradients in the coordinates, [levels * parts, items, tiles, kPixels, 2], or null
-  T* grad_coords;          // [B, 2, pixels]
-  T* grad_f0;              // [B, pixels, C]
+  int lanes;              // that have a feature together; the others of a warp take the next one
+  const T* grad;          // of the values, [B, levels * window_size, pixels]
+  T* kept;                // gradients of taps, [rows, kPixels, taps]
+  Origin* origins;        // [rows, kPixels]
+  Box* footprints;        // [rows]
+  Box* group_footprints;  // around those of kWarp tiles each, [items, levels, groups]
+  T* centre_sums;         // gradients in the coordinates, [levels * parts, items, tiles, kPixels, 2], or null
+  T* grad_coords;         // [B, 2, pixels]
+  T* grad_f0;             // [B, pixels, C]
   MapGradient<T> targets[kMaxLevels];
 
   __device__ __forceinline__ int64_t row(int64_t item_in_hand, int level, int64_t tile_in_hand) const {
@@ -62,9 +62,9 @@ struct GradientParams : FeatureLookup<T> {
 // Shared memory of a warp.
 template <class T>
 struct FactorMemory {
-  Quad<T> factors[kOwned / Quad<T>::kCount][kBatch + 1];  // eight for each cell or pixel
-  int64_t features_at[kBatch];                            // where its features lie
-  int64_t taps_at[kBatch];                                // and, of pixels, their taps
+  Quad<T> factors[kWarpPixels / Quad<T>::kCount][kBatch + 1];  // eight for each cell or pixel
+  int64_t features_at[kBatch];                                 // where its features lie
+  int64_t taps_at[kBatch];                                     // and, of pixels, their taps
   // Of pixels listed: their tap on the first cell of the region; of pixels owned: where in the box their first tap is.
   int dx[kBatch], dy[kBatch];
 };
@@ -75,10 +75,10 @@ __device__ __forceinline__ FactorMemory<T>& factor_memory() {
 }
 
 template <class T>
-FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kOwned], const Quad<T>& feature,
-                                      T (&sums)[kOwned][Quad<T>::kCount]) {
+FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kWarpPixels], const Quad<T>& feature,
+                                      T (&sums)[kWarpPixels][Quad<T>::kCount]) {
 #pragma unroll
-  for (int j = 0; j < kOwned; ++j) {
+  for (int j = 0; j < kWarpPixels; ++j) {
 #pragma unroll
     for (int c = 0; c < Quad<T>::kCount; ++c) {
       sums[j][c] += factors[j] * feature.values[c];
@@ -90,7 +90,7 @@ FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kOwned], const Quad<T>&
 // first, first + step ... for this lane, whose features begin at `features` and have `left` channels.
 template <bool kAligned, class T, class F>
 __device__ __forceinline__ void add_batch(const F* features, int64_t left, int first, int step, int count,
-                                          const FactorMemory<T>& memory, T (&sums)[kOwned][Quad<T>::kCount]) {
+                                          const FactorMemory<T>& memory, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   constexpr int kMost = kAligned ? kLoads : 1;
   for (int begin = first; begin < count; begin += kMost * step) {
     Quad<T> loaded[kMost];
@@ -100,9 +100,9 @@ __device__ __forceinline__ void add_batch(const F* features, int64_t left, int f
     }
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
-      T factors[kOwned];
+      T factors[kWarpPixels];
 #pragma unroll
-      for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) {
+      for (int part = 0; part < kWarpPixels / Quad<T>::kCount; ++part) {
         const Quad<T> quad = memory.factors[part][begin + n * step];
 #pragma unroll
         for (int c = 0; c < Quad<T>::kCount; ++c) factors[part * Quad<T>::kCount + c] = quad.values[c];
@@ -114,8 +114,8 @@ __device__ __forceinline__ void add_batch(const F* features, int64_t left, int f
 
 // The same for all lanes, which share the features among them.
 template <class T, class F>
-__device__ __forceinline__ void add_batch(const GradientParams<T>& params, const F* features, int64_t channel, bool aligned,
-                                          int count, T (&sums)[kOwned][Quad<T>::kCount]) {
+__device__ __forceinline__ void add_batch(const GradientParams<T>& params, const F* features, int64_t channel,
+                                          bool aligned, int count, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   const int first = static_cast<int>(threadIdx.x) % kWarp / params.lanes, step = kWarp / params.lanes;
   const int64_t left = params.channels - channel;
   if (left <= 0) return;
@@ -136,9 +136,9 @@ __device__ __forceinline__ int padded_count(const GradientParams<T>& params, int
 
 // Adds up the sums of the lanes that took different features of the same channels.
 template <class T>
-__device__ __forceinline__ void join_lanes(int lanes, T (&sums)[kOwned][Quad<T>::kCount]) {
+__device__ __forceinline__ void join_lanes(int lanes, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   for (int step = lanes; step < kWarp; step *= 2) {
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] += __shfl_xor_sync(kWholeWarp, sums[j][c], step);
     }
   }
@@ -162,24 +162,25 @@ __device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned
 // Adds the products of `count` cells of a box from number `first` on, column by column. The box begins at cell number
 // `corner` of the map; where the pixels have their first taps in it is in shared memory.
 template <class T>
-__device__ __forceinline__ void add_cells(const GradientParams<T>& params, const FeatureMap& map, const T* taps, int64_t corner,
-                                          int height, int first, int count, int64_t item, int64_t channel,
-                                          T (&sums)[kOwned][Quad<T>::kCount]) {
+__device__ __forceinline__ void add_cells(const GradientParams<T>& params, const FeatureMap& map, const T* taps,
+                                          int64_t corner, int height, int first, int count, int64_t item,
+                                          int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
   const int side = params.tap_side(), padded = padded_count(params, count);
   for (int begin = 0; begin < padded; begin += kWarp) {
     const int k = begin + static_cast<int>(threadIdx.x) % kWarp, cell = first + smaller(k, count - 1);
     const int x = cell / height, y = cell % height;
-    Quad<T> factors[kOwned / Quad<T>::kCount];
+    Quad<T> factors[kWarpPixels / Quad<T>::kCount];
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       const int dx = x - memory.dx[j], dy = y - memory.dy[j];
       const bool inside = k < count && dx >= 0 && dx < side && dy >= 0 && dy < side;
-      const T tap = taps[inside ? j * params.tap_count() + dx * side + dy : 0];  // without a branch: all loads under way
+      const T tap =
+          taps[inside ? j * params.tap_count() + dx * side + dy : 0];  // without a branch: all loads under way
       factors[j / Quad<T>::kCount].values[j % Quad<T>::kCount] = inside ? tap : T(0);
     }
 #pragma unroll
-    for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) memory.factors[part][k] = factors[part];
+    for (int part = 0; part < kWarpPixels / Quad<T>::kCount; ++part) memory.factors[part][k] = factors[part];
     memory.features_at[k] = (corner + y * map.columns + x) * params.channels;
   }
   __syncwarp();
@@ -191,13 +192,15 @@ __device__ __forceinline__ void add_cells(const GradientParams<T>& params, const
   __syncwarp();  // the factors have been read
 }
 
-// Whether the box enclosing the windows of the pixels of a warp, which lanes have one each, has at most as many cells as
+// Whether the box around the windows of the pixels of a warp, which lanes have one each, has at most as many cells as
 // they have taps.
 template <class T>
-__device__ __forceinline__ bool lie_close(const GradientParams<T>& params, const FeatureMap& map, const Origin& origin) {
-  const Box own = cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()), all = enclosing_lanes(own, kOwned);
+__device__ __forceinline__ bool lie_close(const GradientParams<T>& params, const FeatureMap& map,
+                                          const Origin& origin) {
+  const Box own = cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()),
+            all = enclosing_lanes(own, kWarpPixels);
   int taps = static_cast<int>(own.width() * own.height());
-  for (int step = 1; step < kOwned; step *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, step);
+  for (int step = 1; step < kWarpPixels; step *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, step);
   return all.width() * all.height() <= taps;
 }
 
@@ -205,18 +208,18 @@ __device__ __forceinline__ bool lie_close(const GradientParams<T>& params, const
 // by one where their windows lie far apart.
 template <class T>
 __device__ __forceinline__ void add_level(const GradientParams<T>& params, int item, int level, int tile,
-                                          int64_t channel, T (&sums)[kOwned][Quad<T>::kCount]) {
+                                          int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int j = static_cast<int>(threadIdx.x) % kOwned;
+  const int j = static_cast<int>(threadIdx.x) % kWarpPixels;
   const FeatureMap& map = params.maps[level];
-  const int64_t first_pixel = params.row(item, level, tile) * kPixels + threadIdx.x / kWarp * kOwned;
+  const int64_t first_pixel = params.row(item, level, tile) * kPixels + threadIdx.x / kWarp * kWarpPixels;
   const Origin origin = params.origins[first_pixel + j];
-  const int turns = lie_close(params, map, origin) ? 1 : kOwned;
+  const int turns = lie_close(params, map, origin) ? 1 : kWarpPixels;
   for (int turn = 0; turn < turns; ++turn) {
     const bool counts = turns == 1 || j == turn;
     const Box own = counts ? cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()) : empty_box();
-    const Box box = enclosing_lanes(own, kOwned);
-    if (threadIdx.x % kWarp < kOwned) {
+    const Box box = enclosing_lanes(own, kWarpPixels);
+    if (threadIdx.x % kWarp < kWarpPixels) {
       memory.dx[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.x - box.x0);
       memory.dy[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.y - box.y0);
     }
@@ -225,15 +228,15 @@ __device__ __forceinline__ void add_level(const GradientParams<T>& params, int i
     const int64_t corner = box.empty() ? 0 : box.y0 * map.columns + box.x0;
     for (int first = 0; first < cells; first += kBatch) {
       add_cells(params, map, params.kept + first_pixel * params.tap_count(), corner, height, first,
-                          smaller(kBatch, cells - first), item, channel, sums);
+                smaller(kBatch, cells - first), item, channel, sums);
     }
   }
 }
 
 template <class T>
 __device__ __forceinline__ void sum_pixels(const GradientParams<T>& params, int item, int tile, int64_t channel,
-                                           T (&sums)[kOwned][Quad<T>::kCount]) {
-  for (int j = 0; j < kOwned; ++j) {
+                                           T (&sums)[kWarpPixels][Quad<T>::kCount]) {
+  for (int j = 0; j < kWarpPixels; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
   for (int level = 0; level < params.levels; ++level) add_level(params, item, level, tile, channel, sums);
@@ -243,18 +246,19 @@ __device__ __forceinline__ void sum_pixels(const GradientParams<T>& params, int 
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f0(GradientParams<T> params) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int64_t index = blockIdx.x; index < params.items_in_hand * params.tiles_in_hand * params.chunks(); index += gridDim.x) {
+  for (int64_t index = blockIdx.x; index < params.items_in_hand * params.tiles_in_hand * params.chunks();
+       index += gridDim.x) {
     const int64_t channel = index % params.chunks() * params.chunk() + lane % params.lanes * Quad<T>::kCount;
     // What is in hand fits into the workspace: its numbers are small, and registers are few.
     const int tile = static_cast<int>(index / params.chunks() % params.tiles_in_hand);
     const int item = static_cast<int>(index / params.chunks() / params.tiles_in_hand);
-    T sums[kOwned][Quad<T>::kCount];
+    T sums[kWarpPixels][Quad<T>::kCount];
     sum_pixels(params, item, tile, channel, sums);
     const int64_t left = params.channels - channel;
     if (lane >= params.lanes || left <= 0) continue;
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
-      const Spot spot = spot_of(params, params.first_tile + tile, warp * kOwned + j);
+    for (int j = 0; j < kWarpPixels; ++j) {
+      const Spot spot = spot_of(params, params.first_tile + tile, warp * kWarpPixels + j);
       if (!spot.there) continue;
       T* target = params.grad_f0 + ((params.item + item) * params.pixels + spot.pixel) * params.channels + channel;
       store_sums(target, left, params.channels % Quad<T>::kCount == 0, false, params.scale, sums[j]);
@@ -276,37 +280,41 @@ struct Region {
 
 // Adds the products of the pixels listed in shared memory.
 template <class T>
-__device__ __forceinline__ void add_listed(const GradientParams<T>& params, const Region& region, int count, int64_t channel,
-                                           T (&sums)[kOwned][Quad<T>::kCount]) {
+__device__ __forceinline__ void add_listed(const GradientParams<T>& params, const Region& region, int count,
+                                           int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, cell = lane % kOwned, padded = padded_count(params, count);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, cell = lane % kWarpPixels,
+            padded = padded_count(params, count);
   __syncwarp();  // the list is there
   if (lane < padded - count) memory.features_at[count + lane] = memory.features_at[0];
-  for (int begin = lane / kOwned; begin < padded; begin += kLoads * kWarp / kOwned) {
+  for (int begin = lane / kWarpPixels; begin < padded; begin += kLoads * kWarp / kWarpPixels) {
     T factors[kLoads];
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
-      const int k = begin + n * kWarp / kOwned, place = smaller(k, count - 1);
+      const int k = begin + n * kWarp / kWarpPixels, place = smaller(k, count - 1);
       const int dx = memory.dx[place] + cell / kRegionRows, dy = memory.dy[place] + cell % kRegionRows;
       const bool inside = k < count && dx >= 0 && dx < params.tap_side() && dy >= 0 && dy < params.tap_side();
-      const T tap = params.kept[memory.taps_at[place] + (inside ? dx * params.tap_side() + dy : 0)];  // as above: no branch
+      const T tap =
+          params.kept[memory.taps_at[place] + (inside ? dx * params.tap_side() + dy : 0)];  // as above: no branch
       factors[n] = inside ? tap : T(0);
     }
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
-      const int k = begin + n * kWarp / kOwned;
+      const int k = begin + n * kWarp / kWarpPixels;
       memory.factors[cell / Quad<T>::kCount][k].values[cell % Quad<T>::kCount] = factors[n];
     }
   }
   __syncwarp();
-  add_batch(params, params.f0 + (params.item + region.item) * params.f0_stride, channel, params.f0_aligned, padded, sums);
+  add_batch(params, params.f0 + (params.item + region.item) * params.f0_stride, channel, params.f0_aligned, padded,
+            sums);
   __syncwarp();  // list and factors have been read
 }
 
 // Lists the pixels of a tile whose windows meet the region behind the `count` that are listed; returns how many it
 // then has.
 template <class T>
-__device__ __forceinline__ int list_pixels(const GradientParams<T>& params, const Region& region, int64_t tile, int count) {
+__device__ __forceinline__ int list_pixels(const GradientParams<T>& params, const Region& region, int64_t tile,
+                                           int count) {
   FactorMemory<T>& memory = factor_memory<T>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t pixel = (region.row + tile) * kPixels + lane;
@@ -326,11 +334,11 @@ __device__ __forceinline__ int list_pixels(const GradientParams<T>& params, cons
 
 template <class T>
 __device__ __forceinline__ void sum_region(const GradientParams<T>& params, const Region& region, int64_t channel,
-                                           T (&sums)[kOwned][Quad<T>::kCount]) {
+                                           T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Box* groups = params.group_footprints + (region.item * params.levels + region.level) * params.groups();
   const int64_t last_group = (region.last + kWarp - 1) / kWarp;
-  for (int j = 0; j < kOwned; ++j) {
+  for (int j = 0; j < kWarpPixels; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
   int count = 0;  // of pixels in the list
@@ -379,7 +387,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(Gradie
     region.first = params.tiles_in_hand * slice / target.slices;
     region.last = params.tiles_in_hand * (slice + 1) / target.slices;
     region.row = params.row(region.item, region.level, 0);
-    T sums[kOwned][Quad<T>::kCount];
+    T sums[kWarpPixels][Quad<T>::kCount];
     sum_region(params, region, channel, sums);
     const int64_t left = params.channels - channel;
     if (lane >= params.lanes || left <= 0) continue;
@@ -387,7 +395,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(Gradie
     const int64_t item = whole ? params.item + region.item : slice * params.items_in_hand + region.item;
     T* grad = (whole ? target.grad : target.sums) + item * map.rows * map.columns * params.channels + channel;
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       const int64_t x = region.x + j / kRegionRows, y = region.y + j % kRegionRows;
       if (x >= map.columns || y >= map.rows) continue;
       store_sums(grad + (y * map.columns + x) * params.channels, left, params.channels % Quad<T>::kCount == 0,

@@ -18,7 +18,8 @@ __device__ __forceinline__ void store_values(const FeatureLookup<T>& params, con
   const T missing = window.reach == Reach::kMissing ? static_cast<T>(NAN) : T(0);
   for (int dx = static_cast<int>(threadIdx.x) / kWarp; dx < tile.columns - 1; dx += kTileWarps) {
     const T* near = memory.taps + i * tile.stride + dx * params.tap_side();
-    T* out = output + params.values_at(tile.b, spot.pixel, tile.level) + (tile.first + dx) * params.value_side() * params.pixels;
+    T* out = output + params.values_at(tile.b, spot.pixel, tile.level) +
+             (tile.first + dx) * params.value_side() * params.pixels;
     for (int dy = 0; dy < params.value_side(); ++dy) {
       *out = window.reach == Reach::kNear ? combined_value(corners, near, near + params.tap_side(), dy) : missing;
       out += params.pixels;
@@ -32,7 +33,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
   const int64_t each = params.items * params.tiles;
   for (int64_t index = blockIdx.x; index < params.levels * params.parts * each; index += gridDim.x) {
-    const int part = static_cast<int>(index / each) % params.parts, level = static_cast<int>(index / each) / params.parts;
+    const int part = static_cast<int>(index / each) % params.parts,
+              level = static_cast<int>(index / each) / params.parts;
     const int64_t b = index % each / params.tiles, number = index % params.tiles;
     load_tile(params, b, number, level, part, memory);
     compute_taps(params, memory);
@@ -53,7 +55,8 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
     const PreparedLookup<T> lookup(f0, f1_levels, points, radius);
     const FeatureLookup<T>& params = lookup.params;
     const int64_t blocks = params.levels * params.parts * params.items * params.tiles;
-    call.launch(look_up_features<T>, blocks_for(blocks, 1), kTileThreads, tile_bytes(params), params, mutable_data<T>(output));
+    call.launch(look_up_features<T>, blocks_for(blocks, 1), kTileThreads, tile_bytes(params), params,
+                mutable_data<T>(output));
   };
   dtype == ScalarType::Double ? run(double{}) : run(float{});
   return output;

@@ -15,7 +15,7 @@ namespace {
 
 // Where the windows of each tile lie, and those of kWarp tiles together: a block has these, a warp some of them.
 template <class T>
-__global__ void __launch_bounds__(kWarp * kWarp) list_windows(GradientParams<T> params) {
+__global__ void __launch_bounds__(kWarp* kWarp) list_windows(GradientParams<T> params) {
   Box* boxes = shared_memory<Box>();  // [warps]
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) centre_gradients
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
   const int64_t each = params.items_in_hand * params.tiles_in_hand;
   for (int64_t index = blockIdx.x; index < params.levels * params.parts * each; index += gridDim.x) {
-    const int part = static_cast<int>(index / each) % params.parts, level = static_cast<int>(index / each) / params.parts;
+    const int part = static_cast<int>(index / each) % params.parts,
+              level = static_cast<int>(index / each) / params.parts;
     const int64_t tile = params.first_tile + index % params.tiles_in_hand;
     load_tile(params, params.item + index % each / params.tiles_in_hand, tile, level, part, memory);
     compute_taps(params, memory);
@@ -93,15 +94,15 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) centre_gradients
 // Gradients of the taps in a column of a window, gathered from the values of the columns before and after it.
 template <class T>
 __device__ __forceinline__ void compute_column(const T* values, int64_t stride, const Corners<T>& corners, int size,
-                                            int dx, T* taps) {
+                                               int dx, T* taps) {
   const T* right = values + dx * size * stride;
   const T* left = right - size * stride;
   T left_above = 0, right_above = 0;  // the values of the row before
   for (int dy = 0; dy <= size; ++dy) {
     const T left_here = dx > 0 && dy < size ? left[dy * stride] : T(0);
     const T right_here = dx < size && dy < size ? right[dy * stride] : T(0);
-    taps[dy] = corners.w11 * left_above + corners.w10 * left_here + corners.w01 * right_above +
-               corners.w00 * right_here;
+    taps[dy] =
+        corners.w11 * left_above + corners.w10 * left_here + corners.w01 * right_above + corners.w00 * right_here;
     left_above = left_here;
     right_above = right_here;
   }
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientParams<T> 
       const T* values = params.grad + params.values_at(b, spot.pixel, level);
       for (int column = warp; column < columns; column += kTileWarps) {
         compute_column(values, params.pixels, corners_of(window), params.value_side(), first + column,
-                    taps + i * stride + column * side);
+                       taps + i * stride + column * side);
       }
     } else {
       for (int k = warp; k < columns * side; k += kTileWarps) taps[i * stride + k] = 0;
@@ -170,18 +171,16 @@ int64_t slice_values(const GradientParams<T>& params, bool once) {
   int64_t values = 0;
   for (int level = 0; level < params.levels; ++level) {
     const int64_t slices = params.targets[level].slices;
-    if (slices > 1) values += (once ? 1 : slices) * params.maps[level].rows * params.maps[level].columns * params.channels;
+    if (slices > 1)
+      values += (once ? 1 : slices) * params.maps[level].rows * params.maps[level].columns * params.channels;
   }
   return values;
 }
 
 // The tensors that are kept between the kernels of a group of tiles, and as many tiles as may be in hand.
-struct Workspace {
-  std::vector<Tensor> storage;
-};
-
 template <class T>
-Workspace allocate_workspace(const char* op, const Tensor& like, GradientParams<T>& params, bool coords_needed) {
+std::vector<Tensor> allocate_workspace(const char* op, const Tensor& like, GradientParams<T>& params,
+                                       bool coords_needed) {
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
   const int64_t taps = (2 * params.radius + 2) * (2 * params.radius + 2);
   const int64_t centres = coords_needed ? 2 * params.levels * params.parts : 0;
@@ -197,10 +196,10 @@ Workspace allocate_workspace(const char* op, const Tensor& like, GradientParams<
   }
   plan_slices(params);
   const int64_t rows = params.items_in_hand * params.levels * params.tiles_in_hand;
-  Workspace space;
+  std::vector<Tensor> storage;
   const auto values = [&](int64_t count, ScalarType type) {
-    space.storage.push_back(allocate(op, like, {count}, type));
-    return space.storage.back().mutable_data_ptr();
+    storage.push_back(allocate(op, like, {count}, type));
+    return storage.back().mutable_data_ptr();
   };
   params.kept = static_cast<T*>(values(rows * kPixels * taps, dtype));
   params.origins = static_cast<Origin*>(values(rows * kPixels * 2, ScalarType::Long));
@@ -208,16 +207,18 @@ Workspace allocate_workspace(const char* op, const Tensor& like, GradientParams<
   params.group_footprints =
       static_cast<Box*>(values(params.items_in_hand * params.levels * params.groups() * 4, ScalarType::Long));
   if (coords_needed) {
-    params.centre_sums = static_cast<T*>(values(params.items_in_hand * params.tiles_in_hand * kPixels * centres, dtype));
+    params.centre_sums =
+        static_cast<T*>(values(params.items_in_hand * params.tiles_in_hand * kPixels * centres, dtype));
   }
   T* sums = static_cast<T*>(values(params.items_in_hand * slice_values(params, false), dtype));
   for (int level = 0; level < params.levels; ++level) {
     MapGradient<T>& target = params.targets[level];
     target.sums = sums;
     if (target.slices == 1) continue;
-    sums += target.slices * params.items_in_hand * params.maps[level].rows * params.maps[level].columns * params.channels;
+    sums +=
+        target.slices * params.items_in_hand * params.maps[level].rows * params.maps[level].columns * params.channels;
   }
-  return space;
+  return storage;
 }
 
 // The kernels for the tiles in hand.
@@ -228,8 +229,8 @@ void run_group(const DeviceCall& call, const GradientParams<T>& params) {
   call.launch(list_windows<T>, blocks_for(params.items_in_hand * params.levels * params.groups(), 1), kWarp * listers,
               listers * sizeof(Box), params);
   if (params.centre_sums != nullptr) {
-    call.launch(centre_gradients<T>, blocks_for(tiles * params.levels * params.parts, 1), kTileThreads, tile_bytes<T>(params),
-                params);
+    call.launch(centre_gradients<T>, blocks_for(tiles * params.levels * params.parts, 1), kTileThreads,
+                tile_bytes<T>(params), params);
     call.launch(add_centres<T>, blocks_for(tiles * kPixels * 2), kThreads, 0, params);
   }
   const int side = 2 * params.radius + 2;
@@ -260,13 +261,13 @@ void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T
   for (int level = 0; level < params.levels; ++level) {
     const FeatureMap& map = params.maps[level];
     params.targets[level].grad = mutable_data<T>(grads[level]);
-    params.targets[level].regions = ((map.columns + kRegionColumns - 1) / kRegionColumns) *
-                                 ((map.rows + kRegionRows - 1) / kRegionRows);
+    params.targets[level].regions =
+        ((map.columns + kRegionColumns - 1) / kRegionColumns) * ((map.rows + kRegionRows - 1) / kRegionRows);
   }
   if (params.tiles == 0) {  // no pixel, so no block, would write them
     for (const Tensor& target : grads) call.clear(target);
   }
-  const Workspace space = allocate_workspace(op, grad, params, grad_coords.numel() > 0);
+  const std::vector<Tensor> storage = allocate_workspace(op, grad, params, grad_coords.numel() > 0);
   const int64_t items = params.items_in_hand, tiles = params.tiles_in_hand;
   for (params.item = 0; params.item < params.items; params.item += items) {
     params.items_in_hand = std::min(items, params.items - params.item);
@@ -277,8 +278,10 @@ void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T
   }
 }
 
-std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
-    Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
+std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(Tensor grad, Tensor f0,
+                                                                            std::vector<Tensor> f1_levels,
+                                                                            Tensor coords, int64_t radius,
+                                                                            bool coords_needed) {
   const char* op = "correlation_lookup_backward";
   check_correlation_lookup(op, f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());

@@ -1,10 +1,10 @@
 // Products of features on demand: the taps of a tile of pixels.
 //
 // A product of C channels takes two values for every multiply-add, so what decides is how often a value that was
-// loaded is used. A block has a tile of 8 x 4 pixels and one level in hand. Flow is smooth: the windows of the tile
-// overlap, and the box enclosing them (its footprint) goes through shared memory, 8 channels at a time, the next 8 on
-// their way while these are multiplied. Each warp makes the products of 4 x 2 of the pixels with the cells of their own
-// box alone: a lane has 8 pixels and up to 6 cells, so 8 + 6 loads of 16 bytes serve 4 * 48 multiply-adds.
+// loaded is used. A block makes a block tile (the words are told in correlation_tiles.cuh). Flow is smooth: the windows
+// of the tile overlap, and the box around them (its footprint) goes through shared memory stage by stage, the next on
+// its way while one is multiplied. Each warp makes the products of its 4 x 2 pixels with the cells of their own box
+// alone: a lane has 8 pixels and up to 6 cells, so 8 + 6 loads of 16 bytes serve 4 * 48 multiply-adds.
 // Windows of radius 4 that lie as the pixels do have 10 x 10 cells in a box of 13 x 11: 70 % of the products are asked
 // for, 62 % of those of whole groups of 32 cells, and more on the next levels, where windows lie closer.
 //
@@ -57,7 +57,7 @@ __device__ __forceinline__ void stage(const FeatureLookup<T>& params, int64_t ch
 
 template <int kGroups, class T>
 FLOWFUSE_ARITHMETIC void add_products(const Quad<T> (&cells)[kGroups], const Quad<T>& pixel, int j,
-                                      T (*sums)[kOwned]) {
+                                      T (*sums)[kWarpPixels]) {
 #pragma unroll
   for (int c = 0; c < Quad<T>::kCount; ++c) {
 #pragma unroll
@@ -68,14 +68,14 @@ FLOWFUSE_ARITHMETIC void add_products(const Quad<T> (&cells)[kGroups], const Qua
 // Adds what is staged in a buffer to the sums of the warp's pixels with the cells in kGroups slots of each lane.
 template <int kGroups, class T>
 __device__ __forceinline__ void multiply_groups(const TileMemory<T>& memory, int buffer, int own, const int* slots,
-                                                T (*sums)[kOwned]) {
+                                                T (*sums)[kWarpPixels]) {
 #pragma unroll 1
   for (int part = 0; part < kStaged; ++part) {
     Quad<T> cells[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) cells[group] = memory.cells[buffer][part][slots[group]];
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       const Quad<T> pixel = memory.pixels[buffer][part][own + j];
       add_products(cells, pixel, j, sums);
     }
@@ -85,7 +85,7 @@ __device__ __forceinline__ void multiply_groups(const TileMemory<T>& memory, int
 // The same for a number of groups that is known when it runs, up to kGroups; the same in all lanes.
 template <int kGroups, class T>
 __device__ __forceinline__ void multiply_up_to(int groups, const TileMemory<T>& memory, int buffer, int own,
-                                               const int* slots, T (*sums)[kOwned]) {
+                                               const int* slots, T (*sums)[kWarpPixels]) {
   if constexpr (kGroups > 0) {
     if (groups == kGroups) {
       multiply_groups<kGroups>(memory, buffer, own, slots, sums);
@@ -123,11 +123,11 @@ __device__ __forceinline__ void place_cells(const FeatureLookup<T>& params, int 
 
 // The sums of the warp's pixels with cell (column, row) of the footprint: kept where they are taps.
 template <class T>
-__device__ __forceinline__ void keep_taps(const FeatureLookup<T>& params, int column, int row, const T (&sums)[kOwned],
-                                          TileMemory<T>& memory) {
-  const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
+__device__ __forceinline__ void keep_taps(const FeatureLookup<T>& params, int column, int row,
+                                          const T (&sums)[kWarpPixels], TileMemory<T>& memory) {
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kWarpPixels;
 #pragma unroll
-  for (int j = 0; j < kOwned; ++j) {
+  for (int j = 0; j < kWarpPixels; ++j) {
     const int dx = column - memory.origins[own + j][0], dy = row - memory.origins[own + j][1];
     if (dx < 0 || dx >= memory.tile.columns || dy < 0 || dy >= params.tap_side()) continue;
     memory.taps[(own + j) * memory.tile.stride + dx * params.tap_side() + dy] = params.scale * sums[j];
@@ -161,16 +161,16 @@ __device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& params, T
       slots[group] = k < cells.count ? row * pitch + cells.left + k % cells.width : 0;
     }
     const int groups = (cells.count + kWarp - 1) / kWarp;
-    T sums[kMost][kOwned] = {};
+    T sums[kMost][kWarpPixels] = {};
     int buffer = 1;
     for (int64_t next = 0; next < params.channels + kStep; next += kStep) {
       copies_done();
       __syncthreads();  // this buffer has been written, the other one has been read; the cells have been placed
       if (next < params.channels) stage(params, next, slots_used, 1 - buffer, memory);
-      if (next > 0) multiply_up_to<kMost>(groups, memory, buffer, warp * kOwned, slots, sums);
+      if (next > 0) multiply_up_to<kMost>(groups, memory, buffer, warp * kWarpPixels, slots, sums);
       buffer = 1 - buffer;
     }
-    const OwnCells again = own_cells(top, bottom, memory);  // not fragment in registers meanwhile
+    const OwnCells again = own_cells(top, bottom, memory);  // not held in registers meanwhile
 #pragma unroll
     for (int group = 0; group < kMost; ++group) {
       const int k = group * kWarp + lane;
@@ -180,8 +180,8 @@ __device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& params, T
   }
 }
 
-constexpr int kSharing = 8;  // lanes that share the channels of a product
-constexpr int kFragment = 4;     // quads of f0 in the registers of each
+constexpr int kSharing = 8;   // lanes that share the channels of a product
+constexpr int kFragment = 4;  // quads of f0 in the registers of each
 
 // This lane's part of the product with a cell: the quads of channels from `begin` on, kSharing quads apart.
 template <bool kAligned, class T, class F>
@@ -244,8 +244,8 @@ __device__ __forceinline__ void add_scattered(const FeatureLookup<T>& params, co
 template <class T>
 __device__ __forceinline__ void multiply_scattered(const FeatureLookup<T>& params, TileMemory<T>& memory) {
   const BlockTile<T>& tile = memory.tile;
-  const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
-  for (int i = own; i < own + kOwned; ++i) {
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kWarpPixels;
+  for (int i = own; i < own + kWarpPixels; ++i) {
     const Window<T>& window = memory.windows[i];
     if (window.reach != Reach::kNear) continue;
     const Box box =

@@ -1,5 +1,10 @@
-// Look-ups on demand take pixels a tile at a time. Here: what is in hand of a tile, how features are read, and what
-// launchers need. The products are in correlation_products.cuh.
+// Look-ups on demand take pixels a tile at a time. Here: tiles, how features are read, and what launchers need. The
+// products are in correlation_products.cuh.
+//
+// In the words of matrix products: the block tile is 8 x 4 pixels with the cells of a level that their windows cover
+// (the footprint), by all channels. The warp tile is 4 x 2 of these pixels with up to 192 of the cells (kMostGroups
+// groups of 32). A stage is 8 channels of the block tile in shared memory, two of them in turns, filled by asynchronous
+// copies. A lane's fragment is 8 pixels by up to 6 cells: 48 sums in registers.
 #pragma once
 
 #include <cmath>
@@ -14,15 +19,15 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int kTileColumns = 8, kTileRows = 4;
-constexpr int kPixels = kTileColumns * kTileRows;  // of a tile: a lane each when results are stored
+constexpr int kPixels = kTileColumns * kTileRows;  // of a block tile: a lane each when results are stored
 constexpr int kTileThreads = 128;
 constexpr int kTileWarps = kTileThreads / kWarp;
-constexpr int kOwned = kPixels / kTileWarps;  // pixels of a warp: 4 x 2
-constexpr int kStaged = 2;                    // quads of channels staged at a time: a sector of each cell
-constexpr int kSlots = 312;                   // cells staged at a time: 22 x 14 of the smooth case, padding included
-constexpr int kPadding = 4;                   // quads: two quads of four cells each are stored to different banks
-constexpr int64_t kMostProducts = 6;          // for each that is asked for; beyond that, pixel by pixel is less work
-constexpr size_t kTapBytes = 21 * 1024;       // of a tile's taps: with all else below 48 KiB
+constexpr int kWarpPixels = kPixels / kTileWarps;  // of a warp tile: 4 x 2
+constexpr int kStaged = 2;                         // quads of channels in a stage: a sector of each cell
+constexpr int kSlots = 312;                        // cells in a stage: 22 x 14 of the smooth case, padding included
+constexpr int kPadding = 4;                        // quads: two quads of four cells each are stored to different banks
+constexpr int64_t kMostProducts = 6;     // for each that is asked for; beyond that, pixel by pixel is less work
+constexpr size_t kTapBytes = 21 * 1024;  // of a block tile's taps: with all else below 48 KiB
 
 // Groups of 32 cells that a warp multiplies at a time: 48 sums a thread, and 128 registers in all.
 template <class T>
@@ -32,7 +37,7 @@ constexpr int kMostGroups = std::is_same_v<T, double> ? 2 : 6;
 template <class T>
 constexpr int kTileBlocks = std::is_same_v<T, double> ? 3 : 4;
 
-static_assert(kOwned == 8 && kTileColumns == 8 && kTileRows == 4, "spot_of numbers pixels by warps of 4 x 2");
+static_assert(kWarpPixels == 8 && kTileColumns == 8 && kTileRows == 4, "spot_of numbers pixels by warps of 4 x 2");
 
 enum class Kind : int { kFloat, kHalf, kBFloat16, kDouble };
 
@@ -44,7 +49,7 @@ struct FeatureMap {
   bool aligned;  // quads of channels can be loaded at once
 };
 
-// The windows of all levels enclosing the pixels of f0 [B, height, width, C].
+// The windows of all levels around the pixels of f0 [B, height, width, C].
 template <class T>
 struct FeatureLookup : Lookup {
   FeatureMap maps[kMaxLevels];
@@ -80,11 +85,11 @@ __device__ __forceinline__ Box cells_under(const FeatureMap& map, int64_t x, int
   return box.x0 < box.x1 && box.y0 < box.y1 ? box : empty_box();
 }
 
-// The box enclosing those of all lanes whose numbers differ in the bits below `count`, a power of two.
+// The box around those of all lanes whose numbers differ in the bits below `count`, a power of two.
 __device__ __forceinline__ Box enclosing_lanes(Box box, int count) {
   for (int step = 1; step < count; step *= 2) {
     box = enclosing(box, {__shfl_xor_sync(kWholeWarp, box.x0, step), __shfl_xor_sync(kWholeWarp, box.y0, step),
-                       __shfl_xor_sync(kWholeWarp, box.x1, step), __shfl_xor_sync(kWholeWarp, box.y1, step)});
+                          __shfl_xor_sync(kWholeWarp, box.x1, step), __shfl_xor_sync(kWholeWarp, box.y1, step)});
   }
   return box;
 }
@@ -178,10 +183,10 @@ struct TileMemory {
 FLOWFUSE_INLINE int tap_stride(int columns, int side) { return columns * side | 1; }
 
 template <class T>
-__device__ __forceinline__ void load_tile(const FeatureLookup<T>& params, int64_t b, int64_t number, int level, int part,
-                                          TileMemory<T>& memory) {
+__device__ __forceinline__ void load_tile(const FeatureLookup<T>& params, int64_t b, int64_t number, int level,
+                                          int part, TileMemory<T>& memory) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int i = warp * kOwned + lane % kOwned;
+  const int i = warp * kWarpPixels + lane % kWarpPixels;
   const int first = part * params.part_size, columns = smaller(params.part_size, params.value_side() - first) + 1;
   const FeatureMap& map = params.maps[level];
   const Spot spot = spot_of(params, number, i);
@@ -190,9 +195,9 @@ __device__ __forceinline__ void load_tile(const FeatureLookup<T>& params, int64_
   if (window.reach == Reach::kNear) box = cells_under(map, window.x + first, window.y, columns, params.tap_side());
   const bool any = !box.empty();
   int inside = static_cast<int>(box.width() * box.height());
-  box = enclosing_lanes(box, kOwned);
-  for (int step = 1; step < kOwned; step *= 2) inside += __shfl_xor_sync(kWholeWarp, inside, step);
-  if (lane < kOwned) {
+  box = enclosing_lanes(box, kWarpPixels);
+  for (int step = 1; step < kWarpPixels; step *= 2) inside += __shfl_xor_sync(kWholeWarp, inside, step);
+  if (lane < kWarpPixels) {
     memory.windows[i] = window;
     memory.pixels_at[i] = spot.there ? spot.pixel * params.channels : -1;
   }
@@ -206,15 +211,15 @@ __device__ __forceinline__ void load_tile(const FeatureLookup<T>& params, int64_
   for (int other = 0; other < kTileWarps; ++other) {
     const Box& theirs = memory.boxes[other];
     footprint = enclosing(footprint, theirs);
-    products += (theirs.width() * theirs.height() + kWarp - 1) / kWarp * kWarp * kOwned;
+    products += (theirs.width() * theirs.height() + kWarp - 1) / kWarp * kWarp * kWarpPixels;
     asked += memory.taps_inside[other];
     widest = larger(widest, theirs.width());
     cells += theirs.width() * theirs.height();
   }
   // The footprint is staged as a whole: boxes that are tight but lie far from each other would leave it mostly empty.
-  const bool dense = products <= kMostProducts * asked && footprint.width() * footprint.height() <= cells && widest <= kMostGroups<T> * kWarp &&
-                     footprint.width() <= kSlots - kOwned;
-  if (lane < kOwned) {
+  const bool dense = products <= kMostProducts * asked && footprint.width() * footprint.height() <= cells &&
+                     widest <= kMostGroups<T> * kWarp && footprint.width() <= kSlots - kWarpPixels;
+  if (lane < kWarpPixels) {
     const bool used = dense && any;
     memory.origins[i][0] = used ? static_cast<int>(window.x + first - footprint.x0) : 1 << 20;
     memory.origins[i][1] = used ? static_cast<int>(window.y - footprint.y0) : 1 << 20;
@@ -287,10 +292,13 @@ struct PreparedLookup {
     for (size_t level = 0; level < f1_levels.size(); ++level) {
       storage.push_back(packed(f1_levels[level], f1_levels[level].scalar_type(), MemoryFormat::ChannelsLast));
       const Features& f1 = storage.back();
-      params.maps[level] = {f1.tensor.const_data_ptr(), f1.batch_stride, f1.rows, f1.columns,
-                         kind_of(f1.tensor.scalar_type()),
-                         loads_quads(f1.tensor, params.channels, kCount,
-                                     static_cast<int64_t>(sizeof_dtype(f1.tensor.scalar_type())))};
+      params.maps[level] = {
+          f1.tensor.const_data_ptr(),
+          f1.batch_stride,
+          f1.rows,
+          f1.columns,
+          kind_of(f1.tensor.scalar_type()),
+          loads_quads(f1.tensor, params.channels, kCount, static_cast<int64_t>(sizeof_dtype(f1.tensor.scalar_type())))};
     }
     // As many columns of a window as fit, two at least, in parts of about the same size.
     const int size = 2 * params.radius + 1, side = size + 1;

@@ -10,11 +10,11 @@
 namespace flowfuse::cuda {
 namespace {
 
-constexpr int kBlockSide = 64;             // rows and columns of a product that a block makes
-constexpr int kDepth = 16;            // of the stretch of both factors storage in shared memory
-constexpr int kEach = 4;              // rows and columns of the tile that a thread makes
+constexpr int kBlockSide = 64;                       // rows and columns of a product that a block makes
+constexpr int kDepth = 16;                           // of the stretch of both factors held in shared memory
+constexpr int kEach = 4;                             // rows and columns of the tile that a thread makes
 constexpr int kThreadsPerSide = kBlockSide / kEach;  // threads along each side of the tile
-constexpr int kPitch = kBlockSide + 4;     // keeps rows aligned to 16 bytes, and in different banks
+constexpr int kPitch = kBlockSide + 4;               // keeps rows aligned to 16 bytes, and in different banks
 
 static_assert(kThreadsPerSide * kThreadsPerSide == kThreads, "the threads of a block share its tile");
 
@@ -49,8 +49,8 @@ struct Stage {
 // Copies tile[k][i] from elements (first + i, deep + k); beyond `count` and `depth` it is 0. Neighbouring threads
 // read neighbouring elements.
 template <class T, class F>
-__device__ __forceinline__ void load_stage(StageRows<T>& tile, const Operand<F>& operand, int64_t matrix,
-                                          int64_t first, int64_t count, int64_t deep, int64_t depth) {
+__device__ __forceinline__ void load_stage(StageRows<T>& tile, const Operand<F>& operand, int64_t matrix, int64_t first,
+                                           int64_t count, int64_t deep, int64_t depth) {
   const F* values = operand.values + matrix * operand.batch;
   for (int part = 0; part < kBlockSide * kDepth / kThreads; ++part) {
     const int index = part * kThreads + static_cast<int>(threadIdx.x);
@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) multiply(Product<A, B> params) {
   Stage<T>& stage = *shared_memory<Stage<T>>();
   const int thread = static_cast<int>(threadIdx.x);
   const int row = thread / kThreadsPerSide * kEach, column = thread % kThreadsPerSide * kEach;
-  const int64_t across = (params.columns + kBlockSide - 1) / kBlockSide, down = (params.rows + kBlockSide - 1) / kBlockSide;
+  const int64_t across = (params.columns + kBlockSide - 1) / kBlockSide,
+                down = (params.rows + kBlockSide - 1) / kBlockSide;
   const int64_t blocks = params.batch * down * across;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t matrix = block / across / down;
@@ -101,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) multiply(Product<A, B> params) {
 
 template <class A, class B>
 void run(const DeviceCall& call, const Product<A, B>& params) {
-  const int64_t tiles = ((params.rows + kBlockSide - 1) / kBlockSide) * ((params.columns + kBlockSide - 1) / kBlockSide);
+  const int64_t tiles =
+      ((params.rows + kBlockSide - 1) / kBlockSide) * ((params.columns + kBlockSide - 1) / kBlockSide);
   call.launch(multiply<A, B>, blocks_for(params.batch * tiles, 1), kThreads, sizeof(Stage<SumType<A>>), params);
 }
 
@@ -167,9 +169,9 @@ std::vector<Tensor> correlation_volume(Tensor f0, std::vector<Tensor> f1_levels)
     with_feature_types(f0.scalar_type(), level.scalar_type(), [&](auto a, auto b) {
       using A = decltype(a);
       using B = decltype(b);
-      run(call, Product<A, B>{over_channels<A>(source), over_channels<B>(target),
-                              mutable_data<SumType<A>>(volumes.back()), batch, pixels, cells, source.channels,
-                              scale_of<SumType<A>>(source), false});
+      run(call,
+          Product<A, B>{over_channels<A>(source), over_channels<B>(target), mutable_data<SumType<A>>(volumes.back()),
+                        batch, pixels, cells, source.channels, scale_of<SumType<A>>(source), false});
     });
   }
   return volumes;
@@ -197,16 +199,29 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
     with_feature_type(f0.scalar_type(), [&](auto feature) {
       using F = decltype(feature);
       using T = SumType<F>;
-      run(call, Product<T, F>{{data<T>(grad), pixels * cells, 1, cells}, over_pixels<F>(source),
-                              mutable_data<T>(grad_f1), batch, cells, channels, pixels, scale_of<T>(source), false});
+      run(call, Product<T, F>{{data<T>(grad), pixels * cells, 1, cells},
+                              over_pixels<F>(source),
+                              mutable_data<T>(grad_f1),
+                              batch,
+                              cells,
+                              channels,
+                              pixels,
+                              scale_of<T>(source),
+                              false});
     });
     grad_levels.push_back(torch::stable::to(grad_f1, f1.scalar_type()));
     if (cells == 0) continue;
     with_feature_type(f1.scalar_type(), [&](auto feature) {
       using F = decltype(feature);
       using T = SumType<F>;
-      run(call, Product<T, F>{{data<T>(grad), pixels * cells, cells, 1}, over_pixels<F>(target),
-                              mutable_data<T>(grad_f0), batch, pixels, channels, cells, scale_of<T>(source),
+      run(call, Product<T, F>{{data<T>(grad), pixels * cells, cells, 1},
+                              over_pixels<F>(target),
+                              mutable_data<T>(grad_f0),
+                              batch,
+                              pixels,
+                              channels,
+                              cells,
+                              scale_of<T>(source),
                               written});
     });
     written = true;

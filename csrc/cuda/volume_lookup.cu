@@ -109,7 +109,8 @@ __device__ __forceinline__ void read_taps(const Lookup& params, const VolumeLeve
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3) look_up_volume(Lookup params, VolumeLevel<T> level, T* __restrict__ output) {
+__global__ void __launch_bounds__(kThreads, 3)
+    look_up_volume(Lookup params, VolumeLevel<T> level, T* __restrict__ output) {
   const int64_t patches = params.items * patches_of(params);
   const int size = 2 * params.radius + 1, i = static_cast<int>(threadIdx.x);
   for (int64_t index = blockIdx.x; index < patches; index += gridDim.x) {
@@ -136,8 +137,8 @@ __global__ void __launch_bounds__(kThreads, 3) look_up_volume(Lookup params, Vol
 // Gradient in the coordinates, added to what earlier levels left: each thread sums some values of the window of a
 // pixel, then one of them the parts in their order. The taps have been read into the patch.
 template <class T>
-__device__ __forceinline__ void add_coords_gradient(const Lookup& params, const Patch<T>& patch, int level, const T* grad,
-                                                    T* grad_coords) {
+__device__ __forceinline__ void add_coords_gradient(const Lookup& params, const Patch<T>& patch, int level,
+                                                    const T* grad, T* grad_coords) {
   const int size = 2 * params.radius + 1, i = static_cast<int>(threadIdx.x);
   const bool there = i < patch.count;
   T gx = 0, gy = 0;
@@ -223,7 +224,8 @@ PatchLaunch patch_launch(const Lookup& params) {
 template <class T>
 void run_lookup(const DeviceCall& call, const Lookup& params, const VolumeLevel<T>& level, const Tensor& output) {
   const PatchLaunch launch = patch_launch<T>(params);
-  call.launch(look_up_volume<T>, launch.grid, launch.block, launch.shared_bytes, params, level, mutable_data<T>(output));
+  call.launch(look_up_volume<T>, launch.grid, launch.block, launch.shared_bytes, params, level,
+              mutable_data<T>(output));
 }
 
 template <class T>
@@ -231,8 +233,7 @@ void run_pixel_gradients(const DeviceCall& call, const Lookup& params, const Vol
                          const Tensor& grad_coords) {
   const PatchLaunch launch = patch_launch<T>(params);
   T* target = grad_coords.numel() > 0 ? mutable_data<T>(grad_coords) : nullptr;
-  call.launch(pixel_gradients<T>, launch.grid, launch.block, launch.shared_bytes, params, level, data<T>(grad),
-              target);
+  call.launch(pixel_gradients<T>, launch.grid, launch.block, launch.shared_bytes, params, level, data<T>(grad), target);
 }
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
@@ -255,8 +256,8 @@ Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius)
   return output;
 }
 
-std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
-                                                               Tensor coords, int64_t radius, bool coords_needed) {
+std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes, Tensor coords,
+                                                               int64_t radius, bool coords_needed) {
   const char* op = "volume_lookup_backward";
   check_volume_lookup(op, volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();

@@ -33,7 +33,8 @@ struct AtomicAddTo {
 __global__ void add_events(Voxels params, int64_t first, int64_t last, AtomicSum* sums, AtomicSum* ignored) {
   const int64_t cells = params.bins * params.height * params.width;
   const int64_t end = event_index(params.offsets, last, params.count);
-  for (int64_t index = event_index(params.offsets, first, params.count) + first_item(); index < end; index += item_step()) {
+  for (int64_t index = event_index(params.offsets, first, params.count) + first_item(); index < end;
+       index += item_step()) {
     const int64_t item = item_of(params.offsets, first, last, index);
     if (item < 0) continue;
     const Grid grid = params.grid(item);
@@ -71,16 +72,16 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   const DeviceCall call(op, t);
   for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
   const int64_t items = offsets.size(0) - 1, cells = bins * height * width;
-  const Voxels params{{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
-                    p.scalar_type()},
-                   data<int64_t>(offsets),
-                   data<int64_t>(t0),
-                   data<int64_t>(t1),
-                   t.size(0),
-                   bins,
-                   height,
-                   width,
-                   x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double};
+  const Voxels params{
+      {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(), p.scalar_type()},
+      data<int64_t>(offsets),
+      data<int64_t>(t0),
+      data<int64_t>(t1),
+      t.size(0),
+      bins,
+      height,
+      width,
+      x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double};
   const Tensor voxels = allocate(op, t, {items, bins, height, width}, ScalarType::Float);
   const Tensor ignored = allocate(op, t, {items}, ScalarType::Long);
   call.clear(ignored);
@@ -103,6 +104,4 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
 }  // namespace
 }  // namespace flowfuse::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("voxelize", TORCH_BOX(&flowfuse::cuda::voxelize));
-}
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) { m.impl("voxelize", TORCH_BOX(&flowfuse::cuda::voxelize)); }

@@ -178,8 +178,7 @@ Tensor warp_events_backward(Tensor grad, Tensor x, Tensor y, Tensor t, Tensor p,
   check_gradient(op, grad, tensors.image_shape(), trajectory.scalar_type(), "trajectory", trajectory);
   const Tensor grad_trajectory = allocate(op, trajectory, shape_of(trajectory), trajectory.scalar_type());
   const bool wide = trajectory.scalar_type() == ScalarType::Double;
-  (wide ? run_backward<double> : run_backward<float>)(call, torch::stable::contiguous(grad), tensors,
-                                                      grad_trajectory);
+  (wide ? run_backward<double> : run_backward<float>)(call, torch::stable::contiguous(grad), tensors, grad_trajectory);
   return grad_trajectory;
 }
 

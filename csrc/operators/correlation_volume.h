@@ -18,8 +18,7 @@ inline void check_correlation_volume(const char* op, const Tensor& f0, const std
     const Tensor& f1 = f1_levels[level];
     const ArgumentName name{"f1", level};
     if (f1.dim() != 4 || f1.size(0) != f0.size(0) || f1.size(1) != f0.size(1)) {
-      refuse_shape(op, name, f1,
-                   "[" + std::to_string(f0.size(0)) + ", " + std::to_string(f0.size(1)) + ", H_l, W_l]");
+      refuse_shape(op, name, f1, "[" + std::to_string(f0.size(0)) + ", " + std::to_string(f0.size(1)) + ", H_l, W_l]");
     }
     check_dtype(op, name, f1, kFeatureDtypes);
     if (sum_dtype(f0.scalar_type()) != sum_dtype(f1.scalar_type())) {

@@ -18,9 +18,9 @@ inline void check_volume_lookup(const char* op, const std::vector<Tensor>& volum
     const Tensor& volume = volumes[level];
     const ArgumentName name{"volumes", level};
     if (volume.dim() != 5 || volume.size(0) != batch || volume.size(1) != height || volume.size(2) != width) {
-      refuse_shape(op, name, volume,
-                   "[" + std::to_string(batch) + ", " + std::to_string(height) + ", " + std::to_string(width) +
-                       ", H_l, W_l]");
+      refuse_shape(
+          op, name, volume,
+          "[" + std::to_string(batch) + ", " + std::to_string(height) + ", " + std::to_string(width) + ", H_l, W_l]");
     }
     check_dtype(op, name, volume, kCoordinateDtypes);
     if (volume.scalar_type() != volumes[0].scalar_type()) {

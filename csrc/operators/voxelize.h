@@ -37,8 +37,7 @@ FLOWFUSE_INLINE TimeWeight time_weight(int64_t elapsed, int64_t duration, int64_
   const uint64_t divisor = static_cast<uint64_t>(duration);
   if (position < (uint64_t{1} << (63 - kTimeBits))) {  // one division gives both
     const uint64_t fixed = (position << kTimeBits) / divisor;
-    return {static_cast<int64_t>(fixed >> kTimeBits),
-            static_cast<int64_t>(fixed & ((uint64_t{1} << kTimeBits) - 1))};
+    return {static_cast<int64_t>(fixed >> kTimeBits), static_cast<int64_t>(fixed & ((uint64_t{1} << kTimeBits) - 1))};
   }
   return {static_cast<int64_t>(position / divisor),
           static_cast<int64_t>(((position % divisor) << kTimeBits) / divisor)};
@@ -77,8 +76,7 @@ FLOWFUSE_INLINE bool spread_pixel(const Grid& grid, int64_t x, int64_t y, int64_
 
 // The same for a rectified position.
 template <class Add>
-FLOWFUSE_INLINE bool spread_rectified(const Grid& grid, double x, double y, int64_t t, int64_t sign,
-                                      const Add& add) {
+FLOWFUSE_INLINE bool spread_rectified(const Grid& grid, double x, double y, int64_t t, int64_t sign, const Add& add) {
   const bool on_sensor = x > -1 && x < grid.width && y > -1 && y < grid.height;  // NaN is not
   if (t < grid.t0 || t >= grid.t1 || !on_sensor) return false;
   const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);

@@ -27,8 +27,8 @@ inline void check_warp_events(const char* op, const Tensor& x, const Tensor& y, 
   check_range(op, "width", width, 1, kMaxSide);
   const int64_t items = offsets.size(0) - 1;
   const std::vector<int64_t> shape = shape_of(trajectory), flow{items, 2, height, width};
-  const bool points = shape.size() == 5 && shape[1] >= 1 &&
-                      std::vector<int64_t>{shape[0], shape[2], shape[3], shape[4]} == flow;
+  const bool points =
+      shape.size() == 5 && shape[1] >= 1 && std::vector<int64_t>{shape[0], shape[2], shape[3], shape[4]} == flow;
   if (shape != flow && !points) {
     const std::string start = "[" + std::to_string(items) + ", ";
     const std::string end = "2, " + std::to_string(height) + ", " + std::to_string(width) + "]";
@@ -234,7 +234,7 @@ FLOWFUSE_INLINE void place_gradient(const Warp<T>& params, const T* grad, int64_
   }
 }
 
-// The arguments of a call after their check, made contiguous. They must live as long as its params.
+// The arguments of a call after their check, made contiguous. They must live as long as its parameters.
 struct WarpTensors {
   Tensor x, y, t, p, offsets, trajectory, t0, t1, t_ref;
   VoteMode mode;
@@ -252,7 +252,9 @@ struct WarpTensors {
         t0(torch::stable::contiguous(t0_)),
         t1(torch::stable::contiguous(t1_)),
         t_ref(torch::stable::contiguous(t_ref_)),
-        mode(mode_ == "signed" ? VoteMode::kSigned : mode_ == "split" ? VoteMode::kSplit : VoteMode::kUnsigned),
+        mode(mode_ == "signed"  ? VoteMode::kSigned
+             : mode_ == "split" ? VoteMode::kSplit
+                                : VoteMode::kUnsigned),
         height(height_),
         width(width_) {}
 
@@ -263,8 +265,8 @@ struct WarpTensors {
   template <class T>
   Warp<T> params() const {
     Warp<T> params{};
-    params.events = {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
-                  p.scalar_type()};
+    params.events = {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(),
+                     data<int64_t>(t),   x.scalar_type(),    p.scalar_type()};
     params.offsets = data<int64_t>(offsets);
     params.t0 = data<int64_t>(t0);
     params.t1 = data<int64_t>(t1);
