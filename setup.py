@@ -18,11 +18,10 @@ Build switches, all environment variables:
   CXX, CXXFLAGS, LDFLAGS, NVCC, NVCCFLAGS   as usual, e.g. CXXFLAGS=-fsanitize=address
 
 At run time (no rebuild): FLOWFUSE_DISABLE_EXTENSION=1 leaves the library unloaded and
-FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16|amx forces an instruction set.
+FLOWFUSE_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16 forces an instruction set.
 """
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -101,17 +100,6 @@ def architecture_flags(names: list[str]) -> list[str]:
     return flags
 
 
-def knows_matrix_unit() -> bool:
-    """Whether the assembler behind the C++ compiler has Intel's AMX; binutils have since 2.35."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    command = [*compiler, "-x", "assembler", "-c", "-", "-o", os.devnull]
-    try:
-        done = subprocess.run(command, input=b"tilerelease\n", capture_output=True)
-    except OSError:  # the build will say what is wrong with the compiler
-        return False
-    return done.returncode == 0
-
-
 def quoted(arguments: list[str]) -> str:
     """Arguments as a shell takes them, in a line of build.ninja."""
     return " ".join(shlex.quote(argument) for argument in arguments).replace("$", "$$")
@@ -127,8 +115,6 @@ def build_plan(library: Path, nvcc: str | None) -> str:
 
     package = Path(torch.__file__).parent
     definitions = [TORCH_TARGET]
-    if platform.machine() == "x86_64" and not knows_matrix_unit():
-        definitions.append("-DFLOWFUSE_NO_MATRIX_UNIT=1")
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
     # The headers of torch are not ours to warn about.
     common = ["-std=c++17", "-isystem", f"{package / 'include'}", f"-I{ROOT / 'csrc'}"]

@@ -29,7 +29,7 @@ from floors import Needed
 from torch import Tensor
 
 from flowfuse import ops
-from flowfuse.ops import reference
+from flowfuse.ops import OPERATORS
 
 DURATION = 100_000  # microseconds of an event window
 GPU_FLOOR = 50e-6  # seconds; below this a launch takes as long as the work
@@ -144,7 +144,7 @@ def warp_case(direction: str, at: Setting) -> Case:
             inputs=with_gradients(direction, flow),
             ours={"warp_events": warp(ops.warp_events)},
             needed=need(batch),
-            peers={"the reference": warp(reference.warp_events)},
+            peers={"the reference": warp(OPERATORS["warp_events"].reference)},
             events=count * batch,
         )
 
@@ -197,6 +197,7 @@ def upsample_case(direction: str, at: Setting) -> Case:
 def gradient_case(direction: str, channels: int, at: Setting) -> Case:
     height, width = (120, 160) if at.quick else (480, 640)
     both = direction == "both"
+    reference = OPERATORS["common_gradient"].reference
 
     def need(items: int) -> Needed:
         return floors.common_gradient(items, channels, height, width, both)
@@ -213,7 +214,7 @@ def gradient_case(direction: str, channels: int, at: Setting) -> Case:
             inputs=with_gradients(direction, *frames, event_sum, flow),
             ours={"common_gradient": lambda *inputs: [ops.common_gradient(*inputs)]},
             needed=need(batch),
-            peers={"the reference": lambda *inputs: [reference.common_gradient(*inputs)]},
+            peers={"the reference": lambda *inputs: [reference(*inputs)]},
         )
 
     size = batched(f"{channels} x {height} x {width}", batch)

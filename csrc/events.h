@@ -1,20 +1,56 @@
-// Events as voxelize and warp_events read them on every device, and where one event votes: written once, because
-// voxelize has the same bits on every device and both have the same bits twice.
+// Events as voxelize and warp_events read them on every device, and the checks of them.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
-#include <cstring>
-#include <string>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
-#include "sampling.h"
-#include "tensors.h"
+#include "portable.h"
 
 namespace flowfuse {
 
-constexpr int64_t kMaxDuration = int64_t{1} << 40;  // of a window, microseconds
+constexpr int64_t kMaxSide = int64_t{1} << 20;      // height or width of a sensor
+constexpr int64_t kMaxDuration = int64_t{1} << 40;  // of a time interval, microseconds
+
+// Dtypes and shapes of a batch of events; `times` are per batch item. No value is read.
+inline void check_events(const char* op, const Tensor& x, const Tensor& y, const Tensor& t, const Tensor& p,
+                         const Tensor& offsets, std::initializer_list<std::pair<const char*, const Tensor*>> times) {
+  check_shape(op, "t", t, "[N]", t.dim() == 1);
+  const std::pair<const char*, const Tensor*> columns[] = {{"x", &x}, {"y", &y}, {"p", &p}};
+  for (const auto& [name, tensor] : columns) check_shape(op, name, *tensor, {t.size(0)});
+  check_shape(op, "offsets", offsets, "[B + 1], B at least 1", offsets.dim() == 1 && offsets.size(0) >= 2);
+  check_dtype(op, "x", x,
+              {ScalarType::Byte, ScalarType::Short, ScalarType::UInt16, ScalarType::Int, ScalarType::Long,
+               ScalarType::Float, ScalarType::Double});
+  check_dtype(op, "y", y, {x.scalar_type()});
+  check_dtype(
+      op, "p", p,
+      {ScalarType::Byte, ScalarType::Bool, ScalarType::Char, ScalarType::Short, ScalarType::Int, ScalarType::Long});
+  check_dtype(op, "t", t, {ScalarType::Long});
+  check_dtype(op, "offsets", offsets, {ScalarType::Long});
+  for (const auto& [name, tensor] : times) check_dtype(op, name, *tensor, {ScalarType::Long});
+  for (const auto& [name, tensor] : times) check_shape(op, name, *tensor, {offsets.size(0) - 1});
+  for (const auto& [name, tensor] : columns) check_device(op, name, *tensor, "x", x);
+  check_device(op, "t", t, "x", x);
+  check_device(op, "offsets", offsets, "x", x);
+  for (const auto& [name, tensor] : times) check_device(op, name, *tensor, "x", x);
+}
+
+// The values behind check_events, for devices whose memory the host can read.
+inline void check_event_values(const char* op, int64_t count, const int64_t* offsets, const int64_t* t0,
+                               const int64_t* t1, int64_t items) {
+  bool ordered = offsets[0] >= 0 && offsets[items] <= count;
+  for (int64_t b = 0; b < items; ++b) ordered = ordered && offsets[b] <= offsets[b + 1];
+  if (!ordered) refuse(op, "offsets must not decrease and must lie within [0, ", count, "]");
+  for (int64_t b = 0; b < items; ++b) {
+    const uint64_t duration = static_cast<uint64_t>(t1[b]) - static_cast<uint64_t>(t0[b]);
+    const bool forward = t0[b] < t1[b];
+    if (forward && duration <= static_cast<uint64_t>(kMaxDuration)) continue;
+    refuse(op, forward ? "t1 - t0 must be at most 2^40 microseconds" : "t1 must be later than t0", ", got t0 = ", t0[b],
+           ", t1 = ", t1[b], " in item ", b);
+  }
+}
 
 // Columns of N events.
 struct Events {
@@ -87,298 +123,5 @@ FLOWFUSE_INLINE int64_t window_end(int64_t t0, int64_t t1) {
   const uint64_t duration = static_cast<uint64_t>(t1) - static_cast<uint64_t>(t0);
   return duration <= static_cast<uint64_t>(kMaxDuration) ? t1 : t0;
 }
-
-// ---- voxelize --------------------------------------------------------------------------------------
-
-struct Grid {
-  int64_t bins, height, width;
-  int64_t t0, t1;
-  int space_bits;
-};
-
-// add(cell of the grid, weight) for each vote of an event at a pixel; false: the event is ignored.
-template <class Add>
-FLOWFUSE_INLINE bool spread_pixel(const Grid& grid, int64_t x, int64_t y, int64_t t, int64_t sign, const Add& add) {
-  if (t < grid.t0 || t >= grid.t1 || x < 0 || x >= grid.width || y < 0 || y >= grid.height) return false;
-  const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);
-  const int64_t cell = (time.bin * grid.height + y) * grid.width + x;
-  add(cell, sign * ((int64_t{1} << kTimeBits) - time.late));
-  if (time.late != 0) add(cell + grid.height * grid.width, sign * time.late);  // never past the last bin: t < t1
-  return true;
-}
-
-// The same for a rectified position.
-template <class Add>
-FLOWFUSE_INLINE bool spread_rectified(const Grid& grid, double x, double y, int64_t t, int64_t sign,
-                                      const Add& add) {
-  const bool on_sensor = x > -1 && x < grid.width && y > -1 && y < grid.height;  // NaN is not
-  if (t < grid.t0 || t >= grid.t1 || !on_sensor) return false;
-  const TimeWeight time = time_weight(t - grid.t0, grid.t1 - grid.t0, grid.bins);
-  const SpaceWeight column = space_weight(x, grid.space_bits), row = space_weight(y, grid.space_bits);
-  const int64_t unit = int64_t{1} << grid.space_bits;
-  for (int dy = 0; dy < 2; ++dy) {
-    const int64_t r = row.cell + dy;
-    if (r < 0 || r >= grid.height) continue;
-    const int64_t row_weight = sign * (dy ? row.next : unit - row.next);
-    for (int dx = 0; dx < 2; ++dx) {
-      const int64_t c = column.cell + dx;
-      if (c < 0 || c >= grid.width) continue;
-      const int64_t weight = row_weight * (dx ? column.next : unit - column.next);
-      const int64_t cell = (time.bin * grid.height + r) * grid.width + c;
-      add(cell, weight * ((int64_t{1} << kTimeBits) - time.late));
-      if (time.late != 0) add(cell + grid.height * grid.width, weight * time.late);
-    }
-  }
-  return true;
-}
-
-// What an integer sum of 1 stands for: a power of two, so that the product with it is exact.
-FLOWFUSE_INLINE float voxel_scale(int space_bits) {
-  return 1.0f / static_cast<float>(int64_t{1} << (kTimeBits + 2 * space_bits));
-}
-
-// ---- warp_events: fixed point --------------------------------------------------------------------
-
-// Fraction bits of a vote's weight for an item of `count` events. A weight is at most 1 and an event votes at most
-// once for a cell, so that a sum stays below 2^62; rounding changes it by at most votes * 2^-(bits + 1).
-FLOWFUSE_INLINE int vote_bits(int64_t count) {
-  const int bits = 62 - bit_length(count);
-  return bits < 48 ? bits : 48;
-}
-
-// 2^exponent, for exponents of normal numbers.
-FLOWFUSE_INLINE double power_of_two(int exponent) {
-  const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-constexpr uint64_t kInfinityBits = uint64_t{0x7ff} << 52;
-
-// Numbers that are not negative are in the order of their bits; NaN comes after infinity.
-FLOWFUSE_INLINE uint64_t ordered_bits(double magnitude) {
-  uint64_t bits;
-  memcpy(&bits, &magnitude, sizeof bits);
-  return bits;
-}
-
-// Fraction bits of the shares of a gradient for an item of `count` events whose slopes are at most the number of
-// which these are the ordered_bits. The four shares of an event add up to its slope, so that a sum stays below
-// 2^63; for a million events 2^-41 of the largest slope is still seen. 2^bits stays a normal number, which costs
-// precision below slopes of 1e-288 only.
-FLOWFUSE_INLINE int share_bits(uint64_t largest_slope, int64_t count) {
-  const int exponent = static_cast<int>(largest_slope >> 52) - 1023;
-  const int bits = 61 - bit_length(count) - exponent;
-  return largest_slope == 0 ? 0 : bits < 1022 ? bits : 1022;
-}
-
-// To the nearest integer, half to even.
-FLOWFUSE_INLINE int64_t to_fixed(float value) { return static_cast<int64_t>(__builtin_rintf(value)); }
-FLOWFUSE_INLINE int64_t to_fixed(double value) { return static_cast<int64_t>(__builtin_rint(value)); }
-
-// ---- warp_events: motion and votes of one event ----------------------------------------------------
-
-enum class VoteMode { kSigned, kUnsigned, kSplit };
-
-// One call. Times and positions are taken apart in the dtype of the trajectory.
-template <class T>
-struct Warp {
-  Events events;
-  const int64_t *offsets, *t0, *t1, *t_ref;
-  const T* trajectory;  // [items, points, 2, height, width]
-  int64_t count, items, points, height, width;
-  VoteMode mode;
-  T binomials[kMaxPoints];  // binom(points, k) at k - 1
-
-  FLOWFUSE_INLINE int64_t plane() const { return height * width; }
-  FLOWFUSE_INLINE int64_t channels() const { return mode == VoteMode::kSplit ? 2 : 1; }
-};
-
-// An event in its window and on the sensor.
-template <class T>
-struct WarpEvent {
-  T x, y, tau, tau_ref;
-};
-
-template <class T>
-FLOWFUSE_INLINE bool read_event(const Warp<T>& job, int64_t item, int64_t index, WarpEvent<T>& event) {
-  const int64_t t = job.events.t[index], t0 = job.t0[item], t1 = window_end(t0, job.t1[item]);
-  if (t < t0 || t >= t1) return false;
-  const T x = position_at<T>(job.events.x, job.events.position_dtype, index);
-  const T y = position_at<T>(job.events.y, job.events.position_dtype, index);
-  const T width = static_cast<T>(job.width), height = static_cast<T>(job.height);
-  if (!(x > -1 && x < width && y > -1 && y < height)) return false;  // NaN is left out
-  // A reference time may be as far away as int64 goes: unsigned numbers wrap.
-  const int64_t ahead = static_cast<int64_t>(static_cast<uint64_t>(job.t_ref[item]) - static_cast<uint64_t>(t0));
-  const T duration = static_cast<T>(t1 - t0);
-  event = {x, y, static_cast<T>(t - t0) / duration, static_cast<T>(ahead) / duration};
-  return true;
-}
-
-FLOWFUSE_INLINE float floor_of(float value) { return __builtin_floorf(value); }
-FLOWFUSE_INLINE double floor_of(double value) { return __builtin_floor(value); }
-
-// The square of four pixels around a position.
-template <class T>
-struct Square {
-  T column, row;   // of its first pixel: whole numbers, but a position moved far away fits no integer
-  T right, lower;  // weights of the second column and row
-};
-
-template <class T>
-FLOWFUSE_INLINE Square<T> square_at(T x, T y) {
-  const T column = floor_of(x), row = floor_of(y);
-  return {column, row, x - column, y - row};
-}
-
-template <class T>
-FLOWFUSE_INLINE T corner_weight(const Square<T>& square, int corner) {
-  return (corner & 1 ? square.right : 1 - square.right) * (corner & 2 ? square.lower : 1 - square.lower);
-}
-
-// The pixel at which a corner of an event's square reads the motion; the border is repeated.
-template <class T>
-FLOWFUSE_INLINE int64_t source_pixel(const Warp<T>& job, const Square<T>& square, int corner) {
-  int64_t column = static_cast<int64_t>(square.column) + (corner & 1);
-  int64_t row = static_cast<int64_t>(square.row) + (corner >> 1);
-  column = column < 0 ? 0 : column >= job.width ? job.width - 1 : column;
-  row = row < 0 ? 0 : row >= job.height ? job.height - 1 : row;
-  return row * job.width + column;
-}
-
-// Weight of control point k in the displacement at tau: binom(n, k) tau^k (1 - tau)^(n - k).
-template <class T>
-FLOWFUSE_INLINE T bernstein(const Warp<T>& job, int64_t k, T tau) {
-  T value = job.binomials[k - 1];
-  for (int64_t i = 0; i < k; ++i) value *= tau;
-  for (int64_t i = k; i < job.points; ++i) value *= 1 - tau;
-  return value;
-}
-
-// How far an event moves for each pixel of control point k.
-template <class T>
-FLOWFUSE_INLINE T influence(const Warp<T>& job, int64_t k, const WarpEvent<T>& event) {
-  return bernstein(job, k, event.tau_ref) - bernstein(job, k, event.tau);
-}
-
-// Moves the position of an event to the reference time.
-template <class T>
-FLOWFUSE_INLINE void move_event(const Warp<T>& job, int64_t item, const WarpEvent<T>& event, T& x, T& y) {
-  const Square<T> square = square_at(event.x, event.y);
-  int64_t pixels[4];
-  T weights[4];
-  for (int corner = 0; corner < 4; ++corner) {
-    pixels[corner] = source_pixel(job, square, corner);
-    weights[corner] = corner_weight(square, corner);
-  }
-  const T* plane = job.trajectory + item * job.points * 2 * job.plane();
-  T dx = 0, dy = 0;
-  for (int64_t k = 1; k <= job.points; ++k) {
-    T point_x = 0, point_y = 0;
-    for (int corner = 0; corner < 4; ++corner) {
-      point_x += weights[corner] * plane[pixels[corner]];
-      point_y += weights[corner] * plane[job.plane() + pixels[corner]];
-    }
-    const T share = influence(job, k, event);
-    dx += share * point_x;
-    dy += share * point_y;
-    plane += 2 * job.plane();
-  }
-  x = event.x + dx;
-  y = event.y + dy;
-}
-
-// Whether a corner of the square around a moved event is a pixel of the image; NaN and infinity are not.
-template <class T>
-FLOWFUSE_INLINE bool in_image(const Warp<T>& job, const Square<T>& square, int corner) {
-  const T column = square.column + (corner & 1), row = square.row + (corner >> 1);
-  return column >= 0 && column < static_cast<T>(job.width) && row >= 0 && row < static_cast<T>(job.height);
-}
-
-template <class T>
-FLOWFUSE_INLINE int64_t image_pixel(const Warp<T>& job, const Square<T>& square, int corner) {
-  return (static_cast<int64_t>(square.row) + (corner >> 1)) * job.width + static_cast<int64_t>(square.column) +
-         (corner & 1);
-}
-
-// First pixel of the image plane for which an event votes.
-template <class T>
-FLOWFUSE_INLINE int64_t image_plane(const Warp<T>& job, int64_t item, int64_t sign) {
-  return (item * job.channels() + (job.mode == VoteMode::kSplit && sign > 0 ? 1 : 0)) * job.plane();
-}
-
-template <class T>
-FLOWFUSE_INLINE int64_t vote_of(const Warp<T>& job, int64_t sign) {
-  return job.mode == VoteMode::kSigned ? sign : 1;
-}
-
-// Gradient in the place an event is moved to, from the gradient of the image: that of the square which floor
-// chooses. It is 0 where no vote is in the image, for NaN too.
-template <class T>
-FLOWFUSE_INLINE void place_gradient(const Warp<T>& job, const T* grad, int64_t item, int64_t sign, T x, T y, T& gx,
-                                    T& gy) {
-  const Square<T> square = square_at(x, y);
-  const T* plane = grad + image_plane(job, item, sign);
-  gx = 0;
-  gy = 0;
-  for (int corner = 0; corner < 4; ++corner) {
-    if (!in_image(job, square, corner)) continue;
-    const T g = plane[image_pixel(job, square, corner)] * static_cast<T>(vote_of(job, sign));
-    gx += (corner & 1 ? g : -g) * (corner & 2 ? square.lower : 1 - square.lower);
-    gy += (corner & 2 ? g : -g) * (corner & 1 ? square.right : 1 - square.right);
-  }
-}
-
-// The arguments of a call after their check, made contiguous. They must live as long as its job.
-struct WarpTensors {
-  Tensor x, y, t, p, offsets, trajectory, t0, t1, t_ref;
-  VoteMode mode;
-  int64_t height, width;
-
-  WarpTensors(const Tensor& x_, const Tensor& y_, const Tensor& t_, const Tensor& p_, const Tensor& offsets_,
-              const Tensor& trajectory_, const Tensor& t0_, const Tensor& t1_, const Tensor& t_ref_,
-              const std::string& mode_, int64_t height_, int64_t width_)
-      : x(torch::stable::contiguous(x_)),
-        y(torch::stable::contiguous(y_)),
-        t(torch::stable::contiguous(t_)),
-        p(torch::stable::contiguous(p_)),
-        offsets(torch::stable::contiguous(offsets_)),
-        trajectory(torch::stable::contiguous(trajectory_)),
-        t0(torch::stable::contiguous(t0_)),
-        t1(torch::stable::contiguous(t1_)),
-        t_ref(torch::stable::contiguous(t_ref_)),
-        mode(mode_ == "signed" ? VoteMode::kSigned : mode_ == "split" ? VoteMode::kSplit : VoteMode::kUnsigned),
-        height(height_),
-        width(width_) {}
-
-  std::vector<int64_t> image_shape() const {
-    return {trajectory.size(0), mode == VoteMode::kSplit ? 2 : 1, height, width};
-  }
-
-  template <class T>
-  Warp<T> job() const {
-    Warp<T> job{};
-    job.events = {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
-                  p.scalar_type()};
-    job.offsets = data<int64_t>(offsets);
-    job.t0 = data<int64_t>(t0);
-    job.t1 = data<int64_t>(t1);
-    job.t_ref = data<int64_t>(t_ref);
-    job.trajectory = data<T>(trajectory);
-    job.count = t.size(0);
-    job.items = trajectory.size(0);
-    job.points = trajectory.dim() == 5 ? trajectory.size(1) : 1;  // a flow is a trajectory of degree 1
-    job.height = height;
-    job.width = width;
-    job.mode = mode;
-    int64_t binomial = 1;
-    for (int64_t k = 1; k <= job.points; ++k) {
-      binomial = binomial * (job.points - k + 1) / k;
-      job.binomials[k - 1] = static_cast<T>(binomial);
-    }
-    return job;
-  }
-};
 
 }  // namespace flowfuse

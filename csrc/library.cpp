@@ -12,16 +12,16 @@ namespace {
 // Lines of key=value, taken apart by flowfuse.ops.build_info.
 std::string build_info() {
   constexpr uint64_t target = TORCH_TARGET_VERSION;
-  std::string text = "torch_target=" + std::to_string(target >> 56) + "." +
-                     std::to_string((target >> 48) & 0xff) + "\n";
+  std::string text =
+      "torch_target=" + std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff) + "\n";
 #if defined(__clang__)
   text += "compiler=clang " __clang_version__ "\n";
 #else
   text += "compiler=gcc " __VERSION__ "\n";
 #endif
   text += "cpp_standard=" C10_STRINGIZE(__cplusplus) "\n";
-  text += "cpu_capability=" + cpu_capability_name() + "\n";
-  text += "cpu_capabilities=" + cpu_capabilities_compiled() + "\n";
+  text += "cpu_capability=" + cpu::cpu_capability_name() + "\n";
+  text += "cpu_capabilities=" + cpu::cpu_capabilities_compiled() + "\n";
 #if defined(FLOWFUSE_CUDA_VERSION)
   text += "cuda=" C10_STRINGIZE(FLOWFUSE_CUDA_VERSION) "\n";
   text += "cuda_architectures=" C10_STRINGIZE(FLOWFUSE_CUDA_ARCHITECTURES) "\n";
@@ -40,8 +40,7 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
       "SymInt bins, SymInt height, SymInt width) -> (Tensor, Tensor)");
 
   m.def("correlation_volume(Tensor f0, Tensor[] f1_levels) -> Tensor[]");
-  m.def(
-      "correlation_volume_backward(Tensor[] grads, Tensor f0, Tensor[] f1_levels) -> (Tensor, Tensor[])");
+  m.def("correlation_volume_backward(Tensor[] grads, Tensor f0, Tensor[] f1_levels) -> (Tensor, Tensor[])");
   m.def("volume_lookup(Tensor[] volumes, Tensor coords, int radius) -> Tensor");
   m.def(
       "volume_lookup_backward(Tensor grad, Tensor[] volumes, Tensor coords, int radius, bool coords_needed) "
@@ -51,8 +50,7 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
       "correlation_lookup_backward(Tensor grad, Tensor f0, Tensor[] f1_levels, Tensor coords, int radius, "
       "bool coords_needed) -> (Tensor, Tensor[], Tensor)");
 
-  m.def(
-      "common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, bool linear) -> Tensor");
+  m.def("common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, bool linear) -> Tensor");
   m.def(
       "common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, "
       "bool linear) -> (Tensor, Tensor, Tensor, Tensor)");

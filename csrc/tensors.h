@@ -11,6 +11,7 @@
 
 #include <exception>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "checks.h"
@@ -20,18 +21,11 @@ namespace flowfuse {
 using torch::headeronly::MemoryFormat;
 
 // Ends the message of a volume that does not fit.
-constexpr const char* kOnDemandAdvice =
-    "; Correlation(..., strategy=\"on_demand\") stores no volume";
-
-inline ScalarType sum_dtype(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+constexpr const char* kOnDemandAdvice = "; Correlation(..., strategy=\"on_demand\") stores no volume";
 
 inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-inline size_t sizeof_dtype(ScalarType dtype) {
-  return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype));
-}
+inline size_t sizeof_dtype(ScalarType dtype) { return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)); }
 
 // Asks the system for huge pages behind a large tensor that is about to be written first: page by page, that can take
 // longer than the work (docs/performance.md, "Memory").
@@ -66,8 +60,21 @@ inline Tensor allocate(const char* op, const Tensor& like, const std::vector<int
   }
 }
 
+// Whether memory is dense with the channels last. Strides along axes of size 1 do not count.
+inline bool is_channels_last(const Tensor& map) {
+  int64_t expected = 1;
+  for (const int axis : {1, 3, 2, 0}) {
+    if (map.size(axis) != 1 && map.stride(axis) != expected) return false;
+    expected *= map.size(axis);
+  }
+  return true;
+}
+
+// A tensor that is right already costs no call of torch: a look-up has five of them.
 inline Tensor converted(const Tensor& tensor, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::contiguous(torch::stable::to(tensor, dtype), format);
+  const Tensor typed = tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+  const bool laid_out = format == MemoryFormat::ChannelsLast ? is_channels_last(typed) : typed.is_contiguous();
+  return laid_out ? typed : torch::stable::contiguous(typed, format);
 }
 
 // A feature map in the dtype of sums; a batch expanded from one map stays one map (batch_stride 0).
@@ -88,6 +95,10 @@ inline Tensor empty_channels_last(const char* op, const Tensor& map, ScalarType 
   return allocate(op, map, shape_of(map), dtype, MemoryFormat::ChannelsLast);
 }
 
+// The type of sums over features F: double for double, else float.
+template <class F>
+using SumType = std::conditional_t<std::is_same_v<F, double>, double, float>;
+
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -98,7 +109,7 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Calls visit(T{}) with the C++ type of a dtype among feature_dtypes().
+// Calls visit(T{}) with the C++ type of a dtype among kFeatureDtypes.
 template <class Visit>
 void with_feature_type(ScalarType dtype, const Visit& visit) {
   switch (dtype) {

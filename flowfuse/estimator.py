@@ -24,7 +24,7 @@ from flowfuse.inputs import ModelInputs, input_interval, slice_events, sum_event
 from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.model.flowfuse import MINIMUM_SIZE
-from flowfuse.ops.checks import MAX_DURATION
+from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.extension import announce
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.result import Array, Result, as_events

@@ -4,14 +4,13 @@
 #include <algorithm>
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementary.h"
 #include "cpu/vector.h"
-#include "gradient.h"
+#include "operators/common_gradient.h"
 #include "tensors.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 using torch::stable::parallel_for;
@@ -19,7 +18,6 @@ using torch::stable::parallel_for;
 constexpr int64_t kGrain = 32;   // rows a thread takes at least: it makes up to 12 more to begin with
 constexpr int64_t kMargin = 16;  // zeros on both sides of a row of scratch memory
 constexpr int64_t kRing = 8;     // rows kept of a plane: those of a window, and one before
-constexpr int kSide = 2 * kReach + 1;
 
 // All images of one call, contiguous.
 template <class T>
@@ -79,7 +77,7 @@ struct InlineFunctions {
 
 // Log intensity of one row and, when kSlope, d log / d luma.
 template <bool kSlope, class T>
-FLOWFUSE_INLINE void take_logs(const Images<T>& images, const T* frame, T* logs, T* slopes) {
+FLOWFUSE_INLINE void load_logs(const Images<T>& images, const T* frame, T* logs, T* slopes) {
   const int64_t width = images.width, lanes = whole_lanes(width), plane = images.height * width;
   if (images.channels == 1) {
     for (int64_t x = 0; x < width; ++x) logs[x] = luma<T>(frame + x, 1, plane);
@@ -87,7 +85,7 @@ FLOWFUSE_INLINE void take_logs(const Images<T>& images, const T* frame, T* logs,
     for (int64_t x = 0; x < width; ++x) logs[x] = luma<T>(frame + x, 3, plane);
   }
   for (int64_t x = width; x < lanes; ++x) logs[x] = T(0);
-  const auto take = [&](bool linear) FLOWFUSE_INLINE_LAMBDA {
+  const auto decode = [&](bool linear) FLOWFUSE_INLINE_LAMBDA {
 #pragma GCC ivdep
     for (int64_t x = 0; x < lanes; ++x) {
       T slope = T(0);
@@ -96,9 +94,9 @@ FLOWFUSE_INLINE void take_logs(const Images<T>& images, const T* frame, T* logs,
     }
   };
   if (images.linear) {
-    take(true);
+    decode(true);
   } else {
-    take(false);
+    decode(false);
   }
 }
 
@@ -119,12 +117,12 @@ struct Signals {
   }
 
   template <bool kSlope>
-  FLOWFUSE_INLINE void take_row(const Images<T>& images, int64_t b, int64_t y) const {
+  FLOWFUSE_INLINE void load_row(const Images<T>& images, int64_t b, int64_t y) const {
     const int64_t width = images.width, lanes = whole_lanes(width);
     const int64_t at = (b * images.channels * images.height + y) * width;
     T *log_row = log0.row(y), *change_row = change.row(y), *event_row = events.row(y);
-    take_logs<kSlope>(images, images.frame0 + at, log_row, kSlope ? slope0.row(y) : nullptr);
-    take_logs<kSlope>(images, images.frame1 + at, change_row, kSlope ? slope1.row(y) : nullptr);
+    load_logs<kSlope>(images, images.frame0 + at, log_row, kSlope ? slope0.row(y) : nullptr);
+    load_logs<kSlope>(images, images.frame1 + at, change_row, kSlope ? slope1.row(y) : nullptr);
 #pragma GCC ivdep
     for (int64_t x = 0; x < lanes; ++x) change_row[x] -= log_row[x];
     log_row[-1] = log_row[0];  // the replicated border of the differences
@@ -154,10 +152,10 @@ struct ColumnMoments {
   }
 
   template <bool kWhole>
-  FLOWFUSE_INLINE void take(const Signals<T>& signals, int64_t y, Span rows, int64_t lanes) const {
-    const T *a[kSide], *b[kSide];
-    T share[kSide];  // 0 for rows outside the image, for which one inside stands
-    for (int k = 0; k < kSide; ++k) {
+  FLOWFUSE_INLINE void compute(const Signals<T>& signals, int64_t y, Span rows, int64_t lanes) const {
+    const T *a[kWindowSide], *b[kWindowSide];
+    T share[kWindowSide];  // 0 for rows outside the image, for which one inside stands
+    for (int k = 0; k < kWindowSide; ++k) {
       const int64_t row = y + k - kReach;
       const bool inside = row >= rows.begin && row < rows.end;
       a[k] = signals.change.row(inside ? row : y);
@@ -171,14 +169,14 @@ struct ColumnMoments {
       const T centre_a = a[kReach][x], centre_b = b[kReach][x];
       T sum_a = 0, sum_b = 0;
 #pragma GCC unroll 7
-      for (int k = 0; k < kSide; ++k) {  // a row outside the image stands for the centre's: its share is 0
+      for (int k = 0; k < kWindowSide; ++k) {  // a row outside the image stands for the centre's: its share is 0
         sum_a += a[k][x] - centre_a;
         sum_b += b[k][x] - centre_b;
       }
       const T middle_a = sum_a * part, middle_b = sum_b * part;
       T aa = 0, bb = 0, ab = 0;
 #pragma GCC unroll 7
-      for (int k = 0; k < kSide; ++k) {
+      for (int k = 0; k < kWindowSide; ++k) {
         const T da = (a[k][x] - centre_a) - middle_a, db = (b[k][x] - centre_b) - middle_b;
         const T part_a = kWhole ? da : share[k] * da, part_b = kWhole ? db : share[k] * db;
         aa += part_a * da;
@@ -197,10 +195,10 @@ struct ColumnMoments {
   template <bool kWhole>
   FLOWFUSE_INLINE Moments<T> over(const T* centre_a, const T* centre_b, int32_t x, int32_t width, T rows,
                                   T& columns) const {
-    T a[kSide], b[kSide], share[kSide], sum_a = 0, sum_b = 0, aa = 0, bb = 0, ab = 0;
+    T a[kWindowSide], b[kWindowSide], share[kWindowSide], sum_a = 0, sum_b = 0, aa = 0, bb = 0, ab = 0;
     columns = 0;
 #pragma GCC unroll 7
-    for (int k = 0; k < kSide; ++k) {
+    for (int k = 0; k < kWindowSide; ++k) {
       const int32_t at = x + k - kReach;
       share[k] = kWhole || (at >= 0 && at < width) ? T(1) : T(0);
       columns += share[k];
@@ -212,7 +210,7 @@ struct ColumnMoments {
     const T part = 1 / columns, middle_a = sum_a * part, middle_b = sum_b * part;
     T within_aa = 0, within_bb = 0, within_ab = 0;
 #pragma GCC unroll 7
-    for (int k = 0; k < kSide; ++k) {
+    for (int k = 0; k < kWindowSide; ++k) {
       const int32_t at = x + k - kReach;
       const T da = a[k] - middle_a, db = b[k] - middle_b;
       const T part_a = kWhole ? da : share[k] * da, part_b = kWhole ? db : share[k] * db;
@@ -233,10 +231,10 @@ struct ColumnMoments {
                                    const Work& work) const {
     const Span rows = around(y, height);
     const int32_t lanes = static_cast<int32_t>(whole_lanes(width)), columns = static_cast<int32_t>(width);
-    if (rows.end - rows.begin == kSide) {
-      take<true>(signals, y, rows, lanes);
+    if (rows.end - rows.begin == kWindowSide) {
+      compute<true>(signals, y, rows, lanes);
     } else {
-      take<false>(signals, y, rows, lanes);
+      compute<false>(signals, y, rows, lanes);
     }
     const T down = static_cast<T>(rows.end - rows.begin);
     const ColumnMoments from = *this;
@@ -254,7 +252,7 @@ struct ColumnMoments {
     const int32_t inner = (columns - kReach) / kVector * kVector;
     if (inner <= kVector) return cut(0, lanes);
     cut(0, kVector);
-    const T share = 1 / (down * kSide);
+    const T share = 1 / (down * kWindowSide);
 #pragma GCC ivdep
     for (int32_t x = kVector; x < inner; ++x) {
       T across;
@@ -285,7 +283,7 @@ FLOWFUSE_INLINE void forward_rows(const Images<T>& images, T* output, Scratch<T>
   for_images(height, first, last, [&](int64_t b, int64_t begin, int64_t end) FLOWFUSE_INLINE_LAMBDA {
     int64_t ready = around(begin, height).begin;  // rows of signals before this one are made
     for (int64_t y = begin; y < end; ++y) {
-      for (; ready < around(y, height).end; ++ready) signals.template take_row<false>(images, b, ready);
+      for (; ready < around(y, height).end; ++ready) signals.template load_row<false>(images, b, ready);
       columns.for_windows(signals, y, height, width,
                           [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
                             const T scale = similarity_scale(m.square_a * share, m.square_b * share);
@@ -318,8 +316,8 @@ FLOWFUSE_INLINE void forward_rows(const Images<T>& images, T* output, Scratch<T>
 
 template <class T>
 struct Gradients {
-  const T* grad;                         // [B, 6, H, W]
-  T *frame0, *frame1, *events, *flow;    // results
+  const T* grad;                       // [B, 6, H, W]
+  T *frame0, *frame1, *events, *flow;  // results
 };
 
 // p, q and r of SimilarityGradient for the windows around the rows in work, the values at their centres and their means
@@ -334,23 +332,22 @@ struct WindowGradients {
   }
 
   // grad: of S, a row.
-  FLOWFUSE_INLINE void take_row(const Signals<T>& signals, const ColumnMoments<T>& columns, const T* grad, int64_t y,
+  FLOWFUSE_INLINE void load_row(const Signals<T>& signals, const ColumnMoments<T>& columns, const T* grad, int64_t y,
                                 int64_t height, int64_t width) const {
     const T *a = signals.change.row(y), *b = signals.events.row(y);
     T *to_centre_a = centre_a.row(y), *to_centre_b = centre_b.row(y);
     T *to_mean_a = mean_a.row(y), *to_mean_b = mean_b.row(y), *to_p = p.row(y), *to_q = q.row(y), *to_r = r.row(y);
-    columns.for_windows(signals, y, height, width,
-                        [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
-                          const SimilarityGradient<T> found = similarity_gradient(
-                              grad[x], share, m.square_a * share, m.square_b * share, m.product * share);
-                          to_centre_a[x] = a[x];
-                          to_centre_b[x] = b[x];
-                          to_mean_a[x] = m.mean_a;
-                          to_mean_b[x] = m.mean_b;
-                          to_p[x] = found.p;
-                          to_q[x] = found.q;
-                          to_r[x] = found.r;
-                        });
+    columns.for_windows(signals, y, height, width, [=](int32_t x, T share, const Moments<T>& m) FLOWFUSE_INLINE_LAMBDA {
+      const SimilarityGradient<T> found =
+          similarity_gradient(grad[x], share, m.square_a * share, m.square_b * share, m.product * share);
+      to_centre_a[x] = a[x];
+      to_centre_b[x] = b[x];
+      to_mean_a[x] = m.mean_a;
+      to_mean_b[x] = m.mean_b;
+      to_p[x] = found.p;
+      to_q[x] = found.q;
+      to_r[x] = found.r;
+    });
   }
 };
 
@@ -368,12 +365,12 @@ struct ColumnGradients {
   }
 
   // zeros: a row of them.
-  FLOWFUSE_INLINE void take(const Signals<T>& signals, const WindowGradients<T>& windows, const T* zeros, int64_t y,
-                            int64_t height, int64_t width) const {
+  FLOWFUSE_INLINE void compute(const Signals<T>& signals, const WindowGradients<T>& windows, const T* zeros, int64_t y,
+                               int64_t height, int64_t width) const {
     const T *a = signals.change.row(y), *b = signals.events.row(y);
-    const T *centre_a[kSide], *centre_b[kSide], *mean_a[kSide], *mean_b[kSide];
-    const T *from_p[kSide], *from_q[kSide], *from_r[kSide];
-    for (int k = 0; k < kSide; ++k) {
+    const T *centre_a[kWindowSide], *centre_b[kWindowSide], *mean_a[kWindowSide], *mean_b[kWindowSide];
+    const T *from_p[kWindowSide], *from_q[kWindowSide], *from_r[kWindowSide];
+    for (int k = 0; k < kWindowSide; ++k) {
       const int64_t row = y + k - kReach;
       const bool inside = row >= 0 && row < height;
       centre_a[k] = windows.centre_a.row(inside ? row : y);
@@ -390,7 +387,7 @@ struct ColumnGradients {
     for (int64_t x = 0; x < lanes; ++x) {
       T sum_a = 0, sum_b = 0, sum_p = 0, sum_q = 0, sum_r = 0;
 #pragma GCC unroll 7
-      for (int k = 0; k < kSide; ++k) {
+      for (int k = 0; k < kWindowSide; ++k) {
         const T da = (a[x] - centre_a[k][x]) - mean_a[k][x], db = (b[x] - centre_b[k][x]) - mean_b[k][x];
         sum_a += from_p[k][x] * db - from_q[k][x] * da;
         sum_b += from_p[k][x] * da - from_r[k][x] * db;
@@ -448,12 +445,12 @@ FLOWFUSE_INLINE void backward_rows(const Images<T>& images, const Gradients<T>& 
     const T* flow_image = images.flow == nullptr ? nullptr : images.flow + b * 2 * plane;
     for (int64_t y = begin; y < end; ++y) {
       for (; taken < around(y, height).end; ++taken) {
-        for (; ready < around(taken, height).end; ++ready) signals.template take_row<true>(images, b, ready);
+        for (; ready < around(taken, height).end; ++ready) signals.template load_row<true>(images, b, ready);
         const T* given = grad_image + 4 * plane + taken * width;
         for (int64_t x = 0; x < width; ++x) grad_s[x] = given[x];
-        windows.take_row(signals, columns, grad_s, taken, height, width);
+        windows.load_row(signals, columns, grad_s, taken, height, width);
       }
-      gather.take(signals, windows, zeros, y, height, width);
+      gather.compute(signals, windows, zeros, y, height, width);
       gather.gather(signals, y, width, change, events);
 
       const T* grad = grad_image + y * width;
@@ -529,23 +526,32 @@ template <class T>
 Prepared<T> prepare(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                     const std::optional<Tensor>& flow, bool linear) {
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
-  Prepared<T> held{converted(frame0, dtype), converted(frame1, dtype), converted(event_sum, dtype),
-                   flow.has_value() ? converted(*flow, dtype) : event_sum, {}};
-  held.images = {data<T>(held.frame0), data<T>(held.frame1), data<T>(held.events),
-                 flow.has_value() ? data<T>(held.flow) : nullptr,
-                 frame0.size(0), frame0.size(1), frame0.size(2), frame0.size(3), linear};
-  return held;
+  Prepared<T> storage{converted(frame0, dtype),
+                      converted(frame1, dtype),
+                      converted(event_sum, dtype),
+                      flow.has_value() ? converted(*flow, dtype) : event_sum,
+                      {}};
+  storage.images = {data<T>(storage.frame0),
+                    data<T>(storage.frame1),
+                    data<T>(storage.events),
+                    flow.has_value() ? data<T>(storage.flow) : nullptr,
+                    frame0.size(0),
+                    frame0.size(1),
+                    frame0.size(2),
+                    frame0.size(3),
+                    linear};
+  return storage;
 }
 
 template <class T>
-Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
-               const std::optional<Tensor>& flow, bool linear) {
+Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum, const std::optional<Tensor>& flow,
+               bool linear) {
   const char* op = "common_gradient";
-  const Prepared<T> held = prepare<T>(frame0, frame1, event_sum, flow, linear);
-  const Tensor output = allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)},
-                                 event_sum.scalar_type());
+  const Prepared<T> storage = prepare<T>(frame0, frame1, event_sum, flow, linear);
+  const Tensor output =
+      allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, event_sum.scalar_type());
   if (output.numel() == 0) return output;
-  const Images<T>& images = held.images;
+  const Images<T>& images = storage.images;
   T* target = mutable_data<T>(output);
   for_rows(op, event_sum, images, kForwardRows, [&](const Scratch<T>& scratch, int64_t first, int64_t last) {
     FLOWFUSE_VARIANTS(forward_rows(images, target, scratch, first, last))
@@ -554,7 +560,7 @@ Tensor forward(const Tensor& frame0, const Tensor& frame1, const Tensor& event_s
 }
 
 Tensor common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, std::optional<Tensor> flow, bool linear) {
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient("common_gradient", frame0, frame1, event_sum, flow);
   return frame0.scalar_type() == ScalarType::Double ? forward<double>(frame0, frame1, event_sum, flow, linear)
                                                     : forward<float>(frame0, frame1, event_sum, flow, linear);
 }
@@ -565,15 +571,14 @@ template <class T>
 FourTensors backward(const Tensor& grad, const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                      const std::optional<Tensor>& flow, bool linear) {
   const char* op = "common_gradient_backward";
-  const Prepared<T> held = prepare<T>(frame0, frame1, event_sum, flow, linear);
+  const Prepared<T> storage = prepare<T>(frame0, frame1, event_sum, flow, linear);
   const Tensor g = torch::stable::contiguous(grad);
   const ScalarType dtype = event_sum.scalar_type();
   const Tensor grad_frame0 = allocate(op, frame0, shape_of(frame0), dtype);
   const Tensor grad_frame1 = allocate(op, frame1, shape_of(frame1), dtype);
   const Tensor grad_events = allocate(op, event_sum, shape_of(event_sum), dtype);
-  const Tensor grad_flow =
-      allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
-  const Images<T>& images = held.images;
+  const Tensor grad_flow = allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
+  const Images<T>& images = storage.images;
   const Gradients<T> out{data<T>(g), mutable_data<T>(grad_frame0), mutable_data<T>(grad_frame1),
                          mutable_data<T>(grad_events), mutable_data<T>(grad_flow)};
   if (event_sum.numel() != 0) {
@@ -587,18 +592,18 @@ FourTensors backward(const Tensor& grad, const Tensor& frame0, const Tensor& fra
 
 FourTensors common_gradient_backward(Tensor grad, Tensor frame0, Tensor frame1, Tensor event_sum,
                                      std::optional<Tensor> flow, bool linear) {
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient("common_gradient_backward", frame0, frame1, event_sum, flow);
   const ScalarType dtype = sum_dtype(frame0.scalar_type());
-  check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype,
-                 "frame0", frame0);
+  check_gradient("common_gradient_backward", grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0",
+                 frame0);
   return dtype == ScalarType::Double ? backward<double>(grad, frame0, frame1, event_sum, flow, linear)
                                      : backward<float>(grad, frame0, frame1, event_sum, flow, linear);
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("common_gradient", TORCH_BOX(&flowfuse::common_gradient));
-  m.impl("common_gradient_backward", TORCH_BOX(&flowfuse::common_gradient_backward));
+  m.impl("common_gradient", TORCH_BOX(&flowfuse::cpu::common_gradient));
+  m.impl("common_gradient_backward", TORCH_BOX(&flowfuse::cpu::common_gradient_backward));
 }

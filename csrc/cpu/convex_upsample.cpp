@@ -3,14 +3,13 @@
 
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementary.h"
 #include "cpu/vector.h"
+#include "operators/convex_upsample.h"
 #include "tensors.h"
-#include "sampling.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 using torch::stable::parallel_for;
@@ -51,7 +50,7 @@ struct Upsample {
 };
 
 // Pixels x .. x + count of row y. Vectors are whole: the lanes past `count` compute what nothing reads.
-struct Block {
+struct PixelBlock {
   int64_t b, y, x, count;
 
   FLOWFUSE_INLINE int64_t lanes() const { return whole_lanes(count); }
@@ -72,7 +71,7 @@ FLOWFUSE_INLINE void for_blocks(int64_t height, int64_t width, int64_t factor, i
         const int64_t cells = factor - j < kCells ? factor - j : kCells;
         for (int64_t row = first; row < end; ++row) {
           for (int64_t x = 0; x < width; x += kBlock) {
-            work(Block{b, row - b * height, x, width - x < kBlock ? width - x : kBlock}, i * factor + j, cells);
+            work(PixelBlock{b, row - b * height, x, width - x < kBlock ? width - x : kBlock}, i * factor + j, cells);
           }
         }
       }
@@ -89,22 +88,22 @@ FLOWFUSE_INLINE void prefetch(const M* row, int64_t count) {
 
 // Softmax over the neighbours inside the field for one fine position of a block's pixels: shares * weights.
 template <class T, class M>
-FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, const Block& block, int64_t cell,
+FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& params, const PixelBlock& block, int64_t cell,
                                        T weights[9][kBlock], T shares[kBlock]) {
   const T outside = -static_cast<T>(__builtin_inf());
   const int64_t lanes = block.lanes();
   const M* logits[9];
   M copied[9][kBlock];
   for (int64_t k = 0; k < 9; ++k) {
-    const int64_t offset = job.mask_offset(block.b, cell, block.y) + k * job.neighbour_stride() + block.x;
-    const M* row = job.mask + offset;
-    const bool missing = (k < 3 && block.y == 0) || (k >= 6 && block.y == job.height - 1);
+    const int64_t offset = params.mask_offset(block.b, cell, block.y) + k * params.neighbour_stride() + block.x;
+    const M* row = params.mask + offset;
+    const bool missing = (k < 3 && block.y == 0) || (k >= 6 && block.y == params.height - 1);
     if (missing) {
       for (int64_t x = 0; x < lanes; ++x) copied[k][x] = static_cast<M>(outside);
-    } else if (offset + lanes > job.mask_size()) {  // whole vectors would pass the end of the mask
+    } else if (offset + lanes > params.mask_size()) {  // whole vectors would pass the end of the mask
       for (int64_t x = 0; x < lanes; ++x) copied[k][x] = row[x < block.count ? x : 0];
     } else {
-      prefetch(row + job.width, block.count);
+      prefetch(row + params.width, block.count);
       logits[k] = row;
       continue;
     }
@@ -112,7 +111,7 @@ FLOWFUSE_INLINE void neighbour_weights(const Upsample<T, M>& job, const Block& b
   }
   // The columns whose left and right neighbours are missing.
   const int32_t left = static_cast<int32_t>(-block.x);
-  const int32_t right = static_cast<int32_t>(job.width - 1 - block.x);
+  const int32_t right = static_cast<int32_t>(params.width - 1 - block.x);
 #pragma GCC ivdep
   for (int32_t x = 0; x < static_cast<int32_t>(lanes); ++x) {
     T weight[9], top = outside, sum = T(0);
@@ -151,13 +150,14 @@ FLOWFUSE_INLINE void for_fine(int64_t factor, int64_t cells, int64_t count, cons
 }
 
 template <class T, class M>
-FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& block, int64_t first, int64_t cells) {
+FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& params, const PixelBlock& block, int64_t first,
+                                    int64_t cells) {
   alignas(64) T weights[kCells][9][kBlock], shares[kCells][kBlock], values[kCells][kBlock];
   const int64_t lanes = block.lanes();
-  for (int64_t c = 0; c < cells; ++c) neighbour_weights(job, block, first + c, weights[c], shares[c]);
-  for (int64_t d = 0; d < job.channels; ++d) {
-    const T* top = job.neighbour(block.b, d, 0, block.y) + block.x;
-    const int64_t stride = job.stride + 2;
+  for (int64_t c = 0; c < cells; ++c) neighbour_weights(params, block, first + c, weights[c], shares[c]);
+  for (int64_t d = 0; d < params.channels; ++d) {
+    const T* top = params.neighbour(block.b, d, 0, block.y) + block.x;
+    const int64_t stride = params.stride + 2;
     for (int64_t c = 0; c < cells; ++c) {
 #pragma GCC ivdep
       for (int64_t x = 0; x < lanes; ++x) {
@@ -167,8 +167,8 @@ FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& bloc
         values[c][x] = shares[c][x] * value;
       }
     }
-    T* fine = job.fine + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
-    for_fine(job.factor, cells, block.count,
+    T* fine = params.fine + params.fine_offset(block.b, d, first, block.y) + block.x * params.factor;
+    for_fine(params.factor, cells, block.count,
              [&](int64_t c, int64_t x, int64_t at) FLOWFUSE_INLINE_LAMBDA { fine[at] = values[c][x]; });
   }
 }
@@ -177,24 +177,25 @@ FLOWFUSE_INLINE void upsample_block(const Upsample<T, M>& job, const Block& bloc
 // its share and s_k = sum_d g_d field_d(k): the gradient of logit k is e_k (s_k - share sum_l e_l s_l), and neighbour k
 // in channel d receives e_k g_d.
 template <class T, class M>
-FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& block, int64_t first, int64_t cells) {
+FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& params, const PixelBlock& block, int64_t first,
+                                    int64_t cells) {
   alignas(64) T weights[kCells][9][kBlock], shares[kCells][kBlock], slopes[kCells][9][kBlock], grad[kCells][kBlock];
   const int64_t lanes = block.lanes();
   for (int64_t c = 0; c < cells; ++c) {
-    const M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
-    for (int64_t k = 0; k < 9; ++k) prefetch(target + k * job.neighbour_stride(), block.count);
-    neighbour_weights(job, block, first + c, weights[c], shares[c]);
+    const M* target = params.grad_mask + params.mask_offset(block.b, first + c, block.y) + block.x;
+    for (int64_t k = 0; k < 9; ++k) prefetch(target + k * params.neighbour_stride(), block.count);
+    neighbour_weights(params, block, first + c, weights[c], shares[c]);
   }
-  for (int64_t d = 0; d < job.channels; ++d) {
+  for (int64_t d = 0; d < params.channels; ++d) {
     for (int64_t c = 0; c < cells; ++c) {
       for (int64_t x = block.count; x < lanes; ++x) grad[c][x] = T(0);
     }
-    const T* fine = job.grad + job.fine_offset(block.b, d, first, block.y) + block.x * job.factor;
-    for_fine(job.factor, cells, block.count,
+    const T* fine = params.grad + params.fine_offset(block.b, d, first, block.y) + block.x * params.factor;
+    for_fine(params.factor, cells, block.count,
              [&](int64_t c, int64_t x, int64_t at) FLOWFUSE_INLINE_LAMBDA { grad[c][x] = shares[c][x] * fine[at]; });
     for (int64_t k = 0; k < 9; ++k) {
-      const T* field = job.neighbour(block.b, d, k, block.y) + block.x;
-      T* part = job.part(block.b, d, k, block.y) + block.x;
+      const T* field = params.neighbour(block.b, d, k, block.y) + block.x;
+      T* part = params.part(block.b, d, k, block.y) + block.x;
       const auto add = [&](int64_t begin, int64_t count) FLOWFUSE_INLINE_LAMBDA {
         const bool fresh = first + begin == 0;
 #pragma GCC ivdep
@@ -217,8 +218,8 @@ FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& bloc
     }
   }
   for (int64_t c = 0; c < cells; ++c) {
-    M* target = job.grad_mask + job.mask_offset(block.b, first + c, block.y) + block.x;
-    const int64_t stride = job.neighbour_stride();
+    M* target = params.grad_mask + params.mask_offset(block.b, first + c, block.y) + block.x;
+    const int64_t stride = params.neighbour_stride();
 #pragma GCC ivdep
     for (int64_t x = 0; x < block.count; ++x) {
       T mean = T(0);
@@ -235,71 +236,69 @@ FLOWFUSE_INLINE void block_backward(const Upsample<T, M>& job, const Block& bloc
 
 // Each coarse pixel gathers what the pixels around it gave: in one order, whatever the threads.
 template <class T, class M>
-FLOWFUSE_INLINE void gather_row(const Upsample<T, M>& job, int64_t plane, int64_t y) {
-  T* target = job.grad_field + (plane * job.height + y) * job.width;
-  for (int64_t x = 0; x < job.width; ++x) target[x] = T(0);
+FLOWFUSE_INLINE void gather_row(const Upsample<T, M>& params, int64_t plane, int64_t y) {
+  T* target = params.grad_field + (plane * params.height + y) * params.width;
+  for (int64_t x = 0; x < params.width; ++x) target[x] = T(0);
   for (int64_t k = 0; k < 9; ++k) {
     const int64_t row = y - (k / 3 - 1), shift = 1 - k % 3;  // the pixel whose neighbour k this one is
-    if (row < 0 || row >= job.height) continue;
-    const T* part = job.parts + ((plane * 9 + k) * job.height + row) * job.stride;
-    const int64_t begin = shift < 0 ? 1 : 0, end = shift > 0 ? job.width - 1 : job.width;
+    if (row < 0 || row >= params.height) continue;
+    const T* part = params.parts + ((plane * 9 + k) * params.height + row) * params.stride;
+    const int64_t begin = shift < 0 ? 1 : 0, end = shift > 0 ? params.width - 1 : params.width;
     for (int64_t x = begin; x < end; ++x) target[x] += part[x + shift];
   }
 }
 
 template <class T, class M>
-FLOWFUSE_INLINE void upsample_rows(const Upsample<T, M>& job, int64_t first, int64_t last) {
-  for_blocks(job.height, job.width, job.factor, first, last,
-             [&](const Block& block, int64_t cell, int64_t count)
-                 FLOWFUSE_INLINE_LAMBDA { upsample_block(job, block, cell, count); });
+FLOWFUSE_INLINE void upsample_rows(const Upsample<T, M>& params, int64_t first, int64_t last) {
+  for_blocks(params.height, params.width, params.factor, first, last,
+             [&](const PixelBlock& block, int64_t cell, int64_t count)
+                 FLOWFUSE_INLINE_LAMBDA { upsample_block(params, block, cell, count); });
 }
 
 template <class T, class M>
-FLOWFUSE_INLINE void rows_backward(const Upsample<T, M>& job, int64_t first, int64_t last) {
-  for_blocks(job.height, job.width, job.factor, first, last,
-             [&](const Block& block, int64_t cell, int64_t count)
-                 FLOWFUSE_INLINE_LAMBDA { block_backward(job, block, cell, count); });
+FLOWFUSE_INLINE void rows_backward(const Upsample<T, M>& params, int64_t first, int64_t last) {
+  for_blocks(params.height, params.width, params.factor, first, last,
+             [&](const PixelBlock& block, int64_t cell, int64_t count)
+                 FLOWFUSE_INLINE_LAMBDA { block_backward(params, block, cell, count); });
 }
 
 template <class T, class M>
 Upsample<T, M> prepare(const Tensor& field, const Tensor& mask, const Tensor& padded, int64_t factor) {
-  Upsample<T, M> job{};
-  job.batch = field.size(0);
-  job.channels = field.size(1);
-  job.height = field.size(2);
-  job.width = field.size(3);
-  job.factor = factor;
-  job.stride = whole_lanes(job.width);
-  job.padded = data<T>(padded);
-  job.mask = data<M>(mask);
-  return job;
+  Upsample<T, M> params{};
+  params.batch = field.size(0);
+  params.channels = field.size(1);
+  params.height = field.size(2);
+  params.width = field.size(3);
+  params.factor = factor;
+  params.stride = whole_lanes(params.width);
+  params.padded = data<T>(padded);
+  params.mask = data<M>(mask);
+  return params;
 }
 
 template <class T, class M>
 void run_forward(const Tensor& field, const Tensor& mask, const Tensor& padded, int64_t factor, const Tensor& fine) {
-  Upsample<T, M> job = prepare<T, M>(field, mask, padded, factor);
-  job.fine = mutable_data<T>(fine);
-  parallel_for(0, job.batch * job.height, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(upsample_rows(job, first, last))
-  });
+  Upsample<T, M> params = prepare<T, M>(field, mask, padded, factor);
+  params.fine = mutable_data<T>(fine);
+  parallel_for(0, params.batch * params.height, 1,
+               [&](int64_t first, int64_t last) { FLOWFUSE_VARIANTS(upsample_rows(params, first, last)) });
 }
 
 template <class T, class M>
 void run_backward(const Tensor& grad, const Tensor& field, const Tensor& mask, const Tensor& padded, int64_t factor,
                   const Tensor& grad_field, const Tensor& grad_mask) {
-  Upsample<T, M> job = prepare<T, M>(field, mask, padded, factor);
+  Upsample<T, M> params = prepare<T, M>(field, mask, padded, factor);
   const Tensor parts = allocate("convex_upsample_backward", field,
-                                {job.batch, job.channels, 9, job.height, job.stride}, field.scalar_type());
-  job.grad = data<T>(grad);
-  job.parts = mutable_data<T>(parts);
-  job.grad_field = mutable_data<T>(grad_field);
-  job.grad_mask = mutable_data<M>(grad_mask);
-  parallel_for(0, job.batch * job.height, 1, [&](int64_t first, int64_t last) {
-    FLOWFUSE_VARIANTS(rows_backward(job, first, last))
-  });
-  parallel_for(0, job.batch * job.channels * job.height, 16, [&](int64_t first, int64_t last) {
+                                {params.batch, params.channels, 9, params.height, params.stride}, field.scalar_type());
+  params.grad = data<T>(grad);
+  params.parts = mutable_data<T>(parts);
+  params.grad_field = mutable_data<T>(grad_field);
+  params.grad_mask = mutable_data<M>(grad_mask);
+  parallel_for(0, params.batch * params.height, 1,
+               [&](int64_t first, int64_t last) { FLOWFUSE_VARIANTS(rows_backward(params, first, last)) });
+  parallel_for(0, params.batch * params.channels * params.height, 16, [&](int64_t first, int64_t last) {
     FLOWFUSE_VARIANTS(for (int64_t row = first; row < last; ++row)
-                          gather_row(job, row / job.height, row % job.height))
+                          gather_row(params, row / params.height, row % params.height))
   });
 }
 
@@ -310,7 +309,7 @@ Tensor zero_bordered(const Tensor& field) {
 }
 
 Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample("convex_upsample", field, mask, factor);
   const int64_t batch = field.size(0), channels = field.size(1), height = field.size(2), width = field.size(3);
   const Tensor fine =
       allocate("convex_upsample", field, {batch, channels, height * factor, width * factor}, field.scalar_type());
@@ -326,7 +325,7 @@ Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
 
 std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, Tensor mask, int64_t factor) {
   const char* op = "convex_upsample_backward";
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample(op, field, mask, factor);
   const int64_t batch = field.size(0), channels = field.size(1), height = field.size(2), width = field.size(3);
   check_gradient(op, grad, {batch, channels, height * factor, width * factor}, field.scalar_type(), "field", field);
   const Tensor grad_field = allocate(op, field, shape_of(field), field.scalar_type());
@@ -343,9 +342,9 @@ std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, T
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("convex_upsample", TORCH_BOX(&flowfuse::convex_upsample));
-  m.impl("convex_upsample_backward", TORCH_BOX(&flowfuse::convex_upsample_backward));
+  m.impl("convex_upsample", TORCH_BOX(&flowfuse::cpu::convex_upsample));
+  m.impl("convex_upsample_backward", TORCH_BOX(&flowfuse::cpu::convex_upsample_backward));
 }

@@ -3,98 +3,64 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "checks.h"
 #include "cpu/feature_lookup.h"
-#include "cpu/matrix_lookup.h"
+#include "operators/correlation_lookup.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 template <int kBytes, class T, class F>
-FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& job, int64_t index, T* taps) {
-  Tile<T> tile;
-  take_tile(job, index, tile);
-  for (int level = 0; level < job.levels; ++level) {
-    take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-    expect_windows<true>(job, tile, level, job.output);
-    make_taps<kBytes>(job, tile, level, taps);
-    write_values<kBytes>(job, tile, level, taps);
+FLOWFUSE_INLINE void tile_forward(const FeatureLookup<T, F>& params, int64_t index, T* taps) {
+  PixelTile<T> tile;
+  load_tile(params, index, tile);
+  for (int level = 0; level < params.levels; ++level) {
+    load_windows(params, level, params.maps[level].rows, params.maps[level].columns, tile);
+    prefetch_windows<true>(params, tile, level, params.output);
+    compute_taps<kBytes>(params, tile, level, taps);
+    write_values<kBytes>(params, tile, level, taps);
   }
 }
 
 template <class T, class F>
-void make_windows(const char* op, const FeatureLookup<T, F>& job, const Tensor& output) {
-  const Workers workers(op, output, job.tiles(), kTilePixels * job.block());
-  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
+void compute_windows(const char* op, const FeatureLookup<T, F>& params, const Tensor& output) {
+  const Workers workers(op, output, params.tiles(), kTilePixels * params.block());
+  workers.run(0, params.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     T* taps = static_cast<T*>(workspace);
     if constexpr (std::is_same_v<F, BFloat16>) {
 #if FLOWFUSE_BFLOAT16_PRODUCTS
       [&]() FLOWFUSE_TARGET_AVX512 {
-        for (int64_t index = first; index < last; ++index) tile_forward<64>(job, index, taps);
+        for (int64_t index = first; index < last; ++index) tile_forward<64>(params, index, taps);
       }();
 #endif
     } else {
       FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                            tile_forward<kVectorBytes>(job, index, taps))
+                            tile_forward<kVectorBytes>(params, index, taps))
     }
   });
 }
-
-#if FLOWFUSE_MATRIX_UNIT
-void make_windows_by_matrices(const char* op, const FeatureLookup<float, BFloat16>& job, const Tensor& output) {
-  const int64_t values = MatrixWorkspace::bytes(job.channels) / int64_t{sizeof(float)};
-  const Workers workers(op, output, job.tiles(), values);
-  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* memory) {
-    const MatrixWorkspace workspace(memory, job.channels);
-    [&]() FLOWFUSE_TARGET_AVX512 {
-      MatrixUnit unit;
-      Tile<float> tile;
-      for (int64_t index = first; index < last; ++index) {
-        take_tile(job, index, tile);
-        take_features(job, tile, workspace.features);
-        for (int level = 0; level < job.levels; ++level) {
-          take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-          expect_windows<true>(job, tile, level, job.output);
-          look_up_by_matrices(unit, job, tile, level, workspace);
-        }
-      }
-    }();
-  });
-}
-#endif
 
 template <class T, class F>
 Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& coords, int64_t radius,
                ScalarType dtype) {
   const char* op = "correlation_lookup";
   PreparedLookup<T, F> prepared(op, f0, f1_levels, coords, radius, dtype);
-  FeatureLookup<T, F>& job = prepared.job;
-  const Tensor output =
-      allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
+  FeatureLookup<T, F>& params = prepared.params;
+  const Tensor output = allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), sum_dtype(f0.scalar_type()));
   if (output.numel() == 0) return output;
-  job.output = mutable_data<T>(output);
-#if FLOWFUSE_MATRIX_UNIT
-  if constexpr (std::is_same_v<F, BFloat16>) {
-    if (cpu_capability() == CpuCapability::kAmx) {
-      make_windows_by_matrices(op, job, output);
-      return output;
-    }
-  }
-#endif
-  make_windows(op, job, output);
+  params.output = mutable_data<T>(output);
+  compute_windows(op, params, output);
   return output;
 }
 
 Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius) {
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+  check_correlation_lookup("correlation_lookup", f0, f1_levels, coords, radius);
   const Tensor exact = converted(coords, ScalarType::Double);
   const ScalarType dtype = f0.scalar_type();
   if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, exact, radius, dtype);
 #if FLOWFUSE_BFLOAT16_PRODUCTS
   const bool all_bfloat16 =
-      dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(), [&](const Tensor& level) {
-        return level.scalar_type() == dtype;
-      });
+      dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(),
+                                                   [&](const Tensor& level) { return level.scalar_type() == dtype; });
   if (all_bfloat16 && cpu_capability() >= CpuCapability::kAvx512Bf16) {
     return forward<float, BFloat16>(f0, f1_levels, exact, radius, dtype);
   }
@@ -103,8 +69,8 @@ Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coord
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("correlation_lookup", TORCH_BOX(&flowfuse::correlation_lookup));
+  m.impl("correlation_lookup", TORCH_BOX(&flowfuse::cpu::correlation_lookup));
 }

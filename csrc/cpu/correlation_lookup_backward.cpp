@@ -5,10 +5,10 @@
 #include <tuple>
 #include <type_traits>
 
-#include "checks.h"
 #include "cpu/feature_lookup.h"
+#include "operators/correlation_lookup.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 constexpr int64_t kWorkspace = int64_t{16} << 20;  // bytes of tap gradients held at a time
@@ -17,7 +17,7 @@ constexpr int64_t kWorkspace = int64_t{16} << 20;  // bytes of tap gradients hel
 constexpr int kChunk = 64;
 
 // Four cells (y, x), (y, x + 1), ... of a level and the pixels of a tile that have a tap in them.
-struct Group {
+struct CellGroup {
   int64_t y, x;
   uint64_t pixels;
 };
@@ -25,7 +25,7 @@ struct Group {
 // The groups of a tile at a level: taken out of the windows once, gone through for some channels at a time.
 template <class T>
 struct Groups {
-  Group* groups;
+  CellGroup* groups;
   int count;
   Places places;
   int down;  // from a tap to the one below
@@ -35,17 +35,19 @@ struct Groups {
 };
 
 template <class T>
-FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& job, const Tile<T>& tile, int level, Groups<T>& list) {
-  list.down = job.stride() * kTileColumns;
-  take_places(job, tile, list.places);
+FLOWFUSE_INLINE void list_groups(const FeatureLookup<T, T>& params, const PixelTile<T>& tile, int level,
+                                 Groups<T>& list) {
+  list.down = params.stride() * kTileColumns;
+  compute_places(params, tile, list.places);
   list.count = 0;
-  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels)
-                                     FLOWFUSE_INLINE_LAMBDA { list.groups[list.count++] = {y, x, pixels}; });
+  visit_groups(params, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
+    list.groups[list.count++] = {y, x, pixels};
+  });
 }
 
 // Calls visit(pixel, gradients of its taps at the four cells of a group) for the pixels of the group.
 template <class T, class Visit>
-FLOWFUSE_INLINE void for_pixels(const Groups<T>& list, const Group& group, const T* grad_taps, const Visit& visit) {
+FLOWFUSE_INLINE void for_pixels(const Groups<T>& list, const CellGroup& group, const T* grad_taps, const Visit& visit) {
   const T* at = grad_taps + group.y * list.down + group.x * kTileColumns;
   for (uint64_t pixels = group.pixels; pixels != 0; pixels &= pixels - 1) {
     const int i = __builtin_ctzll(pixels);
@@ -78,7 +80,7 @@ FLOWFUSE_INLINE void load_group(const T* const* from, Vector<T, kBytes> (&to)[4]
 
 // Adds what the taps at four cells give to the gradients `sums` [kTilePixels][kChunk] of f0.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Groups<T>& list, const Group& group, const T* grad_taps,
+FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Groups<T>& list, const CellGroup& group, const T* grad_taps,
                                T* sums) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
@@ -99,7 +101,7 @@ FLOWFUSE_INLINE void add_to_f0(const T* const* cells, const Groups<T>& list, con
 
 // Adds what the pixels of a group give, their `features` [kTilePixels][kChunk], to the gradients of f1 at four cells.
 template <int kBytes, int kVectors, class T>
-FLOWFUSE_INLINE void add_to_f1(const T* features, const Groups<T>& list, const Group& group, const T* grad_taps,
+FLOWFUSE_INLINE void add_to_f1(const T* features, const Groups<T>& list, const CellGroup& group, const T* grad_taps,
                                T* const* grads) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
@@ -127,47 +129,47 @@ struct BackwardWorkspace {
   T *taps, *values, *features;
   Groups<T> list;
 
-  static int64_t count(const FeatureLookup<T, T>& job) {
-    return (kTilePixels + kTileColumns) * job.block() + kTilePixels * kChunk +
-           Groups<T>::most(job.radius) * int64_t{sizeof(Group)} / int64_t{sizeof(T)};
+  static int64_t count(const FeatureLookup<T, T>& params) {
+    return (kTilePixels + kTileColumns) * params.block() + kTilePixels * kChunk +
+           Groups<T>::most(params.radius) * int64_t{sizeof(CellGroup)} / int64_t{sizeof(T)};
   }
-  BackwardWorkspace(const FeatureLookup<T, T>& job, void* memory)
+  BackwardWorkspace(const FeatureLookup<T, T>& params, void* memory)
       : taps(static_cast<T*>(memory)),
-        values(taps + kTilePixels * job.block()),
-        features(values + kTileColumns * job.block()),
-        list{reinterpret_cast<Group*>(features + kTilePixels * kChunk), 0, {}, 0} {}
+        values(taps + kTilePixels * params.block()),
+        features(values + kTileColumns * params.block()),
+        list{reinterpret_cast<CellGroup*>(features + kTilePixels * kChunk), 0, {}, 0} {}
 };
 
 // Gradients that belong to the pixels of a tile: those of f0 and of the coordinates. The gradients of the taps are
 // kept [levels, kTilePixels, block] for f1's.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index, T* kept,
+FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& params, int64_t index, T* kept,
                                    BackwardWorkspace<T>& workspace) {
   T gx[kTilePixels] = {}, gy[kTilePixels] = {};
-  Tile<T> tile;
-  take_tile(job, index, tile);
-  T* grad_f0 = job.grad_f0 + tile.b * job.pixels() * job.channels;
-  for (int level = 0; level < job.levels; ++level) {
-    take_windows(job, level, job.maps[level].rows, job.maps[level].columns, tile);
-    const bool coords_needed = job.grad_coords != nullptr;
-    if (coords_needed) make_taps<kBytes>(job, tile, level, workspace.taps);
-    T* grad_taps = kept + level * kTilePixels * job.block();
+  PixelTile<T> tile;
+  load_tile(params, index, tile);
+  T* grad_f0 = params.grad_f0 + tile.b * params.pixels() * params.channels;
+  for (int level = 0; level < params.levels; ++level) {
+    load_windows(params, level, params.maps[level].rows, params.maps[level].columns, tile);
+    const bool coords_needed = params.grad_coords != nullptr;
+    if (coords_needed) compute_taps<kBytes>(params, tile, level, workspace.taps);
+    T* grad_taps = kept + level * kTilePixels * params.block();
     for (int row = 0; row < tile.rows; ++row) {
       const T *taps = workspace.taps, *values = workspace.values;
-      read_gradients(job, tile, level, row, workspace.values);
-      tap_gradients<kBytes>(job, tile, row, job.scale, values, grad_taps + row * kTileColumns * job.block());
-      if (coords_needed) add_coordinate_gradients<kBytes>(job, tile, level, row, taps, values, gx, gy);
+      read_gradients(params, tile, level, row, workspace.values);
+      tap_gradients<kBytes>(params, tile, row, params.scale, values, grad_taps + row * kTileColumns * params.block());
+      if (coords_needed) add_coordinate_gradients<kBytes>(params, tile, level, row, taps, values, gx, gy);
     }
-    if (level + 1 < job.levels) expect_windows<false>(job, tile, level + 1, job.grad);
-    list_groups(job, tile, level, workspace.list);
-    for (int64_t first = 0; first < job.channels; first += kChunk) {
-      const int64_t count = job.channels - first < kChunk ? job.channels - first : kChunk;
+    if (level + 1 < params.levels) prefetch_windows<false>(params, tile, level + 1, params.grad);
+    list_groups(params, tile, level, workspace.list);
+    for (int64_t first = 0; first < params.channels; first += kChunk) {
+      const int64_t count = params.channels - first < kChunk ? params.channels - first : kChunk;
       T* sums = workspace.features;
       for (int k = 0; k < kTilePixels * kChunk; ++k) sums[k] = T(0);
       for (int g = 0; g < workspace.list.count; ++g) {
-        const Group& group = workspace.list.groups[g];
+        const CellGroup& group = workspace.list.groups[g];
         const T* cells[4];
-        take_cells(job, tile, level, group.y, group.x, cells);
+        load_cells(params, tile, level, group.y, group.x, cells);
         in_passes<kBytes, T>(first, first + count, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
           const T* at[4] = {cells[0] + channel, cells[1] + channel, cells[2] + channel, cells[3] + channel};
           add_to_f0<kBytes, decltype(vectors)::value>(at, workspace.list, group, grad_taps, sums + channel - first);
@@ -175,7 +177,7 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
       }
       for (int i = 0; i < kTilePixels; ++i) {
         if (!tile.has(i)) continue;
-        T* grad = grad_f0 + tile.pixel(job, i) * job.channels + first;
+        T* grad = grad_f0 + tile.pixel(params, i) * params.channels + first;
         for (int64_t c = 0; c < count; ++c) {
           const T sum = sums[i * kChunk + c];
           grad[c] = level == 0 ? sum : grad[c] + sum;
@@ -183,36 +185,36 @@ FLOWFUSE_INLINE void tile_backward(const FeatureLookup<T, T>& job, int64_t index
       }
     }
   }
-  write_coordinate_gradients(job, tile, gx, gy);
+  write_coordinate_gradients(params, tile, gx, gy);
 }
 
 // The gradient of f1's level in the channels [begin, end): adds what tile `index` gives. `unused` [channels] receives
 // what falls outside the map.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& job, int64_t index, int level, int64_t begin, int64_t end,
+FLOWFUSE_INLINE void tile_to_f1(const FeatureLookup<T, T>& params, int64_t index, int level, int64_t begin, int64_t end,
                                 const T* grad_taps, T* unused, BackwardWorkspace<T>& workspace) {
-  const FeatureLevel<T, T>& map = job.maps[level];
-  Tile<T> tile;
-  take_tile(job, index, tile);
-  take_windows(job, level, map.rows, map.columns, tile);
-  const T* f0 = job.f0 + tile.b * job.f0_stride;
-  T* map_grad = map.grad + tile.b * map.rows * map.columns * job.channels;
-  list_groups(job, tile, level, workspace.list);
+  const FeatureLevel<T, T>& map = params.maps[level];
+  PixelTile<T> tile;
+  load_tile(params, index, tile);
+  load_windows(params, level, map.rows, map.columns, tile);
+  const T* f0 = params.f0 + tile.b * params.f0_stride;
+  T* map_grad = map.grad + tile.b * map.rows * map.columns * params.channels;
+  list_groups(params, tile, level, workspace.list);
   for (int64_t first = begin; first < end; first += kChunk) {
     const int64_t count = end - first < kChunk ? end - first : kChunk;
     T* features = workspace.features;
     for (int i = 0; i < kTilePixels; ++i) {
       if (!tile.has(i)) continue;
-      const T* from = f0 + tile.pixel(job, i) * job.channels + first;
+      const T* from = f0 + tile.pixel(params, i) * params.channels + first;
       for (int64_t c = 0; c < count; ++c) features[i * kChunk + c] = from[c];
       for (int64_t c = 0; c < count; c += 64 / int64_t{sizeof(T)}) __builtin_prefetch(from + kChunk + c);
     }
     for (int g = 0; g < workspace.list.count; ++g) {
-      const Group& group = workspace.list.groups[g];
+      const CellGroup& group = workspace.list.groups[g];
       T* grads[4];
       for (int k = 0; k < 4; ++k) {
         const int64_t cell = cell_of_group(map, group.y, group.x, k);
-        grads[k] = cell < 0 ? unused : map_grad + cell * job.channels;
+        grads[k] = cell < 0 ? unused : map_grad + cell * params.channels;
       }
       in_passes<kBytes, T>(first, first + count, [&](auto vectors, int64_t channel) FLOWFUSE_INLINE_LAMBDA {
         T* at[4] = {grads[0] + channel, grads[1] + channel, grads[2] + channel, grads[3] + channel};
@@ -228,60 +230,59 @@ struct GradientTasks {
   int64_t item, items, chunk, chunks;
 
   // Of the items that tiles [begin, end) belong to.
-  GradientTasks(const FeatureLookup<T, T>& job, int64_t begin, int64_t end) {
+  GradientTasks(const FeatureLookup<T, T>& params, int64_t begin, int64_t end) {
     constexpr int64_t kLeast = 64;  // channels: four vectors of float32
-    item = begin / job.tiles_of_item();
-    items = (end - 1) / job.tiles_of_item() + 1 - item;
+    item = begin / params.tiles_of_item();
+    items = (end - 1) / params.tiles_of_item() + 1 - item;
     const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
-    chunks = std::max<int64_t>(1, std::min(wanted / (items * job.levels), job.channels / kLeast));
-    chunk = rounded_up((job.channels + chunks - 1) / chunks, kLeast);
-    chunks = (job.channels + chunk - 1) / chunk;
+    chunks = std::max<int64_t>(1, std::min(wanted / (items * params.levels), params.channels / kLeast));
+    chunk = rounded_up((params.channels + chunks - 1) / chunks, kLeast);
+    chunks = (params.channels + chunk - 1) / chunk;
   }
-  int64_t count(const FeatureLookup<T, T>& job) const { return items * job.levels * chunks; }
+  int64_t count(const FeatureLookup<T, T>& params) const { return items * params.levels * chunks; }
 };
 
 template <int kBytes, class T>
-FLOWFUSE_INLINE void run_gradient_tasks(const FeatureLookup<T, T>& job, const GradientTasks<T>& tasks, int64_t first,
+FLOWFUSE_INLINE void run_gradient_tasks(const FeatureLookup<T, T>& params, const GradientTasks<T>& tasks, int64_t first,
                                         int64_t last, int64_t begin, int64_t end, const T* kept, T* unused,
                                         BackwardWorkspace<T>& workspace) {
-  const int64_t tiles = job.tiles_of_item(), kept_of_level = kTilePixels * job.block();
+  const int64_t tiles = params.tiles_of_item(), kept_of_level = kTilePixels * params.block();
   for (int64_t task = first; task < last; ++task) {
-    const int64_t item = tasks.item + task / (tasks.chunks * job.levels);
-    const int level = static_cast<int>(task / tasks.chunks % job.levels);
+    const int64_t item = tasks.item + task / (tasks.chunks * params.levels);
+    const int level = static_cast<int>(task / tasks.chunks % params.levels);
     const int64_t channel = task % tasks.chunks * tasks.chunk;
-    const int64_t stop = channel + tasks.chunk < job.channels ? channel + tasks.chunk : job.channels;
+    const int64_t stop = channel + tasks.chunk < params.channels ? channel + tasks.chunk : params.channels;
     const int64_t from = item * tiles > begin ? item * tiles : begin;
     const int64_t to = (item + 1) * tiles < end ? (item + 1) * tiles : end;
     for (int64_t index = from; index < to; ++index) {
-      const T* grad_taps = kept + ((index - begin) * job.levels + level) * kept_of_level;
-      tile_to_f1<kBytes>(job, index, level, channel, stop, grad_taps, unused + task * job.channels,
-                         workspace);
+      const T* grad_taps = kept + ((index - begin) * params.levels + level) * kept_of_level;
+      tile_to_f1<kBytes>(params, index, level, channel, stop, grad_taps, unused + task * params.channels, workspace);
     }
   }
 }
 
 template <class T>
-void run_backward(const char* op, const FeatureLookup<T, T>& job, const Tensor& like) {
-  const int64_t kept_of_tile = int64_t{job.levels} * kTilePixels * job.block();
+void run_backward(const char* op, const FeatureLookup<T, T>& params, const Tensor& like) {
+  const int64_t kept_of_tile = int64_t{params.levels} * kTilePixels * params.block();
   const int64_t group =
-      std::min(job.tiles(), std::max<int64_t>(1, kWorkspace / (kept_of_tile * int64_t{sizeof(T)})));
+      std::min(params.tiles(), std::max<int64_t>(1, kWorkspace / (kept_of_tile * int64_t{sizeof(T)})));
   const Tensor tap_memory = allocate(op, like, {group, kept_of_tile}, like.scalar_type());
-  const Workers workers(op, like, job.tiles(), BackwardWorkspace<T>::count(job));
+  const Workers workers(op, like, params.tiles(), BackwardWorkspace<T>::count(params));
   T* kept = mutable_data<T>(tap_memory);
-  for (int64_t begin = 0; begin < job.tiles(); begin += group) {
-    const int64_t end = std::min(begin + group, job.tiles());
+  for (int64_t begin = 0; begin < params.tiles(); begin += group) {
+    const int64_t end = std::min(begin + group, params.tiles());
     workers.run(begin, end, [&](int64_t first, int64_t last, void* memory) {
-      BackwardWorkspace<T> workspace(job, memory);
-      FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                            tile_backward<kVectorBytes>(job, index, kept + (index - begin) * kept_of_tile, workspace))
+      BackwardWorkspace<T> workspace(params, memory);
+      FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index) tile_backward<kVectorBytes>(
+          params, index, kept + (index - begin) * kept_of_tile, workspace))
     });
-    const GradientTasks<T> tasks(job, begin, end);
-    Tensor unused = allocate(op, like, {tasks.count(job), job.channels}, like.scalar_type());
+    const GradientTasks<T> tasks(params, begin, end);
+    Tensor unused = allocate(op, like, {tasks.count(params), params.channels}, like.scalar_type());
     torch::stable::zero_(unused);
     T* outside = mutable_data<T>(unused);
-    workers.run(0, tasks.count(job), [&](int64_t first, int64_t last, void* memory) {
-      BackwardWorkspace<T> workspace(job, memory);
-      FLOWFUSE_VARIANTS(run_gradient_tasks<kVectorBytes>(job, tasks, first, last, begin, end,
+    workers.run(0, tasks.count(params), [&](int64_t first, int64_t last, void* memory) {
+      BackwardWorkspace<T> workspace(params, memory);
+      FLOWFUSE_VARIANTS(run_gradient_tasks<kVectorBytes>(params, tasks, first, last, begin, end,
                                                          static_cast<const T*>(kept), outside, workspace))
     });
   }
@@ -302,31 +303,33 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, con
   const char* op = "correlation_lookup_backward";
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   PreparedLookup<T, T> prepared(op, f0, f1_levels, coords, radius, dtype);
-  FeatureLookup<T, T>& job = prepared.job;
-  job.grad = data<T>(grad);
+  FeatureLookup<T, T>& params = prepared.params;
+  params.grad = data<T>(grad);
   const auto empty_gradient = [&](const Tensor& map) {
-    return allocate(op, map, {map.size(0), job.channels, map.size(2), map.size(3)}, dtype, MemoryFormat::ChannelsLast);
+    return allocate(op, map, {map.size(0), params.channels, map.size(2), map.size(3)}, dtype,
+                    MemoryFormat::ChannelsLast);
   };
   const Tensor grad_f0 = empty_gradient(f0);
-  job.grad_f0 = mutable_data<T>(grad_f0);
+  params.grad_f0 = mutable_data<T>(grad_f0);
   std::vector<Tensor> grads;
   for (size_t level = 0; level < f1_levels.size(); ++level) {
     grads.push_back(empty_gradient(f1_levels[level]));
     torch::stable::zero_(grads.back());
-    job.maps[level].grad = mutable_data<T>(grads.back());
+    params.maps[level].grad = mutable_data<T>(grads.back());
   }
-  const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, job);
-  if (grad.numel() > 0) run_backward(op, job, grad);
+  const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, params);
+  if (grad.numel() > 0) run_backward(op, params, grad);
   for (size_t level = 0; level < grads.size(); ++level) grads[level] = finished(op, grads[level], f1_levels[level]);
   return {finished(op, grad_f0, f0), grads, grad_coords};
 }
 
-std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
-    Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(Tensor grad, Tensor f0,
+                                                                            std::vector<Tensor> f1_levels,
+                                                                            Tensor coords, int64_t radius,
+                                                                            bool coords_needed) {
+  check_correlation_lookup("correlation_lookup_backward", f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
-  check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0",
-                 f0);
+  check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0", f0);
   const Tensor exact = converted(coords, ScalarType::Double);
   const Tensor g = torch::stable::contiguous(grad);
   const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
@@ -335,8 +338,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("correlation_lookup_backward", TORCH_BOX(&flowfuse::correlation_lookup_backward));
+  m.impl("correlation_lookup_backward", TORCH_BOX(&flowfuse::cpu::correlation_lookup_backward));
 }

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <tuple>
 
-#include "checks.h"
+#include "operators/correlation_volume.h"
 #include "tensors.h"
 #include "cpu/product.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 using torch::stable::parallel_for;
@@ -17,9 +17,8 @@ template <class T>
 Tensor volume_level(const Features& f0, const Tensor& f1_level, int64_t batch, int64_t channels, ScalarType dtype) {
   const Features f1 = packed(f1_level, dtype, MemoryFormat::Contiguous);
   const int64_t pixels = f0.rows * f0.columns;
-  Tensor volume = allocate(
-      "correlation_volume", f0.tensor, {batch, f0.rows, f0.columns, f1.rows, f1.columns}, dtype,
-      MemoryFormat::Contiguous, kOnDemandAdvice);
+  Tensor volume = allocate("correlation_volume", f0.tensor, {batch, f0.rows, f0.columns, f1.rows, f1.columns}, dtype,
+                           MemoryFormat::Contiguous, kOnDemandAdvice);
   const T scale = T(1) / std::sqrt(static_cast<T>(channels));
   multiply(Product<T>{data<T>(f0.tensor), f0.batch_stride, channels, 1, data<T>(f1.tensor), f1.batch_stride,
                       mutable_data<T>(volume), batch, pixels, channels, f1.rows * f1.columns, scale});
@@ -32,9 +31,8 @@ std::vector<Tensor> correlation_volume(Tensor f0, std::vector<Tensor> f1_levels)
   const Features source = packed(f0, dtype, MemoryFormat::ChannelsLast);
   std::vector<Tensor> volumes;
   for (const Tensor& level : f1_levels) {
-    volumes.push_back(dtype == ScalarType::Double
-                          ? volume_level<double>(source, level, f0.size(0), f0.size(1), dtype)
-                          : volume_level<float>(source, level, f0.size(0), f0.size(1), dtype));
+    volumes.push_back(dtype == ScalarType::Double ? volume_level<double>(source, level, f0.size(0), f0.size(1), dtype)
+                                                  : volume_level<float>(source, level, f0.size(0), f0.size(1), dtype));
   }
   return volumes;
 }
@@ -54,8 +52,8 @@ Tensor volume_level_backward(const Tensor& grad, const Features& f0, const Tenso
                       mutable_data<T>(grad_f1), batch, cells, pixels, channels, scale});
   if (cells == 0) return grad_f1;
   Tensor part = first_level ? grad_f0 : empty_channels_last("correlation_volume_backward", grad_f0, dtype);
-  multiply(Product<T>{data<T>(g), pixels * cells, cells, 1, data<T>(f1.tensor), f1.batch_stride,
-                      mutable_data<T>(part), batch, pixels, cells, channels, scale});
+  multiply(Product<T>{data<T>(g), pixels * cells, cells, 1, data<T>(f1.tensor), f1.batch_stride, mutable_data<T>(part),
+                      batch, pixels, cells, channels, scale});
   if (!first_level) {
     T* sum = mutable_data<T>(grad_f0);
     const T* added = data<T>(part);
@@ -71,7 +69,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
   const char* op = "correlation_volume_backward";
   check_correlation_volume(op, f0, f1_levels);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
-  STD_TORCH_CHECK(grads.size() == f1_levels.size(), op, ": one gradient for each level is needed");
+  if (grads.size() != f1_levels.size()) refuse(op, "one gradient for each level is needed");
   const Features source = packed(f0, dtype, MemoryFormat::ChannelsLast);
   Tensor grad_f0 = empty_channels_last(op, f0, dtype);
   if (f1_levels[0].size(2) * f1_levels[0].size(3) == 0) torch::stable::zero_(grad_f0);
@@ -79,8 +77,7 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
   for (size_t level = 0; level < f1_levels.size(); ++level) {
     const Tensor& f1 = f1_levels[level];
     check_gradient(op, grads[level], {f0.size(0), f0.size(2), f0.size(3), f1.size(2), f1.size(3)}, dtype, "f0", f0);
-    const auto backward =
-        dtype == ScalarType::Double ? volume_level_backward<double> : volume_level_backward<float>;
+    const auto backward = dtype == ScalarType::Double ? volume_level_backward<double> : volume_level_backward<float>;
     const Tensor grad = backward(grads[level], source, f1, f0.size(0), f0.size(1), grad_f0, level == 0);
     grad_levels.push_back(torch::stable::to(grad, f1.scalar_type()));
   }
@@ -88,9 +85,9 @@ std::tuple<Tensor, std::vector<Tensor>> correlation_volume_backward(std::vector<
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("correlation_volume", TORCH_BOX(&flowfuse::correlation_volume));
-  m.impl("correlation_volume_backward", TORCH_BOX(&flowfuse::correlation_volume_backward));
+  m.impl("correlation_volume", TORCH_BOX(&flowfuse::cpu::correlation_volume));
+  m.impl("correlation_volume_backward", TORCH_BOX(&flowfuse::cpu::correlation_volume_backward));
 }

@@ -11,28 +11,22 @@
 #if defined(FLOWFUSE_X86) && !defined(__clang__) && __GNUC__ >= 11
 #define FLOWFUSE_BFLOAT16_PRODUCTS 1
 #endif
-// Set by setup.py where the assembler does not know the matrix unit.
-#if defined(FLOWFUSE_BFLOAT16_PRODUCTS) && !FLOWFUSE_NO_MATRIX_UNIT
-#define FLOWFUSE_MATRIX_UNIT 1
-#endif
-// FLOWFUSE_NO_ASSEMBLY: what reads or writes memory in assembly does so in plain C++ instead, where sanitizers see it.
-// The matrix unit is then there on every processor with AVX-512 BF16. For tests alone.
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
-enum class CpuCapability { kDefault, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+enum class CpuCapability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The best one this machine has, or the one FLOWFUSE_CPU_CAPABILITY (a name as below) asks for.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 std::string cpu_capabilities_compiled();
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 // FLOWFUSE_VARIANTS(call) runs `call`, an expression whose functions are all FLOWFUSE_INLINE, compiled for the
 // chosen instruction set, whose vectors have kVectorBytes. The lambdas have internal linkage: no inline function
-// compiled for a newer processor can be picked by the linker for an older one. (avx512, avx512_bf16 and
-// amx differ in the products of bfloat16 alone, which choose for themselves.)
+// compiled for a newer processor can be picked by the linker for an older one. (avx512 and avx512_bf16
+// differ in the products of bfloat16 alone, which choose for themselves.)
 #define FLOWFUSE_VARIANT(bytes, ...)                     \
   {                                                      \
     [[maybe_unused]] constexpr int kVectorBytes = bytes; \
@@ -46,18 +40,16 @@ std::string cpu_capabilities_compiled();
 #define FLOWFUSE_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
 #endif
-#define FLOWFUSE_VARIANTS(...)                                                  \
-  switch (::flowfuse::cpu_capability()) {                                       \
-    case ::flowfuse::CpuCapability::kAmx:                                       \
-    case ::flowfuse::CpuCapability::kAvx512Bf16:                                \
-    case ::flowfuse::CpuCapability::kAvx512:                                    \
-      [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }();     \
-      break;                                                                    \
-    case ::flowfuse::CpuCapability::kAvx2:                                      \
-      [&]() FLOWFUSE_TARGET_AVX2 { FLOWFUSE_VARIANT(32, __VA_ARGS__) }();       \
-      break;                                                                    \
-    default:                                                                    \
-      [&]() { FLOWFUSE_VARIANT(16, __VA_ARGS__) }();                            \
+#define FLOWFUSE_VARIANTS(...)                                              \
+  switch (::flowfuse::cpu::cpu_capability()) {                              \
+    case ::flowfuse::cpu::CpuCapability::kAvx512Bf16:                       \
+    case ::flowfuse::cpu::CpuCapability::kAvx512:                           \
+      [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }(); \
+      break;                                                                \
+    case ::flowfuse::cpu::CpuCapability::kAvx2:                             \
+      [&]() FLOWFUSE_TARGET_AVX2 { FLOWFUSE_VARIANT(32, __VA_ARGS__) }();   \
+      break;                                                                \
+    default: [&]() { FLOWFUSE_VARIANT(16, __VA_ARGS__) }();                 \
   }
 #else
 #define FLOWFUSE_VARIANTS(...) FLOWFUSE_VARIANT(16, __VA_ARGS__)

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "sampling.h"
+#include "portable.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
 FLOWFUSE_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
@@ -86,4 +86,4 @@ FLOWFUSE_INLINE float power_2_4(float x) {
 
 FLOWFUSE_INLINE double power_2_4(double x) { return __builtin_pow(x, 2.4); }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu

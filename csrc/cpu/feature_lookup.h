@@ -16,10 +16,9 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/lookup.h"
-#include "sampling.h"
 #include "tensors.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
 using torch::headeronly::BFloat16;
 
@@ -53,10 +52,10 @@ struct Footprint {
   uint64_t down[kMostCells + 1], across[kMostCells + 1];  // one more, empty: groups begin at every other cell
 };
 
-// Of the pixels [first, last) of a tile; false where fits(rows, columns, taps of all pixels) says so.
-template <class T, class Fits>
-FLOWFUSE_INLINE bool take_footprint(const Tile<T>& tile, int radius, int64_t rows, int64_t columns, int first,
-                                    int last, const Fits& fits, Footprint& cells) {
+// Of the pixels [first, last) of a tile; false where it would be too large or mostly empty.
+template <class T>
+FLOWFUSE_INLINE bool compute_footprint(const PixelTile<T>& tile, int radius, int64_t rows, int64_t columns, int first,
+                                       int last, Footprint& cells) {
   int64_t top = rows, bottom = 0, left = columns, right = 0, taps = 0;
   for (int i = first; i < last; ++i) {
     if (!tile.has(i)) continue;
@@ -72,7 +71,8 @@ FLOWFUSE_INLINE bool take_footprint(const Tile<T>& tile, int radius, int64_t row
   cells.top = cells.left = 0;
   cells.rows = cells.columns = 0;
   if (taps == 0) return true;
-  if (bottom - top > kMostCells || right - left > kMostCells || !fits(bottom - top, right - left, taps)) return false;
+  if (bottom - top > kMostCells || right - left > kMostCells) return false;
+  if ((bottom - top) * (right - left) > kMostEmpty * taps) return false;
   cells.top = top;
   cells.left = left;
   cells.rows = static_cast<int>(bottom - top);
@@ -91,42 +91,32 @@ FLOWFUSE_INLINE bool take_footprint(const Tile<T>& tile, int radius, int64_t row
   return true;
 }
 
-// Calls visit(footprint, first, last) for stretches [first, last) of the pixels of a tile that make up all of them.
-// Pixels whose windows lie far apart are taken apart, until a footprint fits; that of one pixel must.
-template <class T, class F, class Fits, class Visit>
-FLOWFUSE_INLINE void visit_footprints(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level,
-                                      const Fits& fits, const Visit& visit) {
-  const FeatureLevel<T, F>& map = job.maps[level];
+// Calls visit(y, x, pixels) for the groups of cells (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1) of a level in which
+// some pixels, bits of a mask, have a tap. Pixels whose windows lie far apart are taken apart, until a footprint fits;
+// that of one pixel must.
+template <class T, class F, class Visit>
+FLOWFUSE_INLINE void visit_groups(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level,
+                                  const Visit& visit) {
+  const FeatureLevel<T, F>& map = params.maps[level];
   Footprint cells;
   int first[8] = {0}, last[8] = {kTilePixels};  // halved at most six times
   for (int waiting = 1; waiting > 0;) {
     const int begin = first[--waiting], end = last[waiting];
-    if (take_footprint(tile, job.radius, map.rows, map.columns, begin, end, fits, cells)) {
-      visit(cells, begin, end);
+    if (!compute_footprint(tile, params.radius, map.rows, map.columns, begin, end, cells)) {
+      const int middle = (begin + end) / 2;
+      first[waiting] = middle;
+      last[waiting++] = end;
+      first[waiting] = begin;
+      last[waiting++] = middle;
       continue;
     }
-    const int middle = (begin + end) / 2;
-    first[waiting] = middle;
-    last[waiting++] = end;
-    first[waiting] = begin;
-    last[waiting++] = middle;
-  }
-}
-
-// Calls visit(y, x, pixels) for the groups of cells (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1) of a level in which
-// some pixels, bits of a mask, have a tap.
-template <class T, class F, class Visit>
-FLOWFUSE_INLINE void visit_groups(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level, const Visit& visit) {
-  const auto fits = [](int64_t rows, int64_t columns, int64_t taps)
-                        FLOWFUSE_INLINE_LAMBDA { return rows * columns <= kMostEmpty * taps; };
-  visit_footprints(job, tile, level, fits, [&](const Footprint& cells, int, int) FLOWFUSE_INLINE_LAMBDA {
     for (int r = 0; r < cells.rows; r += 2) {
       for (int c = 0; c < cells.columns; c += 2) {
         const uint64_t pixels = (cells.down[r] | cells.down[r + 1]) & (cells.across[c] | cells.across[c + 1]);
         if (pixels != 0) visit(cells.top + r, cells.left + c, pixels);
       }
     }
-  });
+  }
 }
 
 // Of the four cells of a group: their place among the cells of a map, or -1 outside of it.
@@ -137,12 +127,12 @@ FLOWFUSE_INLINE int64_t cell_of_group(const FeatureLevel<T, F>& map, int64_t y, 
 }
 
 template <class T, class F>
-FLOWFUSE_INLINE void take_cells(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level, int64_t y, int64_t x,
-                                const F** cells) {
-  const FeatureLevel<T, F>& map = job.maps[level];
+FLOWFUSE_INLINE void load_cells(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level, int64_t y,
+                                int64_t x, const F** cells) {
+  const FeatureLevel<T, F>& map = params.maps[level];
   for (int k = 0; k < 4; ++k) {
     const int64_t cell = cell_of_group(map, y, x, k);
-    cells[k] = cell < 0 ? job.zeros : map.f1 + tile.b * map.batch_stride + cell * job.channels;
+    cells[k] = cell < 0 ? params.zeros : map.f1 + tile.b * map.batch_stride + cell * params.channels;
   }
 }
 
@@ -153,12 +143,12 @@ struct Places {
 };
 
 template <class T, class F>
-FLOWFUSE_INLINE void take_places(const FeatureLookup<T, F>& job, const Tile<T>& tile, Places& places) {
+FLOWFUSE_INLINE void compute_places(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, Places& places) {
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
     const Window<T>& window = tile.windows[i];
-    places.taps[i] = job.tap_at(i, job.first_tap() - window.y * job.stride() - window.x);
-    places.features[i] = tile.pixel(job, i) * job.channels;
+    places.taps[i] = params.tap_at(i, params.first_tap() - window.y * params.stride() - window.x);
+    places.features[i] = tile.pixel(params, i) * params.channels;
   }
 }
 
@@ -178,14 +168,14 @@ FLOWFUSE_INLINE void multiply_add(const BFloat16*, const V& a, const V& b, V& su
 // Products of the features at four cells and at the pixels of a mask, into the blocks of those pixels, `at` behind the
 // places of their taps at cell (0, 0). What lies outside the map and on the border of a block afterwards has no meaning.
 template <int kBytes, class T, class F>
-FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0, const Places& places,
+FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& params, const F* f0, const Places& places,
                                     const F* const* cells, int64_t at, uint64_t pixels, T* taps) {
   constexpr int kTogether = kBytes == 64 ? 4 : 2;  // pixels: with their sums the registers are full
   constexpr int kSums = 4 * kTogether, kAll = kLanes<T, kBytes>;
   constexpr int kStep = kBytes / static_cast<int>(sizeof(F));
   using V = Vector<T, kBytes>;
-  const int64_t channels = job.channels;
-  const int down = job.stride() * kTileColumns;
+  const int64_t channels = params.channels;
+  const int down = params.stride() * kTileColumns;
   while (pixels != 0) {
     int pixel[kTogether];
     const F* features[kTogether];
@@ -212,7 +202,7 @@ FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0,
     for (int i = 0; i < kSums; i += kAll) {
       V totals;
       lane_sums<T, kBytes>(sums + i, totals);
-      totals *= job.scale;
+      totals *= params.scale;
       store(totals, values + i);
     }
 #pragma GCC unroll 4
@@ -228,17 +218,17 @@ FLOWFUSE_INLINE void multiply_group(const FeatureLookup<T, F>& job, const F* f0,
 
 // Taps of a tile, of which the windows are those of the level.
 template <int kBytes, class T, class F>
-FLOWFUSE_INLINE void make_taps(const FeatureLookup<T, F>& job, const Tile<T>& tile, int level, T* taps) {
-  const FeatureLevel<T, F>& map = job.maps[level];
-  const F* f0 = job.f0 + tile.b * job.f0_stride;
+FLOWFUSE_INLINE void compute_taps(const FeatureLookup<T, F>& params, const PixelTile<T>& tile, int level, T* taps) {
+  const FeatureLevel<T, F>& map = params.maps[level];
+  const F* f0 = params.f0 + tile.b * params.f0_stride;
   Places places;
-  take_places(job, tile, places);
-  visit_groups(job, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
+  compute_places(params, tile, places);
+  visit_groups(params, tile, level, [&](int64_t y, int64_t x, uint64_t pixels) FLOWFUSE_INLINE_LAMBDA {
     const F* cells[4];
-    take_cells(job, tile, level, y, x, cells);
-    multiply_group<kBytes>(job, f0, places, cells, (y * job.stride() + x) * kTileColumns, pixels, taps);
+    load_cells(params, tile, level, y, x, cells);
+    multiply_group<kBytes>(params, f0, places, cells, (y * params.stride() + x) * kTileColumns, pixels, taps);
   });
-  clear_outside(job, tile, map.rows, map.columns, taps);
+  clear_outside(params, tile, map.rows, map.columns, taps);
 }
 
 // Copies pixels of channels-last maps to others with more or fewer channels; those that are new are 0.
@@ -265,32 +255,32 @@ inline Features in_whole_vectors(const char* op, const Features& map, int64_t ch
   return {wider, map.batch_stride == 0 ? 0 : channels * map.rows * map.columns, map.rows, map.columns};
 }
 
-// A job with the tensors that it points into.
+// Parameters with the tensors that it points into.
 template <class T, class F>
 struct PreparedLookup {
-  FeatureLookup<T, F> job{};
-  std::vector<Features> held;
+  FeatureLookup<T, F> params{};
+  std::vector<Features> storage;
   Tensor zeros;
 
   PreparedLookup(const char* op, const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& coords,
                  int64_t radius, ScalarType dtype) {
-    set_coords(job, coords, f1_levels.size(), radius);
+    set_coords(params, coords, f1_levels.size(), radius);
     constexpr int64_t multiple = kChannelBytes / int64_t{sizeof(F)};
-    job.channels = rounded_up(f0.size(1), multiple);
-    job.scale = T(1) / std::sqrt(static_cast<T>(f0.size(1)));
-    held.push_back(in_whole_vectors(op, packed(f0, dtype, MemoryFormat::ChannelsLast), job.channels));
-    job.f0 = data<F>(held[0].tensor);
-    job.f0_stride = held[0].batch_stride;
-    zeros = allocate(op, f0, {job.channels}, dtype);
+    params.channels = rounded_up(f0.size(1), multiple);
+    params.scale = T(1) / std::sqrt(static_cast<T>(f0.size(1)));
+    storage.push_back(in_whole_vectors(op, packed(f0, dtype, MemoryFormat::ChannelsLast), params.channels));
+    params.f0 = data<F>(storage[0].tensor);
+    params.f0_stride = storage[0].batch_stride;
+    zeros = allocate(op, f0, {params.channels}, dtype);
     torch::stable::zero_(zeros);
-    job.zeros = data<F>(zeros);
+    params.zeros = data<F>(zeros);
     for (size_t level = 0; level < f1_levels.size(); ++level) {
-      held.push_back(
-          in_whole_vectors(op, packed(f1_levels[level], dtype, MemoryFormat::ChannelsLast), job.channels));
-      const Features& f1 = held.back();
-      job.maps[level] = {data<F>(f1.tensor), nullptr, f1.batch_stride, f1.rows, f1.columns};
+      storage.push_back(
+          in_whole_vectors(op, packed(f1_levels[level], dtype, MemoryFormat::ChannelsLast), params.channels));
+      const Features& f1 = storage.back();
+      params.maps[level] = {data<F>(f1.tensor), nullptr, f1.batch_stride, f1.rows, f1.columns};
     }
   }
 };
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu

@@ -9,13 +9,13 @@
 #include <cstdint>
 
 #include "cpu/vector.h"
-#include "sampling.h"
+#include "windows.h"
 #include "tensors.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
-constexpr int kTileRows = 4, kTileColumns = 16;          // a row of float32 results is a cache line
-constexpr int kTilePixels = kTileRows * kTileColumns;    // a bit each of a 64-bit mask
+constexpr int kTileRows = 4, kTileColumns = 16;        // a row of float32 results is a cache line
+constexpr int kTilePixels = kTileRows * kTileColumns;  // a bit each of a 64-bit mask
 
 // Of B maps of windows around coords.
 template <class T>
@@ -27,9 +27,9 @@ struct Lookup {
   int64_t batch, height, width;
   int radius, levels;
 
-  FLOWFUSE_INLINE int side() const { return 2 * radius + 1; }
-  FLOWFUSE_INLINE int taps() const { return 2 * radius + 2; }  // along an axis
-  FLOWFUSE_INLINE int stride() const { return taps() + 2; }    // of the rows of a block
+  FLOWFUSE_INLINE int value_side() const { return 2 * radius + 1; }
+  FLOWFUSE_INLINE int tap_side() const { return 2 * radius + 2; }  // along an axis
+  FLOWFUSE_INLINE int stride() const { return tap_side() + 2; }    // of the rows of a block
   FLOWFUSE_INLINE int block() const { return stride() * stride(); }
   FLOWFUSE_INLINE int first_tap() const { return stride() + 1; }
   // Where tap number `tap` of the block of pixel i lies among the blocks of a tile.
@@ -38,57 +38,57 @@ struct Lookup {
   }
   FLOWFUSE_INLINE int64_t pixels() const { return height * width; }
   FLOWFUSE_INLINE int64_t tiles_across() const { return (width + kTileColumns - 1) / kTileColumns; }
-  FLOWFUSE_INLINE int64_t tiles_of_item() const {
-    return (height + kTileRows - 1) / kTileRows * tiles_across();
-  }
+  FLOWFUSE_INLINE int64_t tiles_of_item() const { return (height + kTileRows - 1) / kTileRows * tiles_across(); }
   int64_t tiles() const { return batch * tiles_of_item(); }
   FLOWFUSE_INLINE int64_t window_values(int64_t b, int level) const {  // first of [side^2, height, width]
-    return (b * levels + level) * side() * side() * pixels();
+    return (b * levels + level) * value_side() * value_side() * pixels();
   }
 };
 
 // Pixel i of a tile is in its row i / kTileColumns and column i % kTileColumns.
 template <class T>
-struct Tile {
+struct PixelTile {
   int64_t b, y, x;  // item and first pixel
   int rows, columns;
   Window<T> windows[kTilePixels];  // of a level
 
   FLOWFUSE_INLINE bool has(int i) const { return i / kTileColumns < rows && i % kTileColumns < columns; }
-  FLOWFUSE_INLINE int64_t pixel(const Lookup<T>& job, int i) const {
-    return (y + i / kTileColumns) * job.width + x + i % kTileColumns;
+  FLOWFUSE_INLINE int64_t pixel(const Lookup<T>& params, int i) const {
+    return (y + i / kTileColumns) * params.width + x + i % kTileColumns;
   }
 };
 
 template <class T>
-FLOWFUSE_INLINE void take_tile(const Lookup<T>& job, int64_t index, Tile<T>& tile) {
-  const int64_t within = index % job.tiles_of_item();
-  tile.b = index / job.tiles_of_item();
-  tile.y = within / job.tiles_across() * kTileRows;
-  tile.x = within % job.tiles_across() * kTileColumns;
-  tile.rows = static_cast<int>(job.height - tile.y < kTileRows ? job.height - tile.y : kTileRows);
-  tile.columns = static_cast<int>(job.width - tile.x < kTileColumns ? job.width - tile.x : kTileColumns);
+FLOWFUSE_INLINE void load_tile(const Lookup<T>& params, int64_t index, PixelTile<T>& tile) {
+  const int64_t within = index % params.tiles_of_item();
+  tile.b = index / params.tiles_of_item();
+  tile.y = within / params.tiles_across() * kTileRows;
+  tile.x = within % params.tiles_across() * kTileColumns;
+  tile.rows = static_cast<int>(params.height - tile.y < kTileRows ? params.height - tile.y : kTileRows);
+  tile.columns = static_cast<int>(params.width - tile.x < kTileColumns ? params.width - tile.x : kTileColumns);
 }
 
 template <class T>
-FLOWFUSE_INLINE void take_windows(const Lookup<T>& job, int level, int64_t rows, int64_t columns, Tile<T>& tile) {
+FLOWFUSE_INLINE void load_windows(const Lookup<T>& params, int level, int64_t rows, int64_t columns,
+                                  PixelTile<T>& tile) {
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
-    const double* at = job.coords + tile.b * 2 * job.pixels() + tile.pixel(job, i);
-    tile.windows[i] = window_at<T>(at[0], at[job.pixels()], level, job.radius, rows, columns);
+    const double* at = params.coords + tile.b * 2 * params.pixels() + tile.pixel(params, i);
+    tile.windows[i] = window_at<T>(at[0], at[params.pixels()], level, params.radius, rows, columns);
   }
 }
 
 // Zeros for the taps outside the map; those inside have been written.
 template <class T>
-FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, int64_t rows, int64_t columns, T* taps) {
-  const int side = job.taps();
+FLOWFUSE_INLINE void clear_outside(const Lookup<T>& params, const PixelTile<T>& tile, int64_t rows, int64_t columns,
+                                   T* taps) {
+  const int side = params.tap_side();
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
-    const TapRange range = taps_inside(tile.windows[i], job.radius, rows, columns);
+    const TapRange range = taps_inside(tile.windows[i], params.radius, rows, columns);
     if ((range.x1 - range.x0) * (range.y1 - range.y0) == side * side) continue;
     for (int dy = 0; dy < side; ++dy) {
-      T* row = taps + job.tap_at(i, job.first_tap() + dy * job.stride());
+      T* row = taps + params.tap_at(i, params.first_tap() + dy * params.stride());
       const bool inside = dy >= range.y0 && dy < range.y1;
       const int left = inside ? range.x0 : side, right = inside ? range.x1 : side;
       for (int dx = 0; dx < left; ++dx) row[dx * kTileColumns] = T(0);
@@ -100,14 +100,14 @@ FLOWFUSE_INLINE void clear_outside(const Lookup<T>& job, const Tile<T>& tile, in
 // Windows are written and read a line at a time, each line in another place: asked for before taps are made, the lines
 // are there in time. More of them than the first-level cache holds would only push out features.
 template <bool kWrite, class T>
-FLOWFUSE_INLINE void expect_windows(const Lookup<T>& job, const Tile<T>& tile, int level, const T* windows) {
+FLOWFUSE_INLINE void prefetch_windows(const Lookup<T>& params, const PixelTile<T>& tile, int level, const T* windows) {
   constexpr int kMostLines = 512;
-  const int window = job.side() * job.side();
+  const int window = params.value_side() * params.value_side();
   if (window * tile.rows > kMostLines) return;
-  const T* first = windows + job.window_values(tile.b, level);
+  const T* first = windows + params.window_values(tile.b, level);
   for (int k = 0; k < window; ++k) {
     for (int row = 0; row < tile.rows; ++row) {
-      __builtin_prefetch(first + k * job.pixels() + tile.pixel(job, row * kTileColumns), kWrite, 2);
+      __builtin_prefetch(first + k * params.pixels() + tile.pixel(params, row * kTileColumns), kWrite, 2);
     }
   }
 }
@@ -117,7 +117,7 @@ template <class T>
 struct RowWeights {
   alignas(64) T w00[kTileColumns], w10[kTileColumns], w01[kTileColumns], w11[kTileColumns];
 
-  FLOWFUSE_INLINE RowWeights(const Tile<T>& tile, int row, T factor) {
+  FLOWFUSE_INLINE RowWeights(const PixelTile<T>& tile, int row, T factor) {
     for (int i = 0; i < kTileColumns; ++i) {
       Corners<T> corners{T(0), T(0), T(0), T(0)};
       if (i < tile.columns) corners = corners_of(tile.windows[row * kTileColumns + i]);
@@ -133,10 +133,10 @@ struct RowWeights {
 
 // Combines taps to the values of the windows of one level; NaN for a pixel without a place.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int level, const T* taps) {
+FLOWFUSE_INLINE void write_values(const Lookup<T>& params, const PixelTile<T>& tile, int level, const T* taps) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
-  const int side = job.side(), down = job.stride() * kTileColumns;
+  const int side = params.value_side(), down = params.stride() * kTileColumns;
   for (int row = 0; row < tile.rows; ++row) {
     const RowWeights<T> weights(tile, row, T(1));
     for (int first = 0; first < tile.columns; first += kAll) {
@@ -146,9 +146,9 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int
       load(weights.w10 + first, w10);
       load(weights.w01 + first, w01);
       load(weights.w11 + first, w11);
-      T* out = job.output + job.window_values(tile.b, level) + tile.pixel(job, i);
+      T* out = params.output + params.window_values(tile.b, level) + tile.pixel(params, i);
       for (int dy = 0; dy < side; ++dy) {
-        const T* upper = taps + job.tap_at(i, job.first_tap() + dy * job.stride());
+        const T* upper = taps + params.tap_at(i, params.first_tap() + dy * params.stride());
         V t00, t01, t10, t11;
         load(upper, t00);
         load(upper + down, t01);
@@ -156,7 +156,7 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int
           load(upper + (dx + 1) * kTileColumns, t10);
           load(upper + (dx + 1) * kTileColumns + down, t11);
           const V values = w00 * t00 + w10 * t10 + w01 * t01 + w11 * t11;
-          T* target = out + (dx * side + dy) * job.pixels();
+          T* target = out + (dx * side + dy) * params.pixels();
           if (tile.columns - first >= kAll) {
             store(values, target);
           } else {
@@ -173,14 +173,14 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& job, const Tile<T>& tile, int
 // Gradients of the values of the windows of a row of a tile, as those of taps lie: blocks [block][kTileColumns], with
 // zeros where there is none.
 template <class T>
-FLOWFUSE_INLINE void read_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int row, T* values) {
-  const int side = job.side();
-  for (int k = 0; k < job.block() * kTileColumns; ++k) values[k] = T(0);
-  const T* grad = job.grad + job.window_values(tile.b, level) + tile.pixel(job, row * kTileColumns);
+FLOWFUSE_INLINE void read_gradients(const Lookup<T>& params, const PixelTile<T>& tile, int level, int row, T* values) {
+  const int side = params.value_side();
+  for (int k = 0; k < params.block() * kTileColumns; ++k) values[k] = T(0);
+  const T* grad = params.grad + params.window_values(tile.b, level) + tile.pixel(params, row * kTileColumns);
   for (int dy = 0; dy < side; ++dy) {
     for (int dx = 0; dx < side; ++dx) {
-      const T* from = grad + (dx * side + dy) * job.pixels();
-      T* to = values + (job.first_tap() + dy * job.stride() + dx) * kTileColumns;
+      const T* from = grad + (dx * side + dy) * params.pixels();
+      T* to = values + (params.first_tap() + dy * params.stride() + dx) * kTileColumns;
       for (int i = 0; i < tile.columns; ++i) to[i] = from[i];
     }
   }
@@ -189,23 +189,23 @@ FLOWFUSE_INLINE void read_gradients(const Lookup<T>& job, const Tile<T>& tile, i
 // From these, the gradients of taps, times `factor`, as blocks with a border of zeros. What they say of pixels without a
 // tap inside the map has no meaning.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, int row, T factor, const T* values,
-                                   T* blocks) {
+FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& params, const PixelTile<T>& tile, int row, T factor,
+                                   const T* values, T* blocks) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
-  for (int k = 0; k < job.block() * kTileColumns; ++k) blocks[k] = T(0);
+  for (int k = 0; k < params.block() * kTileColumns; ++k) blocks[k] = T(0);
   const RowWeights<T> weights(tile, row, factor);
-  const int down = job.stride() * kTileColumns;
+  const int down = params.stride() * kTileColumns;
   for (int first = 0; first < kTileColumns; first += kAll) {
     V w00, w10, w01, w11;
     load(weights.w00 + first, w00);
     load(weights.w10 + first, w10);
     load(weights.w01 + first, w01);
     load(weights.w11 + first, w11);
-    for (int y = 1; y <= job.taps(); ++y) {
+    for (int y = 1; y <= params.tap_side(); ++y) {
       const T *lower = values + y * down + first, *upper = lower - down;
       T* out = blocks + y * down + first;
-      for (int x = 1; x <= job.taps(); ++x) {
+      for (int x = 1; x <= params.tap_side(); ++x) {
         V here, left, above, beyond;
         load(lower + x * kTileColumns, here);
         load(lower + (x - 1) * kTileColumns, left);
@@ -221,11 +221,11 @@ FLOWFUSE_INLINE void tap_gradients(const Lookup<T>& job, const Tile<T>& tile, in
 // Adds the gradients in the coordinates that the taps of a row of a tile on one level make to gx, gy [kTilePixels].
 // values: as read_gradients made them.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void add_coordinate_gradients(const Lookup<T>& job, const Tile<T>& tile, int level, int row,
+FLOWFUSE_INLINE void add_coordinate_gradients(const Lookup<T>& params, const PixelTile<T>& tile, int level, int row,
                                               const T* taps, const T* values, T* gx, T* gy) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
-  const int side = job.side(), down = job.stride() * kTileColumns;
+  const int side = params.value_side(), down = params.stride() * kTileColumns;
   alignas(64) T fx[kTileColumns], fy[kTileColumns], sums_x[kTileColumns], sums_y[kTileColumns];
   for (int i = 0; i < kTileColumns; ++i) {
     fx[i] = i < tile.columns ? tile.windows[row * kTileColumns + i].fx : T(0);
@@ -236,8 +236,8 @@ FLOWFUSE_INLINE void add_coordinate_gradients(const Lookup<T>& job, const Tile<T
     load(fx + first, right);
     load(fy + first, lower);
     for (int dy = 0; dy < side; ++dy) {
-      const int64_t at = (job.first_tap() + dy * job.stride()) * kTileColumns + first;
-      const T* upper = taps + row * job.block() * kTileColumns + at;
+      const int64_t at = (params.first_tap() + dy * params.stride()) * kTileColumns + first;
+      const T* upper = taps + row * params.block() * kTileColumns + at;
       V t00, t01, t10, t11, g;
       load(upper, t00);
       load(upper + down, t01);
@@ -264,34 +264,35 @@ FLOWFUSE_INLINE void add_coordinate_gradients(const Lookup<T>& job, const Tile<T
 
 // Writes what add_coordinate_gradients made of all levels, if it was asked for.
 template <class T>
-FLOWFUSE_INLINE void write_coordinate_gradients(const Lookup<T>& job, const Tile<T>& tile, const T* gx, const T* gy) {
-  if (job.grad_coords == nullptr) return;
+FLOWFUSE_INLINE void write_coordinate_gradients(const Lookup<T>& params, const PixelTile<T>& tile, const T* gx,
+                                                const T* gy) {
+  if (params.grad_coords == nullptr) return;
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
-    T* target = job.grad_coords + tile.b * 2 * job.pixels() + tile.pixel(job, i);
+    T* target = params.grad_coords + tile.b * 2 * params.pixels() + tile.pixel(params, i);
     target[0] = gx[i];
-    target[job.pixels()] = gy[i];
+    target[params.pixels()] = gy[i];
   }
 }
 
 // coords are of dtype double.
 template <class T>
-void set_coords(Lookup<T>& job, const Tensor& coords, size_t levels, int64_t radius) {
-  job.coords = data<double>(coords);
-  job.batch = coords.size(0);
-  job.height = coords.size(2);
-  job.width = coords.size(3);
-  job.levels = static_cast<int>(levels);
-  job.radius = static_cast<int>(radius);
+void set_coords(Lookup<T>& params, const Tensor& coords, size_t levels, int64_t radius) {
+  params.coords = data<double>(coords);
+  params.batch = coords.size(0);
+  params.height = coords.size(2);
+  params.width = coords.size(3);
+  params.levels = static_cast<int>(levels);
+  params.radius = static_cast<int>(radius);
 }
 
 // Gradient of coords: as coords when asked for, else empty.
 template <class T>
 Tensor empty_coordinate_gradient(const char* op, const Tensor& like, const Tensor& coords, bool needed,
-                                 Lookup<T>& job) {
+                                 Lookup<T>& params) {
   if (!needed) return allocate(op, like, {0}, like.scalar_type());
   const Tensor grad = allocate(op, like, shape_of(coords), like.scalar_type());
-  job.grad_coords = mutable_data<T>(grad);
+  params.grad_coords = mutable_data<T>(grad);
   return grad;
 }
 
@@ -319,4 +320,4 @@ class Workers {
   Tensor memory_;
 };
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu

@@ -6,9 +6,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "sampling.h"
+#include "portable.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 
 template <class T, int kBytes>
 struct VectorType {
@@ -86,36 +86,4 @@ FLOWFUSE_INLINE void lane_sums(Vector<T, kBytes>* vectors, Vector<T, kBytes>& su
   }
 }
 
-// Lane of a and b (b's count on after a's) for one step of a transposition: squares of `step` lanes change places.
-constexpr int exchanged_lane(int lane, int lanes, int step, bool second) {
-  if (second) return (lane & step) == 0 ? lane + step : lane + lanes;
-  return (lane & step) == 0 ? lane : lane - step + lanes;
-}
-
-template <class T, int kBytes, int kStep, int... kLane>
-FLOWFUSE_INLINE void exchange_squares(Vector<T, kBytes>& a, Vector<T, kBytes>& b,
-                                      std::integer_sequence<int, kLane...>) {
-  constexpr int kAll = kLanes<T, kBytes>;
-  Vector<T, kBytes> first, second;
-  shuffle<T, kBytes>(a, b, first, std::integer_sequence<int, exchanged_lane(kLane, kAll, kStep, false)...>{});
-  shuffle<T, kBytes>(a, b, second, std::integer_sequence<int, exchanged_lane(kLane, kAll, kStep, true)...>{});
-  a = first;
-  b = second;
-}
-
-// Lane i of vector j becomes lane j of vector i, for as many vectors as they have lanes.
-template <class T, int kBytes, int kStep = 1>
-FLOWFUSE_INLINE void transpose(Vector<T, kBytes>* vectors) {
-  constexpr int kAll = kLanes<T, kBytes>;
-  if constexpr (kStep < kAll) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kAll; ++i) {
-      if ((i & kStep) == 0) {
-        exchange_squares<T, kBytes, kStep>(vectors[i], vectors[i + kStep], std::make_integer_sequence<int, kAll>{});
-      }
-    }
-    transpose<T, kBytes, kStep * 2>(vectors);
-  }
-}
-
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu

@@ -4,13 +4,12 @@
 #include <algorithm>
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/lookup.h"
-#include "sampling.h"
+#include "operators/volume_lookup.h"
 #include "tensors.h"
 
-namespace flowfuse {
+namespace flowfuse::cpu {
 namespace {
 
 template <class T>
@@ -19,8 +18,8 @@ struct VolumeLevel {
   T* grad;
   int64_t rows, columns;
 
-  FLOWFUSE_INLINE int64_t slice(const Lookup<T>& job, const Tile<T>& tile, int i) const {  // of one pixel
-    return (tile.b * job.pixels() + tile.pixel(job, i)) * rows * columns;
+  FLOWFUSE_INLINE int64_t slice(const Lookup<T>& params, const PixelTile<T>& tile, int i) const {  // of one pixel
+    return (tile.b * params.pixels() + tile.pixel(params, i)) * rows * columns;
   }
 };
 
@@ -31,128 +30,129 @@ struct VolumeLookup : Lookup<T> {
 
 // Calls visit(first tap, first cell, count) for each row of taps of pixel i inside the map; taps count in its block.
 template <class T, class Visit>
-FLOWFUSE_INLINE void visit_rows(const VolumeLookup<T>& job, const Tile<T>& tile, int level, int i,
+FLOWFUSE_INLINE void visit_rows(const VolumeLookup<T>& params, const PixelTile<T>& tile, int level, int i,
                                 const Visit& visit) {
-  const VolumeLevel<T>& map = job.volumes[level];
+  const VolumeLevel<T>& map = params.volumes[level];
   const Window<T>& window = tile.windows[i];
-  const TapRange range = taps_inside(window, job.radius, map.rows, map.columns);
+  const TapRange range = taps_inside(window, params.radius, map.rows, map.columns);
   for (int dy = range.y0; dy < range.y1; ++dy) {
     const int64_t cell = (window.y + dy) * map.columns + window.x + range.x0;
-    visit(job.first_tap() + dy * job.stride() + range.x0, cell, range.x1 - range.x0);
+    visit(params.first_tap() + dy * params.stride() + range.x0, cell, range.x1 - range.x0);
   }
 }
 
 template <class T>
-FLOWFUSE_INLINE void read_taps(const VolumeLookup<T>& job, const Tile<T>& tile, int level, T* taps) {
-  const VolumeLevel<T>& map = job.volumes[level];
+FLOWFUSE_INLINE void read_taps(const VolumeLookup<T>& params, const PixelTile<T>& tile, int level, T* taps) {
+  const VolumeLevel<T>& map = params.volumes[level];
   for (int i = 0; i < kTilePixels; ++i) {
     if (!tile.has(i)) continue;
-    const T* values = map.values + map.slice(job, tile, i);
-    visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
-      T* row = taps + job.tap_at(i, tap);
+    const T* values = map.values + map.slice(params, tile, i);
+    visit_rows(params, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
+      T* row = taps + params.tap_at(i, tap);
       for (int k = 0; k < count; ++k) row[k * kTileColumns] = values[cell + k];
     });
   }
-  clear_outside(job, tile, map.rows, map.columns, taps);
+  clear_outside(params, tile, map.rows, map.columns, taps);
 }
 
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tile_forward(const VolumeLookup<T>& job, int64_t index, T* taps) {
-  Tile<T> tile;
-  take_tile(job, index, tile);
-  for (int level = 0; level < job.levels; ++level) {
-    take_windows(job, level, job.volumes[level].rows, job.volumes[level].columns, tile);
-    read_taps(job, tile, level, taps);
-    write_values<kBytes>(job, tile, level, taps);
+FLOWFUSE_INLINE void tile_forward(const VolumeLookup<T>& params, int64_t index, T* taps) {
+  PixelTile<T> tile;
+  load_tile(params, index, tile);
+  for (int level = 0; level < params.levels; ++level) {
+    load_windows(params, level, params.volumes[level].rows, params.volumes[level].columns, tile);
+    read_taps(params, tile, level, taps);
+    write_values<kBytes>(params, tile, level, taps);
   }
 }
 
 // workspace: blocks of the taps of a tile, then those of a row of it for their gradients, and as many more.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& job, int64_t index, T* workspace) {
+FLOWFUSE_INLINE void tile_backward(const VolumeLookup<T>& params, int64_t index, T* workspace) {
   T* taps = workspace;
-  T* grad_taps = taps + kTilePixels * job.block();
-  T* values = grad_taps + kTileColumns * job.block();
+  T* grad_taps = taps + kTilePixels * params.block();
+  T* values = grad_taps + kTileColumns * params.block();
   T gx[kTilePixels] = {}, gy[kTilePixels] = {};
-  Tile<T> tile;
-  take_tile(job, index, tile);
-  for (int level = 0; level < job.levels; ++level) {
-    const VolumeLevel<T>& map = job.volumes[level];
-    take_windows(job, level, map.rows, map.columns, tile);
-    if (job.grad_coords != nullptr) read_taps(job, tile, level, taps);
+  PixelTile<T> tile;
+  load_tile(params, index, tile);
+  for (int level = 0; level < params.levels; ++level) {
+    const VolumeLevel<T>& map = params.volumes[level];
+    load_windows(params, level, map.rows, map.columns, tile);
+    if (params.grad_coords != nullptr) read_taps(params, tile, level, taps);
     for (int row = 0; row < tile.rows; ++row) {
-      read_gradients(job, tile, level, row, values);
-      tap_gradients<kBytes>(job, tile, row, T(1), values, grad_taps);
-      if (job.grad_coords != nullptr) add_coordinate_gradients<kBytes>(job, tile, level, row, taps, values, gx, gy);
+      read_gradients(params, tile, level, row, values);
+      tap_gradients<kBytes>(params, tile, row, T(1), values, grad_taps);
+      if (params.grad_coords != nullptr)
+        add_coordinate_gradients<kBytes>(params, tile, level, row, taps, values, gx, gy);
       for (int column = 0; column < tile.columns; ++column) {
         const int i = row * kTileColumns + column;
-        T* grad = map.grad + map.slice(job, tile, i);
+        T* grad = map.grad + map.slice(params, tile, i);
         for (int64_t cell = 0; cell < map.rows * map.columns; ++cell) grad[cell] = T(0);
-        visit_rows(job, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
+        visit_rows(params, tile, level, i, [&](int tap, int64_t cell, int count) FLOWFUSE_INLINE_LAMBDA {
           for (int k = 0; k < count; ++k) grad[cell + k] = grad_taps[(tap + k) * kTileColumns + column];
         });
       }
     }
   }
-  write_coordinate_gradients(job, tile, gx, gy);
+  write_coordinate_gradients(params, tile, gx, gy);
 }
 
 template <class T>
 VolumeLookup<T> lookup_of(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radius) {
-  VolumeLookup<T> job{};
-  set_coords(job, coords, volumes.size(), radius);
+  VolumeLookup<T> params{};
+  set_coords(params, coords, volumes.size(), radius);
   for (size_t level = 0; level < volumes.size(); ++level) {
     volumes[level] = torch::stable::contiguous(volumes[level]);
-    job.volumes[level] = {data<T>(volumes[level]), nullptr, volumes[level].size(3), volumes[level].size(4)};
+    params.volumes[level] = {data<T>(volumes[level]), nullptr, volumes[level].size(3), volumes[level].size(4)};
   }
-  return job;
+  return params;
 }
 
 template <class T>
 Tensor forward(std::vector<Tensor>& volumes, const Tensor& coords, int64_t radius) {
   const char* op = "volume_lookup";
-  VolumeLookup<T> job = lookup_of<T>(volumes, coords, radius);
+  VolumeLookup<T> params = lookup_of<T>(volumes, coords, radius);
   const Tensor output = allocate(op, coords, windows_shape(coords, volumes.size(), radius), volumes[0].scalar_type());
-  job.output = mutable_data<T>(output);
-  const Workers workers(op, output, job.tiles(), kTilePixels * job.block());
-  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
+  params.output = mutable_data<T>(output);
+  const Workers workers(op, output, params.tiles(), kTilePixels * params.block());
+  workers.run(0, params.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                          tile_forward<kVectorBytes>(job, index, static_cast<T*>(workspace)))
+                          tile_forward<kVectorBytes>(params, index, static_cast<T*>(workspace)))
   });
   return output;
 }
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup("volume_lookup", volumes, coords, radius);
   const Tensor exact = converted(coords, ScalarType::Double);
   const bool wide = volumes[0].scalar_type() == ScalarType::Double;
   return wide ? forward<double>(volumes, exact, radius) : forward<float>(volumes, exact, radius);
 }
 
 template <class T>
-std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector<Tensor>& volumes,
-                                                 const Tensor& coords, int64_t radius, bool coords_needed) {
+std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad, std::vector<Tensor>& volumes, const Tensor& coords,
+                                                 int64_t radius, bool coords_needed) {
   const char* op = "volume_lookup_backward";
-  VolumeLookup<T> job = lookup_of<T>(volumes, coords, radius);
-  job.grad = data<T>(grad);
+  VolumeLookup<T> params = lookup_of<T>(volumes, coords, radius);
+  params.grad = data<T>(grad);
   std::vector<Tensor> grads;
   for (size_t level = 0; level < volumes.size(); ++level) {
-    grads.push_back(allocate(op, volumes[level], shape_of(volumes[level]), grad.scalar_type(),
-                             MemoryFormat::Contiguous, kOnDemandAdvice));
-    job.volumes[level].grad = mutable_data<T>(grads.back());
+    grads.push_back(allocate(op, volumes[level], shape_of(volumes[level]), grad.scalar_type(), MemoryFormat::Contiguous,
+                             kOnDemandAdvice));
+    params.volumes[level].grad = mutable_data<T>(grads.back());
   }
-  const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, job);
-  const Workers workers(op, grad, job.tiles(), (kTilePixels + 2 * kTileColumns) * job.block());
-  workers.run(0, job.tiles(), [&](int64_t first, int64_t last, void* workspace) {
+  const Tensor grad_coords = empty_coordinate_gradient(op, grad, coords, coords_needed, params);
+  const Workers workers(op, grad, params.tiles(), (kTilePixels + 2 * kTileColumns) * params.block());
+  workers.run(0, params.tiles(), [&](int64_t first, int64_t last, void* workspace) {
     FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index)
-                          tile_backward<kVectorBytes>(job, index, static_cast<T*>(workspace)))
+                          tile_backward<kVectorBytes>(params, index, static_cast<T*>(workspace)))
   });
   return {grads, grad_coords};
 }
 
-std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
-                                                               Tensor coords, int64_t radius, bool coords_needed) {
-  check_volume_lookup(volumes, coords, radius);
+std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes, Tensor coords,
+                                                               int64_t radius, bool coords_needed) {
+  check_volume_lookup("volume_lookup_backward", volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();
   check_gradient("volume_lookup_backward", grad, windows_shape(coords, volumes.size(), radius), dtype, "coords",
                  coords);
@@ -164,9 +164,9 @@ std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std:
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("volume_lookup", TORCH_BOX(&flowfuse::volume_lookup));
-  m.impl("volume_lookup_backward", TORCH_BOX(&flowfuse::volume_lookup_backward));
+  m.impl("volume_lookup", TORCH_BOX(&flowfuse::cpu::volume_lookup));
+  m.impl("volume_lookup_backward", TORCH_BOX(&flowfuse::cpu::volume_lookup_backward));
 }

@@ -4,15 +4,14 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
-#include "gradient.h"
+#include "operators/common_gradient.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 constexpr int kTileWidth = kWarp, kTileHeight = 16;  // pixels, and threads of a block
 constexpr int kSideX = kTileWidth + 2 * kReach, kSideY = kTileHeight + 2 * kReach;
 constexpr int kCells = kSideX * kSideY;  // of a tile with its surroundings
-constexpr int kSide = 2 * kReach + 1;
 
 // A tensor [B, C, H, W] of any strides.
 template <class T>
@@ -40,7 +39,7 @@ struct Inputs {
 };
 
 // A tile's first pixel.
-struct Tile {
+struct ImageTile {
   int64_t b, y, x;
 };
 
@@ -52,27 +51,27 @@ __host__ __device__ __forceinline__ int64_t tiles_down(int64_t height) {
   return (height + kTileHeight - 1) / kTileHeight;
 }
 
-__device__ __forceinline__ Tile tile_at(int64_t index, int64_t height, int64_t width) {
+__device__ __forceinline__ ImageTile tile_at(int64_t index, int64_t height, int64_t width) {
   const int64_t across = tiles_across(width), down = tiles_down(height), row = index / across;
   return {row / down, row % down * kTileHeight, index % across * kTileWidth};
 }
 
 // Index of pixel (y, x) in a tile with its surroundings.
-__device__ __forceinline__ int cell_of(const Tile& tile, int64_t y, int64_t x) {
+__device__ __forceinline__ int cell_of(const ImageTile& tile, int64_t y, int64_t x) {
   return static_cast<int>(y - tile.y + kReach) * kSideX + static_cast<int>(x - tile.x + kReach);
 }
 
 // Calls work(cell, y, x) for the pixels of a tile and its surroundings, whether they are in the image or not.
 template <class Work>
-__device__ __forceinline__ void for_cells(const Tile& tile, const Work& work) {
+__device__ __forceinline__ void for_cells(const ImageTile& tile, const Work& work) {
   for (int cell = threadIdx.y * kTileWidth + threadIdx.x; cell < kCells; cell += kTileWidth * kTileHeight) {
     work(cell, tile.y + cell / kSideX - kReach, tile.x + cell % kSideX - kReach);
   }
 }
 
 template <class T, class F>
-__device__ __forceinline__ T log_at(const Inputs<T, F>& in, const View<const F>& frame, int64_t b, int64_t y,
-                                    int64_t x, T* slope) {
+__device__ __forceinline__ T log_at(const Inputs<T, F>& in, const View<const F>& frame, int64_t b, int64_t y, int64_t x,
+                                    T* slope) {
   return log_intensity<T>(luma<T>(frame.at(b, y, x), in.channels, frame.channel), in.linear, slope);
 }
 
@@ -83,7 +82,7 @@ struct Signals {
 };
 
 template <class T, class F>
-__device__ __forceinline__ void load_signals(const Inputs<T, F>& in, const Tile& tile, Signals<T>& signals) {
+__device__ __forceinline__ void load_signals(const Inputs<T, F>& in, const ImageTile& tile, Signals<T>& signals) {
   for_cells(tile, [&](int cell, int64_t y, int64_t x) {
     if (y < 0 || y >= in.height || x < 0 || x >= in.width) return;
     signals.log0[cell] = log_at(in, in.frame0, tile.b, y, x, static_cast<T*>(nullptr));
@@ -106,7 +105,7 @@ struct Moments {
 // The window begins at cell `first` of the tile. kWhole: no column is cut off, so that a row unrolls.
 template <bool kWhole, class T>
 __device__ __forceinline__ Moments<T> window_moments(const Signals<T>& signals, int first, int rows, int columns) {
-  if (kWhole) columns = kSide;
+  if (kWhole) columns = kWindowSide;
   const int end = first + rows * kSideX;
   T sum_a = 0, sum_b = 0;
   for (int row = first; row < end; row += kSideX) {
@@ -129,13 +128,13 @@ __device__ __forceinline__ Moments<T> window_moments(const Signals<T>& signals, 
 }
 
 template <class T>
-__device__ __forceinline__ Moments<T> moments_at(const Signals<T>& signals, const Tile& tile, int64_t y, int64_t x,
+__device__ __forceinline__ Moments<T> moments_at(const Signals<T>& signals, const ImageTile& tile, int64_t y, int64_t x,
                                                  int64_t height, int64_t width) {
   const Span rows = around(y, height), columns = around(x, width);
   const int first = cell_of(tile, rows.begin, columns.begin);
   const int down = static_cast<int>(rows.end - rows.begin), across = static_cast<int>(columns.end - columns.begin);
-  return across == kSide ? window_moments<true>(signals, first, down, across)
-                         : window_moments<false>(signals, first, down, across);
+  return across == kWindowSide ? window_moments<true>(signals, first, down, across)
+                               : window_moments<false>(signals, first, down, across);
 }
 
 template <class T>
@@ -145,7 +144,7 @@ struct Slopes {
 
 // Central differences of log0 with replicated border.
 template <class T>
-__device__ __forceinline__ Slopes<T> slopes_at(const Signals<T>& signals, const Tile& tile, int64_t y, int64_t x,
+__device__ __forceinline__ Slopes<T> slopes_at(const Signals<T>& signals, const ImageTile& tile, int64_t y, int64_t x,
                                                int64_t height, int64_t width) {
   const int cell = cell_of(tile, y, x);
   const T left = signals.log0[x > 0 ? cell - 1 : cell], right = signals.log0[x + 1 < width ? cell + 1 : cell];
@@ -155,13 +154,12 @@ __device__ __forceinline__ Slopes<T> slopes_at(const Signals<T>& signals, const 
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kTileWidth* kTileHeight)
-    gradients(Inputs<T, F> in, T* __restrict__ output) {
+__global__ void __launch_bounds__(kTileWidth* kTileHeight) gradients(Inputs<T, F> in, T* __restrict__ output) {
   Signals<T>& signals = *shared_memory<Signals<T>>();
   const int64_t plane = in.height * in.width;
   const int64_t tiles = in.batch * tiles_down(in.height) * tiles_across(in.width);
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile tile = tile_at(index, in.height, in.width);
+    const ImageTile tile = tile_at(index, in.height, in.width);
     __syncthreads();  // the tile before has been read
     load_signals(in, tile, signals);
     __syncthreads();
@@ -196,7 +194,7 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight)
   const int64_t plane = in.height * in.width;
   const int64_t tiles = in.batch * tiles_down(in.height) * tiles_across(in.width);
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile tile = tile_at(index, in.height, in.width);
+    const ImageTile tile = tile_at(index, in.height, in.width);
     __syncthreads();  // the tile before has been read
     load_signals(in, tile, signals);
     __syncthreads();
@@ -204,8 +202,8 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight)
     if (y >= in.height || x >= in.width) continue;
     const T* g = grad.at(tile.b, y, x);
     const Moments<T> moments = moments_at(signals, tile, y, x, in.height, in.width);
-    const SimilarityGradient<T> similarity = similarity_gradient(g[4 * grad.channel], moments.share, moments.var_a,
-                                                                 moments.var_b, moments.covariance);
+    const SimilarityGradient<T> similarity =
+        similarity_gradient(g[4 * grad.channel], moments.share, moments.var_a, moments.var_b, moments.covariance);
     T* out = fields + tile.b * plane + y * in.width + x;
     const int64_t field = in.batch * plane;
     out[0] = similarity.p;
@@ -254,7 +252,7 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight)
   const int64_t plane = in.height * in.width;
   const int64_t tiles = in.batch * tiles_down(in.height) * tiles_across(in.width);
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile tile = tile_at(index, in.height, in.width);
+    const ImageTile tile = tile_at(index, in.height, in.width);
     __syncthreads();  // the tile before has been read
     for_cells(tile, [&](int cell, int64_t y, int64_t x) {
       const bool inside = y >= 0 && y < in.height && x >= 0 && x < in.width;
@@ -271,8 +269,8 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight)
     const T* g = grad.at(tile.b, y, x);
     T grad_a = g[2 * grad.channel], grad_b = g[3 * grad.channel];
     const int first = cell_of(tile, y, x) - kReach * kSideX - kReach;
-    for (int r = 0; r < kSide; ++r) {
-      for (int c = 0; c < kSide; ++c) {
+    for (int r = 0; r < kWindowSide; ++r) {
+      for (int c = 0; c < kWindowSide; ++c) {
         const int cell = first + r * kSideX + c;
         const T da = a - around_tile[3][cell], db = b - around_tile[4][cell];
         grad_a += around_tile[0][cell] * db - around_tile[1][cell] * da;
@@ -295,9 +293,15 @@ template <class T, class F>
 Inputs<T, F> inputs_of(const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
                        const std::optional<Tensor>& flow, bool linear) {
   const View<const T> none{nullptr, 0, 0, 0, 0};
-  return {view_of<F>(frame0), view_of<F>(frame1), view_of<T>(event_sum),
+  return {view_of<F>(frame0),
+          view_of<F>(frame1),
+          view_of<T>(event_sum),
           flow.has_value() ? view_of<T>(*flow) : none,
-          frame0.size(0), frame0.size(1), frame0.size(2), frame0.size(3), linear};
+          frame0.size(0),
+          frame0.size(1),
+          frame0.size(2),
+          frame0.size(3),
+          linear};
 }
 
 unsigned grid_for(const Tensor& frame) {
@@ -311,17 +315,16 @@ template <class Visit>
 void with_types(const Tensor& frame, const Visit& visit) {
   with_feature_type(frame.scalar_type(), [&](auto feature) {
     using F = decltype(feature);
-    using T = std::conditional_t<std::is_same_v<F, double>, double, float>;
-    visit(T{}, feature);
+    visit(SumType<F>{}, feature);
   });
 }
 
 Tensor common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, std::optional<Tensor> flow, bool linear) {
   const char* op = "common_gradient";
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient(op, frame0, frame1, event_sum, flow);
   const DeviceCall call(op, frame0);
-  const Tensor output = allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)},
-                                 event_sum.scalar_type());
+  const Tensor output =
+      allocate(op, event_sum, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, event_sum.scalar_type());
   if (output.numel() == 0) return output;
   with_types(frame0, [&](auto sum, auto feature) {
     using T = decltype(sum);
@@ -336,16 +339,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> common_gradient_backward(Tensor grad,
                                                                     Tensor event_sum, std::optional<Tensor> flow,
                                                                     bool linear) {
   const char* op = "common_gradient_backward";
-  check_common_gradient(frame0, frame1, event_sum, flow);
+  check_common_gradient(op, frame0, frame1, event_sum, flow);
   const ScalarType dtype = event_sum.scalar_type();
-  check_gradient(op, grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0",
-                 frame0);
+  check_gradient(op, grad, {frame0.size(0), 6, frame0.size(2), frame0.size(3)}, dtype, "frame0", frame0);
   const DeviceCall call(op, frame0);
   const Tensor grad_frame0 = allocate(op, frame0, shape_of(frame0), frame0.scalar_type());
   const Tensor grad_frame1 = allocate(op, frame1, shape_of(frame1), frame1.scalar_type());
   const Tensor grad_events = allocate(op, event_sum, shape_of(event_sum), dtype);
-  const Tensor grad_flow =
-      allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
+  const Tensor grad_flow = allocate(op, event_sum, flow.has_value() ? shape_of(*flow) : std::vector<int64_t>{0}, dtype);
   if (grad.numel() == 0) return {grad_frame0, grad_frame1, grad_events, grad_flow};
   const Tensor fields = allocate(op, event_sum, {kFields, event_sum.numel()}, dtype);
   with_types(frame0, [&](auto sum, auto feature) {
@@ -355,17 +356,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> common_gradient_backward(Tensor grad,
     const View<const T> g = view_of<T>(grad);
     call.launch(window_fields<T, F>, grid_for(frame0), kBlock, sizeof(Signals<T>), in, g, mutable_data<T>(fields),
                 mutable_data<T>(grad_flow));
-    call.launch(input_gradients<T, F>, grid_for(frame0), kBlock, sizeof(T[kFields][kCells]), in, g,
-                data<T>(fields), mutable_data<F>(grad_frame0), mutable_data<F>(grad_frame1),
-                mutable_data<T>(grad_events));
+    call.launch(input_gradients<T, F>, grid_for(frame0), kBlock, sizeof(T[kFields][kCells]), in, g, data<T>(fields),
+                mutable_data<F>(grad_frame0), mutable_data<F>(grad_frame1), mutable_data<T>(grad_events));
   });
   return {grad_frame0, grad_frame1, grad_events, grad_flow};
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("common_gradient", TORCH_BOX(&flowfuse::common_gradient));
-  m.impl("common_gradient_backward", TORCH_BOX(&flowfuse::common_gradient_backward));
+  m.impl("common_gradient", TORCH_BOX(&flowfuse::cuda::common_gradient));
+  m.impl("common_gradient_backward", TORCH_BOX(&flowfuse::cuda::common_gradient_backward));
 }

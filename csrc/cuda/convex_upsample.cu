@@ -2,8 +2,9 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
+#include "operators/convex_upsample.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 constexpr int kRows = 8;      // threads that share the fine rows of a coarse pixel in the backward
@@ -28,8 +29,7 @@ __device__ __forceinline__ int64_t coarse_offset(const Sizes& sizes, int64_t pla
   return (plane * sizes.height + y) * sizes.width + x;
 }
 
-__device__ __forceinline__ int64_t fine_offset(const Sizes& sizes, int64_t plane, int64_t y, int64_t x, int i,
-                                               int j) {
+__device__ __forceinline__ int64_t fine_offset(const Sizes& sizes, int64_t plane, int64_t y, int64_t x, int i, int j) {
   const int f = sizes.factor;
   return ((plane * sizes.height + y) * f + i) * sizes.width * f + x * f + j;
 }
@@ -44,7 +44,7 @@ struct Norm {
 // Softmax over the neighbours inside; those outside have weight 0.
 template <class T, class M>
 __device__ __forceinline__ Norm<T> neighbour_weights(const Sizes& sizes, const M* mask, int64_t b, int64_t y, int64_t x,
-                                               int i, int j, T (&weights)[9]) {
+                                                     int i, int j, T (&weights)[9]) {
   const int64_t plane = int64_t{sizes.factor} * sizes.factor;
   const int64_t first = (b * 9 * plane + i * sizes.factor + j);
   T top = -static_cast<T>(INFINITY), sum = 0;
@@ -77,8 +77,7 @@ __device__ __forceinline__ Item item_at(const Sizes& sizes, int64_t index) {
 }
 
 template <class T, class M>
-__global__ void upsample(Sizes sizes, const T* __restrict__ field, const M* __restrict__ mask,
-                         T* __restrict__ fine) {
+__global__ void upsample(Sizes sizes, const T* __restrict__ field, const M* __restrict__ mask, T* __restrict__ fine) {
   const int64_t items = sizes.batch * sizes.height * sizes.factor * sizes.width;
   for (int64_t index = first_item(); index < items; index += item_step()) {
     const Item at = item_at(sizes, index);
@@ -123,8 +122,7 @@ __global__ void mask_gradient(Sizes sizes, const T* __restrict__ grad, const T* 
       for (int k = 0; k < 9; ++k) mean += weights[k] * slope[k];
       const int64_t first = at.b * 9 * plane + at.i * sizes.factor + j;
       for (int k = 0; k < 9; ++k) {
-        grad_mask[coarse_offset(sizes, first + k * plane, at.y, at.x)] =
-            static_cast<M>(weights[k] * (slope[k] - mean));
+        grad_mask[coarse_offset(sizes, first + k * plane, at.y, at.x)] = static_cast<M>(weights[k] * (slope[k] - mean));
       }
     }
   }
@@ -179,8 +177,7 @@ Sizes sizes_of(const Tensor& field, int64_t factor) {
 }
 
 template <class T, class M>
-void run_forward(const DeviceCall& call, const Tensor& field, const Tensor& mask, int64_t factor,
-                 const Tensor& fine) {
+void run_forward(const DeviceCall& call, const Tensor& field, const Tensor& mask, int64_t factor, const Tensor& fine) {
   const Sizes sizes = sizes_of(field, factor);
   const int64_t items = sizes.batch * sizes.height * factor * sizes.width;
   call.launch(upsample<T, M>, blocks_for(items), kThreads, 0, sizes, data<T>(field), data<M>(mask),
@@ -188,27 +185,26 @@ void run_forward(const DeviceCall& call, const Tensor& field, const Tensor& mask
 }
 
 template <class T, class M>
-void run_backward(const DeviceCall& call, const Tensor& grad, const Tensor& field, const Tensor& mask,
-                  int64_t factor, const Tensor& grad_field, const Tensor& grad_mask) {
+void run_backward(const DeviceCall& call, const Tensor& grad, const Tensor& field, const Tensor& mask, int64_t factor,
+                  const Tensor& grad_field, const Tensor& grad_mask) {
   const Sizes sizes = sizes_of(field, factor);
-  const Tensor norms =
-      allocate("convex_upsample_backward", field,
-               {sizes.batch, sizes.height * factor, sizes.width * factor, 2}, field.scalar_type());
+  const Tensor norms = allocate("convex_upsample_backward", field,
+                                {sizes.batch, sizes.height * factor, sizes.width * factor, 2}, field.scalar_type());
   const int64_t items = sizes.batch * sizes.height * factor * sizes.width;
-  call.launch(mask_gradient<T, M>, blocks_for(items), kThreads, 0, sizes, data<T>(grad), data<T>(field),
-              data<M>(mask), mutable_data<M>(grad_mask), mutable_data<Norm<T>>(norms));
-  const int64_t blocks = sizes.batch * ((sizes.channels + kChannels - 1) / kChannels) * sizes.height *
-                         ((sizes.width + kWarp - 1) / kWarp);
+  call.launch(mask_gradient<T, M>, blocks_for(items), kThreads, 0, sizes, data<T>(grad), data<T>(field), data<M>(mask),
+              mutable_data<M>(grad_mask), mutable_data<Norm<T>>(norms));
+  const int64_t blocks =
+      sizes.batch * ((sizes.channels + kChannels - 1) / kChannels) * sizes.height * ((sizes.width + kWarp - 1) / kWarp);
   call.launch(field_gradient<T, M>, blocks_for(blocks, 1), dim3(kWarp, kRows), sizeof(T[kRows][kChannels][kWarp]),
               sizes, data<T>(grad), data<M>(mask), data<Norm<T>>(norms), mutable_data<T>(grad_field));
 }
 
 Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample("convex_upsample", field, mask, factor);
   const DeviceCall call("convex_upsample", field);
-  const Tensor fine = allocate("convex_upsample", field,
-                               {field.size(0), field.size(1), field.size(2) * factor, field.size(3) * factor},
-                               field.scalar_type());
+  const Tensor fine =
+      allocate("convex_upsample", field, {field.size(0), field.size(1), field.size(2) * factor, field.size(3) * factor},
+               field.scalar_type());
   if (fine.numel() == 0) return fine;
   const Tensor values = torch::stable::contiguous(field), logits = torch::stable::contiguous(mask);
   with_feature_type(mask.scalar_type(), [&](auto logit) {
@@ -221,7 +217,7 @@ Tensor convex_upsample(Tensor field, Tensor mask, int64_t factor) {
 
 std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, Tensor mask, int64_t factor) {
   const char* op = "convex_upsample_backward";
-  check_convex_upsample(field, mask, factor);
+  check_convex_upsample(op, field, mask, factor);
   check_gradient(op, grad, {field.size(0), field.size(1), field.size(2) * factor, field.size(3) * factor},
                  field.scalar_type(), "field", field);
   const DeviceCall call(op, field);
@@ -242,9 +238,9 @@ std::tuple<Tensor, Tensor> convex_upsample_backward(Tensor grad, Tensor field, T
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("convex_upsample", TORCH_BOX(&flowfuse::convex_upsample));
-  m.impl("convex_upsample_backward", TORCH_BOX(&flowfuse::convex_upsample_backward));
+  m.impl("convex_upsample", TORCH_BOX(&flowfuse::cuda::convex_upsample));
+  m.impl("convex_upsample_backward", TORCH_BOX(&flowfuse::cuda::convex_upsample_backward));
 }

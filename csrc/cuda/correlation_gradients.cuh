@@ -11,14 +11,14 @@
 
 #include "cuda/correlation_tiles.cuh"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 constexpr int kRegionColumns = 2, kRegionRows = 4;  // cells of a warp: taps along y lie side by side in memory
 constexpr int kBatch = 64;                          // cells or pixels whose factors are in shared memory
 constexpr int kLoads = 4;                           // of features that a lane has under way
 constexpr int64_t kWantedWarps = 512;               // for a level of an item: small ones are summed in slices
 
-static_assert(kRegionColumns * kRegionRows == kOwned, "a lane has eight sums of each channel");
+static_assert(kRegionColumns * kRegionRows == kWarpPixels, "a lane has eight sums of each channel");
 
 // First tap of a window in its map.
 struct Origin {
@@ -37,17 +37,17 @@ struct MapGradient {
 // The backward pass for the tiles [first_tile, first_tile + tiles_in_hand) of the items [item, item + items_in_hand).
 // What is kept of them between kernels lies in rows, one for each item, level and tile.
 template <class T>
-struct GradientJob : FeatureLookup<T> {
+struct GradientParams : FeatureLookup<T> {
   int64_t item, items_in_hand, first_tile, tiles_in_hand;
-  int lanes;               // that have a feature together; the others of a warp take the next one
-  const T* grad;           // of the values, [B, levels * window_size, pixels]
-  T* kept;                 // gradients of taps, [rows, kPixels, taps]
-  Origin* origins;         // [rows, kPixels]
-  Box* footprints;         // [rows]
-  Box* group_footprints;   // around those of kWarp tiles each, [items, levels, groups]
-  T* centre_sums;          // gradients in the coordinates, [levels * parts, items, tiles, kPixels, 2], or null
-  T* grad_coords;          // [B, 2, pixels]
-  T* grad_f0;              // [B, pixels, C]
+  int lanes;              // that have a feature together; the others of a warp take the next one
+  const T* grad;          // of the values, [B, levels * window_size, pixels]
+  T* kept;                // gradients of taps, [rows, kPixels, taps]
+  Origin* origins;        // [rows, kPixels]
+  Box* footprints;        // [rows]
+  Box* group_footprints;  // around those of kWarp tiles each, [items, levels, groups]
+  T* centre_sums;         // gradients in the coordinates, [levels * parts, items, tiles, kPixels, 2], or null
+  T* grad_coords;         // [B, 2, pixels]
+  T* grad_f0;             // [B, pixels, C]
   MapGradient<T> targets[kMaxLevels];
 
   __device__ __forceinline__ int64_t row(int64_t item_in_hand, int level, int64_t tile_in_hand) const {
@@ -62,9 +62,9 @@ struct GradientJob : FeatureLookup<T> {
 // Shared memory of a warp.
 template <class T>
 struct FactorMemory {
-  Quad<T> factors[kOwned / Quad<T>::kCount][kBatch + 1];  // eight for each cell or pixel
-  int64_t features_at[kBatch];                            // where its features lie
-  int64_t taps_at[kBatch];                                // and, of pixels, their taps
+  Quad<T> factors[kWarpPixels / Quad<T>::kCount][kBatch + 1];  // eight for each cell or pixel
+  int64_t features_at[kBatch];                                 // where its features lie
+  int64_t taps_at[kBatch];                                     // and, of pixels, their taps
   // Of pixels listed: their tap on the first cell of the region; of pixels owned: where in the box their first tap is.
   int dx[kBatch], dy[kBatch];
 };
@@ -74,24 +74,23 @@ __device__ __forceinline__ FactorMemory<T>& factor_memory() {
   return shared_memory<FactorMemory<T>>()[threadIdx.x / kWarp];
 }
 
-template <bool kCareful, class T>
-FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kOwned], const Quad<T>& feature,
-                                      T (&sums)[kOwned][Quad<T>::kCount]) {
+template <class T>
+FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kWarpPixels], const Quad<T>& feature,
+                                      T (&sums)[kWarpPixels][Quad<T>::kCount]) {
 #pragma unroll
-  for (int j = 0; j < kOwned; ++j) {
+  for (int j = 0; j < kWarpPixels; ++j) {
 #pragma unroll
     for (int c = 0; c < Quad<T>::kCount; ++c) {
-      const T product = factors[j] * feature.values[c];
-      sums[j][c] += kCareful && factors[j] == 0 ? T(0) : product;
+      sums[j][c] += factors[j] * feature.values[c];
     }
   }
 }
 
 // Adds the products of the first `count` factors and features in shared memory, a multiple of kLoads * step: number
 // first, first + step ... for this lane, whose features begin at `features` and have `left` channels.
-template <bool kCareful, bool kAligned, class T, class F>
+template <bool kAligned, class T, class F>
 __device__ __forceinline__ void add_batch(const F* features, int64_t left, int first, int step, int count,
-                                          const FactorMemory<T>& memory, T (&sums)[kOwned][Quad<T>::kCount]) {
+                                          const FactorMemory<T>& memory, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   constexpr int kMost = kAligned ? kLoads : 1;
   for (int begin = first; begin < count; begin += kMost * step) {
     Quad<T> loaded[kMost];
@@ -101,59 +100,48 @@ __device__ __forceinline__ void add_batch(const F* features, int64_t left, int f
     }
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
-      T factors[kOwned];
+      T factors[kWarpPixels];
 #pragma unroll
-      for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) {
+      for (int part = 0; part < kWarpPixels / Quad<T>::kCount; ++part) {
         const Quad<T> quad = memory.factors[part][begin + n * step];
 #pragma unroll
         for (int c = 0; c < Quad<T>::kCount; ++c) factors[part * Quad<T>::kCount + c] = quad.values[c];
       }
-      add_products<kCareful>(factors, loaded[n], sums);
+      add_products(factors, loaded[n], sums);
     }
   }
 }
 
 // The same for all lanes, which share the features among them.
-template <bool kCareful, class T, class F>
-__device__ __forceinline__ void add_batch(const GradientJob<T>& job, const F* features, int64_t channel, bool aligned,
-                                          int count, T (&sums)[kOwned][Quad<T>::kCount]) {
-  const int first = static_cast<int>(threadIdx.x) % kWarp / job.lanes, step = kWarp / job.lanes;
-  const int64_t left = job.channels - channel;
+template <class T, class F>
+__device__ __forceinline__ void add_batch(const GradientParams<T>& params, const F* features, int64_t channel,
+                                          bool aligned, int count, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
+  const int first = static_cast<int>(threadIdx.x) % kWarp / params.lanes, step = kWarp / params.lanes;
+  const int64_t left = params.channels - channel;
   if (left <= 0) return;
-  if (aligned && !kCareful) {
-    add_batch<false, true>(features + channel, left, first, step, count, factor_memory<T>(), sums);
+  if (aligned) {
+    add_batch<true>(features + channel, left, first, step, count, factor_memory<T>(), sums);
   } else {
-    add_batch<kCareful, false>(features + channel, left, first, step, count, factor_memory<T>(), sums);
+    add_batch<false>(features + channel, left, first, step, count, factor_memory<T>(), sums);
   }
 }
 
 // As many as add_batch takes where there are `count`. What is added has factors of 0 and one of their features: those of
 // others might not be finite.
 template <class T>
-__device__ __forceinline__ int padded_count(const GradientJob<T>& job, int count) {
-  const int multiple = kLoads * (kWarp / job.lanes);
+__device__ __forceinline__ int padded_count(const GradientParams<T>& params, int count) {
+  const int multiple = kLoads * (kWarp / params.lanes);
   return (count + multiple - 1) / multiple * multiple;
 }
 
 // Adds up the sums of the lanes that took different features of the same channels.
 template <class T>
-__device__ __forceinline__ void join_lanes(int lanes, T (&sums)[kOwned][Quad<T>::kCount]) {
+__device__ __forceinline__ void join_lanes(int lanes, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   for (int step = lanes; step < kWarp; step *= 2) {
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] += __shfl_xor_sync(kWholeWarp, sums[j][c], step);
     }
   }
-}
-
-// Whether all sums of the warp are finite. A feature that is not spoils, times a factor of 0, the sums of pixels and
-// cells that have nothing to do with it: such a warp goes through its products again, carefully.
-template <class T>
-__device__ __forceinline__ bool all_finite(const T (&sums)[kOwned][Quad<T>::kCount]) {
-  bool finite = true;
-  for (int j = 0; j < kOwned; ++j) {
-    for (int c = 0; c < Quad<T>::kCount; ++c) finite = finite && sums[j][c] - sums[j][c] == 0;
-  }
-  return __all_sync(kWholeWarp, finite);
 }
 
 // A quad of a gradient, or as much of it as is left.
@@ -173,32 +161,33 @@ __device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned
 
 // Adds the products of `count` cells of a box from number `first` on, column by column. The box begins at cell number
 // `corner` of the map; where the pixels have their first taps in it is in shared memory.
-template <bool kCareful, class T>
-__device__ __forceinline__ void add_cells(const GradientJob<T>& job, const Map& map, const T* taps, int64_t corner,
-                                          int height, int first, int count, int64_t item, int64_t channel,
-                                          T (&sums)[kOwned][Quad<T>::kCount]) {
+template <class T>
+__device__ __forceinline__ void add_cells(const GradientParams<T>& params, const FeatureMap& map, const T* taps,
+                                          int64_t corner, int height, int first, int count, int64_t item,
+                                          int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int side = job.side(), padded = padded_count(job, count);
+  const int side = params.tap_side(), padded = padded_count(params, count);
   for (int begin = 0; begin < padded; begin += kWarp) {
     const int k = begin + static_cast<int>(threadIdx.x) % kWarp, cell = first + smaller(k, count - 1);
     const int x = cell / height, y = cell % height;
-    Quad<T> factors[kOwned / Quad<T>::kCount];
+    Quad<T> factors[kWarpPixels / Quad<T>::kCount];
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       const int dx = x - memory.dx[j], dy = y - memory.dy[j];
       const bool inside = k < count && dx >= 0 && dx < side && dy >= 0 && dy < side;
-      const T tap = taps[inside ? j * job.taps() + dx * side + dy : 0];  // without a branch: all loads under way
+      const T tap =
+          taps[inside ? j * params.tap_count() + dx * side + dy : 0];  // without a branch: all loads under way
       factors[j / Quad<T>::kCount].values[j % Quad<T>::kCount] = inside ? tap : T(0);
     }
 #pragma unroll
-    for (int part = 0; part < kOwned / Quad<T>::kCount; ++part) memory.factors[part][k] = factors[part];
-    memory.features_at[k] = (corner + y * map.columns + x) * job.channels;
+    for (int part = 0; part < kWarpPixels / Quad<T>::kCount; ++part) memory.factors[part][k] = factors[part];
+    memory.features_at[k] = (corner + y * map.columns + x) * params.channels;
   }
   __syncwarp();
   with_kind<T>(map.kind, [&](auto zero) {
     using F = decltype(zero);
-    const F* f1 = static_cast<const F*>(map.values) + (job.item + item) * map.batch_stride;
-    add_batch<kCareful>(job, f1, channel, map.aligned, padded, sums);
+    const F* f1 = static_cast<const F*>(map.values) + (params.item + item) * map.batch_stride;
+    add_batch(params, f1, channel, map.aligned, padded, sums);
   });
   __syncwarp();  // the factors have been read
 }
@@ -206,29 +195,31 @@ __device__ __forceinline__ void add_cells(const GradientJob<T>& job, const Map& 
 // Whether the box around the windows of the pixels of a warp, which lanes have one each, has at most as many cells as
 // they have taps.
 template <class T>
-__device__ __forceinline__ bool lie_close(const GradientJob<T>& job, const Map& map, const Origin& origin) {
-  const Box own = cells_under(map, origin.x, origin.y, job.side(), job.side()), all = around_lanes(own, kOwned);
+__device__ __forceinline__ bool lie_close(const GradientParams<T>& params, const FeatureMap& map,
+                                          const Origin& origin) {
+  const Box own = cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()),
+            all = enclosing_lanes(own, kWarpPixels);
   int taps = static_cast<int>(own.width() * own.height());
-  for (int step = 1; step < kOwned; step *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, step);
+  for (int step = 1; step < kWarpPixels; step *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, step);
   return all.width() * all.height() <= taps;
 }
 
 // Adds one level's share of the gradients in the f0 of the eight pixels of this warp in a tile: of all together, or one
 // by one where their windows lie far apart.
-template <bool kCareful, class T>
-__device__ __forceinline__ void add_level(const GradientJob<T>& job, int item, int level, int tile,
-                                          int64_t channel, T (&sums)[kOwned][Quad<T>::kCount]) {
+template <class T>
+__device__ __forceinline__ void add_level(const GradientParams<T>& params, int item, int level, int tile,
+                                          int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int j = static_cast<int>(threadIdx.x) % kOwned;
-  const Map& map = job.maps[level];
-  const int64_t first_pixel = job.row(item, level, tile) * kPixels + threadIdx.x / kWarp * kOwned;
-  const Origin origin = job.origins[first_pixel + j];
-  const int turns = lie_close(job, map, origin) ? 1 : kOwned;
+  const int j = static_cast<int>(threadIdx.x) % kWarpPixels;
+  const FeatureMap& map = params.maps[level];
+  const int64_t first_pixel = params.row(item, level, tile) * kPixels + threadIdx.x / kWarp * kWarpPixels;
+  const Origin origin = params.origins[first_pixel + j];
+  const int turns = lie_close(params, map, origin) ? 1 : kWarpPixels;
   for (int turn = 0; turn < turns; ++turn) {
     const bool counts = turns == 1 || j == turn;
-    const Box own = counts ? cells_under(map, origin.x, origin.y, job.side(), job.side()) : empty_box();
-    const Box box = around_lanes(own, kOwned);
-    if (threadIdx.x % kWarp < kOwned) {
+    const Box own = counts ? cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()) : empty_box();
+    const Box box = enclosing_lanes(own, kWarpPixels);
+    if (threadIdx.x % kWarp < kWarpPixels) {
       memory.dx[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.x - box.x0);
       memory.dy[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.y - box.y0);
     }
@@ -236,41 +227,41 @@ __device__ __forceinline__ void add_level(const GradientJob<T>& job, int item, i
     const int height = static_cast<int>(box.height()), cells = static_cast<int>(box.width()) * height;
     const int64_t corner = box.empty() ? 0 : box.y0 * map.columns + box.x0;
     for (int first = 0; first < cells; first += kBatch) {
-      add_cells<kCareful>(job, map, job.kept + first_pixel * job.taps(), corner, height, first,
-                          smaller(kBatch, cells - first), item, channel, sums);
+      add_cells(params, map, params.kept + first_pixel * params.tap_count(), corner, height, first,
+                smaller(kBatch, cells - first), item, channel, sums);
     }
   }
 }
 
-template <bool kCareful, class T>
-__device__ __forceinline__ void sum_pixels(const GradientJob<T>& job, int item, int tile, int64_t channel,
-                                           T (&sums)[kOwned][Quad<T>::kCount]) {
-  for (int j = 0; j < kOwned; ++j) {
+template <class T>
+__device__ __forceinline__ void sum_pixels(const GradientParams<T>& params, int item, int tile, int64_t channel,
+                                           T (&sums)[kWarpPixels][Quad<T>::kCount]) {
+  for (int j = 0; j < kWarpPixels; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
-  for (int level = 0; level < job.levels; ++level) add_level<kCareful>(job, item, level, tile, channel, sums);
-  join_lanes(job.lanes, sums);
+  for (int level = 0; level < params.levels; ++level) add_level(params, item, level, tile, channel, sums);
+  join_lanes(params.lanes, sums);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f0(GradientJob<T> job) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f0(GradientParams<T> params) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int64_t index = blockIdx.x; index < job.items_in_hand * job.tiles_in_hand * job.chunks(); index += gridDim.x) {
-    const int64_t channel = index % job.chunks() * job.chunk() + lane % job.lanes * Quad<T>::kCount;
+  for (int64_t index = blockIdx.x; index < params.items_in_hand * params.tiles_in_hand * params.chunks();
+       index += gridDim.x) {
+    const int64_t channel = index % params.chunks() * params.chunk() + lane % params.lanes * Quad<T>::kCount;
     // What is in hand fits into the workspace: its numbers are small, and registers are few.
-    const int tile = static_cast<int>(index / job.chunks() % job.tiles_in_hand);
-    const int item = static_cast<int>(index / job.chunks() / job.tiles_in_hand);
-    T sums[kOwned][Quad<T>::kCount];
-    sum_pixels<false>(job, item, tile, channel, sums);
-    if (!all_finite(sums)) sum_pixels<true>(job, item, tile, channel, sums);
-    const int64_t left = job.channels - channel;
-    if (lane >= job.lanes || left <= 0) continue;
+    const int tile = static_cast<int>(index / params.chunks() % params.tiles_in_hand);
+    const int item = static_cast<int>(index / params.chunks() / params.tiles_in_hand);
+    T sums[kWarpPixels][Quad<T>::kCount];
+    sum_pixels(params, item, tile, channel, sums);
+    const int64_t left = params.channels - channel;
+    if (lane >= params.lanes || left <= 0) continue;
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
-      const Spot spot = spot_of(job, job.first_tile + tile, warp * kOwned + j);
+    for (int j = 0; j < kWarpPixels; ++j) {
+      const Spot spot = spot_of(params, params.first_tile + tile, warp * kWarpPixels + j);
       if (!spot.there) continue;
-      T* target = job.grad_f0 + ((job.item + item) * job.pixels + spot.pixel) * job.channels + channel;
-      store_sums(target, left, job.channels % Quad<T>::kCount == 0, false, job.scale, sums[j]);
+      T* target = params.grad_f0 + ((params.item + item) * params.pixels + spot.pixel) * params.channels + channel;
+      store_sums(target, left, params.channels % Quad<T>::kCount == 0, false, params.scale, sums[j]);
     }
   }
 }
@@ -288,62 +279,66 @@ struct Region {
 };
 
 // Adds the products of the pixels listed in shared memory.
-template <bool kCareful, class T>
-__device__ __forceinline__ void add_listed(const GradientJob<T>& job, const Region& region, int count, int64_t channel,
-                                           T (&sums)[kOwned][Quad<T>::kCount]) {
+template <class T>
+__device__ __forceinline__ void add_listed(const GradientParams<T>& params, const Region& region, int count,
+                                           int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, cell = lane % kOwned, padded = padded_count(job, count);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, cell = lane % kWarpPixels,
+            padded = padded_count(params, count);
   __syncwarp();  // the list is there
   if (lane < padded - count) memory.features_at[count + lane] = memory.features_at[0];
-  for (int begin = lane / kOwned; begin < padded; begin += kLoads * kWarp / kOwned) {
+  for (int begin = lane / kWarpPixels; begin < padded; begin += kLoads * kWarp / kWarpPixels) {
     T factors[kLoads];
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
-      const int k = begin + n * kWarp / kOwned, place = smaller(k, count - 1);
+      const int k = begin + n * kWarp / kWarpPixels, place = smaller(k, count - 1);
       const int dx = memory.dx[place] + cell / kRegionRows, dy = memory.dy[place] + cell % kRegionRows;
-      const bool inside = k < count && dx >= 0 && dx < job.side() && dy >= 0 && dy < job.side();
-      const T tap = job.kept[memory.taps_at[place] + (inside ? dx * job.side() + dy : 0)];  // as above: no branch
+      const bool inside = k < count && dx >= 0 && dx < params.tap_side() && dy >= 0 && dy < params.tap_side();
+      const T tap =
+          params.kept[memory.taps_at[place] + (inside ? dx * params.tap_side() + dy : 0)];  // as above: no branch
       factors[n] = inside ? tap : T(0);
     }
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
-      const int k = begin + n * kWarp / kOwned;
+      const int k = begin + n * kWarp / kWarpPixels;
       memory.factors[cell / Quad<T>::kCount][k].values[cell % Quad<T>::kCount] = factors[n];
     }
   }
   __syncwarp();
-  add_batch<kCareful>(job, job.f0 + (job.item + region.item) * job.f0_stride, channel, job.f0_aligned, padded, sums);
+  add_batch(params, params.f0 + (params.item + region.item) * params.f0_stride, channel, params.f0_aligned, padded,
+            sums);
   __syncwarp();  // list and factors have been read
 }
 
 // Lists the pixels of a tile whose windows meet the region behind the `count` that are listed; returns how many it
 // then has.
 template <class T>
-__device__ __forceinline__ int list_pixels(const GradientJob<T>& job, const Region& region, int64_t tile, int count) {
+__device__ __forceinline__ int list_pixels(const GradientParams<T>& params, const Region& region, int64_t tile,
+                                           int count) {
   FactorMemory<T>& memory = factor_memory<T>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t pixel = (region.row + tile) * kPixels + lane;
-  const Origin origin = job.origins[pixel];
+  const Origin origin = params.origins[pixel];
   const int64_t dx = region.x - origin.x, dy = region.y - origin.y;
-  const bool shares = dx > -kRegionColumns && dx < job.side() && dy > -kRegionRows && dy < job.side();
+  const bool shares = dx > -kRegionColumns && dx < params.tap_side() && dy > -kRegionRows && dy < params.tap_side();
   const unsigned sharing = __ballot_sync(kWholeWarp, shares);
   if (shares) {
     const int place = count + __popc(sharing & ((1u << lane) - 1));
-    memory.features_at[place] = spot_of(job, job.first_tile + tile, lane).pixel * job.channels;
-    memory.taps_at[place] = pixel * job.taps();
+    memory.features_at[place] = spot_of(params, params.first_tile + tile, lane).pixel * params.channels;
+    memory.taps_at[place] = pixel * params.tap_count();
     memory.dx[place] = static_cast<int>(dx);
     memory.dy[place] = static_cast<int>(dy);
   }
   return count + __popc(sharing);
 }
 
-template <bool kCareful, class T>
-__device__ __forceinline__ void sum_region(const GradientJob<T>& job, const Region& region, int64_t channel,
-                                           T (&sums)[kOwned][Quad<T>::kCount]) {
+template <class T>
+__device__ __forceinline__ void sum_region(const GradientParams<T>& params, const Region& region, int64_t channel,
+                                           T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Box* groups = job.group_footprints + (region.item * job.levels + region.level) * job.groups();
+  const Box* groups = params.group_footprints + (region.item * params.levels + region.level) * params.groups();
   const int64_t last_group = (region.last + kWarp - 1) / kWarp;
-  for (int j = 0; j < kOwned; ++j) {
+  for (int j = 0; j < kWarpPixels; ++j) {
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
   int count = 0;  // of pixels in the list
@@ -352,79 +347,78 @@ __device__ __forceinline__ void sum_region(const GradientJob<T>& job, const Regi
     for (unsigned votes = __ballot_sync(kWholeWarp, group_meets); votes != 0; votes &= votes - 1) {
       const int64_t first = (base + __ffs(static_cast<int>(votes)) - 1) * kWarp, tile = first + lane;
       const bool meets =
-          tile >= region.first && tile < region.last && region.meets(job.footprints[region.row + tile]);
+          tile >= region.first && tile < region.last && region.meets(params.footprints[region.row + tile]);
       for (unsigned tiles = __ballot_sync(kWholeWarp, meets); tiles != 0; tiles &= tiles - 1) {
-        count = list_pixels(job, region, first + __ffs(static_cast<int>(tiles)) - 1, count);
+        count = list_pixels(params, region, first + __ffs(static_cast<int>(tiles)) - 1, count);
         if (count <= kBatch - kWarp) continue;
-        add_listed<kCareful>(job, region, count, channel, sums);
+        add_listed(params, region, count, channel, sums);
         count = 0;
       }
     }
   }
-  if (count > 0) add_listed<kCareful>(job, region, count, channel, sums);
-  join_lanes(job.lanes, sums);
+  if (count > 0) add_listed(params, region, count, channel, sums);
+  join_lanes(params.lanes, sums);
 }
 
 // Warps of a level.
 template <class T>
-__device__ __forceinline__ int64_t warps_of(const GradientJob<T>& job, int level) {
-  return job.items_in_hand * job.targets[level].regions * job.targets[level].slices * job.chunks();
+__device__ __forceinline__ int64_t warps_of(const GradientParams<T>& params, int level) {
+  return params.items_in_hand * params.targets[level].regions * params.targets[level].slices * params.chunks();
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(GradientJob<T> job, int64_t warps) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(GradientParams<T> params, int64_t warps) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t number = int64_t{blockIdx.x} * kTileWarps + warp; number < warps;
        number += int64_t{gridDim.x} * kTileWarps) {
     Region region{};
     int64_t index = number;
-    while (index >= warps_of(job, region.level)) index -= warps_of(job, region.level++);
-    const Map& map = job.maps[region.level];
-    const MapGradient<T>& target = job.targets[region.level];
+    while (index >= warps_of(params, region.level)) index -= warps_of(params, region.level++);
+    const FeatureMap& map = params.maps[region.level];
+    const MapGradient<T>& target = params.targets[region.level];
     const int64_t across = (map.columns + kRegionColumns - 1) / kRegionColumns;
     region.x = index % target.regions % across * kRegionColumns;  // warps of a block have regions side by side
     region.y = index % target.regions / across * kRegionRows;
     index /= target.regions;
-    const int64_t channel = index % job.chunks() * job.chunk() + lane % job.lanes * Quad<T>::kCount;
-    index /= job.chunks();
+    const int64_t channel = index % params.chunks() * params.chunk() + lane % params.lanes * Quad<T>::kCount;
+    index /= params.chunks();
     const int64_t slice = index % target.slices;
     region.item = index / target.slices;
-    region.first = job.tiles_in_hand * slice / target.slices;
-    region.last = job.tiles_in_hand * (slice + 1) / target.slices;
-    region.row = job.row(region.item, region.level, 0);
-    T sums[kOwned][Quad<T>::kCount];
-    sum_region<false>(job, region, channel, sums);
-    if (!all_finite(sums)) sum_region<true>(job, region, channel, sums);
-    const int64_t left = job.channels - channel;
-    if (lane >= job.lanes || left <= 0) continue;
+    region.first = params.tiles_in_hand * slice / target.slices;
+    region.last = params.tiles_in_hand * (slice + 1) / target.slices;
+    region.row = params.row(region.item, region.level, 0);
+    T sums[kWarpPixels][Quad<T>::kCount];
+    sum_region(params, region, channel, sums);
+    const int64_t left = params.channels - channel;
+    if (lane >= params.lanes || left <= 0) continue;
     const bool whole = target.slices == 1;  // else the slices are added by add_slices
-    const int64_t item = whole ? job.item + region.item : slice * job.items_in_hand + region.item;
-    T* grad = (whole ? target.grad : target.sums) + item * map.rows * map.columns * job.channels + channel;
+    const int64_t item = whole ? params.item + region.item : slice * params.items_in_hand + region.item;
+    T* grad = (whole ? target.grad : target.sums) + item * map.rows * map.columns * params.channels + channel;
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       const int64_t x = region.x + j / kRegionRows, y = region.y + j % kRegionRows;
       if (x >= map.columns || y >= map.rows) continue;
-      store_sums(grad + (y * map.columns + x) * job.channels, left, job.channels % Quad<T>::kCount == 0,
-                 whole && job.first_tile > 0, job.scale, sums[j]);
+      store_sums(grad + (y * map.columns + x) * params.channels, left, params.channels % Quad<T>::kCount == 0,
+                 whole && params.first_tile > 0, params.scale, sums[j]);
     }
   }
 }
 
 // Gradients of the levels whose tiles were summed in slices.
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_slices(GradientJob<T> job, int64_t elements) {
+__global__ void __launch_bounds__(kThreads) add_slices(GradientParams<T> params, int64_t elements) {
   for (int64_t number = first_item(); number < elements; number += item_step()) {
     int64_t index = number;
-    for (int level = 0; level < job.levels; ++level) {
-      const MapGradient<T>& target = job.targets[level];
-      const int64_t each = job.maps[level].rows * job.maps[level].columns * job.channels;
-      const int64_t count = target.slices > 1 ? job.items_in_hand * each : 0;
+    for (int level = 0; level < params.levels; ++level) {
+      const MapGradient<T>& target = params.targets[level];
+      const int64_t each = params.maps[level].rows * params.maps[level].columns * params.channels;
+      const int64_t count = target.slices > 1 ? params.items_in_hand * each : 0;
       if (index >= count) {
         index -= count;
         continue;
       }
-      T& grad = target.grad[job.item * each + index];
-      T sum = job.first_tile > 0 ? grad : T(0);
+      T& grad = target.grad[params.item * each + index];
+      T sum = params.first_tile > 0 ? grad : T(0);
       for (int64_t slice = 0; slice < target.slices; ++slice) sum += target.sums[slice * count + index];
       grad = sum;
       break;
@@ -432,4 +426,4 @@ __global__ void __launch_bounds__(kThreads) add_slices(GradientJob<T> job, int64
   }
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

@@ -4,8 +4,9 @@
 
 #include "cuda/correlation_gradients.cuh"
 #include "cuda/correlation_products.cuh"
+#include "operators/correlation_lookup.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 #ifndef FLOWFUSE_WORKSPACE
@@ -14,31 +15,31 @@ namespace {
 
 // Where the windows of each tile lie, and those of kWarp tiles together: a block has these, a warp some of them.
 template <class T>
-__global__ void __launch_bounds__(kWarp * kWarp) list_windows(GradientJob<T> job) {
+__global__ void __launch_bounds__(kWarp* kWarp) list_windows(GradientParams<T> params) {
   Box* boxes = shared_memory<Box>();  // [warps]
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int64_t index = blockIdx.x; index < job.items_in_hand * job.levels * job.groups(); index += gridDim.x) {
-    const int64_t item = index / job.groups() / job.levels, first = index % job.groups() * kWarp;
-    const int level = static_cast<int>(index / job.groups() % job.levels);
+  for (int64_t index = blockIdx.x; index < params.items_in_hand * params.levels * params.groups(); index += gridDim.x) {
+    const int64_t item = index / params.groups() / params.levels, first = index % params.groups() * kWarp;
+    const int level = static_cast<int>(index / params.groups() % params.levels);
     Box all = empty_box();
-    for (int64_t tile = first + warp; tile < smaller(first + kWarp, job.tiles_in_hand); tile += warps) {
+    for (int64_t tile = first + warp; tile < smaller(first + kWarp, params.tiles_in_hand); tile += warps) {
       const Window<T> window =
-          window_of(job, job.item + item, spot_of(job, job.first_tile + tile, lane), level);
+          window_of(params, params.item + item, spot_of(params, params.first_tile + tile, lane), level);
       const bool near = window.reach == Reach::kNear;
       const Origin origin{near ? window.x : kFar, near ? window.y : kFar};
-      const Box own = cells_under(job.maps[level], origin.x, origin.y, job.side(), job.side());
-      const Box box = around_lanes(own, kWarp);
-      const int64_t row = job.row(item, level, tile);
-      job.origins[row * kPixels + lane] = origin;
-      if (lane == 0) job.footprints[row] = box;
-      all = around(all, box);
+      const Box own = cells_under(params.maps[level], origin.x, origin.y, params.tap_side(), params.tap_side());
+      const Box box = enclosing_lanes(own, kWarp);
+      const int64_t row = params.row(item, level, tile);
+      params.origins[row * kPixels + lane] = origin;
+      if (lane == 0) params.footprints[row] = box;
+      all = enclosing(all, box);
     }
     if (lane == 0) boxes[warp] = all;
     __syncthreads();
     if (warp == 0) {
-      const Box box = around_lanes(lane < warps ? boxes[lane] : empty_box(), kWarp);
-      if (lane == 0) job.group_footprints[index] = box;
+      const Box box = enclosing_lanes(lane < warps ? boxes[lane] : empty_box(), kWarp);
+      if (lane == 0) params.group_footprints[index] = box;
     }
     __syncthreads();  // the boxes have been read
   }
@@ -47,19 +48,19 @@ __global__ void __launch_bounds__(kWarp * kWarp) list_windows(GradientJob<T> job
 // Gradient in the centres of a part of the windows of a tile, whose taps have been made: each thread sums the values
 // of a pixel in some columns, then one of them these sums in their order.
 template <class T>
-__device__ __forceinline__ void sum_centres(const GradientJob<T>& job, int64_t place, TileMemory<T>& memory) {
-  const Tile<T>& tile = memory.tile;
+__device__ __forceinline__ void sum_centres(const GradientParams<T>& params, int64_t place, TileMemory<T>& memory) {
+  const BlockTile<T>& tile = memory.tile;
   T(*sums)[kPixels][2] = reinterpret_cast<T(*)[kPixels][2]>(memory.cells);  // [kTileWarps]: the cells have been read
   const int i = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const Window<T> window = memory.windows[i];
   T gx = 0, gy = 0;
   if (window.reach == Reach::kNear) {
-    const T* values = job.grad + job.values_at(tile.b, spot_of(job, tile.number, i).pixel, tile.level);
+    const T* values = params.grad + params.values_at(tile.b, spot_of(params, tile.number, i).pixel, tile.level);
     for (int dx = warp; dx < tile.columns - 1; dx += kTileWarps) {
-      const T* near = memory.taps + i * tile.stride + dx * job.side();
-      for (int dy = 0; dy < job.size(); ++dy) {
-        const T g = values[((tile.first + dx) * job.size() + dy) * job.pixels];
-        add_centre_gradient(g, window, near, near + job.side(), dy, gx, gy);
+      const T* near = memory.taps + i * tile.stride + dx * params.tap_side();
+      for (int dy = 0; dy < params.value_side(); ++dy) {
+        const T g = values[((tile.first + dx) * params.value_side() + dy) * params.pixels];
+        add_centre_gradient(g, window, near, near + params.tap_side(), dy, gx, gy);
       }
     }
   }
@@ -70,37 +71,38 @@ __device__ __forceinline__ void sum_centres(const GradientJob<T>& job, int64_t p
     const int pixel = static_cast<int>(threadIdx.x) / 2, axis = static_cast<int>(threadIdx.x) % 2;
     T sum = 0;
     for (int part = 0; part < kTileWarps; ++part) sum += sums[part][pixel][axis];
-    job.centre_sums[place * kPixels * 2 + threadIdx.x] = sum / static_cast<T>(int64_t{1} << tile.level);
+    params.centre_sums[place * kPixels * 2 + threadIdx.x] = sum / static_cast<T>(int64_t{1} << tile.level);
   }
 }
 
 // Gradients in the centres of the windows of a tile, a level and a part of the windows.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) centre_gradients(GradientJob<T> job) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) centre_gradients(GradientParams<T> params) {
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
-  const int64_t each = job.items_in_hand * job.tiles_in_hand;
-  for (int64_t index = blockIdx.x; index < job.levels * job.parts * each; index += gridDim.x) {
-    const int part = static_cast<int>(index / each) % job.parts, level = static_cast<int>(index / each) / job.parts;
-    const int64_t tile = job.first_tile + index % job.tiles_in_hand;
-    take_tile(job, job.item + index % each / job.tiles_in_hand, tile, level, part, memory);
-    make_taps(job, memory);
-    sum_centres(job, index, memory);
+  const int64_t each = params.items_in_hand * params.tiles_in_hand;
+  for (int64_t index = blockIdx.x; index < params.levels * params.parts * each; index += gridDim.x) {
+    const int part = static_cast<int>(index / each) % params.parts,
+              level = static_cast<int>(index / each) / params.parts;
+    const int64_t tile = params.first_tile + index % params.tiles_in_hand;
+    load_tile(params, params.item + index % each / params.tiles_in_hand, tile, level, part, memory);
+    compute_taps(params, memory);
+    sum_centres(params, index, memory);
     __syncthreads();  // the tile has been read
   }
 }
 
 // Gradients of the taps in a column of a window, gathered from the values of the columns before and after it.
 template <class T>
-__device__ __forceinline__ void make_column(const T* values, int64_t stride, const Corners<T>& corners, int size,
-                                            int dx, T* taps) {
+__device__ __forceinline__ void compute_column(const T* values, int64_t stride, const Corners<T>& corners, int size,
+                                               int dx, T* taps) {
   const T* right = values + dx * size * stride;
   const T* left = right - size * stride;
   T left_above = 0, right_above = 0;  // the values of the row before
   for (int dy = 0; dy <= size; ++dy) {
     const T left_here = dx > 0 && dy < size ? left[dy * stride] : T(0);
     const T right_here = dx < size && dy < size ? right[dy * stride] : T(0);
-    taps[dy] = corners.w11 * left_above + corners.w10 * left_here + corners.w01 * right_above +
-               corners.w00 * right_here;
+    taps[dy] =
+        corners.w11 * left_above + corners.w10 * left_here + corners.w01 * right_above + corners.w00 * right_here;
     left_above = left_here;
     right_above = right_here;
   }
@@ -109,30 +111,30 @@ __device__ __forceinline__ void make_column(const T* values, int64_t stride, con
 // Gradients of the taps of a tile and a level, `most` columns at a time: a lane has a pixel, a warp some columns, so
 // values are read along the pixels; taps are kept in the order of each window.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientJob<T> job, int most) {
+__global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientParams<T> params, int most) {
   T* taps = shared_memory<T>();
   const int i = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int side = job.side(), stride = tap_stride(most, side), parts = (side + most - 1) / most;
-  for (int64_t index = blockIdx.x; index < job.rows_in_hand() * parts; index += gridDim.x) {
-    const int64_t row = index / parts, tile = job.first_tile + row % job.tiles_in_hand;
+  const int side = params.tap_side(), stride = tap_stride(most, side), parts = (side + most - 1) / most;
+  for (int64_t index = blockIdx.x; index < params.rows_in_hand() * parts; index += gridDim.x) {
+    const int64_t row = index / parts, tile = params.first_tile + row % params.tiles_in_hand;
     const int first = static_cast<int>(index % parts) * most, columns = smaller(most, side - first);
-    const int level = static_cast<int>(row / job.tiles_in_hand % job.levels);
-    const int64_t b = job.item + row / job.tiles_in_hand / job.levels;
-    const Spot spot = spot_of(job, tile, i);
-    const Window<T> window = window_of(job, b, spot, level);
+    const int level = static_cast<int>(row / params.tiles_in_hand % params.levels);
+    const int64_t b = params.item + row / params.tiles_in_hand / params.levels;
+    const Spot spot = spot_of(params, tile, i);
+    const Window<T> window = window_of(params, b, spot, level);
     if (window.reach == Reach::kNear) {  // taps of others are not read
-      const T* values = job.grad + job.values_at(b, spot.pixel, level);
+      const T* values = params.grad + params.values_at(b, spot.pixel, level);
       for (int column = warp; column < columns; column += kTileWarps) {
-        make_column(values, job.pixels, corners_of(window), job.size(), first + column,
-                    taps + i * stride + column * side);
+        compute_column(values, params.pixels, corners_of(window), params.value_side(), first + column,
+                       taps + i * stride + column * side);
       }
     } else {
       for (int k = warp; k < columns * side; k += kTileWarps) taps[i * stride + k] = 0;
     }
     __syncthreads();
-    T* kept = job.kept + row * kPixels * job.taps() + first * side;
+    T* kept = params.kept + row * kPixels * params.tap_count() + first * side;
     for (int pixel = warp; pixel < kPixels; pixel += kTileWarps) {
-      for (int k = i; k < columns * side; k += kWarp) kept[pixel * job.taps() + k] = taps[pixel * stride + k];
+      for (int k = i; k < columns * side; k += kWarp) kept[pixel * params.tap_count() + k] = taps[pixel * stride + k];
     }
     __syncthreads();  // the taps have been read
   }
@@ -140,146 +142,148 @@ __global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientJob<T> job
 
 // Gradient in the coordinates: the sums of all levels and parts of windows.
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_centres(GradientJob<T> job) {
-  const int64_t count = job.items_in_hand * job.tiles_in_hand * kPixels * 2;
+__global__ void __launch_bounds__(kThreads) add_centres(GradientParams<T> params) {
+  const int64_t count = params.items_in_hand * params.tiles_in_hand * kPixels * 2;
   for (int64_t index = first_item(); index < count; index += item_step()) {
     const int axis = static_cast<int>(index % 2), i = static_cast<int>(index / 2 % kPixels);
     const int64_t tile = index / 2 / kPixels;
-    const Spot spot = spot_of(job, job.first_tile + tile % job.tiles_in_hand, i);
+    const Spot spot = spot_of(params, params.first_tile + tile % params.tiles_in_hand, i);
     if (!spot.there) continue;
     T sum = 0;
-    for (int part = 0; part < job.levels * job.parts; ++part) sum += job.centre_sums[part * count + index];
-    job.grad_coords[((job.item + tile / job.tiles_in_hand) * 2 + axis) * job.pixels + spot.pixel] = sum;
+    for (int part = 0; part < params.levels * params.parts; ++part) sum += params.centre_sums[part * count + index];
+    params.grad_coords[((params.item + tile / params.tiles_in_hand) * 2 + axis) * params.pixels + spot.pixel] = sum;
   }
 }
 
 // Slices for a level, from what an item has alone: the same bits whatever the batch.
 template <class T>
-void plan_slices(GradientJob<T>& job) {
-  for (int level = 0; level < job.levels; ++level) {
-    MapGradient<T>& target = job.targets[level];
-    const int64_t warps = std::max<int64_t>(1, target.regions * job.chunks());
-    target.slices = std::max<int64_t>(1, std::min(kWantedWarps / warps, job.tiles_in_hand / 4));
+void plan_slices(GradientParams<T>& params) {
+  for (int level = 0; level < params.levels; ++level) {
+    MapGradient<T>& target = params.targets[level];
+    const int64_t warps = std::max<int64_t>(1, target.regions * params.chunks());
+    target.slices = std::max<int64_t>(1, std::min(kWantedWarps / warps, params.tiles_in_hand / 4));
   }
 }
 
 // Values in the slices of the levels of an item that have several.
 template <class T>
-int64_t slice_values(const GradientJob<T>& job, bool once) {
+int64_t slice_values(const GradientParams<T>& params, bool once) {
   int64_t values = 0;
-  for (int level = 0; level < job.levels; ++level) {
-    const int64_t slices = job.targets[level].slices;
-    if (slices > 1) values += (once ? 1 : slices) * job.maps[level].rows * job.maps[level].columns * job.channels;
+  for (int level = 0; level < params.levels; ++level) {
+    const int64_t slices = params.targets[level].slices;
+    if (slices > 1)
+      values += (once ? 1 : slices) * params.maps[level].rows * params.maps[level].columns * params.channels;
   }
   return values;
 }
 
 // The tensors that are kept between the kernels of a group of tiles, and as many tiles as may be in hand.
-struct Workspace {
-  std::vector<Tensor> held;
-};
-
 template <class T>
-Workspace take_workspace(const char* op, const Tensor& like, GradientJob<T>& job, bool coords_needed) {
+std::vector<Tensor> allocate_workspace(const char* op, const Tensor& like, GradientParams<T>& params,
+                                       bool coords_needed) {
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-  const int64_t taps = (2 * job.radius + 2) * (2 * job.radius + 2);
-  const int64_t centres = coords_needed ? 2 * job.levels * job.parts : 0;
+  const int64_t taps = (2 * params.radius + 2) * (2 * params.radius + 2);
+  const int64_t centres = coords_needed ? 2 * params.levels * params.parts : 0;
   constexpr int64_t kBytes = sizeof(T), kOriginBytes = sizeof(Origin), kBoxBytes = sizeof(Box);
   const int64_t tile_bytes =
-      kPixels * (job.levels * (taps * kBytes + kOriginBytes) + centres * kBytes) + job.levels * kBoxBytes;
-  job.tiles_in_hand = job.tiles;
-  plan_slices(job);
-  const int64_t item_bytes = std::max<int64_t>(1, job.tiles * tile_bytes + slice_values(job, false) * kBytes);
-  job.items_in_hand = std::min(job.items, std::max<int64_t>(1, FLOWFUSE_WORKSPACE / item_bytes));
+      kPixels * (params.levels * (taps * kBytes + kOriginBytes) + centres * kBytes) + params.levels * kBoxBytes;
+  params.tiles_in_hand = params.tiles;
+  plan_slices(params);
+  const int64_t item_bytes = std::max<int64_t>(1, params.tiles * tile_bytes + slice_values(params, false) * kBytes);
+  params.items_in_hand = std::min(params.items, std::max<int64_t>(1, FLOWFUSE_WORKSPACE / item_bytes));
   if (item_bytes > FLOWFUSE_WORKSPACE) {
-    job.tiles_in_hand = std::min(job.tiles, std::max<int64_t>(1, FLOWFUSE_WORKSPACE / tile_bytes));
+    params.tiles_in_hand = std::min(params.tiles, std::max<int64_t>(1, FLOWFUSE_WORKSPACE / tile_bytes));
   }
-  plan_slices(job);
-  const int64_t rows = job.items_in_hand * job.levels * job.tiles_in_hand;
-  Workspace space;
-  const auto take = [&](int64_t count, ScalarType type) {
-    space.held.push_back(allocate(op, like, {count}, type));
-    return space.held.back().mutable_data_ptr();
+  plan_slices(params);
+  const int64_t rows = params.items_in_hand * params.levels * params.tiles_in_hand;
+  std::vector<Tensor> storage;
+  const auto values = [&](int64_t count, ScalarType type) {
+    storage.push_back(allocate(op, like, {count}, type));
+    return storage.back().mutable_data_ptr();
   };
-  job.kept = static_cast<T*>(take(rows * kPixels * taps, dtype));
-  job.origins = static_cast<Origin*>(take(rows * kPixels * 2, ScalarType::Long));
-  job.footprints = static_cast<Box*>(take(rows * 4, ScalarType::Long));
-  job.group_footprints =
-      static_cast<Box*>(take(job.items_in_hand * job.levels * job.groups() * 4, ScalarType::Long));
+  params.kept = static_cast<T*>(values(rows * kPixels * taps, dtype));
+  params.origins = static_cast<Origin*>(values(rows * kPixels * 2, ScalarType::Long));
+  params.footprints = static_cast<Box*>(values(rows * 4, ScalarType::Long));
+  params.group_footprints =
+      static_cast<Box*>(values(params.items_in_hand * params.levels * params.groups() * 4, ScalarType::Long));
   if (coords_needed) {
-    job.centre_sums = static_cast<T*>(take(job.items_in_hand * job.tiles_in_hand * kPixels * centres, dtype));
+    params.centre_sums =
+        static_cast<T*>(values(params.items_in_hand * params.tiles_in_hand * kPixels * centres, dtype));
   }
-  T* sums = static_cast<T*>(take(job.items_in_hand * slice_values(job, false), dtype));
-  for (int level = 0; level < job.levels; ++level) {
-    MapGradient<T>& target = job.targets[level];
+  T* sums = static_cast<T*>(values(params.items_in_hand * slice_values(params, false), dtype));
+  for (int level = 0; level < params.levels; ++level) {
+    MapGradient<T>& target = params.targets[level];
     target.sums = sums;
     if (target.slices == 1) continue;
-    sums += target.slices * job.items_in_hand * job.maps[level].rows * job.maps[level].columns * job.channels;
+    sums +=
+        target.slices * params.items_in_hand * params.maps[level].rows * params.maps[level].columns * params.channels;
   }
-  return space;
+  return storage;
 }
 
 // The kernels for the tiles in hand.
 template <class T>
-void run_group(const DeviceCall& call, const GradientJob<T>& job) {
-  const int64_t tiles = job.items_in_hand * job.tiles_in_hand;
-  const unsigned listers = static_cast<unsigned>(std::min<int64_t>(kWarp, job.tiles_in_hand));  // warps
-  call.launch(list_windows<T>, blocks_for(job.items_in_hand * job.levels * job.groups(), 1), kWarp * listers,
-              listers * sizeof(Box), job);
-  if (job.centre_sums != nullptr) {
-    call.launch(centre_gradients<T>, blocks_for(tiles * job.levels * job.parts, 1), kTileThreads, tile_bytes<T>(job),
-                job);
-    call.launch(add_centres<T>, blocks_for(tiles * kPixels * 2), kThreads, 0, job);
+void run_group(const DeviceCall& call, const GradientParams<T>& params) {
+  const int64_t tiles = params.items_in_hand * params.tiles_in_hand;
+  const unsigned listers = static_cast<unsigned>(std::min<int64_t>(kWarp, params.tiles_in_hand));  // warps
+  call.launch(list_windows<T>, blocks_for(params.items_in_hand * params.levels * params.groups(), 1), kWarp * listers,
+              listers * sizeof(Box), params);
+  if (params.centre_sums != nullptr) {
+    call.launch(centre_gradients<T>, blocks_for(tiles * params.levels * params.parts, 1), kTileThreads,
+                tile_bytes<T>(params), params);
+    call.launch(add_centres<T>, blocks_for(tiles * kPixels * 2), kThreads, 0, params);
   }
-  const int side = 2 * job.radius + 2;
+  const int side = 2 * params.radius + 2;
   const int most = std::min(side, static_cast<int>(kSharedLimit / (kPixels * sizeof(T)) - 1) / side);
-  call.launch(tap_gradients<T>, blocks_for(tiles * job.levels * ((side + most - 1) / most), 1), kTileThreads,
-              kPixels * tap_stride(most, side) * sizeof(T), job, most);
+  call.launch(tap_gradients<T>, blocks_for(tiles * params.levels * ((side + most - 1) / most), 1), kTileThreads,
+              kPixels * tap_stride(most, side) * sizeof(T), params, most);
   constexpr size_t kFactorBytes = kTileWarps * sizeof(FactorMemory<T>);
-  call.launch(gather_f0<T>, blocks_for(tiles * job.chunks(), 1), kTileThreads, kFactorBytes, job);
+  call.launch(gather_f0<T>, blocks_for(tiles * params.chunks(), 1), kTileThreads, kFactorBytes, params);
   int64_t warps = 0;
-  for (int level = 0; level < job.levels; ++level) {
-    warps += job.items_in_hand * job.targets[level].regions * job.targets[level].slices * job.chunks();
+  for (int level = 0; level < params.levels; ++level) {
+    warps += params.items_in_hand * params.targets[level].regions * params.targets[level].slices * params.chunks();
   }
-  call.launch(gather_f1<T>, blocks_for(warps, kTileWarps), kTileThreads, kFactorBytes, job, warps);
-  const int64_t elements = job.items_in_hand * slice_values(job, true);
-  call.launch(add_slices<T>, blocks_for(elements), kThreads, 0, job, elements);
+  call.launch(gather_f1<T>, blocks_for(warps, kTileWarps), kTileThreads, kFactorBytes, params, warps);
+  const int64_t elements = params.items_in_hand * slice_values(params, true);
+  call.launch(add_slices<T>, blocks_for(elements), kThreads, 0, params, elements);
 }
 
 template <class T>
 void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T>& lookup, const Tensor& grad,
                   const Tensor& grad_f0, const std::vector<Tensor>& grads, const Tensor& grad_coords) {
-  GradientJob<T> job{};
-  static_cast<FeatureLookup<T>&>(job) = lookup.job;
-  const int64_t quads = (job.channels + Quad<T>::kCount - 1) / Quad<T>::kCount;
-  job.lanes = quads > 16 ? 32 : quads > 8 ? 16 : 8;
-  job.grad = data<T>(grad);
-  job.grad_f0 = mutable_data<T>(grad_f0);
-  job.grad_coords = mutable_data<T>(grad_coords);
-  for (int level = 0; level < job.levels; ++level) {
-    const Map& map = job.maps[level];
-    job.targets[level].grad = mutable_data<T>(grads[level]);
-    job.targets[level].regions = ((map.columns + kRegionColumns - 1) / kRegionColumns) *
-                                 ((map.rows + kRegionRows - 1) / kRegionRows);
+  GradientParams<T> params{};
+  static_cast<FeatureLookup<T>&>(params) = lookup.params;
+  const int64_t quads = (params.channels + Quad<T>::kCount - 1) / Quad<T>::kCount;
+  params.lanes = quads > 16 ? 32 : quads > 8 ? 16 : 8;
+  params.grad = data<T>(grad);
+  params.grad_f0 = mutable_data<T>(grad_f0);
+  params.grad_coords = mutable_data<T>(grad_coords);
+  for (int level = 0; level < params.levels; ++level) {
+    const FeatureMap& map = params.maps[level];
+    params.targets[level].grad = mutable_data<T>(grads[level]);
+    params.targets[level].regions =
+        ((map.columns + kRegionColumns - 1) / kRegionColumns) * ((map.rows + kRegionRows - 1) / kRegionRows);
   }
-  if (job.tiles == 0) {  // no pixel, so no block, would write them
+  if (params.tiles == 0) {  // no pixel, so no block, would write them
     for (const Tensor& target : grads) call.clear(target);
   }
-  const Workspace space = take_workspace(op, grad, job, grad_coords.numel() > 0);
-  const int64_t items = job.items_in_hand, tiles = job.tiles_in_hand;
-  for (job.item = 0; job.item < job.items; job.item += items) {
-    job.items_in_hand = std::min(items, job.items - job.item);
-    for (job.first_tile = 0; job.first_tile < job.tiles; job.first_tile += tiles) {
-      job.tiles_in_hand = std::min(tiles, job.tiles - job.first_tile);
-      run_group(call, job);
+  const std::vector<Tensor> storage = allocate_workspace(op, grad, params, grad_coords.numel() > 0);
+  const int64_t items = params.items_in_hand, tiles = params.tiles_in_hand;
+  for (params.item = 0; params.item < params.items; params.item += items) {
+    params.items_in_hand = std::min(items, params.items - params.item);
+    for (params.first_tile = 0; params.first_tile < params.tiles; params.first_tile += tiles) {
+      params.tiles_in_hand = std::min(tiles, params.tiles - params.first_tile);
+      run_group(call, params);
     }
   }
 }
 
-std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
-    Tensor grad, Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool coords_needed) {
+std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(Tensor grad, Tensor f0,
+                                                                            std::vector<Tensor> f1_levels,
+                                                                            Tensor coords, int64_t radius,
+                                                                            bool coords_needed) {
   const char* op = "correlation_lookup_backward";
-  check_correlation_lookup(f0, f1_levels, coords, radius);
+  check_correlation_lookup(op, f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   check_gradient(op, grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0", f0);
   const DeviceCall call(op, f0);
@@ -301,8 +305,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("correlation_lookup_backward", TORCH_BOX(&flowfuse::correlation_lookup_backward));
+  m.impl("correlation_lookup_backward", TORCH_BOX(&flowfuse::cuda::correlation_lookup_backward));
 }

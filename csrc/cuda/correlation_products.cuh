@@ -1,10 +1,10 @@
 // Products of features on demand: the taps of a tile of pixels.
 //
 // A product of C channels takes two values for every multiply-add, so what decides is how often a value that was
-// loaded is used. A block has a tile of 8 x 4 pixels and one level in hand. Flow is smooth: the windows of the tile
-// overlap, and the box around them (its footprint) goes through shared memory, 8 channels at a time, the next 8 on
-// their way while these are multiplied. Each warp makes the products of 4 x 2 of the pixels with the cells of their own
-// box alone: a lane has 8 pixels and up to 6 cells, so 8 + 6 loads of 16 bytes serve 4 * 48 multiply-adds.
+// loaded is used. A block makes a block tile (the words are told in correlation_tiles.cuh). Flow is smooth: the windows
+// of the tile overlap, and the box around them (its footprint) goes through shared memory stage by stage, the next on
+// its way while one is multiplied. Each warp makes the products of its 4 x 2 pixels with the cells of their own box
+// alone: a lane has 8 pixels and up to 6 cells, so 8 + 6 loads of 16 bytes serve 4 * 48 multiply-adds.
 // Windows of radius 4 that lie as the pixels do have 10 x 10 cells in a box of 13 x 11: 70 % of the products are asked
 // for, 62 % of those of whole groups of 32 cells, and more on the next levels, where windows lie closer.
 //
@@ -14,21 +14,21 @@
 
 #include "cuda/correlation_tiles.cuh"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 // Copies the quads of channels from `channel` on of the tile's pixels and of the cells in the first `slots` slots.
 template <class T>
-__device__ __forceinline__ void stage(const FeatureLookup<T>& job, int64_t channel, int slots, int buffer,
+__device__ __forceinline__ void stage(const FeatureLookup<T>& params, int64_t channel, int slots, int buffer,
                                       TileMemory<T>& memory) {
   constexpr int kStep = kTileThreads / kStaged;
   static_assert(kStep >= kPixels, "each thread has a pixel at most");
-  const Tile<T>& tile = memory.tile;
+  const BlockTile<T>& tile = memory.tile;
   const int part = static_cast<int>(threadIdx.x) % kStaged, first = static_cast<int>(threadIdx.x) / kStaged;
-  const int64_t c = channel + part * Quad<T>::kCount, left = job.channels - c;
+  const int64_t c = channel + part * Quad<T>::kCount, left = params.channels - c;
   if (first < kPixels) {
     const int64_t at = memory.pixels_at[first];
     Quad<T>* target = &memory.pixels[buffer][part][first];
-    if (job.f0_aligned && at >= 0 && left > 0) {
+    if (params.f0_aligned && at >= 0 && left > 0) {
       copy_async(target, reinterpret_cast<const Quad<T>*>(tile.f0 + c + at));
     } else {
       *target = load_quad<false, T>(tile.f0 + c + at, at < 0 ? 0 : left);
@@ -43,8 +43,8 @@ __device__ __forceinline__ void stage(const FeatureLookup<T>& job, int64_t chann
     }
     return;
   }
-  const bool aligned = job.maps[tile.level].aligned;
-  with_kind<T>(job.maps[tile.level].kind, [&](auto zero) {
+  const bool aligned = params.maps[tile.level].aligned;
+  with_kind<T>(params.maps[tile.level].kind, [&](auto zero) {
     using F = decltype(zero);
     const F* f1 = static_cast<const F*>(tile.f1) + c;
 #pragma unroll 2
@@ -57,7 +57,7 @@ __device__ __forceinline__ void stage(const FeatureLookup<T>& job, int64_t chann
 
 template <int kGroups, class T>
 FLOWFUSE_ARITHMETIC void add_products(const Quad<T> (&cells)[kGroups], const Quad<T>& pixel, int j,
-                                      T (*sums)[kOwned]) {
+                                      T (*sums)[kWarpPixels]) {
 #pragma unroll
   for (int c = 0; c < Quad<T>::kCount; ++c) {
 #pragma unroll
@@ -68,14 +68,14 @@ FLOWFUSE_ARITHMETIC void add_products(const Quad<T> (&cells)[kGroups], const Qua
 // Adds what is staged in a buffer to the sums of the warp's pixels with the cells in kGroups slots of each lane.
 template <int kGroups, class T>
 __device__ __forceinline__ void multiply_groups(const TileMemory<T>& memory, int buffer, int own, const int* slots,
-                                                T (*sums)[kOwned]) {
+                                                T (*sums)[kWarpPixels]) {
 #pragma unroll 1
   for (int part = 0; part < kStaged; ++part) {
     Quad<T> cells[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) cells[group] = memory.cells[buffer][part][slots[group]];
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) {
+    for (int j = 0; j < kWarpPixels; ++j) {
       const Quad<T> pixel = memory.pixels[buffer][part][own + j];
       add_products(cells, pixel, j, sums);
     }
@@ -85,7 +85,7 @@ __device__ __forceinline__ void multiply_groups(const TileMemory<T>& memory, int
 // The same for a number of groups that is known when it runs, up to kGroups; the same in all lanes.
 template <int kGroups, class T>
 __device__ __forceinline__ void multiply_up_to(int groups, const TileMemory<T>& memory, int buffer, int own,
-                                               const int* slots, T (*sums)[kOwned]) {
+                                               const int* slots, T (*sums)[kWarpPixels]) {
   if constexpr (kGroups > 0) {
     if (groups == kGroups) {
       multiply_groups<kGroups>(memory, buffer, own, slots, sums);
@@ -111,32 +111,32 @@ __device__ __forceinline__ OwnCells own_cells(int top, int bottom, const TileMem
 
 // Slots for the rows [top, bottom) of the footprint, `pitch` a row.
 template <class T>
-__device__ __forceinline__ void place_cells(const FeatureLookup<T>& job, int top, int bottom, int pitch,
+__device__ __forceinline__ void place_cells(const FeatureLookup<T>& params, int top, int bottom, int pitch,
                                             TileMemory<T>& memory) {
-  const Tile<T>& tile = memory.tile;
-  const int64_t columns = job.maps[tile.level].columns, first = (tile.top + top) * columns + tile.left;
+  const BlockTile<T>& tile = memory.tile;
+  const int64_t columns = params.maps[tile.level].columns, first = (tile.top + top) * columns + tile.left;
   for (int slot = static_cast<int>(threadIdx.x); slot < (bottom - top) * pitch; slot += kTileThreads) {
     const int row = slot / pitch, column = slot % pitch;
-    memory.cells_at[slot] = column < tile.width ? (first + row * columns + column) * job.channels : -1;
+    memory.cells_at[slot] = column < tile.width ? (first + row * columns + column) * params.channels : -1;
   }
 }
 
 // The sums of the warp's pixels with cell (column, row) of the footprint: kept where they are taps.
 template <class T>
-__device__ __forceinline__ void keep_taps(const FeatureLookup<T>& job, int column, int row, const T (&sums)[kOwned],
-                                          TileMemory<T>& memory) {
-  const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
+__device__ __forceinline__ void keep_taps(const FeatureLookup<T>& params, int column, int row,
+                                          const T (&sums)[kWarpPixels], TileMemory<T>& memory) {
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kWarpPixels;
 #pragma unroll
-  for (int j = 0; j < kOwned; ++j) {
+  for (int j = 0; j < kWarpPixels; ++j) {
     const int dx = column - memory.origins[own + j][0], dy = row - memory.origins[own + j][1];
-    if (dx < 0 || dx >= memory.tile.columns || dy < 0 || dy >= job.side()) continue;
-    memory.taps[(own + j) * memory.tile.stride + dx * job.side() + dy] = job.scale * sums[j];
+    if (dx < 0 || dx >= memory.tile.columns || dy < 0 || dy >= params.tap_side()) continue;
+    memory.taps[(own + j) * memory.tile.stride + dx * params.tap_side() + dy] = params.scale * sums[j];
   }
 }
 
 // Taps of a dense tile, those inside the map.
 template <class T>
-__device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& job, TileMemory<T>& memory) {
+__device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& params, TileMemory<T>& memory) {
   constexpr int kMost = kMostGroups<T>;
   constexpr int64_t kStep = kStaged * Quad<T>::kCount;  // channels
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -152,7 +152,7 @@ __device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& job, Tile
   const int rows = smaller(kSlots / pitch, kMost * kWarp / widest);  // at a time
   for (int top = 0; top < height; top += rows) {
     const int bottom = smaller(top + rows, height), slots_used = (bottom - top) * pitch;
-    place_cells(job, top, bottom, pitch, memory);
+    place_cells(params, top, bottom, pitch, memory);
     int slots[kMost];  // of the cells of this lane
     const OwnCells cells = own_cells(top, bottom, memory);
 #pragma unroll
@@ -161,13 +161,13 @@ __device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& job, Tile
       slots[group] = k < cells.count ? row * pitch + cells.left + k % cells.width : 0;
     }
     const int groups = (cells.count + kWarp - 1) / kWarp;
-    T sums[kMost][kOwned] = {};
+    T sums[kMost][kWarpPixels] = {};
     int buffer = 1;
-    for (int64_t next = 0; next < job.channels + kStep; next += kStep) {
+    for (int64_t next = 0; next < params.channels + kStep; next += kStep) {
       copies_done();
       __syncthreads();  // this buffer has been written, the other one has been read; the cells have been placed
-      if (next < job.channels) stage(job, next, slots_used, 1 - buffer, memory);
-      if (next > 0) multiply_up_to<kMost>(groups, memory, buffer, warp * kOwned, slots, sums);
+      if (next < params.channels) stage(params, next, slots_used, 1 - buffer, memory);
+      if (next > 0) multiply_up_to<kMost>(groups, memory, buffer, warp * kWarpPixels, slots, sums);
       buffer = 1 - buffer;
     }
     const OwnCells again = own_cells(top, bottom, memory);  // not held in registers meanwhile
@@ -175,50 +175,50 @@ __device__ __forceinline__ void multiply_dense(const FeatureLookup<T>& job, Tile
     for (int group = 0; group < kMost; ++group) {
       const int k = group * kWarp + lane;
       if (k >= again.count) continue;
-      keep_taps(job, again.left + k % again.width, again.top + k / again.width, sums[group], memory);
+      keep_taps(params, again.left + k % again.width, again.top + k / again.width, sums[group], memory);
     }
   }
 }
 
-constexpr int kSharing = 8;  // lanes that share the channels of a product
-constexpr int kHeld = 4;     // quads of f0 in the registers of each
+constexpr int kSharing = 8;   // lanes that share the channels of a product
+constexpr int kFragment = 4;  // quads of f0 in the registers of each
 
 // This lane's part of the product with a cell: the quads of channels from `begin` on, kSharing quads apart.
 template <bool kAligned, class T, class F>
-__device__ __forceinline__ T part_of_product(const Quad<T> (&held)[kHeld], const F* f1, int64_t begin,
+__device__ __forceinline__ T part_of_product(const Quad<T> (&fragment)[kFragment], const F* f1, int64_t begin,
                                              int64_t channels) {
-  Quad<T> cell[kHeld];
+  Quad<T> cell[kFragment];
 #pragma unroll
-  for (int q = 0; q < kHeld; ++q) {  // without a branch: all loads under way
+  for (int q = 0; q < kFragment; ++q) {  // without a branch: all loads under way
     const int64_t c = begin + q * kSharing * Quad<T>::kCount;
     cell[q] = load_quad<kAligned, T>(f1 + (c < channels ? c : 0), channels - c);
   }
   T sum = 0;
 #pragma unroll
-  for (int q = 0; q < kHeld; ++q) {
+  for (int q = 0; q < kFragment; ++q) {
     T product = 0;
 #pragma unroll
-    for (int n = 0; n < Quad<T>::kCount; ++n) product += held[q].values[n] * cell[q].values[n];
+    for (int n = 0; n < Quad<T>::kCount; ++n) product += fragment[q].values[n] * cell[q].values[n];
     sum += begin + q * kSharing * Quad<T>::kCount < channels ? product : T(0);
   }
   return sum;
 }
 
-// Adds up the products of a pixel's channels from `begin` on, kSharing * kHeld quads, with the cells of its taps.
+// Adds up the products of a pixel's channels from `begin` on, kSharing * kFragment quads, with the cells of its taps.
 template <class T>
-__device__ __forceinline__ void add_scattered(const FeatureLookup<T>& job, const Box& box, int i, int64_t begin,
+__device__ __forceinline__ void add_scattered(const FeatureLookup<T>& params, const Box& box, int i, int64_t begin,
                                               TileMemory<T>& memory) {
   constexpr int kTogether = kWarp / kSharing;  // products
-  const Tile<T>& tile = memory.tile;
-  const Map& map = job.maps[tile.level];
+  const BlockTile<T>& tile = memory.tile;
+  const FeatureMap& map = params.maps[tile.level];
   const int part = static_cast<int>(threadIdx.x) % kSharing, turn = static_cast<int>(threadIdx.x) % kWarp / kSharing;
   const int64_t first_channel = begin + part * Quad<T>::kCount;
   const T* f0 = tile.f0 + memory.pixels_at[i];
-  Quad<T> held[kHeld];
+  Quad<T> fragment[kFragment];
 #pragma unroll
-  for (int q = 0; q < kHeld; ++q) {
+  for (int q = 0; q < kFragment; ++q) {
     const int64_t c = first_channel + q * kSharing * Quad<T>::kCount;
-    held[q] = load_quad<T>(f0 + c, job.channels - c, job.f0_aligned);
+    fragment[q] = load_quad<T>(f0 + c, params.channels - c, params.f0_aligned);
   }
   const int width = static_cast<int>(box.width()), count = width * static_cast<int>(box.height());
   T* taps = memory.taps + i * tile.stride;
@@ -228,46 +228,46 @@ __device__ __forceinline__ void add_scattered(const FeatureLookup<T>& job, const
     T sum = 0;
     with_kind<T>(map.kind, [&](auto zero) {
       using F = decltype(zero);
-      const F* f1 = static_cast<const F*>(tile.f1) + (y * map.columns + x) * job.channels;
-      sum = map.aligned ? part_of_product<true>(held, f1, first_channel, job.channels)
-                        : part_of_product<false>(held, f1, first_channel, job.channels);
+      const F* f1 = static_cast<const F*>(tile.f1) + (y * map.columns + x) * params.channels;
+      sum = map.aligned ? part_of_product<true>(fragment, f1, first_channel, params.channels)
+                        : part_of_product<false>(fragment, f1, first_channel, params.channels);
     });
     for (int shift = 1; shift < kSharing; shift *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, shift);
     if (part != 0 || first + turn >= count) continue;
     const Window<T>& window = memory.windows[i];
-    T& tap = taps[(x - window.x - tile.first) * job.side() + y - window.y];
-    tap = begin == 0 ? job.scale * sum : tap + job.scale * sum;
+    T& tap = taps[(x - window.x - tile.first) * params.tap_side() + y - window.y];
+    tap = begin == 0 ? params.scale * sum : tap + params.scale * sum;
   }
 }
 
 // Taps of a tile, those inside the map, pixel by pixel.
 template <class T>
-__device__ __forceinline__ void multiply_scattered(const FeatureLookup<T>& job, TileMemory<T>& memory) {
-  const Tile<T>& tile = memory.tile;
-  const int own = static_cast<int>(threadIdx.x) / kWarp * kOwned;
-  for (int i = own; i < own + kOwned; ++i) {
+__device__ __forceinline__ void multiply_scattered(const FeatureLookup<T>& params, TileMemory<T>& memory) {
+  const BlockTile<T>& tile = memory.tile;
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kWarpPixels;
+  for (int i = own; i < own + kWarpPixels; ++i) {
     const Window<T>& window = memory.windows[i];
     if (window.reach != Reach::kNear) continue;
     const Box box =
-        cells_under(job.maps[tile.level], window.x + tile.first, window.y, tile.columns, job.side());
+        cells_under(params.maps[tile.level], window.x + tile.first, window.y, tile.columns, params.tap_side());
     if (box.empty()) continue;
-    for (int64_t begin = 0; begin < job.channels; begin += kSharing * kHeld * Quad<T>::kCount) {
-      add_scattered(job, box, i, begin, memory);
+    for (int64_t begin = 0; begin < params.channels; begin += kSharing * kFragment * Quad<T>::kCount) {
+      add_scattered(params, box, i, begin, memory);
     }
   }
 }
 
 // Taps of a tile into shared memory; outside the map they are 0. Ends with a barrier.
 template <class T>
-__device__ __forceinline__ void make_taps(const FeatureLookup<T>& job, TileMemory<T>& memory) {
+__device__ __forceinline__ void compute_taps(const FeatureLookup<T>& params, TileMemory<T>& memory) {
   for (int k = static_cast<int>(threadIdx.x); k < kPixels * memory.tile.stride; k += kTileThreads) memory.taps[k] = 0;
   __syncthreads();
   if (memory.tile.dense) {
-    multiply_dense(job, memory);
+    multiply_dense(params, memory);
   } else {
-    multiply_scattered(job, memory);
+    multiply_scattered(params, memory);
   }
   __syncthreads();
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

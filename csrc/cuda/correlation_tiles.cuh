@@ -1,5 +1,10 @@
-// Look-ups on demand take pixels a tile at a time. Here: what is in hand of a tile, how features are read, and what
-// launchers need. The products are in correlation_products.cuh.
+// Look-ups on demand take pixels a tile at a time. Here: tiles, how features are read, and what launchers need. The
+// products are in correlation_products.cuh.
+//
+// In the words of matrix products: the block tile is 8 x 4 pixels with the cells of a level that their windows cover
+// (the footprint), by all channels. The warp tile is 4 x 2 of these pixels with up to 192 of the cells (kMostGroups
+// groups of 32). A stage is 8 channels of the block tile in shared memory, two of them in turns, filled by asynchronous
+// copies. A lane's fragment is 8 pixels by up to 6 cells: 48 sums in registers.
 #pragma once
 
 #include <cmath>
@@ -8,21 +13,21 @@
 
 #include "cuda/lookup.cuh"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int kTileColumns = 8, kTileRows = 4;
-constexpr int kPixels = kTileColumns * kTileRows;  // of a tile: a lane each when results are stored
+constexpr int kPixels = kTileColumns * kTileRows;  // of a block tile: a lane each when results are stored
 constexpr int kTileThreads = 128;
 constexpr int kTileWarps = kTileThreads / kWarp;
-constexpr int kOwned = kPixels / kTileWarps;  // pixels of a warp: 4 x 2
-constexpr int kStaged = 2;                    // quads of channels staged at a time: a sector of each cell
-constexpr int kSlots = 312;                   // cells staged at a time: 22 x 14 of the smooth case, padding included
-constexpr int kPadding = 4;                   // quads: two quads of four cells each are stored to different banks
-constexpr int64_t kMostProducts = 6;          // for each that is asked for; beyond that, pixel by pixel is less work
-constexpr size_t kTapBytes = 21 * 1024;       // of a tile's taps: with all else below 48 KiB
+constexpr int kWarpPixels = kPixels / kTileWarps;  // of a warp tile: 4 x 2
+constexpr int kStaged = 2;                         // quads of channels in a stage: a sector of each cell
+constexpr int kSlots = 312;                        // cells in a stage: 22 x 14 of the smooth case, padding included
+constexpr int kPadding = 4;                        // quads: two quads of four cells each are stored to different banks
+constexpr int64_t kMostProducts = 6;     // for each that is asked for; beyond that, pixel by pixel is less work
+constexpr size_t kTapBytes = 21 * 1024;  // of a block tile's taps: with all else below 48 KiB
 
 // Groups of 32 cells that a warp multiplies at a time: 48 sums a thread, and 128 registers in all.
 template <class T>
@@ -32,12 +37,12 @@ constexpr int kMostGroups = std::is_same_v<T, double> ? 2 : 6;
 template <class T>
 constexpr int kTileBlocks = std::is_same_v<T, double> ? 3 : 4;
 
-static_assert(kOwned == 8 && kTileColumns == 8 && kTileRows == 4, "spot_of numbers pixels by warps of 4 x 2");
+static_assert(kWarpPixels == 8 && kTileColumns == 8 && kTileRows == 4, "spot_of numbers pixels by warps of 4 x 2");
 
 enum class Kind : int { kFloat, kHalf, kBFloat16, kDouble };
 
 // A level of f1: [B, rows, columns, C].
-struct Map {
+struct FeatureMap {
   const void* values;
   int64_t batch_stride, rows, columns;
   Kind kind;
@@ -47,7 +52,7 @@ struct Map {
 // The windows of all levels around the pixels of f0 [B, height, width, C].
 template <class T>
 struct FeatureLookup : Lookup {
-  Map maps[kMaxLevels];
+  FeatureMap maps[kMaxLevels];
   const T* f0;
   int64_t f0_stride, channels, height, width;
   int64_t across, tiles;  // tiles in a row, and of an item
@@ -69,22 +74,22 @@ constexpr int64_t kFar = int64_t{1} << 60;
 
 __device__ __forceinline__ Box empty_box() { return {kFar, kFar, -kFar, -kFar}; }
 
-__device__ __forceinline__ Box around(const Box& a, const Box& b) {
+__device__ __forceinline__ Box enclosing(const Box& a, const Box& b) {
   return {smaller(a.x0, b.x0), smaller(a.y0, b.y0), larger(a.x1, b.x1), larger(a.y1, b.y1)};
 }
 
 // The cells in the map under the taps at (x, y), `across` by `down`.
-__device__ __forceinline__ Box cells_under(const Map& map, int64_t x, int64_t y, int across, int down) {
+__device__ __forceinline__ Box cells_under(const FeatureMap& map, int64_t x, int64_t y, int across, int down) {
   const Box box{larger<int64_t>(x, 0), larger<int64_t>(y, 0), smaller(x + across, map.columns),
                 smaller(y + down, map.rows)};
   return box.x0 < box.x1 && box.y0 < box.y1 ? box : empty_box();
 }
 
 // The box around those of all lanes whose numbers differ in the bits below `count`, a power of two.
-__device__ __forceinline__ Box around_lanes(Box box, int count) {
+__device__ __forceinline__ Box enclosing_lanes(Box box, int count) {
   for (int step = 1; step < count; step *= 2) {
-    box = around(box, {__shfl_xor_sync(kWholeWarp, box.x0, step), __shfl_xor_sync(kWholeWarp, box.y0, step),
-                       __shfl_xor_sync(kWholeWarp, box.x1, step), __shfl_xor_sync(kWholeWarp, box.y1, step)});
+    box = enclosing(box, {__shfl_xor_sync(kWholeWarp, box.x0, step), __shfl_xor_sync(kWholeWarp, box.y0, step),
+                          __shfl_xor_sync(kWholeWarp, box.x1, step), __shfl_xor_sync(kWholeWarp, box.y1, step)});
   }
   return box;
 }
@@ -96,17 +101,17 @@ struct Spot {
 };
 
 template <class T>
-__device__ __forceinline__ Spot spot_of(const FeatureLookup<T>& job, int64_t tile, int i) {
-  const int64_t x = tile % job.across * kTileColumns + i / 8 % 2 * 4 + i % 4;
-  const int64_t y = tile / job.across * kTileRows + i / 16 * 2 + i / 4 % 2;
-  return {y * job.width + x, x < job.width && y < job.height};
+__device__ __forceinline__ Spot spot_of(const FeatureLookup<T>& params, int64_t tile, int i) {
+  const int64_t x = tile % params.across * kTileColumns + i / 8 % 2 * 4 + i % 4;
+  const int64_t y = tile / params.across * kTileRows + i / 16 * 2 + i / 4 % 2;
+  return {y * params.width + x, x < params.width && y < params.height};
 }
 
 template <class T>
-__device__ __forceinline__ Window<T> window_of(const FeatureLookup<T>& job, int64_t b, const Spot& spot, int level) {
-  const Map& map = job.maps[level];
+__device__ __forceinline__ Window<T> window_of(const FeatureLookup<T>& params, int64_t b, const Spot& spot, int level) {
+  const FeatureMap& map = params.maps[level];
   if (!spot.there) return {Reach::kOutside, 0, 0, T(0), T(0)};
-  return job.template window<T>(b, spot.pixel, level, map.rows, map.columns);
+  return params.template window<T>(b, spot.pixel, level, map.rows, map.columns);
 }
 
 // Calls visit with a value of the type of a map's features.
@@ -150,7 +155,7 @@ __device__ __forceinline__ Quad<T> load_quad(const F* features, int64_t left, bo
 
 // A tile of an item, and the taps [first, first + columns) of its windows on a level: a part of them.
 template <class T>
-struct Tile {
+struct BlockTile {
   int64_t b, number, left, top;  // the last two: first cell of the footprint
   int level, first, columns, stride;
   int width, height;  // of the footprint
@@ -162,7 +167,7 @@ struct Tile {
 
 template <class T>
 struct TileMemory {
-  Tile<T> tile;  // not in registers, which hold sums
+  BlockTile<T> tile;  // not in registers, which hold sums
   Quad<T> cells[2][kStaged][kSlots + kPadding];
   Quad<T> pixels[2][kStaged][kPixels + kPadding];
   Window<T> windows[kPixels];
@@ -178,23 +183,23 @@ struct TileMemory {
 FLOWFUSE_INLINE int tap_stride(int columns, int side) { return columns * side | 1; }
 
 template <class T>
-__device__ __forceinline__ void take_tile(const FeatureLookup<T>& job, int64_t b, int64_t number, int level, int part,
-                                          TileMemory<T>& memory) {
+__device__ __forceinline__ void load_tile(const FeatureLookup<T>& params, int64_t b, int64_t number, int level,
+                                          int part, TileMemory<T>& memory) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int i = warp * kOwned + lane % kOwned;
-  const int first = part * job.part_size, columns = smaller(job.part_size, job.size() - first) + 1;
-  const Map& map = job.maps[level];
-  const Spot spot = spot_of(job, number, i);
-  const Window<T> window = window_of(job, b, spot, level);
+  const int i = warp * kWarpPixels + lane % kWarpPixels;
+  const int first = part * params.part_size, columns = smaller(params.part_size, params.value_side() - first) + 1;
+  const FeatureMap& map = params.maps[level];
+  const Spot spot = spot_of(params, number, i);
+  const Window<T> window = window_of(params, b, spot, level);
   Box box = empty_box();
-  if (window.reach == Reach::kNear) box = cells_under(map, window.x + first, window.y, columns, job.side());
+  if (window.reach == Reach::kNear) box = cells_under(map, window.x + first, window.y, columns, params.tap_side());
   const bool any = !box.empty();
   int inside = static_cast<int>(box.width() * box.height());
-  box = around_lanes(box, kOwned);
-  for (int step = 1; step < kOwned; step *= 2) inside += __shfl_xor_sync(kWholeWarp, inside, step);
-  if (lane < kOwned) {
+  box = enclosing_lanes(box, kWarpPixels);
+  for (int step = 1; step < kWarpPixels; step *= 2) inside += __shfl_xor_sync(kWholeWarp, inside, step);
+  if (lane < kWarpPixels) {
     memory.windows[i] = window;
-    memory.pixels_at[i] = spot.there ? spot.pixel * job.channels : -1;
+    memory.pixels_at[i] = spot.there ? spot.pixel * params.channels : -1;
   }
   if (lane == 0) {
     memory.boxes[warp] = box;
@@ -205,22 +210,22 @@ __device__ __forceinline__ void take_tile(const FeatureLookup<T>& job, int64_t b
   int64_t products = 0, asked = 0, widest = 0, cells = 0;
   for (int other = 0; other < kTileWarps; ++other) {
     const Box& theirs = memory.boxes[other];
-    footprint = around(footprint, theirs);
-    products += (theirs.width() * theirs.height() + kWarp - 1) / kWarp * kWarp * kOwned;
+    footprint = enclosing(footprint, theirs);
+    products += (theirs.width() * theirs.height() + kWarp - 1) / kWarp * kWarp * kWarpPixels;
     asked += memory.taps_inside[other];
     widest = larger(widest, theirs.width());
     cells += theirs.width() * theirs.height();
   }
   // The footprint is staged as a whole: boxes that are tight but lie far from each other would leave it mostly empty.
-  const bool dense = products <= kMostProducts * asked && footprint.width() * footprint.height() <= cells && widest <= kMostGroups<T> * kWarp &&
-                     footprint.width() <= kSlots - kOwned;
-  if (lane < kOwned) {
+  const bool dense = products <= kMostProducts * asked && footprint.width() * footprint.height() <= cells &&
+                     widest <= kMostGroups<T> * kWarp && footprint.width() <= kSlots - kWarpPixels;
+  if (lane < kWarpPixels) {
     const bool used = dense && any;
     memory.origins[i][0] = used ? static_cast<int>(window.x + first - footprint.x0) : 1 << 20;
     memory.origins[i][1] = used ? static_cast<int>(window.y - footprint.y0) : 1 << 20;
   }
   if (threadIdx.x == 0) {
-    Tile<T>& tile = memory.tile;
+    BlockTile<T>& tile = memory.tile;
     tile.b = b;
     tile.number = number;
     tile.left = footprint.x0;
@@ -228,10 +233,10 @@ __device__ __forceinline__ void take_tile(const FeatureLookup<T>& job, int64_t b
     tile.level = level;
     tile.first = first;
     tile.columns = columns;
-    tile.stride = tap_stride(columns, job.side());
+    tile.stride = tap_stride(columns, params.tap_side());
     tile.width = static_cast<int>(footprint.width());
     tile.height = static_cast<int>(footprint.height());
-    tile.f0 = job.f0 + b * job.f0_stride;
+    tile.f0 = params.f0 + b * params.f0_stride;
     with_kind<T>(map.kind, [&](auto zero) {
       using F = decltype(zero);
       tile.f1 = static_cast<const F*>(map.values) + b * map.batch_stride;
@@ -260,46 +265,49 @@ inline bool loads_quads(const Tensor& features, int64_t channels, int64_t count,
 }
 
 template <class T>
-size_t tile_bytes(const FeatureLookup<T>& job) {
-  const int side = 2 * job.radius + 2;
-  return sizeof(TileMemory<T>) + kPixels * tap_stride(job.part_size + 1, side) * sizeof(T);
+size_t tile_bytes(const FeatureLookup<T>& params) {
+  const int side = 2 * params.radius + 2;
+  return sizeof(TileMemory<T>) + kPixels * tap_stride(params.part_size + 1, side) * sizeof(T);
 }
 
 // A look-up with the tensors that it points into.
 template <class T>
 struct PreparedLookup {
-  FeatureLookup<T> job{};
-  std::vector<Features> held;
+  FeatureLookup<T> params{};
+  std::vector<Features> storage;
 
   PreparedLookup(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Tensor& points, int64_t radius) {
-    static_cast<Lookup&>(job) = lookup_of(points, f1_levels.size(), radius);
+    static_cast<Lookup&>(params) = lookup_of(points, f1_levels.size(), radius);
     constexpr int64_t kCount = Quad<T>::kCount;
-    job.channels = f0.size(1);
-    job.height = f0.size(2);
-    job.width = f0.size(3);
-    job.across = (job.width + kTileColumns - 1) / kTileColumns;
-    job.tiles = (job.height + kTileRows - 1) / kTileRows * job.across;
-    job.scale = T(1) / std::sqrt(static_cast<T>(job.channels));
-    held.push_back(packed(f0, sum_dtype(f0.scalar_type()), MemoryFormat::ChannelsLast));
-    job.f0 = data<T>(held[0].tensor);
-    job.f0_stride = held[0].batch_stride;
-    job.f0_aligned = loads_quads(held[0].tensor, job.channels, kCount, sizeof(T));
+    params.channels = f0.size(1);
+    params.height = f0.size(2);
+    params.width = f0.size(3);
+    params.across = (params.width + kTileColumns - 1) / kTileColumns;
+    params.tiles = (params.height + kTileRows - 1) / kTileRows * params.across;
+    params.scale = T(1) / std::sqrt(static_cast<T>(params.channels));
+    storage.push_back(packed(f0, sum_dtype(f0.scalar_type()), MemoryFormat::ChannelsLast));
+    params.f0 = data<T>(storage[0].tensor);
+    params.f0_stride = storage[0].batch_stride;
+    params.f0_aligned = loads_quads(storage[0].tensor, params.channels, kCount, sizeof(T));
     for (size_t level = 0; level < f1_levels.size(); ++level) {
-      held.push_back(packed(f1_levels[level], f1_levels[level].scalar_type(), MemoryFormat::ChannelsLast));
-      const Features& f1 = held.back();
-      job.maps[level] = {f1.tensor.const_data_ptr(), f1.batch_stride, f1.rows, f1.columns,
-                         kind_of(f1.tensor.scalar_type()),
-                         loads_quads(f1.tensor, job.channels, kCount,
-                                     static_cast<int64_t>(sizeof_dtype(f1.tensor.scalar_type())))};
+      storage.push_back(packed(f1_levels[level], f1_levels[level].scalar_type(), MemoryFormat::ChannelsLast));
+      const Features& f1 = storage.back();
+      params.maps[level] = {
+          f1.tensor.const_data_ptr(),
+          f1.batch_stride,
+          f1.rows,
+          f1.columns,
+          kind_of(f1.tensor.scalar_type()),
+          loads_quads(f1.tensor, params.channels, kCount, static_cast<int64_t>(sizeof_dtype(f1.tensor.scalar_type())))};
     }
     // As many columns of a window as fit, two at least, in parts of about the same size.
-    const int size = 2 * job.radius + 1, side = size + 1;
+    const int size = 2 * params.radius + 1, side = size + 1;
     const int columns = std::max(2, static_cast<int>(kTapBytes / (kPixels * sizeof(T)) - 1) / side);
     const int most = std::min(columns, side) - 1;
-    job.parts = (size + most - 1) / most;
-    job.part_size = (size + job.parts - 1) / job.parts;
-    job.parts = (size + job.part_size - 1) / job.part_size;
+    params.parts = (size + most - 1) / most;
+    params.part_size = (size + params.parts - 1) / params.parts;
+    params.parts = (size + params.part_size - 1) / params.part_size;
   }
 };
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

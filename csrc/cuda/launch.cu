@@ -4,7 +4,7 @@
 
 #include <string>
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 using GetStream = int32_t (*)(int32_t device, void** stream);
@@ -14,8 +14,8 @@ using GetStream = int32_t (*)(int32_t device, void** stream);
 cudaStream_t current_stream(const char* op, int32_t device) {
   static const GetStream get_stream = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    return reinterpret_cast<GetStream>(
-        library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream"));
+    return reinterpret_cast<GetStream>(library == nullptr ? nullptr
+                                                          : dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
   STD_TORCH_CHECK(get_stream != nullptr, op, ": this build of torch has no CUDA library (libtorch_cuda.so)");
   void* stream = nullptr;
@@ -36,10 +36,10 @@ void DeviceCall::check(cudaError_t error) const {
   STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion, op_,
                   ": flowfuse has no kernels for this GPU: it was built for " C10_STRINGIZE(FLOWFUSE_CUDA_ARCHITECTURES)
                   "; rebuild it with FLOWFUSE_CUDA_ARCHITECTURES=sm_<compute capability without its dot>");
-  STD_TORCH_CHECK(error != cudaErrorInsufficientDriver, op_,
-                  ": the NVIDIA driver is too old for CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION / 10 % 100,
+  STD_TORCH_CHECK(error != cudaErrorInsufficientDriver, op_, ": the NVIDIA driver is too old for CUDA ",
+                  CUDART_VERSION / 1000, ".", CUDART_VERSION / 10 % 100,
                   ", which flowfuse was built with; update it, build with an older nvcc, or use device \"cpu\"");
   STD_TORCH_CHECK(false, op_, ": CUDA error: ", cudaGetErrorString(error));
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

@@ -14,9 +14,8 @@
 #include <memory>
 #include <utility>
 
-#include "checks.h"
 #include "tensors.h"
-#include "sampling.h"
+#include "portable.h"
 
 #ifndef FLOWFUSE_CUDA_KEY
 #define FLOWFUSE_CUDA_KEY CUDA  // dispatch key of the kernels in csrc/cuda
@@ -32,7 +31,7 @@
 #define FLOWFUSE_ARITHMETIC __device__ __forceinline__
 #endif
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
 constexpr int kWarp = 32;
@@ -114,8 +113,7 @@ class DeviceCall {
               Arguments&&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     if (shared_bytes > kSharedLimit) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes)));
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     }
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
@@ -139,4 +137,4 @@ class DeviceCall {
   std::shared_ptr<torch::stable::accelerator::DeviceGuard> guard_;  // none in the emulator
 };
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

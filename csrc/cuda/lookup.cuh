@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "cuda/launch.cuh"
+#include "windows.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 // Windows of `levels` maps around the coordinates of a batch.
 struct Lookup {
@@ -16,10 +17,10 @@ struct Lookup {
   int64_t items, pixels;
   int radius, levels;
 
-  __device__ __forceinline__ int side() const { return 2 * radius + 2; }  // taps along an axis
-  __device__ __forceinline__ int taps() const { return side() * side(); }
-  __device__ __forceinline__ int size() const { return 2 * radius + 1; }  // values along an axis
-  __device__ __forceinline__ int window_size() const { return size() * size(); }
+  __device__ __forceinline__ int tap_side() const { return 2 * radius + 2; }  // taps along an axis
+  __device__ __forceinline__ int tap_count() const { return tap_side() * tap_side(); }
+  __device__ __forceinline__ int value_side() const { return 2 * radius + 1; }  // values along an axis
+  __device__ __forceinline__ int value_count() const { return value_side() * value_side(); }
 
   template <class T>
   __device__ __forceinline__ Window<T> window(int64_t b, int64_t pixel, int level, int64_t rows,
@@ -33,20 +34,20 @@ struct Lookup {
 
   // First of the values of a window in [B, levels * window_size, pixels]; the others follow `pixels` apart.
   __device__ __forceinline__ int64_t values_at(int64_t b, int64_t pixel, int level) const {
-    return (b * levels + level) * window_size() * pixels + pixel;
+    return (b * levels + level) * value_count() * pixels + pixel;
   }
 };
 
 // coords contiguous.
 inline Lookup lookup_of(const Tensor& coords, size_t levels, int64_t radius) {
-  Lookup job{};
-  job.coords = coords.const_data_ptr();
-  job.wide = coords.scalar_type() == ScalarType::Double;
-  job.items = coords.size(0);
-  job.pixels = coords.size(2) * coords.size(3);
-  job.radius = static_cast<int>(radius);
-  job.levels = static_cast<int>(levels);
-  return job;
+  Lookup params{};
+  params.coords = coords.const_data_ptr();
+  params.wide = coords.scalar_type() == ScalarType::Double;
+  params.items = coords.size(0);
+  params.pixels = coords.size(2) * coords.size(3);
+  params.radius = static_cast<int>(radius);
+  params.levels = static_cast<int>(levels);
+  return params;
 }
 
 // Coordinates' gradient, summed in `dtype`: as coords when asked for, else empty.
@@ -54,4 +55,4 @@ inline Tensor empty_coords_gradient(const char* op, const Tensor& coords, bool n
   return allocate(op, coords, needed ? shape_of(coords) : std::vector<int64_t>{0}, dtype);
 }
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda

@@ -6,8 +6,9 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/lookup.cuh"
+#include "operators/volume_lookup.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 constexpr int kMostPixels = 32;  // of a block
@@ -40,28 +41,28 @@ size_t patch_bytes(int pixels, int taps) {
   return pixels * (sizeof(Window<T>) + stride_of(taps) * sizeof(T)) + 2 * kThreads * sizeof(T);
 }
 
-__device__ __forceinline__ int64_t patches_of(const Lookup& job) {  // of an item
-  return (job.pixels + blockDim.x - 1) / blockDim.x;
+__device__ __forceinline__ int64_t patches_of(const Lookup& params) {  // of an item
+  return (params.pixels + blockDim.x - 1) / blockDim.x;
 }
 
 __device__ __forceinline__ int thread_number() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
 
 // Takes patch number `index` of the items in hand and finds its windows.
 template <class T>
-__device__ __forceinline__ Patch<T> take_patch(const Lookup& job, const VolumeLevel<T>& level, int64_t index) {
+__device__ __forceinline__ Patch<T> load_patch(const Lookup& params, const VolumeLevel<T>& level, int64_t index) {
   Patch<T> patch;
-  const int64_t patches = patches_of(job);
+  const int64_t patches = patches_of(params);
   patch.b = index / patches;
   patch.begin = index % patches * blockDim.x;
-  const int64_t left = job.pixels - patch.begin;
+  const int64_t left = params.pixels - patch.begin;
   patch.count = left < blockDim.x ? static_cast<int>(left) : static_cast<int>(blockDim.x);
   patch.windows = shared_memory<Window<T>>();
   patch.parts = reinterpret_cast<T*>(patch.windows + blockDim.x);
   patch.taps = patch.parts + 2 * kThreads;
-  patch.stride = stride_of(job.taps());
+  patch.stride = stride_of(params.tap_count());
   const int i = thread_number();
   if (i < patch.count) {
-    patch.windows[i] = job.window<T>(patch.b, patch.begin + i, level.level, level.rows, level.columns);
+    patch.windows[i] = params.window<T>(patch.b, patch.begin + i, level.level, level.rows, level.columns);
   }
   return patch;
 }
@@ -69,8 +70,8 @@ __device__ __forceinline__ Patch<T> take_patch(const Lookup& job, const VolumeLe
 // Calls visit(pixel of the patch, dx, dy) for the taps of all its pixels, shared among the threads of the block;
 // neighbouring threads have neighbouring dx.
 template <class T, class Visit>
-__device__ __forceinline__ void visit_patch(const Lookup& job, const Patch<T>& patch, const Visit& visit) {
-  const int side = job.side();
+__device__ __forceinline__ void visit_patch(const Lookup& params, const Patch<T>& patch, const Visit& visit) {
+  const int side = params.tap_side();
   for (int index = thread_number(); index < patch.count * side * side; index += kThreads) {
     const int row = index / side;
     visit(row / side, index % side, row % side);
@@ -88,44 +89,45 @@ __device__ __forceinline__ int64_t cell_of(const Window<T>& window, int64_t colu
 }
 
 template <class T>
-__device__ __forceinline__ int64_t slice_of(const Lookup& job, const VolumeLevel<T>& level, const Patch<T>& patch,
+__device__ __forceinline__ int64_t slice_of(const Lookup& params, const VolumeLevel<T>& level, const Patch<T>& patch,
                                             int i) {
-  return (patch.b * job.pixels + patch.begin + i) * level.rows * level.columns;
+  return (patch.b * params.pixels + patch.begin + i) * level.rows * level.columns;
 }
 
 // Values of the taps of a patch; outside the map they are 0.
 template <class T>
-__device__ __forceinline__ void read_taps(const Lookup& job, const VolumeLevel<T>& level, const Patch<T>& patch) {
-  visit_patch(job, patch, [&](int i, int dx, int dy) {
+__device__ __forceinline__ void read_taps(const Lookup& params, const VolumeLevel<T>& level, const Patch<T>& patch) {
+  visit_patch(params, patch, [&](int i, int dx, int dy) {
     const Window<T>& window = patch.windows[i];
-    const TapRange range = taps_inside(window, job.radius, level.rows, level.columns);
+    const TapRange range = taps_inside(window, params.radius, level.rows, level.columns);
     T value = 0;
     if (contains(range, dx, dy)) {
-      value = level.values[slice_of(job, level, patch, i) + cell_of(window, level.columns, dx, dy)];
+      value = level.values[slice_of(params, level, patch, i) + cell_of(window, level.columns, dx, dy)];
     }
-    patch.taps[i * patch.stride + dx * job.side() + dy] = value;
+    patch.taps[i * patch.stride + dx * params.tap_side() + dy] = value;
   });
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3) look_up(Lookup job, VolumeLevel<T> level, T* __restrict__ output) {
-  const int64_t patches = job.items * patches_of(job);
-  const int size = 2 * job.radius + 1, i = static_cast<int>(threadIdx.x);
+__global__ void __launch_bounds__(kThreads, 3)
+    look_up_volume(Lookup params, VolumeLevel<T> level, T* __restrict__ output) {
+  const int64_t patches = params.items * patches_of(params);
+  const int size = 2 * params.radius + 1, i = static_cast<int>(threadIdx.x);
   for (int64_t index = blockIdx.x; index < patches; index += gridDim.x) {
-    const Patch<T> patch = take_patch(job, level, index);
+    const Patch<T> patch = load_patch(params, level, index);
     __syncthreads();
-    read_taps(job, level, patch);
+    read_taps(params, level, patch);
     __syncthreads();
     if (i < patch.count) {
       const Window<T> window = patch.windows[i];
       const Corners<T> corners = corners_of(window);
-      T* out = output + job.values_at(patch.b, patch.begin + i, level.level);
+      T* out = output + params.values_at(patch.b, patch.begin + i, level.level);
       for (int k = static_cast<int>(threadIdx.y); k < size * size; k += static_cast<int>(blockDim.y)) {
-        const T* near = patch.taps + i * patch.stride + k / size * job.side();
+        const T* near = patch.taps + i * patch.stride + k / size * params.tap_side();
         T value = 0;
-        if (window.reach == Reach::kNear) value = combined_value(corners, near, near + job.side(), k % size);
+        if (window.reach == Reach::kNear) value = combined_value(corners, near, near + params.tap_side(), k % size);
         if (window.reach == Reach::kMissing) value = static_cast<T>(NAN);
-        out[k * job.pixels] = value;
+        out[k * params.pixels] = value;
       }
     }
     __syncthreads();  // the patch has been read
@@ -135,17 +137,17 @@ __global__ void __launch_bounds__(kThreads, 3) look_up(Lookup job, VolumeLevel<T
 // Gradient in the coordinates, added to what earlier levels left: each thread sums some values of the window of a
 // pixel, then one of them the parts in their order. The taps have been read into the patch.
 template <class T>
-__device__ __forceinline__ void add_coords_gradient(const Lookup& job, const Patch<T>& patch, int level, const T* grad,
-                                                    T* grad_coords) {
-  const int size = 2 * job.radius + 1, i = static_cast<int>(threadIdx.x);
+__device__ __forceinline__ void add_coords_gradient(const Lookup& params, const Patch<T>& patch, int level,
+                                                    const T* grad, T* grad_coords) {
+  const int size = 2 * params.radius + 1, i = static_cast<int>(threadIdx.x);
   const bool there = i < patch.count;
   T gx = 0, gy = 0;
   if (there && patch.windows[i].reach == Reach::kNear) {
     const Window<T> window = patch.windows[i];
-    const T* values = grad + job.values_at(patch.b, patch.begin + i, level);
+    const T* values = grad + params.values_at(patch.b, patch.begin + i, level);
     for (int k = static_cast<int>(threadIdx.y); k < size * size; k += static_cast<int>(blockDim.y)) {
-      const T* near = patch.taps + i * patch.stride + k / size * job.side();
-      add_centre_gradient(values[k * job.pixels], window, near, near + job.side(), k % size, gx, gy);
+      const T* near = patch.taps + i * patch.stride + k / size * params.tap_side();
+      add_centre_gradient(values[k * params.pixels], window, near, near + params.tap_side(), k % size, gx, gy);
     }
   }
   patch.parts[2 * thread_number()] = gx;
@@ -157,48 +159,48 @@ __device__ __forceinline__ void add_coords_gradient(const Lookup& job, const Pat
       sum += patch.parts[2 * (part * blockDim.x + threadIdx.x) + threadIdx.y];
     }
     sum /= static_cast<T>(int64_t{1} << level);
-    T& target = grad_coords[(patch.b * 2 + threadIdx.y) * job.pixels + patch.begin + i];
+    T& target = grad_coords[(patch.b * 2 + threadIdx.y) * params.pixels + patch.begin + i];
     target = level == 0 ? sum : target + sum;
   }
 }
 
 // Gradients of the taps of a patch -> gradient of the volume, which was cleared.
 template <class T>
-__device__ __forceinline__ void pass_on(const Lookup& job, const VolumeLevel<T>& level, const Patch<T>& patch) {
-  visit_patch(job, patch, [&](int i, int dx, int dy) {
+__device__ __forceinline__ void pass_on(const Lookup& params, const VolumeLevel<T>& level, const Patch<T>& patch) {
+  visit_patch(params, patch, [&](int i, int dx, int dy) {
     const Window<T>& window = patch.windows[i];
-    const TapRange range = taps_inside(window, job.radius, level.rows, level.columns);
+    const TapRange range = taps_inside(window, params.radius, level.rows, level.columns);
     if (!contains(range, dx, dy)) return;
-    level.grad[slice_of(job, level, patch, i) + cell_of(window, level.columns, dx, dy)] =
-        patch.taps[i * patch.stride + dx * job.side() + dy];
+    level.grad[slice_of(params, level, patch, i) + cell_of(window, level.columns, dx, dy)] =
+        patch.taps[i * patch.stride + dx * params.tap_side() + dy];
   });
 }
 
 // Gradients that belong to a pixel: its slice of the volume or its f0, and its coordinates (null: not asked for).
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    pixel_gradients(Lookup job, VolumeLevel<T> level, const T* __restrict__ grad, T* __restrict__ grad_coords) {
-  const int64_t patches = job.items * patches_of(job);
-  const int side = job.side(), i = static_cast<int>(threadIdx.x);
+    pixel_gradients(Lookup params, VolumeLevel<T> level, const T* __restrict__ grad, T* __restrict__ grad_coords) {
+  const int64_t patches = params.items * patches_of(params);
+  const int side = params.tap_side(), i = static_cast<int>(threadIdx.x);
   for (int64_t index = blockIdx.x; index < patches; index += gridDim.x) {
-    const Patch<T> patch = take_patch(job, level, index);
+    const Patch<T> patch = load_patch(params, level, index);
     __syncthreads();
     if (grad_coords != nullptr) {
-      read_taps(job, level, patch);
+      read_taps(params, level, patch);
       __syncthreads();
-      add_coords_gradient(job, patch, level.level, grad, grad_coords);  // its barrier: the taps have been read
+      add_coords_gradient(params, patch, level.level, grad, grad_coords);  // its barrier: the taps have been read
     }
     if (i < patch.count) {
       const bool near = patch.windows[i].reach == Reach::kNear;
       const Corners<T> corners = corners_of(patch.windows[i]);
-      const T* values = grad + job.values_at(patch.b, patch.begin + i, level.level);
+      const T* values = grad + params.values_at(patch.b, patch.begin + i, level.level);
       for (int k = static_cast<int>(threadIdx.y); k < side * side; k += static_cast<int>(blockDim.y)) {
         patch.taps[i * patch.stride + k] =
-            near ? tap_gradient(values, job.pixels, corners, job.radius, k / side, k % side) : T(0);
+            near ? tap_gradient(values, params.pixels, corners, params.radius, k / side, k % side) : T(0);
       }
     }
     __syncthreads();
-    pass_on(job, level, patch);
+    pass_on(params, level, patch);
     __syncthreads();  // the patch has been read
   }
 }
@@ -211,61 +213,61 @@ struct PatchLaunch {
 };
 
 template <class T>
-PatchLaunch patch_launch(const Lookup& job) {
-  const int side = 2 * job.radius + 2;
+PatchLaunch patch_launch(const Lookup& params) {
+  const int side = 2 * params.radius + 2;
   int pixels = kMostPixels;  // a power of two, so that a block has kThreads threads
   while (pixels > 1 && patch_bytes<T>(pixels, side * side) > kSharedLimit) pixels /= 2;
-  const int64_t patches = job.items * ((job.pixels + pixels - 1) / pixels);
+  const int64_t patches = params.items * ((params.pixels + pixels - 1) / pixels);
   return {blocks_for(patches, 1), dim3(pixels, kThreads / pixels), patch_bytes<T>(pixels, side * side)};
 }
 
 template <class T>
-void run_lookup(const DeviceCall& call, const Lookup& job, const VolumeLevel<T>& level, const Tensor& output) {
-  const PatchLaunch launch = patch_launch<T>(job);
-  call.launch(look_up<T>, launch.grid, launch.block, launch.shared_bytes, job, level, mutable_data<T>(output));
+void run_lookup(const DeviceCall& call, const Lookup& params, const VolumeLevel<T>& level, const Tensor& output) {
+  const PatchLaunch launch = patch_launch<T>(params);
+  call.launch(look_up_volume<T>, launch.grid, launch.block, launch.shared_bytes, params, level,
+              mutable_data<T>(output));
 }
 
 template <class T>
-void run_pixel_gradients(const DeviceCall& call, const Lookup& job, const VolumeLevel<T>& level, const Tensor& grad,
+void run_pixel_gradients(const DeviceCall& call, const Lookup& params, const VolumeLevel<T>& level, const Tensor& grad,
                          const Tensor& grad_coords) {
-  const PatchLaunch launch = patch_launch<T>(job);
+  const PatchLaunch launch = patch_launch<T>(params);
   T* target = grad_coords.numel() > 0 ? mutable_data<T>(grad_coords) : nullptr;
-  call.launch(pixel_gradients<T>, launch.grid, launch.block, launch.shared_bytes, job, level, data<T>(grad),
-              target);
+  call.launch(pixel_gradients<T>, launch.grid, launch.block, launch.shared_bytes, params, level, data<T>(grad), target);
 }
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
   const char* op = "volume_lookup";
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup(op, volumes, coords, radius);
   const DeviceCall call(op, coords);
   const ScalarType dtype = volumes[0].scalar_type();
   const Tensor output = allocate(op, coords, windows_shape(coords, volumes.size(), radius), dtype);
   const Tensor points = torch::stable::contiguous(coords);
-  const Lookup job = lookup_of(points, volumes.size(), radius);
-  for (int level = 0; level < job.levels; ++level) {
+  const Lookup params = lookup_of(points, volumes.size(), radius);
+  for (int level = 0; level < params.levels; ++level) {
     const Tensor volume = torch::stable::contiguous(volumes[level]);
     const int64_t rows = volume.size(3), columns = volume.size(4);
     if (dtype == ScalarType::Double) {
-      run_lookup(call, job, VolumeLevel<double>{data<double>(volume), nullptr, rows, columns, level}, output);
+      run_lookup(call, params, VolumeLevel<double>{data<double>(volume), nullptr, rows, columns, level}, output);
     } else {
-      run_lookup(call, job, VolumeLevel<float>{data<float>(volume), nullptr, rows, columns, level}, output);
+      run_lookup(call, params, VolumeLevel<float>{data<float>(volume), nullptr, rows, columns, level}, output);
     }
   }
   return output;
 }
 
-std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes,
-                                                               Tensor coords, int64_t radius, bool coords_needed) {
+std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std::vector<Tensor> volumes, Tensor coords,
+                                                               int64_t radius, bool coords_needed) {
   const char* op = "volume_lookup_backward";
-  check_volume_lookup(volumes, coords, radius);
+  check_volume_lookup(op, volumes, coords, radius);
   const ScalarType dtype = volumes[0].scalar_type();
   check_gradient(op, grad, windows_shape(coords, volumes.size(), radius), dtype, "coords", coords);
   const DeviceCall call(op, coords);
   const Tensor points = torch::stable::contiguous(coords), g = torch::stable::contiguous(grad);
   const Tensor grad_coords = empty_coords_gradient(op, coords, coords_needed, dtype);
-  const Lookup job = lookup_of(points, volumes.size(), radius);
+  const Lookup params = lookup_of(points, volumes.size(), radius);
   std::vector<Tensor> grads;
-  for (int level = 0; level < job.levels; ++level) {
+  for (int level = 0; level < params.levels; ++level) {
     const Tensor volume = torch::stable::contiguous(volumes[level]);
     const int64_t rows = volume.size(3), columns = volume.size(4);
     grads.push_back(allocate(op, volume, shape_of(volume), dtype, MemoryFormat::Contiguous, kOnDemandAdvice));
@@ -273,7 +275,7 @@ std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std:
     const auto run = [&](auto zero) {
       using T = decltype(zero);
       const VolumeLevel<T> map{data<T>(volume), mutable_data<T>(grads.back()), rows, columns, level};
-      run_pixel_gradients(call, job, map, g, grad_coords);
+      run_pixel_gradients(call, params, map, g, grad_coords);
     };
     dtype == ScalarType::Double ? run(double{}) : run(float{});
   }
@@ -281,9 +283,9 @@ std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std:
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("volume_lookup", TORCH_BOX(&flowfuse::volume_lookup));
-  m.impl("volume_lookup_backward", TORCH_BOX(&flowfuse::volume_lookup_backward));
+  m.impl("volume_lookup", TORCH_BOX(&flowfuse::cuda::volume_lookup));
+  m.impl("volume_lookup_backward", TORCH_BOX(&flowfuse::cuda::volume_lookup_backward));
 }

@@ -2,9 +2,9 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
-#include "events.h"
+#include "operators/voxelize.h"
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 namespace {
 
 constexpr int64_t kGroupBytes = int64_t{32} << 20;  // of sums made at a time, where one item does not need more
@@ -30,34 +30,35 @@ struct AtomicAddTo {
 };
 
 // Adds the events of items [first, last) to sums [last - first, bins, height, width].
-__global__ void add_events(Voxels job, int64_t first, int64_t last, AtomicSum* sums, AtomicSum* ignored) {
-  const int64_t cells = job.bins * job.height * job.width;
-  const int64_t end = event_index(job.offsets, last, job.count);
-  for (int64_t index = event_index(job.offsets, first, job.count) + first_item(); index < end; index += item_step()) {
-    const int64_t item = item_of(job.offsets, first, last, index);
+__global__ void add_events(Voxels params, int64_t first, int64_t last, AtomicSum* sums, AtomicSum* ignored) {
+  const int64_t cells = params.bins * params.height * params.width;
+  const int64_t end = event_index(params.offsets, last, params.count);
+  for (int64_t index = event_index(params.offsets, first, params.count) + first_item(); index < end;
+       index += item_step()) {
+    const int64_t item = item_of(params.offsets, first, last, index);
     if (item < 0) continue;
-    const Grid grid = job.grid(item);
+    const Grid grid = params.grid(item);
     const AtomicAddTo add{sums + (item - first) * cells};
-    const int64_t t = job.events.t[index], sign = sign_at(job.events, index);
+    const int64_t t = params.events.t[index], sign = sign_at(params.events, index);
     bool used;
-    if (job.rectified) {
-      const double x = position_at<double>(job.events.x, job.events.position_dtype, index);
-      const double y = position_at<double>(job.events.y, job.events.position_dtype, index);
+    if (params.rectified) {
+      const double x = position_at<double>(params.events.x, params.events.position_dtype, index);
+      const double y = position_at<double>(params.events.y, params.events.position_dtype, index);
       used = spread_rectified(grid, x, y, t, sign, add);
     } else {
-      const int64_t x = position_at<int64_t>(job.events.x, job.events.position_dtype, index);
-      const int64_t y = position_at<int64_t>(job.events.y, job.events.position_dtype, index);
+      const int64_t x = position_at<int64_t>(params.events.x, params.events.position_dtype, index);
+      const int64_t y = position_at<int64_t>(params.events.y, params.events.position_dtype, index);
       used = spread_pixel(grid, x, y, t, sign, add);
     }
     if (!used) atomicAdd(ignored + item, AtomicSum{1});
   }
 }
 
-__global__ void scale_sums(Voxels job, int64_t first, int64_t last, const int64_t* __restrict__ sums,
+__global__ void scale_sums(Voxels params, int64_t first, int64_t last, const int64_t* __restrict__ sums,
                            float* __restrict__ voxels) {
-  const int64_t cells = job.bins * job.height * job.width;
+  const int64_t cells = params.bins * params.height * params.width;
   for (int64_t item = first + blockIdx.y; item < last; item += gridDim.y) {
-    const float scale = voxel_scale(job.grid(item).space_bits);
+    const float scale = voxel_scale(params.grid(item).space_bits);
     for (int64_t cell = first_item(); cell < cells; cell += item_step()) {
       voxels[item * cells + cell] = static_cast<float>(sums[(item - first) * cells + cell]) * scale;
     }
@@ -67,20 +68,20 @@ __global__ void scale_sums(Voxels job, int64_t first, int64_t last, const int64_
 std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor t0, Tensor t1,
                                     int64_t bins, int64_t height, int64_t width) {
   const char* op = "voxelize";
-  check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width);
+  check_voxelize(op, x, y, t, p, offsets, t0, t1, bins, height, width);
   const DeviceCall call(op, t);
   for (Tensor* tensor : {&x, &y, &t, &p, &offsets, &t0, &t1}) *tensor = torch::stable::contiguous(*tensor);
   const int64_t items = offsets.size(0) - 1, cells = bins * height * width;
-  const Voxels job{{x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(),
-                    p.scalar_type()},
-                   data<int64_t>(offsets),
-                   data<int64_t>(t0),
-                   data<int64_t>(t1),
-                   t.size(0),
-                   bins,
-                   height,
-                   width,
-                   x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double};
+  const Voxels params{
+      {x.const_data_ptr(), y.const_data_ptr(), p.const_data_ptr(), data<int64_t>(t), x.scalar_type(), p.scalar_type()},
+      data<int64_t>(offsets),
+      data<int64_t>(t0),
+      data<int64_t>(t1),
+      t.size(0),
+      bins,
+      height,
+      width,
+      x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double};
   const Tensor voxels = allocate(op, t, {items, bins, height, width}, ScalarType::Float);
   const Tensor ignored = allocate(op, t, {items}, ScalarType::Long);
   call.clear(ignored);
@@ -92,17 +93,15 @@ std::tuple<Tensor, Tensor> voxelize(Tensor x, Tensor y, Tensor t, Tensor p, Tens
   for (int64_t first = 0; first < items; first += group) {
     const int64_t last = std::min(items, first + group);
     call.clear(sums);
-    call.launch(add_events, blocks_for(job.count), kThreads, 0, job, first, last, mutable_data<AtomicSum>(sums),
+    call.launch(add_events, blocks_for(params.count), kThreads, 0, params, first, last, mutable_data<AtomicSum>(sums),
                 mutable_data<AtomicSum>(ignored));
-    call.launch(scale_sums, batch_grid(cells, last - first), kThreads, 0, job, first, last, data<int64_t>(sums),
+    call.launch(scale_sums, batch_grid(cells, last - first), kThreads, 0, params, first, last, data<int64_t>(sums),
                 mutable_data<float>(voxels));
   }
   return {voxels, ignored};
 }
 
 }  // namespace
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) {
-  m.impl("voxelize", TORCH_BOX(&flowfuse::voxelize));
-}
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, FLOWFUSE_CUDA_KEY, m) { m.impl("voxelize", TORCH_BOX(&flowfuse::cuda::voxelize)); }

@@ -2,18 +2,18 @@
 
 from .common_gradient import common_gradient
 from .convex_upsample import convex_upsample
-from .correlation import (
-    Correlation,
-    correlation_lookup,
-    correlation_volume,
-    pool_levels,
-    volume_lookup,
-)
+from .correlation import Correlation
+from .correlation_lookup import correlation_lookup
+from .correlation_volume import correlation_volume, pool_levels
 from .extension import build_info
+from .operator import EXAMPLES, OPERATORS
+from .volume_lookup import volume_lookup
 from .voxelize import voxelize
 from .warp_events import warp_events
 
 __all__ = [
+    "EXAMPLES",
+    "OPERATORS",
     "Correlation",
     "build_info",
     "common_gradient",

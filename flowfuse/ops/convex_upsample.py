@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from . import reference
-from .checks import check_convex_upsample
-from .extension import LIBRARY, has_kernel
-from .registration import call, register_differentiable
+from .examples import Example, draw, exact
+from .operator import (
+    COORDINATE_DTYPES,
+    FEATURE_DTYPES,
+    Gradient,
+    Operator,
+    Shapes,
+    check_range,
+    full_precision,
+    sum_dtype,
+)
 
 
 def convex_upsample(field: Tensor, mask: Tensor, factor: int) -> Tensor:
@@ -32,31 +40,59 @@ def convex_upsample(field: Tensor, mask: Tensor, factor: int) -> Tensor:
 
     Source: RAFT (Teed and Deng 2020), section 3.3; the border is ours.
     """
-    check_convex_upsample(field, mask, factor)
-    if has_kernel(field.device):
-        return call("convex_upsample", field, mask, factor)
-    return reference.convex_upsample(field, mask, factor)
+    return OPERATOR(field, mask, factor)
 
 
-def register() -> None:
-    @torch.library.register_fake("flowfuse::convex_upsample")
-    def fake(field, mask, factor):
-        batch, channels, height, width = field.shape
-        return field.new_empty((batch, channels, factor * height, factor * width))
-
-    @torch.library.register_fake("flowfuse::convex_upsample_backward")
-    def fake_backward(grad, field, mask, factor):
-        return field.new_empty(field.shape), mask.new_empty(mask.shape)
-
-    def setup_context(ctx, inputs, output):
-        field, mask, ctx.factor = inputs
-        ctx.save_for_backward(field, mask)
-
-    def backward(ctx, grad):
-        return *call("convex_upsample_backward", grad, *ctx.saved_tensors, ctx.factor), None
-
-    register_differentiable("convex_upsample", backward, setup_context)
+def check(field, mask, factor) -> None:
+    check_range("convex_upsample", "factor", factor, 1, 64)
+    shapes = Shapes("convex_upsample")
+    shapes.check("field", field, ["B", "D", "h", "w"], COORDINATE_DTYPES)
+    shapes.check("mask", mask, ["B", 9 * factor**2, "h", "w"], FEATURE_DTYPES)
 
 
-if LIBRARY is not None:
-    register()
+@full_precision
+def reference(field: Tensor, mask: Tensor, factor: int) -> Tensor:
+    batch, channels, height, width = field.shape
+    dtype = sum_dtype(field.dtype)
+    inside = F.unfold(torch.ones(1, 1, height, width, device=field.device), 3, padding=1)
+    inside = inside.view(1, 9, 1, 1, height, width) > 0
+    mask = mask.to(dtype).view(batch, 9, factor, factor, height, width)
+    weight = torch.softmax(mask.masked_fill(~inside, -torch.inf), dim=1)
+    neighbours = F.unfold(field.to(dtype), 3, padding=1).view(batch, channels, 9, height, width)
+    fine = torch.einsum("bkijhw,bdkhw->bdhiwj", weight, neighbours)
+    return fine.reshape(batch, channels, factor * height, factor * width)
+
+
+def fake(field, mask, factor):
+    batch, channels, height, width = field.shape
+    return field.new_empty((batch, channels, factor * height, factor * width))
+
+
+def fake_backward(grad, field, mask, factor):
+    return field.new_empty(field.shape), mask.new_empty(mask.shape)
+
+
+def setup_context(ctx, inputs, output):
+    field, mask, ctx.factor = inputs
+    ctx.save_for_backward(field, mask)
+
+
+def backward(ctx, grad):
+    return *OPERATOR.call_backward(grad, *ctx.saved_tensors, ctx.factor), None
+
+
+def example(dtype: torch.dtype, size: tuple) -> Example:
+    batch, height, width = size
+    field = draw(batch, 5, height, width, dtype=exact(dtype))
+    mask = draw(batch, 9 * 16, height, width, dtype=dtype, seed=1)
+    return Example(lambda field, mask: convex_upsample(field, mask, 4), (field, mask), (0, 1))
+
+
+OPERATOR = Operator(
+    "convex_upsample",
+    check=check,
+    reference=reference,
+    fake=fake,
+    gradient=Gradient(fake_backward, setup_context, backward),
+    examples={"convex_upsample": example},
+)

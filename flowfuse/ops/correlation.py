@@ -2,131 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from . import reference
-from .checks import (
-    check_correlation_lookup,
+from .correlation_lookup import OPERATOR as LOOKUP
+from .correlation_volume import (
+    MAX_LEVELS,
+    autocast_features,
     check_features,
-    check_level_count,
-    check_levels,
-    check_radius,
-    check_volume_lookup,
-    require,
+    correlation_volume,
+    pyramid,
 )
-from .extension import FACTS, LIBRARY, has_kernel
-from .registration import call, register_differentiable
+from .examples import Example, draw, exact, places
+from .extension import FACTS
+from .operator import EXAMPLES, check_range, require, sum_dtype
+from .volume_lookup import MAX_RADIUS, volume_lookup
 
-MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") in ("avx512_bf16", "amx")
+MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
 # Bytes of the largest volume that strategy "auto" stores for a Correlation. Below it on a CPU,
 # "volume" is up to a half faster after many look-ups and up to a half slower after one; above it
 # "on_demand" is faster for one and four (benchmarks/crossover.py). On a GPU not yet measured: a
 # limit to the memory.
 VOLUME_CAPS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
-
-
-def pool_levels(f1: Tensor, levels: int) -> list[Tensor]:
-    """Pyramid of a feature map by 2 x 2 averages.
-
-    Args:
-        f1: [B, C, H, W], any float dtype.
-        levels: in [1, 16].
-
-    Returns:
-        `levels` maps [B, C, H >> l, W >> l]: f1 itself, then averages made and kept in float32
-        (float64 for float64). A level may have zero size.
-
-    Raises:
-        ValueError: f1 is not a feature map or levels is out of range.
-    """
-    check_features("pool_levels", "f1", f1)
-    check_level_count("pool_levels", levels)
-    return reference.pool_levels(f1, levels)
-
-
-def autocast_features(f0: Tensor, f1_levels: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Features in autocast's dtype where it is on; by hand: coordinates must keep float32."""
-    device = f0.device.type
-    if torch.is_autocast_enabled(device) and f0.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        return f0.to(dtype), [level.to(dtype) for level in f1_levels]
-    return f0, list(f1_levels)
-
-
-def correlation_volume(f0: Tensor, f1: Tensor, levels: int) -> list[Tensor]:
-    """All products <f0(x), f1_l(p)> / sqrt(C) at every level of the pyramid of f1.
-
-    Args:
-        f0, f1: [B, C, H, W] and [B, C, H1, W1], any float dtype (float64 both or neither).
-        levels: number of pyramid levels, in [1, 16].
-
-    Returns:
-        list of [B, H, W, H1 >> l, W1 >> l] float32 (float64 for float64).
-
-    Raises:
-        ValueError: a shape or dtype is wrong.
-
-    Source: RAFT (Teed and Deng 2020), section 3.2.
-    """
-    check_levels("correlation_volume", f0, [f1])
-    check_level_count("correlation_volume", levels)
-    f0, f1_levels = autocast_features(f0, reference.pool_levels(f1, levels))
-    if has_kernel(f0.device):
-        return call("correlation_volume", f0, f1_levels)
-    return reference.correlation_volume(f0, f1_levels)
-
-
-def volume_lookup(volumes: Sequence[Tensor], coords: Tensor, radius: int) -> Tensor:
-    """Windows of (2 radius + 1)^2 values of a correlation volume around coords / 2^l, bilinear.
-
-    Args:
-        volumes: list of [B, H, W, H_l, W_l] from correlation_volume.
-        coords: [B, 2, H, W] float32 or float64, pixels of the second map (x, then y). NaN gives NaN
-            at that pixel; taps outside the map are 0, infinite coordinates give 0.
-        radius: r in [0, 16].
-
-    Returns:
-        [B, L (2r+1)^2, H, W] of the volumes' dtype; channel l (2r+1)^2 + (dx + r)(2r + 1) + (dy +
-        r).
-
-    Raises:
-        ValueError: a shape, dtype or the radius is wrong.
-    """
-    volumes = list(volumes)
-    check_volume_lookup(volumes, coords, radius)
-    if has_kernel(coords.device):
-        return call("volume_lookup", volumes, coords, radius)
-    return reference.volume_lookup(volumes, coords, radius)
-
-
-def correlation_lookup(
-    f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int
-) -> Tensor:
-    """The same windows without a stored volume: the products are made where they are looked up.
-
-    Args:
-        f0: [B, C, H, W], any float dtype.
-        f1_levels: list of [B, C, H_l, W_l] from pool_levels.
-        coords, radius: as in volume_lookup.
-
-    Returns:
-        [B, L (2r+1)^2, H, W] float32 (float64 for float64), equal to volume_lookup up to the
-        rounding of a sum of C products.
-
-    Raises:
-        ValueError: a shape, dtype or the radius is wrong.
-    """
-    check_correlation_lookup(f0, f1_levels, coords, radius)
-    return look_up(*autocast_features(f0, f1_levels), coords, radius)
-
-
-def look_up(f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int) -> Tensor:
-    if has_kernel(f0.device):
-        return call("correlation_lookup", f0, f1_levels, coords, radius)
-    return reference.correlation_lookup(f0, f1_levels, coords, radius)
 
 
 def channels_last(features: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,16 +43,16 @@ def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[T
     bfloat16 where all are, the processor multiplies it and no gradient is asked for, else that of
     sums.
     """
-    pyramid = pool_levels(channels_last(f1, f1.dtype), levels)  # the faster way round
-    f0, pyramid = autocast_features(f0, pyramid)
-    dtype = reference.sum_dtype(f0.dtype)
+    maps = pyramid("Correlation", channels_last(f1, f1.dtype), levels)  # the faster way round
+    f0, maps = autocast_features(f0, maps)
+    dtype = sum_dtype(f0.dtype)
     if f0.device.type != "cpu":
-        return channels_last(f0, dtype), [channels_last(level, level.dtype) for level in pyramid]
+        return channels_last(f0, dtype), [channels_last(level, level.dtype) for level in maps]
     # Not where gradients are made: those of all look-ups would be added up in bfloat16.
     learning = torch.is_grad_enabled() and (f0.requires_grad or f1.requires_grad)
-    if MULTIPLIES_BFLOAT16 and f0.dtype == pyramid[0].dtype == torch.bfloat16 and not learning:
+    if MULTIPLIES_BFLOAT16 and f0.dtype == maps[0].dtype == torch.bfloat16 and not learning:
         dtype = torch.bfloat16
-    return channels_last(f0, dtype), [channels_last(level, dtype) for level in pyramid]
+    return channels_last(f0, dtype), [channels_last(level, dtype) for level in maps]
 
 
 def volume_bytes(f0: Tensor, f1: Tensor, levels: int) -> int:
@@ -178,7 +75,7 @@ class Correlation:
             shape and dtype alone, so that resumed and compiled runs choose the same.
 
     With bfloat16 features that need no gradient, "on_demand" on a processor that multiplies
-    bfloat16 (AVX-512 BF16, AMX) takes all levels in it: each feature of the coarser ones is rounded
+    bfloat16 (AVX-512 BF16) takes all levels in it: each feature of the coarser ones is rounded
     by up to 2^-8 of its value. Every other sum is of exact products.
 
     Raises:
@@ -192,9 +89,9 @@ class Correlation:
         require(
             strategy in choices, f"Correlation: strategy must be one of {choices}, got {strategy!r}"
         )
-        check_levels("Correlation", f0, [f1])
-        check_level_count("Correlation", levels)
-        check_radius("Correlation", radius)
+        check_features("Correlation", f0, [f1])
+        check_range("Correlation", "levels", levels, 1, MAX_LEVELS)
+        check_range("Correlation", "radius", radius, 0, MAX_RADIUS)
         if strategy == "auto":
             cap = VOLUME_CAPS.get(f0.device.type, VOLUME_CAPS["cuda"])
             strategy = "volume" if volume_bytes(f0, f1, levels) <= cap else "on_demand"
@@ -210,101 +107,35 @@ class Correlation:
         """Look up around coords [B, 2, H, W] (px of f1) -> [B, L (2r+1)^2, H, W] float32 or 64."""
         if self.strategy == "volume":
             return volume_lookup(self.levels, coords, self.radius)
-        check_correlation_lookup(self.f0, self.levels, coords, self.radius)
-        return look_up(self.f0, self.levels, coords, self.radius)
+        return LOOKUP(self.f0, self.levels, coords, self.radius)
 
 
-def windows(like: Tensor, coords: Tensor, levels: int, radius: int) -> Tensor:
-    batch, _, height, width = coords.shape
-    return like.new_empty((batch, levels * (2 * radius + 1) ** 2, height, width))
+def example(strategy: str, dtype: torch.dtype, size: tuple, channels: int = 20) -> Example:
+    batch, height, width = size
+    f0 = draw(batch, channels, height, width, dtype=dtype)
+    f1 = draw(batch, channels, height, width, dtype=dtype, seed=1)
+
+    def look_up(f0: Tensor, f1: Tensor, coords: Tensor) -> Tensor:
+        return Correlation(f0, f1, levels=3, radius=2, strategy=strategy)(coords)
+
+    return Example(look_up, (f0, f1, places(batch, height, width, exact(dtype))), (0, 1, 2))
 
 
-def empty_channels_last(features: Tensor) -> Tensor:
-    return torch.empty(
-        features.shape,
-        dtype=features.dtype,
-        device=features.device,
-        memory_format=torch.channels_last,
-    )
+def scattered_example(dtype: torch.dtype, size: tuple) -> Example:
+    """Windows that lie far apart on the first levels, and overlap on the last one."""
+    batch, height, width = size
+    f0 = draw(batch, 20, height, width, dtype=dtype)
+    f1 = draw(batch, 20, 30, 40, dtype=dtype, seed=1)
+    coords = 20 + 12 * draw(batch, 2, height, width, dtype=exact(dtype), seed=2)
+
+    def look_up(f0: Tensor, f1: Tensor, coords: Tensor) -> Tensor:
+        return Correlation(f0, f1, levels=3, radius=3, strategy="on_demand")(coords)
+
+    return Example(look_up, (f0, f1, coords), (0, 1, 2))
 
 
-def register_volume() -> None:
-    @torch.library.register_fake("flowfuse::correlation_volume")
-    def fake(f0, f1_levels):
-        dtype = reference.sum_dtype(f0.dtype)
-        batch, _, height, width = f0.shape
-        return [
-            f0.new_empty((batch, height, width, *f1.shape[2:]), dtype=dtype) for f1 in f1_levels
-        ]
-
-    @torch.library.register_fake("flowfuse::correlation_volume_backward")
-    def fake_backward(grads, f0, f1_levels):
-        return empty_channels_last(f0), [empty_channels_last(f1) for f1 in f1_levels]
-
-    def setup_context(ctx, inputs, output):
-        f0, f1_levels = inputs
-        ctx.save_for_backward(f0, *f1_levels)
-
-    def backward(ctx, grads):
-        f0, *f1_levels = ctx.saved_tensors
-        return call("correlation_volume_backward", grads, f0, f1_levels)
-
-    register_differentiable("correlation_volume", backward, setup_context)
-
-
-def register_volume_lookup() -> None:
-    @torch.library.register_fake("flowfuse::volume_lookup")
-    def fake(volumes, coords, radius):
-        return windows(volumes[0], coords, len(volumes), radius)
-
-    @torch.library.register_fake("flowfuse::volume_lookup_backward")
-    def fake_backward(grad, volumes, coords, radius, coords_needed):
-        shape = coords.shape if coords_needed else (0,)
-        return [volume.new_empty(volume.shape) for volume in volumes], coords.new_empty(shape)
-
-    def setup_context(ctx, inputs, output):
-        volumes, coords, ctx.radius = inputs
-        ctx.save_for_backward(coords, *volumes)
-
-    def backward(ctx, grad):
-        coords, *volumes = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1]
-        grads, grad_coords = call(
-            "volume_lookup_backward", grad, volumes, coords, ctx.radius, needed
-        )
-        return grads, grad_coords if needed else None, None
-
-    register_differentiable("volume_lookup", backward, setup_context)
-
-
-def register_correlation_lookup() -> None:
-    @torch.library.register_fake("flowfuse::correlation_lookup")
-    def fake(f0, f1_levels, coords, radius):
-        like = f0.new_empty((0,), dtype=reference.sum_dtype(f0.dtype))
-        return windows(like, coords, len(f1_levels), radius)
-
-    @torch.library.register_fake("flowfuse::correlation_lookup_backward")
-    def fake_backward(grad, f0, f1_levels, coords, radius, coords_needed):
-        shape = coords.shape if coords_needed else (0,)
-        grads = [empty_channels_last(f1) for f1 in f1_levels]
-        return empty_channels_last(f0), grads, coords.new_empty(shape)
-
-    def setup_context(ctx, inputs, output):
-        f0, f1_levels, coords, ctx.radius = inputs
-        ctx.save_for_backward(f0, coords, *f1_levels)
-
-    def backward(ctx, grad):
-        f0, coords, *f1_levels = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2]
-        grad_f0, grads, grad_coords = call(
-            "correlation_lookup_backward", grad, f0, f1_levels, coords, ctx.radius, needed
-        )
-        return grad_f0, grads, grad_coords if needed else None, None
-
-    register_differentiable("correlation_lookup", backward, setup_context)
-
-
-if LIBRARY is not None:
-    register_volume()
-    register_volume_lookup()
-    register_correlation_lookup()
+EXAMPLES |= {
+    "correlation, volume": lambda *given: example("volume", *given),
+    "correlation, on demand": lambda *given: example("on_demand", *given),
+    "correlation, scattered": scattered_example,
+}

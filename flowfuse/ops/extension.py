@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,9 +52,8 @@ def library_facts() -> dict[str, str]:
         return {}
     try:
         lines = torch.ops.flowfuse.build_info().splitlines()
-    except RuntimeError as error:  # torch's message has more lines, and a place in the sources
-        message = str(error).splitlines()[0]
-        raise ImportError(message[max(0, message.find("FLOWFUSE_CPU_CAPABILITY")) :]) from None
+    except ValueError as error:  # FLOWFUSE_CPU_CAPABILITY names what this machine does not have
+        raise ImportError(str(error)) from None
     return dict(line.split("=", maxsplit=1) for line in lines)
 
 
@@ -64,7 +65,7 @@ def announce(message: str) -> None:
     """Warn about `message` once in this process."""
     if message not in _announced:
         _announced.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -87,6 +88,20 @@ def has_kernel(device: torch.device) -> bool:
         + ("" if DISABLED else f"; {REBUILD}")
     )
     return False
+
+
+@contextmanager
+def kernels_on(*devices: str) -> Iterator[None]:
+    """Say that there are kernels for these types of devices and for no other, for tests."""
+    global KERNEL_DEVICES
+    before = KERNEL_DEVICES
+    KERNEL_DEVICES = devices
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "flowfuse.ops has no compiled", RuntimeWarning)
+            yield
+    finally:
+        KERNEL_DEVICES = before
 
 
 def build_info() -> dict[str, object]:

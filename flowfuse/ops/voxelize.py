@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
-from .checks import check_event_values, check_voxelize
-from .extension import LIBRARY, has_kernel
-from .registration import call, refuse_vmap
+from .events import check_events, check_values, event_items
+from .examples import Example, event_arrays, exact, times
+from .operator import Operator, check_range
+
+TIME_BITS = 15  # fraction bits of the time weight
 
 
 def voxelize(
@@ -43,31 +44,99 @@ def voxelize(
     Raises:
         ValueError: a shape, dtype, window or offset is wrong.
     """
-    check_voxelize(x, y, t, p, offsets, t0, t1, bins, height, width)
-    arguments = (x, y, t, p, offsets, t0, t1, bins, height, width)
-    kernel = has_kernel(x.device)
-    if x.device.type == "cpu" or not kernel:
-        check_event_values("voxelize", t.shape[0], offsets, t0, t1)
-    return call("voxelize", *arguments) if kernel else reference.voxelize(*arguments)
+    return OPERATOR(x, y, t, p, offsets, t0, t1, bins, height, width)
 
 
-def register() -> None:
-    @torch.library.register_fake("flowfuse::voxelize")
-    def fake(x, y, t, p, offsets, t0, t1, bins, height, width):
-        items = offsets.shape[0] - 1
-        voxels = t.new_empty((items, bins, height, width), dtype=torch.float32)
-        return voxels, t.new_empty((items,))
-
-    def setup_context(ctx, inputs, output):
-        # Without this, positions that require a gradient make an output that seems to have one.
-        ctx.mark_non_differentiable(*output)
-
-    def backward(ctx, *grads):
-        return (None,) * 10
-
-    torch.library.register_autograd("flowfuse::voxelize", backward, setup_context=setup_context)
-    refuse_vmap("voxelize")
+def check(x, y, t, p, offsets, t0, t1, bins, height, width) -> None:
+    check_range("voxelize", "bins", bins, 1, 2**16)
+    check_events("voxelize", x, y, t, p, offsets, height, width, t0=t0, t1=t1)
 
 
-if LIBRARY is not None:
-    register()
+def space_bits(counts: Tensor) -> Tensor:
+    """Fraction bits of the space weights for items of `counts` events [B] int64.
+
+    15, less for large items: count * 2^(15 + 2 bits) stays below 2^63, so that no int64 sum
+    overflows.
+    """
+    length = torch.zeros_like(counts)  # bit length of each count
+    for bit in range(48):
+        length += counts >= 2**bit
+    return torch.div(48 - length, 2, rounding_mode="floor").clamp(max=15)
+
+
+def reference(
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor, t0: Tensor, t1: Tensor,
+    bins: int, height: int, width: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    check_values("voxelize", t.numel(), offsets, t0, t1)
+    batch = offsets.numel() - 1
+    voxels = torch.zeros(batch * bins * height * width, dtype=torch.int64, device=x.device)
+    ignored = torch.zeros(batch, dtype=torch.int64, device=x.device)
+    rectified = x.is_floating_point()
+    item, in_item = event_items(offsets, t.numel())
+    exact = torch.float64 if rectified else torch.int64  # holds every position exactly
+    x, y = x.to(exact), y.to(exact)
+    if rectified:
+        on_sensor = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN
+    else:
+        on_sensor = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    used = in_item & on_sensor & (t >= t0[item]) & (t < t1[item])
+    ignored.index_add_(0, item, (in_item & ~used).to(torch.int64))
+
+    x, y, t, p, item = (value[used] for value in (x, y, t, p, item))
+    sign = torch.where(p > 0, 1, -1)
+    duration = (t1 - t0)[item]
+    position = (bins - 1) * (t - t0[item])
+    first_bin = torch.div(position, duration, rounding_mode="floor")
+    late = torch.div((position % duration) << TIME_BITS, duration, rounding_mode="floor")
+    bits = space_bits(offsets.diff()) if rectified else torch.zeros_like(offsets[1:])
+    unit = 2 ** bits[item]  # the integer that stands for a space weight of 1
+    if rectified:
+        column, row = torch.floor(x), torch.floor(y)
+        right = torch.round((x - column) * unit.to(x.dtype)).to(torch.int64)
+        lower = torch.round((y - row) * unit.to(y.dtype)).to(torch.int64)
+        column, row = column.to(torch.int64), row.to(torch.int64)
+    else:
+        column, row = x, y
+        right = lower = torch.zeros_like(x)
+
+    for dt in (0, 1):
+        for dy in (0, 1):
+            for dx in (0, 1):
+                weight = late if dt else 2**TIME_BITS - late
+                weight = weight * (lower if dy else unit - lower)
+                weight = weight * (right if dx else unit - right)
+                b, r, c = first_bin + dt, row + dy, column + dx
+                tap = (b < bins) & (r >= 0) & (r < height) & (c >= 0) & (c < width)
+                cell = ((item * bins + b) * height + r) * width + c
+                voxels.index_add_(0, cell[tap], (sign * weight)[tap])
+    scale = torch.ldexp(
+        torch.ones(batch, device=x.device), -(TIME_BITS + 2 * bits)
+    )  # powers of two: exact
+    voxels = voxels.view(batch, bins, height, width).to(torch.float32)
+    return voxels * scale.view(batch, 1, 1, 1), ignored
+
+
+def fake(x, y, t, p, offsets, t0, t1, bins, height, width):
+    items = offsets.shape[0] - 1
+    voxels = t.new_empty((items, bins, height, width), dtype=torch.float32)
+    return voxels, t.new_empty((items,))
+
+
+def example(dtype: torch.dtype, size: tuple) -> Example:
+    batch, height, width = size
+    arguments = (*event_arrays(batch, height, width, dtype), *times(batch, 0, 1000))
+    return Example(lambda *tensors: voxelize(*tensors, 5, height, width), arguments)
+
+
+OPERATOR = Operator(
+    "voxelize",
+    check=check,
+    reference=reference,
+    fake=fake,
+    gradient=None,
+    examples={
+        "voxelize, pixels": lambda dtype, size: example(torch.int16, size),
+        "voxelize, rectified": lambda dtype, size: example(exact(dtype), size),
+    },
+)

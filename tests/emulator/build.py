@@ -32,10 +32,7 @@ VARIANTS = {  # what to compile with, and to link with
     # items, and parts of an item, come one after the other.
     "few_blocks": ([*RECORD, "-DFLOWFUSE_MOST_BLOCKS=3", "-DFLOWFUSE_WORKSPACE=50000"], []),
     "sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
-    "cpu_sanitizers": (
-        [*SANITIZE, "-DFLOWFUSE_NO_ASSEMBLY=1"],
-        ["-fsanitize=address,undefined"],
-    ),
+    "cpu_sanitizers": (SANITIZE, ["-fsanitize=address,undefined"]),
 }
 FLAGS = [
     "-std=c++17",

@@ -60,7 +60,8 @@ unsigned lane();
 // Every lane of the mask leaves a value; then each reads what it wants, before any goes on.
 // The slots are not the kernel's memory: their use is not recorded.
 template <class T, class Read>
-__attribute__((no_sanitize("thread"))) auto exchange(unsigned mask, T value, const char* file, int line, const Read& read) {
+__attribute__((no_sanitize("thread"))) auto exchange(unsigned mask, T value, const char* file, int line,
+                                                     const Read& read) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   if (!(mask >> lane() & 1)) fault("%s:%d: lane %u is not in the mask %08x it passes", file, line, lane(), mask);
   std::memcpy(&lane_slot(lane()), &value, sizeof value);
@@ -104,19 +105,19 @@ __attribute__((no_sanitize("thread"))) T atomic(T* address, const Update& update
 }  // namespace emulator
 
 #define __syncthreads() ::emulator::wait(::emulator::Barrier::kBlock, 0, __FILE__, __LINE__)
-#define __syncwarp(...) ::emulator::wait(::emulator::Barrier::kWarp, ::emulator::mask_or_all(__VA_ARGS__), __FILE__, __LINE__)
+#define __syncwarp(...) \
+  ::emulator::wait(::emulator::Barrier::kWarp, ::emulator::mask_or_all(__VA_ARGS__), __FILE__, __LINE__)
 #define __shfl_sync(mask, value, source) ::emulator::shuffle(mask, value, (source) & 31u, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, bits) \
   ::emulator::shuffle(mask, value, ::emulator::lane() ^ (bits), __FILE__, __LINE__)
 // Past the end of the warp a lane keeps its own value.
-#define __shfl_down_sync(mask, value, step)                                                                      \
-  ::emulator::shuffle(mask, value,                                                                               \
-                      ::emulator::lane() + (step) < 32u ? ::emulator::lane() + (step) : ::emulator::lane(),      \
-                      __FILE__, __LINE__)
-#define __shfl_up_sync(mask, value, step)                                                                        \
-  ::emulator::shuffle(mask, value,                                                                               \
-                      ::emulator::lane() >= (step) ? ::emulator::lane() - (step) : ::emulator::lane(), __FILE__, \
+#define __shfl_down_sync(mask, value, step)                                                                           \
+  ::emulator::shuffle(mask, value,                                                                                    \
+                      ::emulator::lane() + (step) < 32u ? ::emulator::lane() + (step) : ::emulator::lane(), __FILE__, \
                       __LINE__)
+#define __shfl_up_sync(mask, value, step)                                                                           \
+  ::emulator::shuffle(mask, value, ::emulator::lane() >= (step) ? ::emulator::lane() - (step) : ::emulator::lane(), \
+                      __FILE__, __LINE__)
 #define __ballot_sync(mask, vote) ::emulator::ballot(mask, vote, __FILE__, __LINE__)
 #define __any_sync(mask, vote) (__ballot_sync(mask, vote) != 0)
 #define __all_sync(mask, vote) (__ballot_sync(mask, !(vote)) == 0)

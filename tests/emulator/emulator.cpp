@@ -31,14 +31,14 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace flowfuse {
+namespace flowfuse::cuda {
 
 alignas(4096) unsigned char shared_arena[256 * 1024];  // whole pages of the record below
 
 DeviceCall::DeviceCall(const char* op, const Tensor&) : op_(op), stream_(nullptr) {}
 void DeviceCall::check(cudaError_t) const {}
 
-}  // namespace flowfuse
+}  // namespace flowfuse::cuda
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -182,8 +182,8 @@ void conflict(const Access& before, const char* what, bool shared, const void* a
 
 void access(const void* address, size_t bytes, bool write, bool atomic) {
   if (!running || in(address, stacks, kStack * kMaxThreads)) return;
-  const bool shared = in(address, flowfuse::shared_arena, sizeof flowfuse::shared_arena);
-  if (shared && !in(static_cast<const char*>(address) + bytes - 1, flowfuse::shared_arena, shared_size)) {
+  const bool shared = in(address, flowfuse::cuda::shared_arena, sizeof flowfuse::cuda::shared_arena);
+  if (shared && !in(static_cast<const char*>(address) + bytes - 1, flowfuse::cuda::shared_arena, shared_size)) {
     fault("touches shared memory beyond the %zu bytes of this launch", shared_size);
   }
   const uint64_t stamp = shared ? block_stamp : launch_stamp;
@@ -269,8 +269,8 @@ void fiber_main(unsigned index) {
 void prepare_fibers() {
   if (fibers != nullptr) return;
   fibers = new Fiber[kMaxThreads];
-  void* memory = mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) fault("no memory for the stacks of %u threads", kMaxThreads);
   stacks = static_cast<unsigned char*>(memory);
 }
@@ -289,11 +289,11 @@ void start_fiber(unsigned index) {
 void prepare_shared(size_t bytes) {
   shared_size = bytes;
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(flowfuse::shared_arena, sizeof flowfuse::shared_arena);
+  ASAN_UNPOISON_MEMORY_REGION(flowfuse::cuda::shared_arena, sizeof flowfuse::cuda::shared_arena);
 #endif
-  std::memset(flowfuse::shared_arena, 0xff, bytes);  // NaN in every floating type
+  std::memset(flowfuse::cuda::shared_arena, 0xff, bytes);  // NaN in every floating type
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_POISON_MEMORY_REGION(flowfuse::shared_arena + bytes, sizeof flowfuse::shared_arena - bytes);
+  ASAN_POISON_MEMORY_REGION(flowfuse::cuda::shared_arena + bytes, sizeof flowfuse::cuda::shared_arena - bytes);
 #endif
 }
 
@@ -442,8 +442,8 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const void* function, const
   const size_t limit =
       allowed == shared_allowed.end() ? kSharedDefault : std::max<size_t>(kSharedDefault, allowed->second);
   if (shared_bytes > limit || limit > kSharedMost) {
-    fault("%zu bytes of shared memory; %zu were asked for with cudaFuncSetAttribute and %zu are the most",
-          shared_bytes, limit, kSharedMost);
+    fault("%zu bytes of shared memory; %zu were asked for with cudaFuncSetAttribute and %zu are the most", shared_bytes,
+          limit, kSharedMost);
   }
   static Order order;
   prepare_fibers();
@@ -467,12 +467,12 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const void* function, const
 }  // namespace emulator
 
 // What -fsanitize=thread makes of every memory access.
-#define ACCESSES(bytes)                                                                                     \
-  void __tsan_read##bytes(void* address) { emulator::access(address, bytes, false, false); }                \
-  void __tsan_write##bytes(void* address) { emulator::access(address, bytes, true, false); }                \
-  void __tsan_unaligned_read##bytes(void* address) { emulator::access(address, bytes, false, false); }      \
-  void __tsan_unaligned_write##bytes(void* address) { emulator::access(address, bytes, true, false); }      \
-  void __tsan_volatile_read##bytes(void* address) { emulator::access(address, bytes, false, false); }       \
+#define ACCESSES(bytes)                                                                                \
+  void __tsan_read##bytes(void* address) { emulator::access(address, bytes, false, false); }           \
+  void __tsan_write##bytes(void* address) { emulator::access(address, bytes, true, false); }           \
+  void __tsan_unaligned_read##bytes(void* address) { emulator::access(address, bytes, false, false); } \
+  void __tsan_unaligned_write##bytes(void* address) { emulator::access(address, bytes, true, false); } \
+  void __tsan_volatile_read##bytes(void* address) { emulator::access(address, bytes, false, false); }  \
   void __tsan_volatile_write##bytes(void* address) { emulator::access(address, bytes, true, false); }
 
 extern "C" {
@@ -484,12 +484,12 @@ ACCESSES(16)
 void __tsan_read_range(void* address, size_t bytes) { emulator::access(address, bytes, false, false); }
 void __tsan_write_range(void* address, size_t bytes) { emulator::access(address, bytes, true, false); }
 // Atomics of the C++ library, in the launchers: the counts of shared_ptr and the guards of local statics.
-#define ATOMICS(bits)                                                                                          \
-  uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile uint##bits##_t* at, uint##bits##_t value, int) {     \
-    return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                    \
-  }                                                                                                            \
-  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* at, int) {                          \
-    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                              \
+#define ATOMICS(bits)                                                                                      \
+  uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile uint##bits##_t* at, uint##bits##_t value, int) { \
+    return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                \
+  }                                                                                                        \
+  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* at, int) {                      \
+    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                          \
   }
 ATOMICS(8)
 ATOMICS(32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_cases import DTYPES, LAYOUTS, OPERATORS, kernels_on, laid_out, recorded
+from device_cases import recorded
 from test_model import TINY, make_batch, make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_map_only
@@ -18,7 +18,9 @@ from flowfuse.inputs import ModelInputs
 from flowfuse.losses.self_supervised import SelfSupervisionConfig, self_supervised_loss
 from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import FlowFuse, ModelOutput
-from flowfuse.ops.extension import LIBRARY
+from flowfuse.ops import EXAMPLES
+from flowfuse.ops.examples import DTYPES, LAYOUTS
+from flowfuse.ops.extension import LIBRARY, kernels_on
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled operators are not built")
 OTHER = "cuda" if torch.cuda.is_available() else "meta"
@@ -119,13 +121,13 @@ def test_export_on_another_device():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_fake_kernels_tell_the_truth(name, layout):
     """Shape, dtype and strides of every result, forward and backward, with each dtype."""
     for dtype in DTYPES:
         for size in ((2, 7, 9), (1, 1, 1)):
-            case = laid_out(OPERATORS[name](dtype, size), layout)
-            for operator, arguments in recorded(case):
+            example = EXAMPLES[name](dtype, size).laid_out(layout)
+            for operator, arguments in recorded(example):
                 results = tree_flatten(operator(*arguments))[0]
                 mode = FakeTensorMode()
                 as_fakes = tree_map_only(

@@ -81,7 +81,7 @@ def test_error_unknown_capability():
     result = run_python("from flowfuse import ops", FLOWFUSE_CPU_CAPABILITY="avx1024")
     assert result.returncode != 0
     assert (
-        "FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512, avx512_bf16 or amx, got avx1024"
+        "FLOWFUSE_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16, got avx1024"
         in result.stderr
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowfuse import ops
-from flowfuse.ops import reference
+from flowfuse.ops.common_gradient import reference
 
 needs_extension = pytest.mark.skipif(
     not ops.build_info()["extension"], reason="the compiled operators are not built"
@@ -88,7 +88,7 @@ def test_reference_agreement(dtype, channels, layout, with_flow, linear):
         inputs = [None if v is None else torch.stack([v, v], dim=-1)[..., 0] for v in inputs]
     inputs = [None if v is None else v.detach().requires_grad_() for v in inputs]
     actual = ops.common_gradient(*inputs, linear)
-    expected = reference.common_gradient(*inputs, linear)
+    expected = reference(*inputs, linear)
     assert actual.dtype == expected.dtype
     torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     grad = torch.randn(actual.shape, generator=torch.Generator().manual_seed(1), dtype=actual.dtype)
@@ -114,7 +114,7 @@ TILES = [(1, 15, 31), (2, 16, 32), (1, 17, 33), (1, 1, 40), (1, 40, 1), (2, 35, 
 def test_reference_odd_sizes(batch, height, width):
     inputs = [v.requires_grad_() for v in random_inputs(batch, 1, height, width)]
     actual = ops.common_gradient(*inputs)
-    expected = reference.common_gradient(*inputs)
+    expected = reference(*inputs)
     torch.testing.assert_close(actual, expected, rtol=5e-6, atol=5e-6)  # as TOLERANCE
     actual_grads = torch.autograd.grad(actual.sum(), inputs)
     for a, e in zip(actual_grads, torch.autograd.grad(expected.sum(), inputs), strict=True):
@@ -131,7 +131,7 @@ def test_reference_expanded_batch(dtype):
     frames = [frame[:1].requires_grad_() for frame in (frame0, frame1)]
     inputs = [frames[0].expand(3, -1, -1, -1), frames[1].expand(3, -1, -1, -1), events, flow]
     actual = ops.common_gradient(*inputs)
-    expected = reference.common_gradient(*inputs)
+    expected = reference(*inputs)
     torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     grads = [
         torch.autograd.grad(result, frames, torch.ones(1).expand_as(result))
@@ -226,7 +226,7 @@ HARD = {"tiny texture on a large change": 5e-3, "steps": 2e-3}
 def test_reference_hard_cases(name):
     inputs = [value.requires_grad_() for value in hard_cases()[name]]
     exact = [value.detach().double().requires_grad_() for value in inputs]
-    actual, expected = ops.common_gradient(*inputs), reference.common_gradient(*exact)
+    actual, expected = ops.common_gradient(*inputs), reference(*exact)
     torch.testing.assert_close(actual[:, 4].double(), expected[:, 4], rtol=0, atol=2e-5)
     grad = torch.randn(actual.shape, generator=torch.Generator().manual_seed(1))
     grads = torch.autograd.grad(actual, inputs, grad)
@@ -245,7 +245,7 @@ def test_reference_log_curve(linear):
     exact = frame.detach().double().requires_grad_()
     zero = torch.zeros_like(frame)
     actual = ops.common_gradient(zero, frame, zero, None, linear)[:, 2]
-    expected = reference.common_gradient(zero.double(), exact, zero.double(), None, linear)[:, 2]
+    expected = reference(zero.double(), exact, zero.double(), None, linear)[:, 2]
     # Beside log(1e-3) = -7, the differences are rounded once more.
     torch.testing.assert_close(actual.double(), expected, rtol=2e-7, atol=1.2e-6)
     (grad,) = torch.autograd.grad(actual.sum(), frame)
@@ -305,7 +305,7 @@ def test_error_messages(changed, message, direct):
         "linear": False,
     }
     function = torch.ops.flowfuse.common_gradient if direct else ops.common_gradient
-    with pytest.raises((ValueError, RuntimeError), match="common_gradient: " + message):
+    with pytest.raises(ValueError, match="common_gradient: " + message):
         function(*(arguments | changed).values())
 
 
@@ -369,7 +369,7 @@ def test_reference_and_same_bits_for_parts(batch, with_flow):
             found.append(run(ops.common_gradient, torch.float32))
     finally:
         torch.set_num_threads(threads)
-    exact = run(reference.common_gradient, torch.float64)
+    exact = run(reference, torch.float64)
     for first, *others, expected in zip(*found, exact, strict=True):
         assert all(torch.equal(first, other) for other in others)
         bound = 5e-6 * max(1.0, float(expected.abs().max()))  # as TOLERANCE

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from flowfuse import ops
-from flowfuse.ops import reference
 from flowfuse.ops.correlation import MULTIPLIES_BFLOAT16
+from flowfuse.ops.correlation_lookup import reference as reference_lookup
+from flowfuse.ops.correlation_volume import reference as reference_volume
+from flowfuse.ops.volume_lookup import reference as reference_volume_lookup
 
 needs_extension = pytest.mark.skipif(
     not ops.build_info()["extension"], reason="the compiled operators are not built"
@@ -50,11 +52,11 @@ def look_up(strategy, f0, f1, coords, levels, radius):
 
 
 def reference_look_up(f0, f1, coords, levels, radius, strategy="volume"):
-    pyramid = reference.pool_levels(f1, levels)
+    pyramid = ops.pool_levels(f1, levels)
     rounds = MULTIPLIES_BFLOAT16 and not (f0.requires_grad or f1.requires_grad)
     if strategy == "on_demand" and f0.dtype == torch.bfloat16 and rounds:
         pyramid = [level.bfloat16() for level in pyramid]  # as Correlation says
-    return reference.correlation_lookup(f0, pyramid, coords, radius)
+    return reference_lookup(f0, pyramid, coords, radius)
 
 
 def assert_close(actual, expected, tolerance):
@@ -227,7 +229,7 @@ def test_reference_misaligned_memory(dtype):
     f0.requires_grad_(), f1.requires_grad_()
     coords = grid_coords(2, 5, 9)
     actual = ops.correlation_lookup(f0, [f1], coords, 2)
-    expected = reference.correlation_lookup(f0, [f1], coords, 2)
+    expected = reference_lookup(f0, [f1], coords, 2)
     assert_close(actual, expected, TOLERANCE[dtype])
     grad = features(actual.shape, actual.dtype, seed=5)
     actual_grads = torch.autograd.grad(actual, (f0, f1), grad)
@@ -243,7 +245,7 @@ def test_edge_many_levels():
     f0.requires_grad_()
     coords = grid_coords(1, 5, 9).requires_grad_()
     actual = ops.correlation_lookup(f0, levels, coords, 1)
-    expected = reference.correlation_lookup(f0, levels, coords, 1)
+    expected = reference_lookup(f0, levels, coords, 1)
     assert_close(actual, expected, TOLERANCE[torch.float32])
     inputs = (f0, *levels[:4], coords)  # the others take no part in the reference
     actual_grads = torch.autograd.grad(actual.square().sum(), inputs)
@@ -305,7 +307,7 @@ def test_reference_bfloat16_products(channels, shape1, reach, jump, radius):
     coords[0, 0, 2, 3], coords[1, 1, 5, 34] = math.nan, math.inf
     actual = ops.correlation_lookup(f0, pyramid, coords, radius)
     exact = [level.double() for level in pyramid]
-    expected = reference.correlation_lookup(f0.double(), exact, coords.double(), radius)
+    expected = reference_lookup(f0.double(), exact, coords.double(), radius)
     assert_close(actual.double(), expected, 2 * TOLERANCE[torch.bfloat16])  # up to 96 products
 
 
@@ -383,7 +385,7 @@ def test_reference_volume():
         features((2, 300, 6, 9), seed=1).requires_grad_(),
     )
     volumes = ops.correlation_volume(f0, f1, 3)
-    expected = reference.correlation_volume(f0, reference.pool_levels(f1, 3))
+    expected = reference_volume(f0, ops.pool_levels(f1, 3))
     grads = [features(v.shape, seed=i) for i, v in enumerate(expected)]
     for actual, wanted in zip(volumes, expected, strict=True):
         assert_close(actual, wanted, 5e-6)  # 300 products
@@ -406,7 +408,7 @@ def test_reference_mixed_dtypes(strategy, wide_coords):
     ]
     coords = grid_coords(2, 4, 5, dtype=torch.float64 if wide_coords else torch.float32)
     inputs = [f0, *levels, coords.requires_grad_()]
-    expected = reference.correlation_lookup(f0, levels, coords, 1)
+    expected = reference_lookup(f0, levels, coords, 1)
     if strategy == "volume":
         volumes = torch.ops.flowfuse.correlation_volume(f0, levels)
         actual = ops.volume_lookup(volumes, coords, 1)
@@ -430,7 +432,7 @@ def test_reference_strided_volume(radius):
     coords = grid_coords(2, 3, 13).transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
     inputs = [*volumes, coords]
     actual = ops.volume_lookup(volumes, coords, radius)
-    expected = reference.volume_lookup(volumes, coords, radius)
+    expected = reference_volume_lookup(volumes, coords, radius)
     assert_close(actual, expected, TOLERANCE[torch.float64])
     grad = features((1, *actual.shape[1:]), torch.float64, seed=5).expand(actual.shape)
     actual_grads = torch.autograd.grad(actual, inputs, grad)
@@ -536,31 +538,6 @@ def test_edge_nan_features_stay_local(strategy, dtype):
     assert result[..., 5].isnan().any()
 
 
-@needs_extension
-@pytest.mark.skipif(
-    "FLOWFUSE_TEST_EMULATOR" not in os.environ, reason="a promise of the CUDA kernels alone"
-)
-@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
-def test_edge_gradients_beside_spoilt_features(spoilt):
-    """Gradients of pixels and cells without a tap in common with the feature are not touched."""
-    f0, f1 = features((1, 8, 4, 24)), features((1, 8, 4, 24), seed=1)
-    coords = grid_coords(1, 4, 24, 0.1)
-    grad = features((1, 9, 4, 24), seed=2)
-
-    def backward(f0, f1):
-        arguments = (grad, f0, [f1], coords, 1, False)
-        grad_f0, (grad_f1,), _ = torch.ops.flowfuse.correlation_lookup_backward(*arguments)
-        return grad_f0, grad_f1
-
-    clean = backward(f0, f1)
-    f0[..., 0, 5], f1[..., 2, 9] = spoilt, spoilt
-    for whole, found, place in zip(clean, backward(f0, f1), [(2, 9), (0, 5)], strict=True):
-        y, x = place
-        assert not found[..., y, x].isfinite().any()
-        assert torch.equal(found[..., x + 4 :], whole[..., x + 4 :])
-        assert torch.equal(found[..., : x - 3], whole[..., : x - 3])
-
-
 def test_edge_strategies_agree():
     f0, f1 = features((2, 32, 9, 10)), features((2, 32, 9, 10), seed=1)
     coords = grid_coords(2, 9, 10, 6.0)
@@ -631,7 +608,7 @@ VOLUME_ERRORS = [
 )
 def test_error_messages(name, arguments, message, direct):
     function = getattr(torch.ops.flowfuse, name) if direct else getattr(ops, name)
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises(ValueError, match=message):
         function(*arguments)
 
 
@@ -657,7 +634,7 @@ def test_error_correlation_arguments():
     [
         ("pool_levels", (F.tolist(), 2), "f1 must be a torch.Tensor, got list"),
         ("pool_levels", (F, 2.0), "levels must be an int, got float"),
-        ("correlation_volume", (F, F.numpy(), 1), "level 0 of f1 must be a torch.Tensor, got nda"),
+        ("correlation_volume", (F, F.numpy(), 1), "f1 must be a torch.Tensor, got ndarray"),
         ("correlation_lookup", (F.numpy(), [F], C, 1), "f0 must be a torch.Tensor, got ndarray"),
         ("correlation_lookup", (F, [F, [1]], C, 1), "level 1 of f1 must be a torch.Tensor, got li"),
         ("correlation_lookup", (F, [F], C.tolist(), 1), "coords must be a torch.Tensor, got list"),

@@ -1,14 +1,47 @@
-// Formulas of common_gradient at one pixel, for every device.
+// common_gradient for every device: its check, and its formulas at one pixel.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 
-#include "sampling.h"
+#include "checks.h"
+#include "portable.h"
 
 namespace flowfuse {
 
-constexpr int kReach = 3;  // the window of the similarity S is 7 x 7
+inline void check_common_gradient(const char* op, const Tensor& frame0, const Tensor& frame1, const Tensor& event_sum,
+                                  const std::optional<Tensor>& flow) {
+  check_shape(op, "frame0", frame0, "[B, 1 or 3, H, W]",
+              frame0.dim() == 4 && (frame0.size(1) == 1 || frame0.size(1) == 3));
+  check_shape(op, "frame1", frame1, shape_of(frame0));
+  const int64_t batch = frame0.size(0), height = frame0.size(2), width = frame0.size(3);
+  check_shape(op, "event_sum", event_sum, {batch, 1, height, width});
+  const auto check_frame = [&](const char* name, const Tensor& frame) {
+    if (frame.scalar_type() == ScalarType::Byte) {
+      refuse(op, name, " must be floating point in [0, 1], got uint8: divide it by 255 first");
+    }
+    check_dtype(op, name, frame, kFeatureDtypes);
+  };
+  check_frame("frame0", frame0);
+  check_frame("frame1", frame1);
+  if (frame0.scalar_type() != frame1.scalar_type()) {
+    refuse(op, "frame0 and frame1 must have the same dtype, got ", dtype_name(frame0.scalar_type()), " and ",
+           dtype_name(frame1.scalar_type()));
+  }
+  const ScalarType exact = sum_dtype(frame0.scalar_type());
+  check_dtype(op, "event_sum", event_sum, {exact});
+  check_device(op, "frame1", frame1, "frame0", frame0);
+  check_device(op, "event_sum", event_sum, "frame0", frame0);
+  if (flow.has_value()) {
+    check_shape(op, "flow", *flow, {batch, 2, height, width});
+    check_dtype(op, "flow", *flow, {exact});
+    check_device(op, "flow", *flow, "frame0", frame0);
+  }
+}
+
+constexpr int kReach = 3;  // of the window of the similarity S
+constexpr int kWindowSide = 2 * kReach + 1;
 constexpr double kLogOffset = 1e-3;
 constexpr double kFrameFloor = 1e-4;  // log-intensity squared
 constexpr double kEventFloor = 1e-2;  // polarity counts squared

@@ -1,72 +1,32 @@
-// Arithmetic of the operators that host and device share, written once.
+// The window around a point, for look-ups on every device, and the checks of its arguments.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
-#if defined(__CUDACC__)
-#define FLOWFUSE_INLINE __host__ __device__ __forceinline__
-#else
-// Forced: the CPU variants (cpu/dispatch.h) must hold their own copy, compiled for their instruction set.
-#define FLOWFUSE_INLINE inline __attribute__((always_inline))
-#endif
-#define FLOWFUSE_INLINE_LAMBDA __attribute__((always_inline))
+#include "checks.h"
+#include "portable.h"
 
 namespace flowfuse {
 
-// Number of bits that a count, not negative, takes.
-FLOWFUSE_INLINE int bit_length(int64_t count) {
-#if defined(__CUDA_ARCH__)
-  return 64 - __clzll(count);
-#else
-  return count == 0 ? 0 : 64 - __builtin_clzll(static_cast<unsigned long long>(count));
-#endif
+constexpr int64_t kMaxLevels = 16;
+constexpr int64_t kMaxRadius = 16;
+
+inline void check_level_count(const char* op, size_t levels) {
+  check_range(op, "levels", static_cast<int64_t>(levels), 1, kMaxLevels);
 }
 
-// ---- voxelize: integer weights -------------------------------------------------------------------
-
-constexpr int kTimeBits = 15;
-
-// Fraction bits of the two space weights for an item of `count` events: 15, less for large items, so that
-// count * 2^(kTimeBits + 2 bits) stays below 2^63 and no sum of a cell can overflow.
-FLOWFUSE_INLINE int space_bits(int64_t count) {
-  const int length = bit_length(count);
-  const int bits = length < 48 ? (48 - length) / 2 : 0;
-  return bits < 15 ? bits : 15;
+inline void check_window(const char* op, const Tensor& coords, int64_t radius) {
+  check_shape(op, "coords", coords, "[B, 2, H, W]", coords.dim() == 4 && coords.size(1) == 2);
+  check_dtype(op, "coords", coords, kCoordinateDtypes);
+  check_range(op, "radius", radius, 0, kMaxRadius);
 }
 
-struct TimeWeight {
-  int64_t bin;   // the earlier of the two bins
-  int64_t late;  // weight of the later one, in 1 / 2^kTimeBits
-};
-
-// elapsed in [0, duration), duration at most 2^40, bins at most 2^16.
-FLOWFUSE_INLINE TimeWeight time_weight(int64_t elapsed, int64_t duration, int64_t bins) {
-  const uint64_t position = static_cast<uint64_t>(bins - 1) * static_cast<uint64_t>(elapsed);
-  const uint64_t divisor = static_cast<uint64_t>(duration);
-  if (position < (uint64_t{1} << (63 - kTimeBits))) {  // one division gives both
-    const uint64_t fixed = (position << kTimeBits) / divisor;
-    return {static_cast<int64_t>(fixed >> kTimeBits),
-            static_cast<int64_t>(fixed & ((uint64_t{1} << kTimeBits) - 1))};
-  }
-  return {static_cast<int64_t>(position / divisor),
-          static_cast<int64_t>(((position % divisor) << kTimeBits) / divisor)};
+// Shape of what a look-up gives.
+inline std::vector<int64_t> windows_shape(const Tensor& coords, size_t levels, int64_t radius) {
+  const int64_t side = 2 * radius + 1;
+  return {coords.size(0), static_cast<int64_t>(levels) * side * side, coords.size(2), coords.size(3)};
 }
-
-struct SpaceWeight {
-  int64_t cell;  // floor of the position
-  int64_t next;  // weight of cell + 1, in 1 / 2^bits
-};
-
-// position in (-1, 2^20].
-FLOWFUSE_INLINE SpaceWeight space_weight(double position, int bits) {
-  const double cell = __builtin_floor(position);
-  const double unit = static_cast<double>(int64_t{1} << bits);
-  // Numbers of this size have no fraction: the sum is rounded, half to even, as rint does, which has no vector form.
-  constexpr double kWhole = 6755399441055744.0;  // 1.5 * 2^52
-  return {static_cast<int64_t>(cell), static_cast<int64_t>(((position - cell) * unit + kWhole) - kWhole)};
-}
-
-// ---- correlation: the window around a point --------------------------------------------------------
 
 enum class Reach { kMissing, kOutside, kNear };  // NaN; no tap inside the map; some tap inside
 
@@ -80,8 +40,7 @@ struct Window {
 // Window of radius r around (x, y) / 2^level on a map of rows x columns. Compared as floats before any
 // integer cast: a far coordinate may not fit an integer.
 template <class T>
-FLOWFUSE_INLINE Window<T> window_at(double x, double y, int level, int radius, int64_t rows,
-                                    int64_t columns) {
+FLOWFUSE_INLINE Window<T> window_at(double x, double y, int level, int radius, int64_t rows, int64_t columns) {
   if (x != x || y != y) return {Reach::kMissing, 0, 0, T(0), T(0)};
   const double scale = 1.0 / static_cast<double>(int64_t{1} << level);
   x *= scale;
@@ -142,8 +101,7 @@ FLOWFUSE_INLINE void add_centre_gradient(T g, const Window<T>& window, const T* 
 // Gradient in the tap (dx, dy) of a window, gathered from the values [2r + 1][2r + 1] (x slow, `stride` apart) that it
 // takes part in.
 template <class T>
-FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& corners, int radius, int dx,
-                               int dy) {
+FLOWFUSE_INLINE T tap_gradient(const T* grad, int64_t stride, const Corners<T>& corners, int radius, int dx, int dy) {
   const int side = 2 * radius + 1;
   T sum = 0;
   if (dx > 0 && dy > 0) sum += corners.w11 * grad[((dx - 1) * side + dy - 1) * stride];

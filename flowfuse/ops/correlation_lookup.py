@@ -1,0 +1,94 @@
+"""The windows of a correlation volume that is not stored: products are made where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .correlation_volume import autocast_features, check_features, empty_channels_last
+from .correlation_volume import reference as make_volume
+from .examples import Example, draw, exact, places
+from .operator import COORDINATE_DTYPES, Gradient, Operator, check_tensor, sum_dtype
+from .volume_lookup import check_window, empty_windows
+from .volume_lookup import reference as look_up
+
+
+def correlation_lookup(
+    f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int
+) -> Tensor:
+    """The same windows without a stored volume: the products are made where they are looked up.
+
+    Args:
+        f0: [B, C, H, W], any float dtype.
+        f1_levels: list of [B, C, H_l, W_l] from pool_levels.
+        coords, radius: as in volume_lookup.
+
+    Returns:
+        [B, L (2r+1)^2, H, W] float32 (float64 for float64), equal to volume_lookup up to the
+        rounding of a sum of C products.
+
+    Raises:
+        ValueError: a shape, dtype or the radius is wrong.
+    """
+    check_tensor("correlation_lookup", "f0", f0)  # its device says whether autocast is on
+    return OPERATOR(*autocast_features(f0, f1_levels), coords, radius)
+
+
+def check(f0, f1_levels, coords, radius) -> None:
+    shapes = check_features("correlation_lookup", f0, f1_levels)
+    check_window("correlation_lookup", coords, radius)
+    shapes.check("coords", coords, ["B", 2, "H", "W"], COORDINATE_DTYPES)
+
+
+def reference(f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int) -> Tensor:
+    return look_up(make_volume(f0, f1_levels), coords, radius)
+
+
+def fake(f0, f1_levels, coords, radius):
+    like = f0.new_empty((0,), dtype=sum_dtype(f0.dtype))
+    return empty_windows(like, coords, len(f1_levels), radius)
+
+
+def fake_backward(grad, f0, f1_levels, coords, radius, coords_needed):
+    shape = coords.shape if coords_needed else (0,)
+    grads = [empty_channels_last(f1) for f1 in f1_levels]
+    return empty_channels_last(f0), grads, coords.new_empty(shape)
+
+
+def setup_context(ctx, inputs, output):
+    f0, f1_levels, coords, ctx.radius = inputs
+    ctx.save_for_backward(f0, coords, *f1_levels)
+
+
+def backward(ctx, grad):
+    f0, coords, *f1_levels = ctx.saved_tensors
+    needed = ctx.needs_input_grad[2]
+    grad_f0, grads, grad_coords = OPERATOR.call_backward(
+        grad, f0, f1_levels, coords, ctx.radius, needed
+    )
+    return grad_f0, grads, grad_coords if needed else None, None
+
+
+def example(dtype: torch.dtype, size: tuple) -> Example:
+    """All levels in one dtype: products of bfloat16 have instructions of their own."""
+    batch, height, width = size
+    f0 = draw(batch, 37, height, width, dtype=dtype)
+    levels = [draw(batch, 37, height >> n, width >> n, dtype=dtype, seed=1 + n) for n in range(3)]
+    coords = places(batch, height, width, exact(dtype))
+    return Example(
+        lambda f0, a, b, c, coords: correlation_lookup(f0, [a, b, c], coords, 4),
+        (f0, *levels, coords),
+        (0, 1, 2, 3, 4),
+    )
+
+
+OPERATOR = Operator(
+    "correlation_lookup",
+    check=check,
+    reference=reference,
+    fake=fake,
+    gradient=Gradient(fake_backward, setup_context, backward),
+    examples={"correlation_lookup": example},
+)
