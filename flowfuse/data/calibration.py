@@ -30,8 +30,7 @@ import cv2
 import numpy as np
 import yaml
 
-from flowfuse.data.formats.events import EventFile
-from flowfuse.data.formats.frames import FrameSource
+from flowfuse.data.formats.base import EventFile, FrameSource
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames
 
 MODELS = {"pinhole": (4, 5, 8, 12, 14), "fisheye": (4,)}  # numbers of coefficients

@@ -14,10 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowfuse.data.formats.events import Hdf5Events, TextEvents, open_event_file, write_events
+from flowfuse.data.formats.event_writer import write_events
 from flowfuse.data.formats.frames import read_image
-from flowfuse.data.formats.text import TextIndex
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.formats.hdf5_events import Hdf5Events
+from flowfuse.data.formats.text import TextEvents, TextIndex
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
+from flowfuse.data.registry import open_event_file
 from flowfuse.events import Events
 
 HEIGHT, WIDTH, OFFSET = 12, 16, 1_000_000

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flowfuse.data.formats.events import IndexedEventFile
+from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile, starts_with
 
 BLOCK_BYTES = 1 << 22
 _HEADER_BYTES = 1 << 16  # more than any header has
@@ -281,3 +281,28 @@ def _find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
         return int(geometry[2]), int(geometry[1])
     fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
     return (int(fields["height"]), int(fields["width"])) if len(fields) == 2 else None
+
+
+class PropheseeRawFormat(Format):
+    """EVT 2.0 and EVT 3.0."""
+
+    name = "Prophesee RAW"
+    suffixes = (".raw",)
+    rank = 40
+
+    def recognizes(self, path: Path) -> bool:
+        return starts_with(path, b"% ") and _is_prophesee(path)
+
+    def open_events(self, path: Path) -> EventFile:
+        return RawEvents(path)
+
+
+FORMAT = PropheseeRawFormat()
+
+
+def _is_prophesee(path: Path) -> bool:
+    try:
+        header, _ = _read_header(path)
+    except ValueError:
+        return False
+    return "evt" in header or "format" in header

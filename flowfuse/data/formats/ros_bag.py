@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.events import EventFile
-from flowfuse.data.formats.frames import FrameSource, decode_image
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.frames import decode_image
 from flowfuse.events import Events
 
 EVENT_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
@@ -122,12 +122,6 @@ class Bag:
             if message is None:
                 return
             yield message
-
-
-def find_contents(path: Path) -> tuple[bool, bool]:
-    """Whether a bag has events, and frames."""
-    bag = Bag(path)
-    return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
 
 
 class BagEvents(EventFile):
@@ -313,3 +307,34 @@ def _common_parts(first: list[str], second: list[str]) -> int:
     """How many parts two names have in common from their beginning on."""
     same = (a == b for a, b in zip(first, second, strict=False))
     return sum(1 for _ in takewhile(bool, same))
+
+
+class RosBagFormat(Format):
+    """Bags of ROS 1, and the directories of ROS 2."""
+
+    name = "ROS bag"
+    suffixes = (".bag",)
+    holds = (EVENTS, FRAMES)
+    rank = 60
+
+    def recognizes(self, path: Path) -> bool:
+        return is_ros2_bag(path) or starts_with(path, b"#ROSBAG")
+
+    def contents(self, path: Path) -> tuple[bool, bool]:
+        bag = Bag(path)
+        return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+
+    def open_events(self, path: Path) -> EventFile:
+        return BagEvents(path)
+
+    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+        return BagFrames(path)
+
+
+FORMAT = RosBagFormat()
+
+
+def is_ros2_bag(path: Path) -> bool:
+    """Whether a directory is a bag of ROS 2."""
+    meta = path / "metadata.yaml"
+    return meta.is_file() and "rosbag2_bagfile_information" in meta.read_text(errors="replace")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flowfuse.cli.infer import main
-from flowfuse.data.formats.events import open_event_file
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.registry import open_event_file
 from flowfuse.events import Events
 
 HEIGHT, WIDTH, START = 12, 16, 1_600_000_000_000_000

@@ -16,10 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.mvsec.ground_truth import GROUP, Flow, FlowMaps
+from flowfuse.data.file_recording import FileRecording
+from flowfuse.data.formats.base import FrameSource, IndexedEventFile
 from flowfuse.data.formats.block_times import BlockTimes
-from flowfuse.data.formats.events import IndexedEventFile
-from flowfuse.data.formats.frames import FrameSource
 from flowfuse.data.formats.hdf5 import (
     HDF5_FAULTS,
     Hdf5Handle,
@@ -27,14 +28,13 @@ from flowfuse.data.formats.hdf5 import (
     increasing_microseconds,
     open_hdf5,
 )
-from flowfuse.data.recording import Recording
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames, invert_map
 
 DATA_SUFFIX = "_data.hdf5"
 _STEP = 1 << 20  # events looked at together when all coordinates must be searched
 
 
-class MvsecRecording(Recording):
+class MvsecRecording(FileRecording):
     """A recording of MVSEC; made by :func:`open_mvsec`.
 
     Attributes:
@@ -189,8 +189,8 @@ def open_mvsec(
 
     Args:
         path: ``<seq>_data.hdf5``.
-        truth: file of true flow; None = ``<seq>_gt.hdf5`` or ``<seq>_gt_flow_dist.npz`` beside it,
-            where there is one.
+        ground_truth: file of true flow; None = ``<seq>_gt.hdf5`` or ``<seq>_gt_flow_dist.npz``
+            beside it, where there is one.
         undistort: directory with ``*_left_x_map.txt`` and ``*_left_y_map.txt``, [H, W] tables of
             the rectified position of each raw pixel. Events then have float positions, frames are
             resampled. None = raw, as published protocols feed them (though the true flow belongs to
@@ -237,3 +237,20 @@ def _read_rectification(directory: Path, size: tuple[int, int]) -> np.ndarray:
             )
         tables.append(table)
     return np.stack(tables, axis=2)
+
+
+class MvsecDataSet(DataSet):
+    """The sequences of MVSEC, raw; :func:`open_mvsec` undistorts them."""
+
+    name = "MVSEC"
+    rank = 20
+    own_calibration = "MVSEC has tables of its own: open_mvsec(..., undistort=...)"
+
+    def matches(self, path: Path) -> bool:
+        return is_mvsec(path)
+
+    def open(self, path: Path) -> MvsecRecording:
+        return open_mvsec(path)
+
+
+DATASET = MvsecDataSet()
