@@ -33,11 +33,12 @@ def name_of(path, holds=EVENTS):
 
 
 def test_the_formats_and_data_sets_of_this_package():
-    assert event_suffixes() == (
-        ".h5", ".hdf5", ".npz", ".txt", ".csv", ".raw", ".aedat4", ".bag"
-    )  # fmt: skip
-    assert video_suffixes() == (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
-    assert [dataset.name for dataset in DATASETS] == ["DSEC", "MVSEC", "directory"]
+    # Added ones follow, but for the directory, which is the last resort.
+    first = ".h5", ".hdf5", ".npz", ".txt", ".csv", ".raw", ".aedat4", ".bag"
+    assert event_suffixes()[: len(first)] == first
+    assert video_suffixes()[:6] == (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
+    names = [dataset.name for dataset in DATASETS]
+    assert names[:2] == ["DSEC", "MVSEC"] and names[-1] == "directory"
     for item in (*FORMATS, *DATASETS):
         item.check()
 
@@ -51,10 +52,9 @@ def test_formats_are_found_by_suffix_then_by_content(tmp_path):
         other = (tmp_path / path.name.upper()).rename(tmp_path / f"{name}.data")
         if expected == "text":  # anything could be text
             assert name_of(other) is None
-        else:
-            assert name_of(other) == expected and len(open_event_file(other).window(
-                0, 2**40, HEIGHT, WIDTH
-            )) == len(events)  # fmt: skip
+            continue
+        assert name_of(other) == expected
+        assert len(open_event_file(other).window(0, 2**40, HEIGHT, WIDTH)) == len(events)
     for content, expected in (
         (PROPHESEE_HEADER, "Prophesee RAW"),
         (b"% a comment", None),
@@ -79,7 +79,6 @@ def test_content_decides_between_formats_of_one_suffix(tmp_path, monkeypatch):
         def recognizes(self, path):
             return path.read_bytes().startswith(b"OTHER")
 
-    assert len(list(FORMATS)) == 8
     monkeypatch.setattr(FORMATS, "_items", [*FORMATS, OtherRaw()])
     path = tmp_path / "a.raw"
     for content, expected in (
