@@ -13,11 +13,12 @@ from flowfuse.geometry.grid import inside, pixel_grid
 from flowfuse.inputs import input_interval, slice_events, sum_events
 
 if TYPE_CHECKING:
+    from flowfuse.data.datasets.dsec.sequence import DsecSequence
     from flowfuse.data.recording import Recording
 
 
 def unlabelled_sample(
-    recording: Recording, first: int, last: int, *, slices: int, bins: int
+    recording: Recording | DsecSequence, first: int, last: int, *, slices: int, bins: int
 ) -> dict[str, Tensor]:
     """Make the part of a sample that needs no truth: the network's inputs, frames in gray.
 
@@ -51,7 +52,7 @@ def unlabelled_sample(
 
 
 def labelled_sample(
-    recording: Recording,
+    recording: Recording | DsecSequence,
     first: int,
     last: int,
     ground_truth: tuple[np.ndarray, np.ndarray],
