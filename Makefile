@@ -32,8 +32,13 @@ wheel: $(VENV)/.torch
 	FLOWFUSE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
+# Style, layers (imports go down only), types; csrc/ as clang-format has it.
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_out .pytest_cache .ruff_cache .hypothesis flowfuse/_C*.so

@@ -24,8 +24,8 @@ from reporting import OneLineParser
 
 from flowfuse.cli import train
 from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.train_settings import read_command_line
 from flowfuse.config import changed_keys, config_to_dict, read_yaml
-from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory
 
 # A network that has one sense is not trained on samples without it.

@@ -195,7 +195,7 @@ class _Loader(yaml.SafeLoader):
     It also reads `1e-4` as a float: YAML 1.1 asks for a dot, people do not.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
@@ -233,7 +233,7 @@ def _at(where: str) -> str:
     return f"{where}: " if where else ""
 
 
-def _build(cls: type[Config], values: Any, key: str, where: str) -> Config:
+def _build(cls: Any, values: Any, key: str, where: str) -> Any:
     prefix = f"{key}." if key else ""
     if not isinstance(values, Mapping):
         raise ConfigError(
@@ -275,7 +275,7 @@ def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _build(hint, value, key, where)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, arguments, key, where)
@@ -316,7 +316,7 @@ def _convert_union(value: Any, choices: tuple[Any, ...], key: str, where: str) -
 def _convert_tuple(value: Any, kinds: tuple[Any, ...], key: str, where: str) -> tuple[Any, ...]:
     is_list, any_length = isinstance(value, (list, tuple)), kinds[1:] == (Ellipsis,)
     if not is_list or (not any_length and len(value) != len(kinds)):
-        raise _wrong(value, _name(tuple[kinds]), key, where)
+        raise _wrong(value, _name(types.GenericAlias(tuple, kinds)), key, where)
     if any_length:
         kinds = (kinds[0],) * len(value)
     return tuple(

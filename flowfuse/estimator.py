@@ -128,7 +128,7 @@ class Estimator:
     def __repr__(self) -> str:
         return f"Estimator({self.model.config.name}, {self.device}, {self.dtype})"
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 - all that a user may know of a frame pair
         self,
         frame0: Array | None,
         frame1: Array | None,

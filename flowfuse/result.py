@@ -14,7 +14,8 @@ from flowfuse.geometry.bezier import bernstein, bezier, bezier_velocity
 from flowfuse.geometry.grid import inside, sample
 from flowfuse.geometry.laplace import expected_error
 
-Array = np.ndarray | Tensor
+# numpy arrays, or torch tensors where the input was torch: a caller knows which.
+Array = Any
 
 # Fixed-point steps that trace an event back to t0. Each shrinks the error by the spatial gradient
 # of the displacement (about 0.1 inside objects), so six reach 1e-6 of the motion there.
@@ -141,24 +142,24 @@ class Result:
         Raises:
             ValueError: events of another time or of a sensor of another size.
         """
-        events = as_events(events)
-        if events is None:
+        found = as_events(events)
+        if found is None:
             raise ValueError("at_events: events must be Events or arrays, got None")
-        if len(events) and (events.t[0] < self.t0 or events.t[-1] > self.t1):
+        if len(events) and (found.t[0] < self.t0 or found.t[-1] > self.t1):
             raise ValueError(
-                f"at_events: events must lie in [{self.t0}, {self.t1}] us, got {events.t[0]} to "
-                f"{events.t[-1]} us; take events.slice_time(t0, t1)"
+                f"at_events: events must lie in [{self.t0}, {self.t1}] us, got {found.t[0]} to "
+                f"{found.t[-1]} us; take events.slice_time(t0, t1)"
             )
-        if events.height is not None and (events.height, events.width) != (self.height, self.width):
+        if found.height is not None and (found.height, found.width) != (self.height, self.width):
             raise ValueError(
                 f"at_events: events must be of {self.width} x {self.height} px as the flow, got "
-                f"those of a sensor of {events.width} x {events.height} px"
+                f"those of a sensor of {found.width} x {found.height} px"
             )
         device = self._points.device
-        tau = (events.t - self.t0) / (self.t1 - self.t0)
+        tau = (found.t - self.t0) / (self.t1 - self.t0)
         weights = self._weights(torch.from_numpy(tau).float().to(device))  # [N, n]
-        place = np.stack((events.x, events.y)).astype(np.float32)
-        place = torch.from_numpy(place)[None, :, None].to(device)  # [1, 2, 1, N]
+        positions = np.stack((found.x, found.y)).astype(np.float32)
+        place = torch.from_numpy(positions)[None, :, None].to(device)  # [1, 2, 1, N]
         origin = place
         for _ in range(TRACE_STEPS):
             moved = torch.einsum("pn,ncp->cp", weights, self._controls_at(origin))

@@ -39,6 +39,12 @@ class Interval:
     t1: int
     frames: tuple[int, int] | None
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The indices of the two frames, of an interval that has some."""
+        assert self.frames is not None
+        return self.frames
+
 
 def plan_frame_pairs(
     recording: Recording,
@@ -155,10 +161,11 @@ def check_events(recording: Recording) -> None:
 
 def describe_times(recording: Recording) -> str:
     """Say from when to when events and frames go, and what is expected of them."""
-    frames = recording.frame_times[[0, -1]].tolist()
+    first, last = recording.frame_times[[0, -1]].tolist()
+    start, end = recording.event_range or (0, 0)
     return (
         f"{recording.path or 'the recording'}: the events go from "
-        f"{_seconds(*recording.event_range, 'to')}, the frames from {_seconds(*frames, 'to')}; "
+        f"{_seconds(start, end, 'to')}, the frames from {_seconds(first, last, 'to')}; "
         "both need one clock, in the units that the formats expect "
         "(text: seconds; integer t of .h5 and .npz: microseconds)"
     )
@@ -237,14 +244,16 @@ class FrameReader:
         self._kept = {
             i: self._kept[i] if i in self._kept else self.recording.frame(i) for i in window.frames
         }
-        return tuple(self._kept[i] for i in window.frames)
+        first, last = window.frames
+        return self._kept[first], self._kept[last]
 
     def exposures(self, window: Interval) -> tuple[int | None, int | None]:
         """Return the exposure durations of a window's frames in microseconds, None if unknown."""
         intervals = self.recording.exposures
         if window.frames is None or intervals is None:
             return None, None
-        return tuple(int(intervals[i][1] - intervals[i][0]) for i in window.frames)
+        first, last = (int(intervals[i][1] - intervals[i][0]) for i in window.frames)
+        return first, last
 
 
 def count_gaps(windows: list[Interval]) -> int:

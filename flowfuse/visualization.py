@@ -339,7 +339,7 @@ def _open_video(
 ) -> tuple[cv2.VideoWriter, str]:
     even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     for codec in ("vp09", "mp4v"):
-        fourcc = cv2.VideoWriter_fourcc(*codec)
+        fourcc = cv2.VideoWriter.fourcc(*codec)
         writer = cv2.VideoWriter(opencv_name(temporary), fourcc, fps, even)
         if writer.isOpened():
             return writer, codec

@@ -8,4 +8,5 @@ infer_figures.py     its pictures
 infer_report.py      metrics.json, and what is printed
 infer_submission.py  the predictions that the benchmark of DSEC asks for
 train.py             flowfuse-train
+train_settings.py    its options, from defaults, a recipe and the command line
 """

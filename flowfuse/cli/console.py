@@ -97,7 +97,7 @@ def accept_former_name(parser: argparse.ArgumentParser, former: str, option: str
         former,
         dest=present.dest,
         action=FormerName,
-        type=present.type,
+        type=present.type or str,
         choices=present.choices,
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS,

@@ -94,9 +94,9 @@ def _draw_times(
     result: Result, ground_truths: dict[float, Truth], times: Sequence[float]
 ) -> np.ndarray:
     """Displacement from t0 to several times in one row, the truth below it, in one colour scale."""
-    times = np.array(sorted({*times, 1.0}))
-    shown = np.linspace(0, len(times) - 1, min(len(times), MAX_COLUMNS)).astype(int)
-    times = times[shown].tolist()
+    every = sorted({*times, 1.0})
+    shown = np.linspace(0, len(every) - 1, min(len(every), MAX_COLUMNS)).astype(int)
+    times = [every[i] for i in shown]
     flows = result.at(times)
     largest = colour_range(
         *flows, *(ground_truths[tau][0] for tau in times if tau in ground_truths)

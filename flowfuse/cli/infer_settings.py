@@ -241,7 +241,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
 
     return InferenceConfig(
         input=path(given.input),
-        output=path(given.output or given.submission),
+        output=Path(given.output or given.submission),
         events=path(given.events),
         frames=path(given.frames),
         frame_times=path(given.frame_times),

@@ -61,6 +61,7 @@ def submit(config: InferenceConfig, estimator: Estimator) -> str:
         OSError: it cannot be written.
     """
     path = config.submission
+    assert path is not None and config.input is not None  # the command line asks for both
     if path.exists() and not config.overwrite:
         raise ValueError(f"{path}: exists already; give another name, or --overwrite")
     check_file_path(path)
@@ -105,7 +106,8 @@ def plan_submission(
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such directory, expected the root of DSEC")
-    problems, plans = [], {}
+    problems: list[str] = []
+    plans: dict[str, SequencePlan] = {}
     for name, count in TEST_SEQUENCES.items():
         files = DsecFiles(root, name)
         found = missing_files(files, "test")
@@ -113,7 +115,7 @@ def plan_submission(
         if schedule is None:
             place = schedules or root / "test_forward_optical_flow_timestamps"
             found.append(f"{name}: no schedule {place / name}.csv")
-        if not found:
+        if schedule is not None and not found:
             try:
                 sequence, rows = DsecSequence(files), read_schedule(schedule)
                 if len(rows) != count:
@@ -125,9 +127,9 @@ def plan_submission(
                 found.append(str(error))
         problems += found
     if problems:
-        count = f"{len(problems)} things are" if len(problems) > 1 else "1 thing is"
+        many = f"{len(problems)} things are" if len(problems) > 1 else "1 thing is"
         first = (
-            f"{root}: {count} missing for a submission, or wrong; "
+            f"{root}: {many} missing for a submission, or wrong; "
             f"`python data_tools/download_dsec.py {root} --split test` gets what is missing:"
         )
         raise ListedError("\n  ".join([first, *problems]))
@@ -159,7 +161,7 @@ def plan_windows(
             continue
         between = first - windows[-1].index if windows else 0
         if warm_start and FLOW_STEP < between <= SCHEDULE_STEP:
-            for i in range(windows[-1].frames[1], first - FLOW_STEP + 1, FLOW_STEP):
+            for i in range(windows[-1].pair[1], first - FLOW_STEP + 1, FLOW_STEP):
                 j = i + FLOW_STEP
                 if times[j] - times[i] <= LONGEST_WINDOW:
                     windows.append(Interval(i, int(times[i]), int(times[j]), (i, j)))
@@ -173,7 +175,7 @@ def plan_windows(
     for kind in filter(None, (unknown, uncovered)):
         problems.append(kind[0] + (f" (and {len(kind) - 1} more like it)" if kind[1:] else ""))
     present = {path.name for path in sequence.frame_files}
-    needed = sorted({f"{i:06d}.png" for window in windows for i in window.frames})
+    needed = sorted({f"{i:06d}.png" for window in windows for i in window.pair})
     absent = [name for name in needed if name not in present]
     if absent:
         problems.append(f"{sequence.name}: {len(absent)} images are missing, e.g. {absent[0]}")
@@ -188,10 +190,12 @@ def predict(
     Yields:
         A window, its flow [2, H, W] px, and the seconds in the estimator.
     """
-    reader, former, flow = FrameReader(plan.sequence), None, None
+    reader = FrameReader(plan.sequence)
+    former: Interval | None = None
+    flow = np.empty(0)
     for window in plan.windows:
         flow_init = None
-        if config.warm_start and former is not None and former.frames[1] == window.frames[0]:
+        if config.warm_start and former is not None and former.pair[1] == window.pair[0]:
             share = (window.t1 - window.t0) / (former.t1 - former.t0)
             flow_init = share * carry_forward(flow)
         result, seconds = estimate_interval(

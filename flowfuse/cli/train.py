@@ -26,13 +26,14 @@ from torch.distributed import DistError
 
 from flowfuse import distributed
 from flowfuse.cli.console import INTERRUPTED
+from flowfuse.cli.train_settings import PROGRAM, RunOptions, read_command_line
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.model.checkpoint import resolve_checkpoint
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.training.devices import own_device
 from flowfuse.training.finetune import compare
 from flowfuse.training.pools import make_held_out, make_pool
-from flowfuse.training.settings import PROGRAM, RunOptions, TrainConfig, read_command_line
+from flowfuse.training.settings import TrainConfig
 from flowfuse.training.state import RunDirectory, TrainingState, count_parameters
 from flowfuse.training.stopping import StopRequest
 from flowfuse.training.trainer import NotFiniteError, Trainer

@@ -176,7 +176,7 @@ def _decode_flo(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     interleaved = np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2)
     flow = np.ascontiguousarray(interleaved.transpose(2, 0, 1), dtype=np.float32)  # [2, H, W]
     # NaN compares false: it is invalid too.
-    return flow, (np.abs(flow) <= _FLO_UNKNOWN_ABOVE).all(axis=0)
+    return flow, np.all(np.abs(flow) <= _FLO_UNKNOWN_ABOVE, axis=0)
 
 
 def _encode_flo(flow: np.ndarray, valid: np.ndarray) -> bytes:

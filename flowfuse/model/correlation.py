@@ -117,6 +117,9 @@ class WindowMatching(nn.Module):
         degree: n, control points of a trajectory.
     """
 
+    sums: Tensor
+    stiffness: Tensor
+
     def __init__(self, radius: int, levels: int, degree: int) -> None:
         super().__init__()
         # In numpy: on the meta device, where checkpoints are checked, torch's own would import

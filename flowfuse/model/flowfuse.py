@@ -10,7 +10,7 @@ gradient steps <- refinement <- recurrent update <- propagation <- gates <--- to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,8 @@ class FlowFuse(nn.Module):
     Args:
         config: the architecture; see :class:`ModelConfig`.
     """
+
+    tau: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -231,8 +233,8 @@ class FlowFuse(nn.Module):
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
             frames = self._encode_modality(self.frame_stem, images, scene.modality_mask[:, 0])
         return (
-            events or zero_features(frames, slices.shape[1]),
-            frames or zero_features(events, 2),
+            events or zero_features(cast(Encoded, frames), slices.shape[1]),
+            frames or zero_features(cast(Encoded, events), 2),
         )
 
     def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
@@ -241,7 +243,7 @@ class FlowFuse(nn.Module):
         An absent sense would still give the features of an empty image: stem and latents are made
         zero.
         """
-        first: Tensor | None = None
+        first = torch.empty(0)
         fine: list[Tensor] = []
         latents: list[Tensor] = []
         for part in in_turn(images):
@@ -250,7 +252,7 @@ class FlowFuse(nn.Module):
             features = features * there.to(features.dtype)
             latent = self.trunk(features)
             latent = latent * there.to(latent.dtype)
-            if first is None:
+            if not fine:
                 first = features.unflatten(0, part.shape[:2])[:, 0]
             fine += self.fine(features).unflatten(0, part.shape[:2]).unbind(dim=1)
             latents += latent.unflatten(0, part.shape[:2]).unbind(dim=1)
@@ -365,7 +367,7 @@ class FlowFuse(nn.Module):
         config = self.config
         height, width = scene.frame0.shape[-2:]
         agreement = torch.zeros_like(scene.density[:, :1])
-        raw = (scene.frame0, scene.frame1, compress(scene.event_sum))
+        raw: tuple[Tensor, ...] = (scene.frame0, scene.frame1, compress(scene.event_sum))
         if config.common_gradient:
             # The gradient equation holds over short motion only: predict what slice E_1 saw.
             first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,9 @@ class Refinement(nn.Module):
         gradient_steps: S, the number of gradient steps that follow.
     """
 
-    def __init__(
+    tau: Tensor
+
+    def __init__(  # noqa: PLR0913 - sizes of its layers
         self,
         stem_channels: int,
         channels: int,
@@ -86,7 +88,8 @@ class Refinement(nn.Module):
         self.out = nn.Conv2d(hidden, sum(self.splits), 1)
         self.mask = UpsampleMask(hidden, stride)
         start_near_zero(self.out)
-        _, trust, uncertainty, log_priors = self.out.bias.detach().split(self.splits)
+        bias: Any = self.out.bias
+        _, trust, uncertainty, log_priors = bias.detach().split(self.splits)
         trust.fill_(START_TRUST)
         # The errors of the first steps are many px: a scale that starts small would be driven up
         # through all that comes before it.

@@ -102,13 +102,15 @@ class UpdateHead(nn.Module):
 def start_near_zero(layer: nn.Conv2d) -> None:
     """Start from nearly no motion: a random first estimate would look up random places."""
     nn.init.uniform_(layer.weight, -1e-3, 1e-3)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
     """Start without any say: what the layer's output is added to is as it would be without it."""
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -1,6 +1,7 @@
 """The parts of a training run; flowfuse/cli/train.py wires them together.
 
-settings.py    from defaults, a recipe and the command line
+settings.py    what a training is
+data_spec.py   the text that names what to train on
 pools.py       what is trained and measured on
 sampling.py    which sample belongs to which step
 trainer.py     the loop

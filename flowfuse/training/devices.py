@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from flowfuse import distributed
 from flowfuse.estimator import select_device
-
-if TYPE_CHECKING:
-    from flowfuse.training.settings import TrainConfig
+from flowfuse.training.settings import TrainConfig
 
 
 def own_device(name: str) -> torch.device:

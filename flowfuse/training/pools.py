@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -21,72 +20,14 @@ from flowfuse.data.datasets.dsec.dataset import DsecDataset
 from flowfuse.data.datasets.mvsec.dataset import MvsecDataset
 from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX, open_mvsec
 from flowfuse.data.synthetic.dataset import SceneDataset
-from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.training.data_spec import parse_data, scene_weights
 from flowfuse.training.devices import scene_device
 from flowfuse.training.finetune import RecordingPairs
 from flowfuse.training.sampling import VALIDATION_SEED
-
-if TYPE_CHECKING:  # the settings check themselves with this module
-    from flowfuse.training.settings import TrainConfig
+from flowfuse.training.settings import TrainConfig
 
 Pool = Dataset | list[Sample]
-KINDS = ("scenes", "recording", "dsec", "mvsec")
 MVSEC_HELD_OUT = 0.1  # of every sequence's pairs, at its end: MVSEC has no split of its own
-
-
-def parse_data(data: str) -> tuple[str, str]:
-    """Read what to train on.
-
-    Returns:
-        Its kind, one of KINDS, and what follows: presets with weights, or a path.
-
-    Raises:
-        ValueError: another kind, or presets that :func:`scene_weights` refuses.
-    """
-    kind, _, rest = data.partition(":")
-    if kind not in KINDS or not rest:
-        raise ValueError(
-            "data must be scenes:PRESET, scenes:A=2,B=1, recording:PATH, dsec:ROOT or mvsec:PATH, "
-            f"got {data!r}"
-        )
-    if kind == "scenes":
-        scene_weights(rest)
-    return kind, rest
-
-
-def scene_weights(text: str) -> dict[str, float]:
-    """Read a mixture of scenes.
-
-    Args:
-        text: "fast", or presets with weights, "fast=2,blur=1".
-
-    Returns:
-        {preset: weight}, in the given order.
-
-    Raises:
-        ValueError: an unknown preset, or a weight that is no positive number.
-    """
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = part.strip().partition("=")
-        if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"data: unknown preset {name!r} in {text!r}; known: {known}")
-        if name in weights:
-            raise ValueError(f"data: preset {name} is named twice in {text!r}")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            raise ValueError(f"data: weight of {name} must be a number, got {weight!r}") from None
-        if not 0 < weights[name] < float("inf"):
-            raise ValueError(f"data: weight of {name} must be positive, got {weight}")
-    return weights
-
-
-def absolute(data: str) -> str:
-    """The same data, named as it can be found from any working directory."""
-    kind, rest = parse_data(data)
-    return data if kind == "scenes" else f"{kind}:{Path(rest).absolute()}"
 
 
 def make_pool(config: TrainConfig) -> Pool:

@@ -72,7 +72,8 @@ class TrainingState:
     ) -> None:
         torch.manual_seed(seed)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = FlowFuse(config).to(device).to(memory_format=layout).train()
+        self.model = FlowFuse(config).to(device)
+        self.model = self.model.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.decay = decay
         # (averaged, trained) weights: the same storage for good.
@@ -281,10 +282,10 @@ class RunDirectory:
                 refused.append((path, error))
                 continue
             settings = state.restore(path)
-            for broken, error in refused:
+            for broken, reason in refused:
                 # Renamed: neither lost, nor taken for a checkpoint again.
                 broken.rename(broken.with_name(f"unreadable_{broken.name}"))
-                print(f"{error}; set aside, using {path.name}", file=sys.stderr)
+                print(f"{reason}; set aside, using {path.name}", file=sys.stderr)
             return path, settings
         raise refused[0][1]
 

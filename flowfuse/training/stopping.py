@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
@@ -24,7 +25,7 @@ class StopRequest:
         self.requested = False
         self._deadline = deadline
         self._insist = insist
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # as signal.signal gives and takes them
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it

@@ -7,9 +7,9 @@ import pytest
 
 from flowfuse.cli import train
 from flowfuse.cli.console import INTERRUPTED
+from flowfuse.cli.train_settings import read_command_line
 from flowfuse.config import write_yaml
 from flowfuse.model import FlowFuse
-from flowfuse.training.settings import read_command_line
 from flowfuse.training.state import RunDirectory
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from flowfuse.cli.train_settings import read_command_line
 from flowfuse.config import ConfigError
 from flowfuse.data import augment as tr
 from flowfuse.data import corruption as co
 from flowfuse.losses.supervised import matching_loss
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.training.sampling import iterations_of, model_inputs
-from flowfuse.training.settings import read_command_line
 
 HEIGHT, WIDTH = 40, 48
 KINDS = {**co.EVENT_KINDS, **co.FRAME_KINDS}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import flowfuse
 from flowfuse.cli import train
+from flowfuse.cli.train_settings import read_command_line
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import Estimator
@@ -25,7 +26,6 @@ from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.runner import FrameReader, estimate_interval
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator, compare
-from flowfuse.training.settings import read_command_line
 
 HEIGHT, WIDTH, SPEED, GAP = 40, 48, 3, 30_000  # px, px, px per frame, us between frames
 pytestmark = pytest.mark.usefixtures("one_thread")

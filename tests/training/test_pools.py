@@ -7,10 +7,11 @@ import pytest
 from dsec_cases import write
 
 from flowfuse.cli import train
+from flowfuse.cli.train_settings import read_command_line
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.events import Events
-from flowfuse.training.pools import make_pool, mvsec_sequences, parse_data, scene_weights
-from flowfuse.training.settings import read_command_line
+from flowfuse.training.data_spec import parse_data, scene_weights
+from flowfuse.training.pools import make_pool, mvsec_sequences
 
 HEIGHT, WIDTH, FRAMES = 20, 24, 21
 TINY = [

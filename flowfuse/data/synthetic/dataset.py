@@ -97,7 +97,7 @@ class SceneDataset(Dataset):
             worker processes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings that make a data set
         self,
         preset: str | Mapping[str, float],
         seed: int,

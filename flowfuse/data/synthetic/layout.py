@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Layout:
 class Surface:
     """A plane before it has its texture."""
 
-    motion: Motion
+    motion: Any  # a Motion; those of the world are WorldPlaneMotion
     size: tuple[int, int]  # texels (h, w)
     mask: np.ndarray | None = None  # None = the whole rectangle
     unbounded: bool = False  # the texture repeats

@@ -166,7 +166,7 @@ class Scene:
         return F.max_pool2d(border[None].float(), 3, stride=1, padding=1)[0] > 0
 
 
-def generate_scene(
+def generate_scene(  # noqa: PLR0913 - the settings that make a scene
     seed: int,
     preset: str | SceneConfig,
     height: int,

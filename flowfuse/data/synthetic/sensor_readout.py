@@ -60,6 +60,7 @@ def read_out(
         kept = np.argsort(times, kind="stable")
         times = times[kept]
     if config.rate_cap_hz is not None and times.size:
+        assert events.height is not None and events.width is not None
         pixels = events.height * events.width
         most = max(1, round(config.rate_cap_hz * 1e-6 * RATE_BIN_US * pixels))
         read = _within_cap(times, most, rng)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class SensorConfig:
     @classmethod
     def noiseless(cls, threshold: float = 0.2, **changes: float | bool | None) -> SensorConfig:
         """An ideal sensor: one threshold, unlimited bandwidth, no noise, no leak, never blind."""
-        values = {
+        values: dict[str, Any] = {
             "threshold_on": threshold,
             "threshold_off": threshold,
             "threshold_spread": 0.0,
@@ -173,6 +174,7 @@ class EventSensor:
         signal = self._followed
         if self.config.leak_hz:
             # A sinking memory is the same as a rising signal.
+            assert self._started_at is not None  # observe() sets it
             elapsed = self._time + step - self._started_at
             signal = torch.add(signal, self._leak, alpha=elapsed)
         change = signal - self._level
@@ -235,8 +237,8 @@ class EventSensor:
             torch.cat(parts) for parts in zip(*found, strict=True)
         )
         burst = torch.repeat_interleave(count)
-        order = torch.arange(burst.numel(), device=burst.device) - (count.cumsum(0) - count)[burst]
-        time = first[burst] + spacing[burst] * order
+        number = torch.arange(burst.numel(), device=burst.device) - (count.cumsum(0) - count)[burst]
+        time = first[burst] + spacing[burst] * number
         noise_pixel, noise_time, noise_rising = (
             np.concatenate(parts) for parts in zip(*noise, strict=True)
         )
@@ -314,10 +316,11 @@ def stream_events(
         instants = np.array([int(t) for _, t in block], dtype=np.int64)
         _require(instants[0] >= 0, "frame times must not be negative", int(instants[0]))
         steps = np.diff(instants, prepend=last)
-        _require((steps > 0).all(), "frame times must increase strictly", instants.tolist())
+        _require(bool((steps > 0).all()), "frame times must increase strictly", instants.tolist())
         last = int(instants[-1])
         if sensor is None:
-            sensor = EventSensor(*stack.shape[1:], config or SensorConfig(), seed, device)
+            height, width = stack.shape[1:]
+            sensor = EventSensor(height, width, config or SensorConfig(), seed, device)
         yield sensor.observe(stack.to(device), instants)
     if sensor is None:
         raise ValueError("simulate_events: no frame given, expected at least one")

@@ -130,7 +130,8 @@ def dead_leaves(rng: Generator, height: int, width: int) -> np.ndarray:
             outline = places[i] + radius[i] * np.stack((np.cos(corners), np.sin(corners)), axis=1)
             cv2.fillPoly(canvas, [_fixed_point(outline)], float(value[i]), cv2.LINE_8, 4)
         else:
-            _disc(canvas, *places[i], radius[i], value[i])
+            x, y = places[i]
+            _disc(canvas, x, y, radius[i], value[i])
     return canvas
 
 

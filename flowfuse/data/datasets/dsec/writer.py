@@ -136,7 +136,7 @@ def default_rig(size: tuple[int, int], image_size: tuple[int, int]) -> Rig:
     )
 
 
-def write_sequence(
+def write_sequence(  # noqa: PLR0913 - one argument for each kind of file
     root: str | os.PathLike,
     name: str,
     events: Events,
