@@ -91,7 +91,7 @@ class FileRecording:
 
     def frame(self, index: int) -> np.ndarray:
         """Read frame ``index``: uint8 [H, W], or [H, W, 3] in RGB order."""
-        if not 0 <= index < len(self.frame_times):
+        if self._frame_source is None or not 0 <= index < len(self.frame_times):
             raise IndexError(f"frame {index} of a recording with {len(self.frame_times)} frames")
         frame = self._frame_source.read(index)
         if frame.shape[:2] != (self.height, self.width):
@@ -129,22 +129,22 @@ class FileRecording:
 
     def _find_size(self, stated_size: tuple[str, tuple[int, int]] | None) -> tuple[int, int]:
         """(height, width); what states it goes to _size_source. Statements must agree."""
+        events, frames = self._event_file, self._frame_source
         stated = [] if stated_size is None else [stated_size]
-        if self.has_frames:
-            first = self._frame_source.read(0)
-            stated.append((self._frame_source.name(0), first.shape[:2]))
-        if self._event_file is not None and self._event_file.sensor_size is not None:
-            stated.append((str(self._event_file.path), self._event_file.sensor_size))
-        if not stated and self._event_file is None:
+        if frames is not None and self.has_frames:
+            stated.append((frames.name(0), frames.read(0).shape[:2]))
+        if events is not None and events.sensor_size is not None:
+            stated.append((str(events.path), events.sensor_size))
+        if not stated and events is None:
             raise ValueError(f"{self.path}: the recording has neither events nor frames")
-        if not stated:
-            size = self._event_file.coordinate_extent()
+        if not stated and events is not None:
+            size = events.coordinate_extent()
             warnings.warn(
-                f"{self._event_file.path}: the sensor size is not stated; {size[1]} x {size[0]} px "
+                f"{events.path}: the sensor size is not stated; {size[1]} x {size[0]} px "
                 "is taken from the largest coordinates. State it in sensor.txt (width height)",
                 stacklevel=6,
             )
-            stated.append((f"the extent of {self._event_file.path}", size))
+            stated.append((f"the extent of {events.path}", size))
         self._size_source, size = stated[0]
         for source, other in stated[1:]:
             if tuple(other) != tuple(size):

@@ -17,7 +17,10 @@ from flowfuse.data.recording import Recording
 from flowfuse.data.registry import Registry
 
 DATASETS: Registry[DataSet] = Registry(
-    DataSet, "flowfuse.data.datasets", "DATASET", "flowfuse.datasets"
+    DataSet,  # type: ignore[type-abstract]  # asked for by isinstance alone
+    "flowfuse.data.datasets",
+    "DATASET",
+    "flowfuse.datasets",
 )
 
 
@@ -65,7 +68,8 @@ def open_recording(
             path, events=events, frames=frames, times=times, calibration=calibration
         )
     except NothingRecordedError:
-        _refuse_root(path)
+        if path is not None:
+            _refuse_root(path)
         raise
 
 

@@ -13,11 +13,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
 
-Item = TypeVar("Item")
+
+class Offered(Protocol):
+    """What Format and DataSet have in common."""
+
+    rank: int
+
+    def check(self) -> None:
+        """Refuse one that does not say what it is: TypeError, ValueError."""
+
+
+Item = TypeVar("Item", bound=Offered)
 Answer = TypeVar("Answer")
 
 

@@ -65,12 +65,12 @@ class DirectoryRecording(FileRecording):
         event_file: EventFile | None,
         frame_source: FrameSource | None,
     ) -> None:
-        count = 0 if frame_source is None else len(frame_source.times)
+        times = np.empty(0, np.int64) if frame_source is None else frame_source.times
         exposures = size = None
         if path is not None and path.is_dir() and (path / "exposures.txt").is_file():
-            exposures = read_exposures(path / "exposures.txt", count)
-            if count:
-                _check_exposures(path / "exposures.txt", exposures, frame_source.times)
+            exposures = read_exposures(path / "exposures.txt", len(times))
+            if len(times):
+                _check_exposures(path / "exposures.txt", exposures, times)
         if path is not None and (path / "sensor.txt").is_file():
             size = str(path / "sensor.txt"), _read_sensor(path / "sensor.txt")
         super().__init__(path, event_file, frame_source, exposures=exposures, stated_size=size)
@@ -127,7 +127,7 @@ def open_directory(
     if path is not None and not path.exists():
         raise FileNotFoundError(f"{path}: no such recording")
     known = None if path is None else _find_any_format(path)
-    if known is not None:
+    if path is not None and known is not None:
         has_events, has_frames = known.contents(path)
         events = path if events is None and has_events else events
         frames = path if frames is None and has_frames else frames

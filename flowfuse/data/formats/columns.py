@@ -152,8 +152,8 @@ def check_columns(columns: dict[str, Any], kind: str, found: list[str]) -> None:
             )
     lengths = {name: column.shape[0] for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise ValueError(f"x, y, t and p must have the same length, got {found}")
+        got = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"x, y, t and p must have the same length, got {got}")
 
 
 def _extent(name: str, column: Any) -> int:

@@ -39,7 +39,8 @@ def read_frame_list(path: Path) -> tuple[np.ndarray, list[str] | None]:
     Returns:
         [F] int64 microseconds, strictly increasing and not negative; the names, or None.
     """
-    times, names = [], []
+    times: list[int] = []
+    names: list[str] = []
     for number, fields in _numbered_fields(path):
         try:
             time = _microseconds(fields[0])

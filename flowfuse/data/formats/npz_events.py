@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flowfuse.data.formats.base import EventFile, Format
 from flowfuse.data.formats.columns import ColumnFile, Columns, check_columns
@@ -33,7 +34,7 @@ class NpzEvents(ColumnFile):
                     "MiB; np.savez (not savez_compressed) avoids that",
                     stacklevel=6,
                 )
-            arrays = {name: map_member(path, archive, name) for name in names}
+            arrays: dict[str, Any] = {name: map_member(path, archive, name) for name in names}
             check_columns(arrays, "arrays", sorted(stored))
         self._arrays = Columns(**arrays)
         self._check_ends()

@@ -206,7 +206,8 @@ class RawEvents(IndexedEventFile):
         columns = [np.concatenate(c) for c in zip(*parts, strict=True)] if parts else _no_events()
         window = slice(*np.searchsorted(columns[2], (t0, max(t0, t1)), side="left"))
         start = (blocks[first].index if parts else 0) + int(window.start)
-        return start, tuple(column[window] for column in columns)
+        x, y, t, p = (column[window] for column in columns)
+        return start, (x, y, t, p)
 
     def _index(self) -> list[_Block]:
         if self._blocks is not None:

@@ -83,8 +83,12 @@ class TextIndex:
     def _build(self) -> None:
         if self._built:
             return
-        offsets, times, lines, events = [], [], [], [0]
-        largest, integral, last, polarities = np.zeros(2), True, 0, set()
+        offsets: list[int] = []
+        times: list[int] = []
+        lines: list[int] = []
+        events = [0]
+        largest, integral, last = np.zeros(2), True, 0
+        polarities: set[float] = set()
         end = 0
         with open(self.path, "rb") as file:
             for offset, line, text in self._blocks(file):

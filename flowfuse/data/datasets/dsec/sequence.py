@@ -86,23 +86,23 @@ class DsecSequence:
         if missing:
             raise FileNotFoundError("; ".join(missing))
         self.files, self.name, self.path = files, files.name, files.root / files.name
-        self._events = DsecEvents(files.find("events"))
-        rectify_map = read_rectify_map(files.find("rectify_map"))
+        self._events = DsecEvents(files.get("events"))
+        rectify_map = read_rectify_map(files.get("rectify_map"))
         self.height, self.width = rectify_map.shape[:2]
         x, y = rectify_map.reshape(-1, 2).T
         # Of each raw pixel, [H W]: its rectified column and row, and whether the view has it.
         self._rectified = np.ascontiguousarray(x), np.ascontiguousarray(y)
         self._seen = (x > -1) & (x < self.width) & (y > -1) & (y < self.height)
-        self.frame_times = read_image_times(files.find("image_times"))
+        self.frame_times = read_image_times(files.get("image_times"))
         exposures = files.find("exposures")
         self.exposures = (
             None if exposures is None else read_exposure_times(exposures, len(self.frame_times))
         )
         directory = files.find("event_view_images")
         self.warped = directory is None
-        self._images: Path = files.find("images") if directory is None else directory
+        self._images = files.get("images") if directory is None else directory
         if self.warped:
-            self._calibration = files.find("calibration")
+            self._calibration = files.get("calibration")
             self._view_change, self._image_size = read_view_change(self._calibration)
 
     def __repr__(self) -> str:

@@ -202,18 +202,19 @@ def open_mvsec(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected <sequence>{DATA_SUFFIX}")
-    frames = MvsecFrames(path)
-    events = MvsecEvents(path, frames.size)
+    raw_frames = MvsecFrames(path)
+    raw_events = MvsecEvents(path, raw_frames.size)
     if ground_truth is None:
         stem = str(path).removesuffix(DATA_SUFFIX)
         found = (Path(stem + end) for end in ("_gt.hdf5", "_gt_flow_dist.npz"))
         ground_truth = next((file for file in found if file.is_file()), None)
     maps = None if ground_truth is None else FlowMaps(Path(ground_truth))
-    if undistort is not None:
-        forward = _read_rectification(Path(undistort), frames.size)
-        events = RemappedEvents(events, forward)
-        frames = RemappedFrames(frames, invert_map(forward))
-    return MvsecRecording(path, events, frames, maps, undistort is not None)
+    if undistort is None:
+        return MvsecRecording(path, raw_events, raw_frames, maps, undistorted=False)
+    forward = _read_rectification(Path(undistort), raw_frames.size)
+    events = RemappedEvents(raw_events, forward)
+    frames = RemappedFrames(raw_frames, invert_map(forward))
+    return MvsecRecording(path, events, frames, maps, undistorted=True)
 
 
 def _read_rectification(directory: Path, size: tuple[int, int]) -> np.ndarray:
