@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from flowfuse.data.augment import Sample, with_modality_mask
 from flowfuse.data.formats.frames import as_gray
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.dataset import SceneDataset
 from flowfuse.data.synthetic.scenes import Scene

@@ -50,8 +50,8 @@ from reporting import (
 from torch.utils.data import DataLoader, Dataset
 
 from flowfuse.data.formats.event_writer import write_event_parts
-from flowfuse.data.formats.events import open_event_file
 from flowfuse.data.formats.hdf5 import register_codecs
+from flowfuse.data.registry import open_event_file
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 480, 640

@@ -31,7 +31,8 @@ from reporting import OneLineParser
 
 from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.formats.frames import as_gray
-from flowfuse.data.recording import Recording, open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import flow_metrics
 from flowfuse.events import Events

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flowfuse.cli.console import leave, run_command
 from flowfuse.data.formats.event_writer import EVENT_FORMATS
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_copy import copy_recording
 
 

@@ -16,7 +16,8 @@ from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
-from flowfuse.data.recording import Recording, open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording import Recording
 from flowfuse.io.atomic import check_file_path
 from flowfuse.visualization import contact_sheet, render_events, render_heat, write_image
 

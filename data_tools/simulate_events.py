@@ -19,9 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse.cli.console import leave, run_command
+from flowfuse.data.formats.base import FrameSource
 from flowfuse.data.formats.event_writer import write_event_parts
-from flowfuse.data.formats.frames import FrameSource, as_gray, list_images, open_frames
+from flowfuse.data.formats.frames import as_gray, list_images
 from flowfuse.data.recording_writer import write_frames
+from flowfuse.data.registry import open_frames
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device

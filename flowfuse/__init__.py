@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowfuse import ops
+    from flowfuse.data.opening import open_recording
     from flowfuse.estimator import Estimator, load
     from flowfuse.events import Events
     from flowfuse.io.flow import read_flow, write_flow
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "__version__",
     "load",
+    "open_recording",
     "ops",
     "read_flow",
     "sample_recording",
@@ -40,6 +42,7 @@ _HOMES = {
     "Events": "flowfuse.events",
     "Result": "flowfuse.result",
     "load": "flowfuse.estimator",
+    "open_recording": "flowfuse.data.opening",
     "read_flow": "flowfuse.io.flow",
     "write_flow": "flowfuse.io.flow",
 }

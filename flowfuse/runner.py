@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowfuse.data.formats.events import EVENT_SUFFIXES
 from flowfuse.data.recording import Recording
+from flowfuse.data.registry import event_suffixes
 from flowfuse.estimator import Estimator
 from flowfuse.inputs import input_interval
 from flowfuse.result import Result
@@ -144,7 +144,7 @@ def check_events(recording: Recording) -> None:
     """
     if not recording.has_events:
         directory = recording.path is not None and recording.path.is_dir()
-        names = ", ".join(f"events{suffix}" for suffix in EVENT_SUFFIXES)
+        names = ", ".join(f"events{suffix}" for suffix in event_suffixes())
         missing = f"no event file in {recording.path} ({names})" if directory else "no event file"
         warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
         return

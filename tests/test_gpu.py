@@ -434,7 +434,7 @@ def test_the_sample_agrees_with_the_cpu(precision):
     for package in ("cv2", "h5py", "hdf5plugin", "safetensors"):
         pytest.importorskip(package)
     import flowfuse
-    from flowfuse.data.recording import open_recording
+    from flowfuse.data.opening import open_recording
 
     recording = open_recording(flowfuse.sample_recording())
     t0, t1 = map(int, recording.frame_times[:2])

@@ -1,10 +1,13 @@
 """Data: recordings read from disk, and scenes generated with exact truth.
 
 formats/    files of events and frames, one module a format
-datasets/   the data sets DSEC and MVSEC
+datasets/   the plain directory, DSEC and MVSEC, one module or folder a data set
 synthetic/  generated scenes, and the simulated cameras that watch them
 
-recording.py         a recording of any camera or data set, opened by one function
+recording.py         what a recording is: the interface
+opening.py           opening a recording of any camera or data set
+registry.py          the formats that are known, of this package and of others
+file_recording.py    a recording made of an event file and frames
 recording_writer.py  writing one
 recording_copy.py    copying one into another layout
 calibration.py       the cameras of a rig, brought onto one pixel grid

@@ -30,8 +30,7 @@ import cv2
 import numpy as np
 import yaml
 
-from flowfuse.data.formats.events import EventFile
-from flowfuse.data.formats.frames import FrameSource
+from flowfuse.data.formats.base import EventFile, FrameSource
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames
 
 MODELS = {"pinhole": (4, 5, 8, 12, 14), "fisheye": (4,)}  # numbers of coefficients
@@ -61,7 +60,7 @@ class Camera:
 
     def undistort(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels [N, 2] (x, y) to rays [N, 2], their directions at depth 1."""
-        points = np.asarray(pixels, np.float64).reshape(-1, 1, 2)
+        points: np.ndarray = np.asarray(pixels, np.float64).reshape(-1, 1, 2)
         if self.model == "fisheye":
             rays = cv2.fisheye.undistortPoints(points, self.matrix, self.distortion)
             return rays.reshape(-1, 2)
@@ -167,9 +166,9 @@ def read_calibration(path: str | os.PathLike) -> Calibration:
     rotation = _numbers(path, "R", content["R"])
     if rotation.shape != (3, 3):
         raise ValueError(f"{path}: R must be a 3 x 3 matrix, got shape {list(rotation.shape)}")
-    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if error > _ROTATION_ERROR or np.linalg.det(rotation) < 0:
-        raise ValueError(f"{path}: R must be a rotation; R R^T is off the identity by {error:.2g}")
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if off > _ROTATION_ERROR or np.linalg.det(rotation) < 0:
+        raise ValueError(f"{path}: R must be a rotation; R R^T is off the identity by {off:.2g}")
     return Calibration(events, _read_camera(path, "frames", content["frames"]), rotation)
 
 

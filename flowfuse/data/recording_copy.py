@@ -9,22 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.datasets.dsec.sequence import DsecSequence
 from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.data.formats.event_writer import EVENT_FORMATS, write_event_parts
-from flowfuse.data.formats.events import EVENT_SUFFIXES
-from flowfuse.data.formats.frames import VIDEO_SUFFIXES, as_gray
+from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording, iterate_events
 from flowfuse.data.recording_writer import write_frames
+from flowfuse.data.registry import event_suffixes, video_suffixes
 from flowfuse.io.atomic import atomic_directory
 from flowfuse.io.flow import tau_directory, write_flow
 
-Source = Recording | DsecSequence
-
 
 def copy_recording(
-    recording: Source, path: str | os.PathLike, *, events_format: str | None = None
+    recording: Recording, path: str | os.PathLike, *, events_format: str | None = None
 ) -> list[str]:
     """Write a recording in another layout, complete or not at all; what it cannot hold is told.
 
@@ -54,7 +51,7 @@ def copy_recording(
         raise ValueError(
             f"{path}: its name says {kind}, events_format says {events_format}: give one of them"
         )
-    if suffix in {*EVENT_SUFFIXES, *VIDEO_SUFFIXES} and not (is_mvsec or is_file):
+    if suffix in {*event_suffixes(), *video_suffixes()} and not (is_mvsec or is_file):
         written = ", ".join(sorted(set(EVENT_FORMATS.values())))
         raise ValueError(
             f"{path}: nothing is written as {suffix}; name a file that ends in {written} (events "
@@ -67,7 +64,7 @@ def copy_recording(
     return _copy_to_directory(recording, path, events_format or "h5")
 
 
-def _copy_events(recording: Source, path: Path, events_format: str | None) -> list[str]:
+def _copy_events(recording: Recording, path: Path, events_format: str | None) -> list[str]:
     if path.exists():
         raise ValueError(f"{path}: exists already")
     if not recording.has_events:
@@ -80,7 +77,7 @@ def _copy_events(recording: Source, path: Path, events_format: str | None) -> li
     return [f"{path}: {count} events"]
 
 
-def _copy_to_directory(recording: Source, path: Path, events_format: str) -> list[str]:
+def _copy_to_directory(recording: Recording, path: Path, events_format: str) -> list[str]:
     size, count, lines = (recording.height, recording.width), len(recording.frame_times), []
     with atomic_directory(path) as directory:
         if recording.has_events:
@@ -108,7 +105,7 @@ def _copy_to_directory(recording: Source, path: Path, events_format: str) -> lis
     return lines
 
 
-def _copy_to_mvsec(recording: Source, path: Path) -> list[str]:
+def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
     if path.exists():
         raise ValueError(f"{path}: exists already")
     if not recording.has_frames or not recording.has_events:
@@ -137,20 +134,22 @@ def _copy_to_mvsec(recording: Source, path: Path) -> list[str]:
     return [f"{path}: events, {count} frames", *ground_truth]
 
 
-def _fits_truth(recording: Source, path: Path) -> bool:
+def _fits_truth(recording: Recording, path: Path) -> bool:
     """Whether true flow leads to the next frame; warns where it leads further, as DSEC's does."""
-    if not isinstance(recording, DsecSequence):
+    step = recording.ground_truth_step
+    if step == 1:
         return True
+    further = "second next frame" if step == 2 else f"frame {step} further"
     if any(recording.ground_truth(first) is not None for first, _ in recording.frame_pairs):
         warnings.warn(
-            f"{path}: the true flow of {recording.path} leads to the second next frame, which no "
+            f"{path}: the true flow of {recording.path} leads to the {further}, which no "
             "other layout holds; it is left out",
             stacklevel=4,
         )
     return False
 
 
-def _gray(recording: Source, index: int) -> np.ndarray:
+def _gray(recording: Recording, index: int) -> np.ndarray:
     frame = recording.frame(index)
     if frame.ndim == 3:
         if index == 0:
@@ -158,7 +157,7 @@ def _gray(recording: Source, index: int) -> np.ndarray:
     return as_gray(frame)
 
 
-def _maps(recording: Source, path: Path) -> Iterator[np.ndarray]:
+def _maps(recording: Recording, path: Path) -> Iterator[np.ndarray]:
     """One map per frame; 0 where there is no truth, as after the last frame."""
     lost = 0
     for index in range(len(recording.frame_times)):

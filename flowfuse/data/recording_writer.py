@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.events import write_events
+from flowfuse.data.formats.event_writer import write_events
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_directory
 from flowfuse.io.flow import tau_directory, write_flow

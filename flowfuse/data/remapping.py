@@ -12,8 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.events import EventFile
-from flowfuse.data.formats.frames import FrameSource
+from flowfuse.data.formats.base import EventFile, FrameSource
 from flowfuse.events import Events
 
 _INVERSION_ERROR = 0.02  # px, less than the 1/32 px that cv2.remap interpolates at

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from flowfuse.data.augment import Sample
 from flowfuse.data.formats.frames import as_gray
-from flowfuse.data.recording import Recording, open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording import Recording
 from flowfuse.data.samples import unlabelled_sample
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import event_sharpness, photometric_error

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from flowfuse.data.formats.events import open_event_file
+from flowfuse.data.registry import open_event_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 COUNT = 1_100_000  # 110 ms: one window of 100 ms, four of 25 ms

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flowfuse.cli.console import CLOSED_PIPE, INTERRUPTED, ListedError, parse_count, run_command
-from flowfuse.data.recording import write_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,8 @@ from flowfuse.cli import infer
 from flowfuse.cli import infer_outputs as outputs
 from flowfuse.cli.infer import main
 from flowfuse.cli.infer_settings import parse_duration, parse_range, parse_times
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import load
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow

@@ -9,9 +9,10 @@ import yaml
 
 from flowfuse.cli.infer import main
 from flowfuse.data.calibration import Calibration, Camera, read_calibration
-from flowfuse.data.formats.events import write_events
-from flowfuse.data.formats.frames import FrameSource
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.formats.base import FrameSource
+from flowfuse.data.formats.event_writer import write_events
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.remapping import RemappedFrames, invert_map, smooth_to_shrink
 from flowfuse.events import Events
 

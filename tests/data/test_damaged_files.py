@@ -29,8 +29,8 @@ from flowfuse.data.datasets.mvsec.ground_truth import FlowMaps
 from flowfuse.data.datasets.mvsec.recording import open_mvsec
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.data.formats.event_writer import write_event_parts
-from flowfuse.data.formats.events import open_event_file
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.registry import open_event_file
 from flowfuse.events import Events
 
 HEIGHT, WIDTH, COUNT = 6, 8, 400

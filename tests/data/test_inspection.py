@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from flowfuse.data.inspection import TimeOffset, count_events, estimate_offset
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.synthetic.simulator import SensorConfig, simulate_events
 from flowfuse.events import Events
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.samples import unlabelled_sample
 from flowfuse.events import Events
 from flowfuse.inputs import ModelInputs

@@ -11,7 +11,9 @@ import pytest
 from dsec_cases import write as write_dsec
 
 from flowfuse.data.formats.event_writer import write_event_parts
-from flowfuse.data.recording import iterate_events, open_recording, write_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording import iterate_events
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 12, 16

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 from flowfuse.data.synthetic.scenes import generate_scene
 
 SCRIPT = Path(__file__).resolve().parents[2] / "data_tools" / "generate_recording.py"

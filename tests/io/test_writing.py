@@ -24,7 +24,7 @@ import numpy as np
 from flowfuse.data.datasets.dsec.writer import write_raw_events
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
-from flowfuse.data.recording import write_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file beyond the limit is an error, as a full disk

@@ -12,7 +12,7 @@ import torch
 
 import flowfuse
 from flowfuse.cli.infer import main
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 from flowfuse.evaluation.metrics import flow_metrics
 from flowfuse.model import CONFIGS
 from flowfuse.model.checkpoint import available, load_checkpoint, resolve_checkpoint

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import flowfuse
 from flowfuse.cli import train
 from flowfuse.cli.train_settings import read_command_line
-from flowfuse.data.recording import open_recording, write_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import Estimator
 from flowfuse.events import Events
 from flowfuse.inputs import ModelInputs

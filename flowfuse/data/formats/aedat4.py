@@ -12,8 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.events import EventFile
-from flowfuse.data.formats.frames import FrameSource
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
 from flowfuse.events import Events
 
 _FIRST_SPAN = 100_000  # us, looked through for the last event, doubled until there is one
@@ -177,9 +176,28 @@ class Aedat4Frames(FrameSource):
         return f"{self.path}, frame {index}"
 
 
-def find_contents(path: Path) -> tuple[bool, bool]:
-    """Whether a file has events, and frames."""
-    recording = open_aedat4(path)
-    return recording.isEventStreamAvailable(), recording.isFrameStreamAvailable() and (
-        recording.getNextFrame() is not None
-    )
+class Aedat4Format(Format):
+    """The streams "events" and "frames" of AEDAT 4 files."""
+
+    name = "AEDAT 4"
+    suffixes = (".aedat4",)
+    holds = (EVENTS, FRAMES)
+    rank = 50
+
+    def recognizes(self, path: Path) -> bool:
+        return starts_with(path, b"#!AER-DAT4.0")
+
+    def contents(self, path: Path) -> tuple[bool, bool]:
+        recording = open_aedat4(path)
+        return recording.isEventStreamAvailable(), recording.isFrameStreamAvailable() and (
+            recording.getNextFrame() is not None
+        )
+
+    def open_events(self, path: Path) -> EventFile:
+        return Aedat4Events(path)
+
+    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+        return Aedat4Frames(path)
+
+
+FORMAT = Aedat4Format()

@@ -1,4 +1,4 @@
-"""Writing events of any number, part by part, in the formats that events.py reads."""
+"""Writing events of any number, part by part, in the formats of this folder that are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import hdf5plugin
 import numpy as np
 
 from flowfuse.data.formats.hdf5_output import Hdf5Output
@@ -57,6 +56,23 @@ def write_event_parts(
     write: dict[str, Callable] = {"h5": _write_hdf5, "dsec": _write_dsec, "npz": _write_npz}
     with atomic_path(path) as temporary:
         return write.get(kind, _write_text)(temporary, _checked(path, parts, kind), size)
+
+
+def write_events(path: str | os.PathLike, events: Events) -> None:
+    """Write events as .h5, atomically: gzip-compressed chunks that any HDF5 program reads.
+
+    Layout: the group ``events`` with x, y, t (microseconds), p; attributes ``height`` and ``width``
+    at the root when they are known.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        raise ValueError(f"{path}: events are written as .h5, got {path.suffix!r}")
+    packing = {"compression": "gzip", "shuffle": True, "chunks": (min(len(events), 1 << 15),)}
+    with atomic_path(path) as temporary, Hdf5Output(temporary) as file:
+        if events.height is not None and events.width is not None:
+            file.attrs["height"], file.attrs["width"] = events.height, events.width
+        for name in "xytp":
+            file.put(f"events/{name}", getattr(events, name), **packing)
 
 
 def _checked(path: Path, parts: Iterable[Events], form: str) -> Iterator[Events]:
@@ -111,6 +127,8 @@ def _write_dsec(path: Path, parts: Iterable[Events], size: tuple[int, int]) -> i
     Bits are shuffled, not bytes as in DSEC itself: that makes files smaller and faster to read, and
     is the same codec to readers.
     """
+    import hdf5plugin  # optional: other formats are read and written without it
+
     packing = dict(hdf5plugin.Blosc(cname="zstd", clevel=3, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
     with Hdf5Output(path) as file:
         file.attrs["height"], file.attrs["width"] = size

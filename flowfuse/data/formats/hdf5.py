@@ -47,7 +47,7 @@ class Hdf5Handle(Generic[Content]):
         """
         try:
             with named_faults(self.path):
-                if self.process != os.getpid():
+                if self._opened is None or self.process != os.getpid():
                     self._opened = None  # first, or HDF5 shares what another process opened
                     file = h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE)
                     self._opened = os.getpid(), file, find(file)

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +53,7 @@ def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError: no such array, or damaged.
     """
     info = archive.getinfo(f"{name}.npy")
+    file: Any
     if info.compress_type == zipfile.ZIP_STORED:
         file = open(path, "rb")
         file.seek(info.header_offset)
@@ -81,5 +83,5 @@ def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
             raise ValueError(f"{name} is truncated, {size} bytes expected for {shape} {dtype}")
         if size == 0:
             return np.empty(shape, dtype)  # nothing cannot be mapped
-        order = "F" if fortran_order else "C"
+        order: Literal["C", "F"] = "F" if fortran_order else "C"
         return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape, order=order)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flowfuse.data.formats.events import IndexedEventFile
+from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile, starts_with
 
 BLOCK_BYTES = 1 << 22
 _HEADER_BYTES = 1 << 16  # more than any header has
@@ -206,7 +206,8 @@ class RawEvents(IndexedEventFile):
         columns = [np.concatenate(c) for c in zip(*parts, strict=True)] if parts else _no_events()
         window = slice(*np.searchsorted(columns[2], (t0, max(t0, t1)), side="left"))
         start = (blocks[first].index if parts else 0) + int(window.start)
-        return start, tuple(column[window] for column in columns)
+        x, y, t, p = (column[window] for column in columns)
+        return start, (x, y, t, p)
 
     def _index(self) -> list[_Block]:
         if self._blocks is not None:
@@ -281,3 +282,28 @@ def _find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
         return int(geometry[2]), int(geometry[1])
     fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
     return (int(fields["height"]), int(fields["width"])) if len(fields) == 2 else None
+
+
+class PropheseeRawFormat(Format):
+    """EVT 2.0 and EVT 3.0."""
+
+    name = "Prophesee RAW"
+    suffixes = (".raw",)
+    rank = 40
+
+    def recognizes(self, path: Path) -> bool:
+        return starts_with(path, b"% ") and _is_prophesee(path)
+
+    def open_events(self, path: Path) -> EventFile:
+        return RawEvents(path)
+
+
+FORMAT = PropheseeRawFormat()
+
+
+def _is_prophesee(path: Path) -> bool:
+    try:
+        header, _ = _read_header(path)
+    except ValueError:
+        return False
+    return "evt" in header or "format" in header

@@ -18,22 +18,27 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.events import EventFile
-from flowfuse.data.formats.frames import FrameSource, decode_image
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.frames import decode_image
 from flowfuse.events import Events
 
 EVENT_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
-_FIELDS = {
-    "names": ["x", "y", "seconds", "nanoseconds", "polarity"],
-    "formats": ["<u2", "<u2", "<u4", "<u4", "u1"],
-}
+_NAMES = ["x", "y", "seconds", "nanoseconds", "polarity"]
+
+
+def _event_type(offsets: list[int], size: int) -> np.dtype:
+    fields: Any = {"names": _NAMES, "formats": ["<u2", "<u2", "<u4", "<u4", "u1"]}
+    fields |= {"offsets": offsets, "itemsize": size}
+    return np.dtype(fields)
+
+
 # ROS 1 packs without gaps. ROS 2 (CDR) aligns every number to its size, from the end of the header
 # on: the first event starts at a multiple of 4, the others 2 after one.
-_ROS1_EVENT = np.dtype({**_FIELDS, "offsets": [0, 2, 4, 8, 12], "itemsize": 13})
-_ROS2_FIRST = np.dtype({**_FIELDS, "offsets": [0, 2, 4, 8, 12], "itemsize": 14})
-_ROS2_EVENT = np.dtype({**_FIELDS, "offsets": [0, 2, 6, 10, 14], "itemsize": 16})
+_ROS1_EVENT = _event_type([0, 2, 4, 8, 12], 13)
+_ROS2_FIRST = _event_type([0, 2, 4, 8, 12], 14)
+_ROS2_EVENT = _event_type([0, 2, 6, 10, 14], 16)
 
 _STAMP = 4  # bytes before a header's time: its number in ROS 1, the kind of encoding in ROS 2
 
@@ -124,12 +129,6 @@ class Bag:
             yield message
 
 
-def find_contents(path: Path) -> tuple[bool, bool]:
-    """Whether a bag has events, and frames."""
-    bag = Bag(path)
-    return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
-
-
 class BagEvents(EventFile):
     """The events of one topic: the first of its kind, in alphabetical order.
 
@@ -141,7 +140,8 @@ class BagEvents(EventFile):
         super().__init__(path)
         self._bag = Bag(path)
         self._topic = _choose_topic(self._bag, EVENT_TYPES, "")
-        times, bounds = [], []
+        times: list[int] = []
+        bounds: list[tuple[int, int]] = []
         self._size: tuple[int, int] | None = None
         for _, time, data in self._bag.messages(self._topic):
             size, t = self._parse(data)[:2]
@@ -193,7 +193,9 @@ class BagEvents(EventFile):
                 f"or after {t0} us)"
             ) from error
 
-    def _parse(self, data: bytes) -> tuple[tuple[int, int], np.ndarray, ...]:
+    def _parse(
+        self, data: bytes
+    ) -> tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(height, width), and t (us), x, y, p of a message."""
         try:
             size, rows = _parse_events(data, self._bag.is_ros2)
@@ -227,7 +229,7 @@ def _parse_events(data: bytes, ros2: bool) -> tuple[tuple[int, int], np.ndarray]
     first = np.frombuffer(padded, _ROS2_FIRST, 1, place)
     others = np.frombuffer(padded, _ROS2_EVENT, count - 1, place + _ROS2_FIRST.itemsize)
     rows = np.empty(count, _ROS1_EVENT)
-    for name in _FIELDS["names"]:
+    for name in _NAMES:
         rows[name][:1], rows[name][1:] = first[name], others[name]
     return (height, width), rows
 
@@ -313,3 +315,34 @@ def _common_parts(first: list[str], second: list[str]) -> int:
     """How many parts two names have in common from their beginning on."""
     same = (a == b for a, b in zip(first, second, strict=False))
     return sum(1 for _ in takewhile(bool, same))
+
+
+class RosBagFormat(Format):
+    """Bags of ROS 1, and the directories of ROS 2."""
+
+    name = "ROS bag"
+    suffixes = (".bag",)
+    holds = (EVENTS, FRAMES)
+    rank = 60
+
+    def recognizes(self, path: Path) -> bool:
+        return is_ros2_bag(path) or starts_with(path, b"#ROSBAG")
+
+    def contents(self, path: Path) -> tuple[bool, bool]:
+        bag = Bag(path)
+        return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+
+    def open_events(self, path: Path) -> EventFile:
+        return BagEvents(path)
+
+    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+        return BagFrames(path)
+
+
+FORMAT = RosBagFormat()
+
+
+def is_ros2_bag(path: Path) -> bool:
+    """Whether a directory is a bag of ROS 2."""
+    meta = path / "metadata.yaml"
+    return meta.is_file() and "rosbag2_bagfile_information" in meta.read_text(errors="replace")

@@ -1,4 +1,8 @@
-"""Text files of events, ``t x y p`` per line: checked once, then read by blocks."""
+"""Text files of events, ``t x y p`` per line: checked once, then read by blocks.
+
+t is in seconds; columns are separated by blanks or commas. The first line may be a header; lines
+that start with # or % are skipped.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile
 
 BLOCK_BYTES = 1 << 20  # about 50,000 events
 _LONGEST_LINE = 4096
@@ -77,8 +83,12 @@ class TextIndex:
     def _build(self) -> None:
         if self._built:
             return
-        offsets, times, lines, events = [], [], [], [0]
-        largest, integral, last, polarities = np.zeros(2), True, 0, set()
+        offsets: list[int] = []
+        times: list[int] = []
+        lines: list[int] = []
+        events = [0]
+        largest, integral, last = np.zeros(2), True, 0
+        polarities: set[float] = set()
         end = 0
         with open(self.path, "rb") as file:
             for offset, line, text in self._blocks(file):
@@ -208,6 +218,38 @@ class TextIndex:
                 f"{self.path}, line {_line_of(text, line, row)}: times must be sorted, found "
                 f"{microseconds[row]} us after {before[row]} us"
             )
+
+
+class TextEvents(IndexedEventFile):
+    """Lines ``t x y p``, indexed when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._index = TextIndex(path)
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        return self._index.time_range
+
+    def coordinate_extent(self) -> tuple[int, int]:
+        return self._index.extent
+
+    def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        return self._index.read(t0, t1)
+
+
+class TextFormat(Format):
+    """Events in text files. Content does not tell: any text could be one."""
+
+    name = "text"
+    suffixes = (".txt", ".csv")
+    rank = 30
+
+    def open_events(self, path: Path) -> EventFile:
+        return TextEvents(path)
+
+
+FORMAT = TextFormat()
 
 
 def _microseconds(seconds: np.ndarray) -> np.ndarray:

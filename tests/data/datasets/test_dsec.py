@@ -17,7 +17,7 @@ from dsec_cases import FIRST, FRAMES, HEIGHT, OFFSET, SHIFT, WIDTH, write
 
 from flowfuse.data.datasets.dsec.sequence import DsecEvents, change_view, open_sequence
 from flowfuse.data.datasets.dsec.writer import default_rig, write_raw_events
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 from flowfuse.events import Events
 from flowfuse.inputs import slice_events, sum_events
 

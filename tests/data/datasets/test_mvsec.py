@@ -14,7 +14,7 @@ from flowfuse.data.datasets.mvsec.dataset import MvsecDataset
 from flowfuse.data.datasets.mvsec.ground_truth import FlowMaps, propagate_flow
 from flowfuse.data.datasets.mvsec.recording import is_mvsec, open_mvsec
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 20, 24

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowfuse.data.formats.prophesee_raw import DecoderState, RawEvents, decode_evt2, decode_evt3
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
 
 HEADERS = {
     "2": b"% date 2024-01-01 10:00:00\n% evt 2.0\n% geometry 640x480\n% end\n",

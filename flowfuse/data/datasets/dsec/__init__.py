@@ -5,3 +5,7 @@ sequence.py  events, frames and true flow of a sequence, in one view
 dataset.py   training samples
 writer.py    writing sequences in its files
 """
+
+from flowfuse.data.datasets.dsec.sequence import DATASET
+
+__all__ = ["DATASET"]

@@ -92,6 +92,17 @@ class DsecFiles:
         """Find an item of PLACES, or None."""
         return next((path for path in self.candidates(item) if path.exists()), None)
 
+    def get(self, item: str) -> Path:
+        """Find an item of PLACES.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = self.find(item)
+        if path is None:
+            raise FileNotFoundError(self.missing(item))
+        return path
+
     def missing(self, item: str, split: str = "train") -> str:
         """Say that an item is missing, and where it is expected in each layout."""
         kind, merged, separate = PLACES[item]

@@ -14,6 +14,7 @@ import cv2
 import h5py
 import numpy as np
 
+from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.dsec.files import (
     FLOW_STEP,
     DsecFiles,
@@ -25,8 +26,8 @@ from flowfuse.data.datasets.dsec.files import (
     read_rectify_map,
     read_view_change,
 )
-from flowfuse.data.formats.events import Hdf5Events
 from flowfuse.data.formats.frames import list_images, read_image
+from flowfuse.data.formats.hdf5_events import Hdf5Events
 from flowfuse.data.remapping import smooth_to_shrink
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
@@ -54,7 +55,7 @@ class DsecEvents(Hdf5Events):
 class DsecSequence:
     """One sequence, in the rectified view of the left event camera.
 
-    It can be used where a :class:`~flowfuse.data.recording.Recording` is.
+    It is a :class:`~flowfuse.data.recording.Recording`.
 
     Args:
         files: where it lies; see :func:`open_sequence`.
@@ -68,6 +69,7 @@ class DsecSequence:
         warped: whether frames come from rectified images, through the homography of infinite
             depth; False when they lie in ``images/left/ev_inf``.
         has_events, has_frames: True.
+        ground_truth_step: 2, as a flow map leads to the second next frame.
         ground_truth_times: (), as there is no truth between the ends of a flow map.
 
     Raises:
@@ -76,6 +78,7 @@ class DsecSequence:
     """
 
     has_events = has_frames = True
+    ground_truth_step = FLOW_STEP
     ground_truth_times: tuple[float, ...] = ()
 
     def __init__(self, files: DsecFiles) -> None:
@@ -83,23 +86,23 @@ class DsecSequence:
         if missing:
             raise FileNotFoundError("; ".join(missing))
         self.files, self.name, self.path = files, files.name, files.root / files.name
-        self._events = DsecEvents(files.find("events"))
-        rectify_map = read_rectify_map(files.find("rectify_map"))
+        self._events = DsecEvents(files.get("events"))
+        rectify_map = read_rectify_map(files.get("rectify_map"))
         self.height, self.width = rectify_map.shape[:2]
         x, y = rectify_map.reshape(-1, 2).T
         # Of each raw pixel, [H W]: its rectified column and row, and whether the view has it.
         self._rectified = np.ascontiguousarray(x), np.ascontiguousarray(y)
         self._seen = (x > -1) & (x < self.width) & (y > -1) & (y < self.height)
-        self.frame_times = read_image_times(files.find("image_times"))
+        self.frame_times = read_image_times(files.get("image_times"))
         exposures = files.find("exposures")
         self.exposures = (
             None if exposures is None else read_exposure_times(exposures, len(self.frame_times))
         )
         directory = files.find("event_view_images")
         self.warped = directory is None
-        self._images: Path = files.find("images") if directory is None else directory
+        self._images = files.get("images") if directory is None else directory
         if self.warped:
-            self._calibration = files.find("calibration")
+            self._calibration = files.get("calibration")
             self._view_change, self._image_size = read_view_change(self._calibration)
 
     def __repr__(self) -> str:
@@ -190,7 +193,7 @@ class DsecSequence:
         return flow, valid
 
     def ground_truth_at(self, index: int, tau: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """:meth:`truth` for tau = 1; there is none in between."""
+        """:meth:`ground_truth` for tau = 1; there is none in between."""
         return self.ground_truth(index) if tau == 1 else None
 
     def frame_at(self, time: int, source: object) -> int:
@@ -292,3 +295,23 @@ def change_view(image: np.ndarray, view_change: np.ndarray, height: int, width: 
     return cv2.warpPerspective(
         image, view_change, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
+
+
+class DsecDataSet(DataSet):
+    """The sequences of DSEC, in any layout."""
+
+    name = "DSEC"
+    rank = 10
+    own_calibration = "DSEC has one of its own"
+
+    def matches(self, path: Path) -> bool:
+        return find_sequence(path) is not None
+
+    def open(self, path: Path) -> DsecSequence:
+        return open_sequence(path)
+
+    def sequences(self, path: Path) -> list[str]:
+        return list_sequences(path) if path.is_dir() else []
+
+
+DATASET = DsecDataSet()

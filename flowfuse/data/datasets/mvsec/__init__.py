@@ -6,3 +6,7 @@ dataset.py       training samples
 protocols.py     evaluation: windows, pixels, outliers
 writer.py        writing sequences in its files
 """
+
+from flowfuse.data.datasets.mvsec.recording import DATASET
+
+__all__ = ["DATASET"]

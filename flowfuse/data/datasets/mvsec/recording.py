@@ -16,10 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.mvsec.ground_truth import GROUP, Flow, FlowMaps
+from flowfuse.data.file_recording import FileRecording
+from flowfuse.data.formats.base import FrameSource, IndexedEventFile
 from flowfuse.data.formats.block_times import BlockTimes
-from flowfuse.data.formats.events import IndexedEventFile
-from flowfuse.data.formats.frames import FrameSource
 from flowfuse.data.formats.hdf5 import (
     HDF5_FAULTS,
     Hdf5Handle,
@@ -27,14 +28,13 @@ from flowfuse.data.formats.hdf5 import (
     increasing_microseconds,
     open_hdf5,
 )
-from flowfuse.data.recording import Recording
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames, invert_map
 
 DATA_SUFFIX = "_data.hdf5"
 _STEP = 1 << 20  # events looked at together when all coordinates must be searched
 
 
-class MvsecRecording(Recording):
+class MvsecRecording(FileRecording):
     """A recording of MVSEC; made by :func:`open_mvsec`.
 
     Attributes:
@@ -189,8 +189,8 @@ def open_mvsec(
 
     Args:
         path: ``<seq>_data.hdf5``.
-        truth: file of true flow; None = ``<seq>_gt.hdf5`` or ``<seq>_gt_flow_dist.npz`` beside it,
-            where there is one.
+        ground_truth: file of true flow; None = ``<seq>_gt.hdf5`` or ``<seq>_gt_flow_dist.npz``
+            beside it, where there is one.
         undistort: directory with ``*_left_x_map.txt`` and ``*_left_y_map.txt``, [H, W] tables of
             the rectified position of each raw pixel. Events then have float positions, frames are
             resampled. None = raw, as published protocols feed them (though the true flow belongs to
@@ -202,18 +202,19 @@ def open_mvsec(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected <sequence>{DATA_SUFFIX}")
-    frames = MvsecFrames(path)
-    events = MvsecEvents(path, frames.size)
+    raw_frames = MvsecFrames(path)
+    raw_events = MvsecEvents(path, raw_frames.size)
     if ground_truth is None:
         stem = str(path).removesuffix(DATA_SUFFIX)
         found = (Path(stem + end) for end in ("_gt.hdf5", "_gt_flow_dist.npz"))
         ground_truth = next((file for file in found if file.is_file()), None)
     maps = None if ground_truth is None else FlowMaps(Path(ground_truth))
-    if undistort is not None:
-        forward = _read_rectification(Path(undistort), frames.size)
-        events = RemappedEvents(events, forward)
-        frames = RemappedFrames(frames, invert_map(forward))
-    return MvsecRecording(path, events, frames, maps, undistort is not None)
+    if undistort is None:
+        return MvsecRecording(path, raw_events, raw_frames, maps, undistorted=False)
+    forward = _read_rectification(Path(undistort), raw_frames.size)
+    events = RemappedEvents(raw_events, forward)
+    frames = RemappedFrames(raw_frames, invert_map(forward))
+    return MvsecRecording(path, events, frames, maps, undistorted=True)
 
 
 def _read_rectification(directory: Path, size: tuple[int, int]) -> np.ndarray:
@@ -237,3 +238,20 @@ def _read_rectification(directory: Path, size: tuple[int, int]) -> np.ndarray:
             )
         tables.append(table)
     return np.stack(tables, axis=2)
+
+
+class MvsecDataSet(DataSet):
+    """The sequences of MVSEC, raw; :func:`open_mvsec` undistorts them."""
+
+    name = "MVSEC"
+    rank = 20
+    own_calibration = "MVSEC has tables of its own: open_mvsec(..., undistort=...)"
+
+    def matches(self, path: Path) -> bool:
+        return is_mvsec(path)
+
+    def open(self, path: Path) -> MvsecRecording:
+        return open_mvsec(path)
+
+
+DATASET = MvsecDataSet()

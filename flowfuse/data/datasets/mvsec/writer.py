@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def write_mvsec(
         with Hdf5Output(data) as file:
             size = _write_frames(file, frames, times)
             _write_events(file, parts, times, size)
-        if flow_maps is not None:
+        if flow_maps is not None and flow_times is not None:
             instants = _checked_times("flow_times", flow_times)
             ground_truth = stack.enter_context(
                 atomic_path(f"{prefix}{TRUTH_SUFFIXES[ground_truth_format]}")
@@ -88,7 +89,7 @@ def _write_frames(
     file: Hdf5Output, frames: Iterable[np.ndarray], times: np.ndarray
 ) -> tuple[int, int]:
     """Write the frames and their times; returns (height, width)."""
-    images = None
+    images: Any = None
     count = 0
     for frame in frames:
         if frame.dtype != np.uint8 or frame.ndim != 2:

@@ -1,111 +1,25 @@
-"""AEDAT 4 and ROS bags, written by the packages that read them; skipped where those are absent."""
+"""ROS bags, written by the package that reads them; skipped where it is absent."""
 
 from __future__ import annotations
 
-import sys
-from datetime import timedelta
 from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
+from container_cases import FRAME_TIMES, HEIGHT, START, WIDTH, check, images, make_events
 
-from flowfuse.cli.infer import main
-from flowfuse.data.formats.events import open_event_file
-from flowfuse.data.recording import open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.registry import open_event_file
 from flowfuse.events import Events
-
-HEIGHT, WIDTH, START = 12, 16, 1_600_000_000_000_000
-FRAME_TIMES = [START + 1000 * i for i in (5, 25, 45)]
 
 
 @pytest.fixture(scope="module")
 def events():
-    rng = np.random.default_rng(0)
-    t = START + np.sort(rng.integers(0, 60_000, 900))
-    x, y = rng.integers(0, WIDTH, 900), rng.integers(0, HEIGHT, 900)
-    return Events(x, y, t, rng.integers(0, 2, 900), height=HEIGHT, width=WIDTH)
+    return make_events()
 
 
-def images():
-    return np.random.default_rng(1).integers(0, 256, (3, HEIGHT, WIDTH)).astype(np.uint8)
-
-
-def check(recording, events):
-    """Events, sizes and windows are those that were written."""
-    assert (recording.height, recording.width) == (HEIGHT, WIDTH)
-    assert recording.event_range == (events.t[0], events.t[-1])
-    exact = int(events.t[300])
-    for t0, t1 in [
-        (0, 2 * START),
-        (START + 10_000, START + 31_000),
-        (exact, exact + 1),
-        (exact, exact),
-        (exact, exact - 9),
-        (0, START),
-        (START + 59_000, START + 90_000),
-    ]:
-        window, expected = recording.events(t0, t1), events.slice_time(t0, t1)
-        for column in "xytp":
-            np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
-
-
-# AEDAT 4
-
-
-def write_aedat4(path, events, frames=True):
-    dv = pytest.importorskip("dv_processing")
-    kind = dv.io.MonoCameraWriter.DAVISConfig if frames else dv.io.MonoCameraWriter.DVSConfig
-    writer = dv.io.MonoCameraWriter(str(path), kind("DVXplorer_test", (WIDTH, HEIGHT)))
-    store = dv.EventStore()
-    for x, y, t, p in zip(events.x, events.y, events.t, events.p, strict=True):
-        store.push_back(int(t), int(x), int(y), bool(p))
-    writer.writeEvents(store)
-    for time, image in zip(FRAME_TIMES if frames else [], images(), strict=False):
-        frame = dv.Frame(time - 1000, image)  # exposed from 1 ms before to 1 ms after
-        frame.exposure = timedelta(milliseconds=2)
-        writer.writeFrame(frame)
-    del writer  # closes the file
-    return path
-
-
-def test_aedat4(tmp_path, events):
-    recording = open_recording(write_aedat4(tmp_path / "a.aedat4", events))
-    check(recording, events)
-    assert recording.frame_times.tolist() == FRAME_TIMES
-    assert recording.exposures[1].tolist() == [FRAME_TIMES[1] - 1000, FRAME_TIMES[1] + 1000]
-    for index in (0, 2, 1):
-        np.testing.assert_array_equal(recording.frame(index), images()[index])
-    assert open_event_file(tmp_path / "a.aedat4").coordinate_extent() == (HEIGHT, WIDTH)
-    # As the events of a recording it brings its frames, unless there are others.
-    (tmp_path / "r").mkdir()
-    (tmp_path / "a.aedat4").rename(tmp_path / "r" / "events.aedat4")
-    assert len(open_recording(tmp_path / "r").frame_times) == 3
-    times = tmp_path / "times.txt"
-    times.write_text("1\n")
-    with pytest.raises(ValueError, match=r"frame times were given, but .* has its own"):
-        open_recording(frames=tmp_path / "r" / "events.aedat4", times=times)
-
-
-def test_aedat4_without_frames(tmp_path, events):
-    recording = open_recording(write_aedat4(tmp_path / "a.aedat4", events, frames=False))
-    assert not recording.has_frames and len(recording.events(0, 2 * START)) == len(events)
-    with pytest.raises(ValueError, match="stream 'frames' expected, found"):
-        open_recording(frames=tmp_path / "a.aedat4")
-
-
-def test_faults_of_aedat4(tmp_path, events):
-    path = write_aedat4(tmp_path / "a.aedat4", events)
-    data = path.read_bytes()
-    for content in (b"", b"#!AER-DAT4.0\r\n", data[:300], data[:-200]):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a.aedat4: not a readable .aedat4, is it truncated"):
-            open_recording(path)
-    with pytest.raises(FileNotFoundError, match="no such event file"):
-        open_event_file(tmp_path / "b.aedat4")
-
-
-# ROS bags. The definitions of dvs_msgs, without comments.
+# The definitions of dvs_msgs, without comments.
 
 EVENT = "uint16 x\nuint16 y\n{time} ts\nbool polarity\n"
 ARRAY = "std_msgs/Header header\nuint32 height\nuint32 width\ndvs_msgs/Event[] events\n"
@@ -247,17 +161,3 @@ def test_faults_of_bags(tmp_path, events):
         open_recording(tmp_path / "b.bag")
     with pytest.raises(ValueError, match=r"a topic of sensor_msgs.* expected, found /dvs/events"):
         open_recording(frames=tmp_path / "b.bag")
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "project"),
-    [("a.aedat4", "dv_processing", "dv-processing"), ("a.bag", "rosbags.highlevel", "rosbags")],
-)
-def test_an_absent_package_is_named(tmp_path, monkeypatch, capsys, name, package, project):
-    monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ModuleNotFoundError, match=f"not installed: pip install {project}"):
-        open_recording(tmp_path / name)
-    assert main([str(tmp_path / name), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 1
-    error = capsys.readouterr().err
-    assert f"not installed: pip install {project}" in error and error.count("\n") == 1

@@ -1,0 +1,165 @@
+"""What every format gives: event files, frame sources, and what tells one format from another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowfuse.events import Events
+
+EVENTS, FRAMES = "events", "frames"
+
+
+class Format:
+    """A file format of events, of frames or of both.
+
+    A module of ``flowfuse/data/formats`` has one as ``FORMAT``; another package names one as an
+    entry point of the group ``flowfuse.formats``. Packages that only some readers need are imported
+    when a file is opened, not with the module.
+
+    Attributes:
+        name: what messages call the format.
+        suffixes: of its files, in lower case, with the dot. () where content alone tells.
+        holds: "events", "frames" or both.
+        rank: the order of formats in messages and in doubt; low ones come first. 100 unless stated.
+        has_frame_times: whether the frames' times are in the file, so that none can be given.
+    """
+
+    name: str
+    suffixes: tuple[str, ...] = ()
+    holds: tuple[str, ...] = (EVENTS,)
+    rank: int = 100
+    has_frame_times: bool = True
+
+    def check(self) -> None:
+        """Refuse a format that does not say what it is.
+
+        Raises:
+            TypeError, ValueError: naming the attribute.
+        """
+        if not isinstance(getattr(self, "name", None), str):
+            raise TypeError("name must be a string")
+        if not isinstance(self.suffixes, tuple) or not isinstance(self.holds, tuple):
+            raise TypeError("suffixes and holds must be tuples")
+        if any(s != s.lower() or not s.startswith(".") for s in self.suffixes):
+            raise ValueError(f"suffixes must be like '.cam', in lower case, got {self.suffixes}")
+        if not self.holds or not {EVENTS, FRAMES}.issuperset(self.holds):
+            raise ValueError(f"holds must have 'events', 'frames' or both, got {self.holds}")
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether content shows this format.
+
+        Asked where several formats have the suffix of a file, where none has it, and of
+        directories. It must not raise on files of other formats, nor import optional packages.
+        """
+        return False
+
+    def contents(self, path: Path) -> tuple[bool, bool]:
+        """Whether a file has events, and frames; those that hold both look into it.
+
+        Raises:
+            ModuleNotFoundError: the package that reads it is not installed; says which.
+            ValueError: it is damaged.
+        """
+        return EVENTS in self.holds, FRAMES in self.holds
+
+    def open_events(self, path: Path) -> EventFile:
+        """Open the events of a file; asked only where ``holds`` has "events".
+
+        Raises:
+            ModuleNotFoundError: the package that reads it is not installed; says which.
+            ValueError: naming the file, what was found and what was expected.
+        """
+        raise NotImplementedError(f"{self.name} holds no events")
+
+    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+        """Open the frames of a file or directory; asked only where ``holds`` has "frames".
+
+        Args:
+            path: exists.
+            times: a file of frame times, see :func:`flowfuse.data.formats.frames.read_frame_list`;
+                always None where ``has_frame_times``.
+
+        Raises:
+            FileNotFoundError, ModuleNotFoundError, ValueError: as of :meth:`open_events`.
+        """
+        raise NotImplementedError(f"{self.name} holds no frames")
+
+
+def starts_with(path: Path, signature: bytes) -> bool:
+    """Whether a path is a file that begins with these bytes; False where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(signature)) == signature
+    except OSError:
+        return False
+
+
+class EventFile(ABC):
+    """A file of events sorted by time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    @abstractmethod
+    def time_range(self) -> tuple[int, int] | None:
+        """Times of the first and of the last event, microseconds; None without events."""
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        """(height, width) that the file states, or None."""
+        return None
+
+    @abstractmethod
+    def coordinate_extent(self) -> tuple[int, int]:
+        """(height, width) of the smallest sensor that has all the events; reads all of x and y."""
+
+    @abstractmethod
+    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
+        """The events in [t0, t1), microseconds, checked against the sensor size."""
+
+
+class IndexedEventFile(EventFile):
+    """A file that knows the index of a window's first event, to name the one at fault."""
+
+    @abstractmethod
+    def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
+        """The index of the window's first event in the file, and its x, y, t, p."""
+
+    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
+        first, columns = self._read(t0, t1)
+        try:
+            return Events(*columns, height=height, width=width)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: {error} (indices count from event {first} of the file)"
+            ) from error
+
+
+class FrameSource(ABC):
+    """Frames with their times.
+
+    Attributes:
+        times: [F] int64, microseconds, strictly increasing.
+        exposures: [F, 2] int64, start and end in microseconds, or None where unknown.
+    """
+
+    times: np.ndarray
+    exposures: np.ndarray | None = None
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that the frames are read from."""
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Frame ``index``: uint8 [H, W] or [H, W, 3] RGB."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What an error message calls frame ``index``."""

@@ -1,0 +1,82 @@
+"""Frames in image files: a directory of them, or a text file with lines ``t path``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flowfuse.data.formats.base import FRAMES, Format, FrameSource
+from flowfuse.data.formats.frames import list_images, read_frame_list, read_image
+
+
+class ImageFrames(FrameSource):
+    """Image files, decoded when they are asked for."""
+
+    def __init__(self, paths: list[Path], times: np.ndarray) -> None:
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such image")
+        self.paths, self.times = paths, times
+
+    @property
+    def files(self) -> list[Path]:
+        return self.paths
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class ImagesFormat(Format):
+    """Image files, sorted by the numbers in their names, or as a list of ``t path`` names them."""
+
+    name = "images"
+    holds = (FRAMES,)
+    rank = 1000  # of directories that no other format recognizes
+    has_frame_times = False
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_dir() or path.suffix.lower() == ".txt"
+
+    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+        return _open_directory(path, times) if path.is_dir() else _open_list(path, times)
+
+
+FORMAT = ImagesFormat()
+
+
+def _open_list(path: Path, times: Path | None) -> ImageFrames:
+    stamps, names = read_frame_list(path)
+    if names is None:
+        raise ValueError(f"{path}: lines of 't path' expected, found one column")
+    if times is not None:
+        stamps = read_frame_list(times)[0]
+    if len(stamps) != len(names):
+        raise ValueError(f"{times}: {len(stamps)} times for {len(names)} images of {path}")
+    return ImageFrames([path.parent / name for name in names], stamps)
+
+
+def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
+    if times is None:
+        candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
+        times = next((path for path in candidates if path.is_file()), None)
+        if times is None and not list_images(directory):
+            raise FileNotFoundError(f"{directory}: no images in this folder")
+        if times is None:
+            raise FileNotFoundError(
+                f"{directory}: the times of these images are unknown; put them into "
+                f"{candidates[0]}, one per line in seconds, or name a file of times"
+            )
+    stamps, names = read_frame_list(times)
+    if names is not None:
+        paths = [directory / name for name in names]
+        if paths and not paths[0].is_file():
+            paths = [times.parent / name for name in names]
+        return ImageFrames(paths, stamps)
+    paths = list_images(directory)
+    if len(paths) != len(stamps):
+        raise ValueError(f"{times}: {len(stamps)} times for {len(paths)} images in {directory}")
+    return ImageFrames(paths, stamps)

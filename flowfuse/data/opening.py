@@ -1,0 +1,92 @@
+"""Opening recordings, of whatever data set and format.
+
+Data sets are the modules and folders of ``flowfuse/data/datasets`` that have a ``DATASET``, and
+what other packages name as entry points of the group ``flowfuse.datasets``. docs/extending.md shows
+how to add one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flowfuse.data.datasets.base import DataSet
+from flowfuse.data.datasets.directory import DATASET as DIRECTORY
+from flowfuse.data.datasets.directory import NothingRecordedError, open_directory
+from flowfuse.data.recording import Recording
+from flowfuse.data.registry import Registry
+
+DATASETS: Registry[DataSet] = Registry(
+    DataSet,  # type: ignore[type-abstract]  # asked for by isinstance alone
+    "flowfuse.data.datasets",
+    "DATASET",
+    "flowfuse.datasets",
+)
+
+
+def open_recording(
+    path: str | os.PathLike | None = None,
+    *,
+    events: str | os.PathLike | None = None,
+    frames: str | os.PathLike | None = None,
+    times: str | os.PathLike | None = None,
+    calibration: str | os.PathLike | None = None,
+) -> Recording:
+    """Open a recording of any camera or data set.
+
+    Args:
+        path: a directory (see :mod:`flowfuse.data.datasets.directory`), an event file, a video or a
+            ROS bag; ROOT/SEQ of DSEC in any layout (see :mod:`flowfuse.data.datasets.dsec.files`);
+            ``<seq>_data.hdf5`` of MVSEC; a recording of an added data set; or None.
+        events: an event file, used in place of the directory's.
+        frames: a directory of images, a video, or a file of "t path" lines, likewise.
+        times: a file of frame times in seconds, likewise.
+        calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
+            brought into their view.
+
+    Returns:
+        Recording. No event is loaded by opening it; text files are read once when first needed.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ModuleNotFoundError: the package that reads a format is not installed; says which.
+        ValueError: naming the file, what was found and what was expected.
+    """
+    if path is None and events is None and frames is None:
+        raise ValueError("open_recording: nothing to open, expected a path, events or frames")
+    path = None if path is None else Path(path)
+    if path is not None and events is None and frames is None:
+        dataset = _find_dataset(path)
+        if dataset is not None:
+            if calibration is not None:
+                raise ValueError(
+                    f"{calibration}: no calibration file is taken here: {dataset.own_calibration}"
+                )
+            return dataset.open(path)
+    try:
+        return open_directory(
+            path, events=events, frames=frames, times=times, calibration=calibration
+        )
+    except NothingRecordedError:
+        if path is not None:
+            _refuse_root(path)
+        raise
+
+
+def _find_dataset(path: Path) -> DataSet | None:
+    """The data set that a path is a recording of; None for a plain one."""
+    for dataset in DATASETS:
+        if dataset is not DIRECTORY and DATASETS.ask(dataset, dataset.matches, path):
+            return dataset
+    return None
+
+
+def _refuse_root(path: Path) -> None:
+    """Name the recordings of a directory that holds some, but is none itself."""
+    for dataset in DATASETS:
+        names = DATASETS.ask(dataset, dataset.sequences, path)
+        if names:
+            raise ValueError(
+                f"{path}: holds sequences of {dataset.name}; name one, such as "
+                f"{path / names[0]} ({', '.join(names)})"
+            ) from None

@@ -1,0 +1,51 @@
+"""Images and videos: pixels, and damaged files."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from event_cases import (
+    HEIGHT,
+    WIDTH,
+)
+
+from flowfuse.data.formats.frames import read_image
+from flowfuse.data.opening import open_recording
+
+
+def test_image_values(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([[0, 128, 257, 65535]], np.uint16))
+    assert read_image(tmp_path / "a.png").tolist() == [[0, 0, 1, 255]]
+    cv2.imwrite(str(tmp_path / "b.png"), np.array([[[1, 2, 3, 9]]], np.uint8))  # BGRA
+    assert read_image(tmp_path / "b.png").tolist() == [[[3, 2, 1]]]
+    for name in ("c.png", "c.jpg"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((50, 50), np.uint8))
+        data = (tmp_path / name).read_bytes()
+        for kept in (0, 20, len(data) - 8):
+            (tmp_path / name).write_bytes(data[:kept])
+            with pytest.raises(ValueError, match=rf"{name}: (truncated|not an image)"):
+                read_image(tmp_path / name)
+
+
+def test_video(tmp_path):
+    path = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 20, (32, 24))
+    images = np.repeat(np.arange(6, dtype=np.uint8) * 40, HEIGHT * WIDTH * 12).reshape(6, 24, 32, 3)
+    for image in images:
+        writer.write(image)
+    writer.release()
+    recording = open_recording(path)
+    assert recording.frame_times.tolist() == [0, 50_000, 100_000, 150_000, 200_000, 250_000]
+    for index in (0, 1, 4, 3, 5, 0):  # forward, jump, back
+        # FFV1 is lossless; the conversion to and from YUV costs up to 2 grey levels.
+        assert np.abs(recording.frame(index).astype(int) - 40 * index).max() <= 2
+    (tmp_path / "timestamps.txt").write_text("0\n0.1\n")
+    with pytest.raises(ValueError, match="2 frame times for 6 frames"):
+        open_recording(tmp_path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"cannot open this video|no frame of this video"):
+        open_recording(path)
+    path = path.rename(tmp_path / "video\udcff.avi")
+    with pytest.raises(ValueError, match=r"video\\udcff.avi': OpenCV opens only names .* UTF-8"):
+        open_recording(path)
