@@ -23,7 +23,6 @@ from accuracy_statistics import Facts
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import open_recording
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.camera import srgb_to_linear
@@ -33,6 +32,7 @@ from flowfuse.estimator import Estimator
 from flowfuse.events import Events
 from flowfuse.geometry.bezier import bezier
 from flowfuse.geometry.laplace import expected_error
+from flowfuse.io.images import as_gray
 from flowfuse.model import FlowFuse
 from flowfuse.training.sampling import TEST_SEED
 from flowfuse.training.validation import MODES, gray_frames, polarity_events

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.geometry.grid import inside, pixel_grid
 from flowfuse.inputs import InputSpec, ModelInputs, input_interval, prepare_inputs
+from flowfuse.io.images import as_gray
 
 if TYPE_CHECKING:
     from flowfuse.data.datasets.dsec.sequence import DsecSequence

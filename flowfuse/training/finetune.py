@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording, open_recording
 from flowfuse.data.samples import Sample, unlabelled_sample
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import event_sharpness, photometric_error
 from flowfuse.events import Events
 from flowfuse.inputs import InputSpec
+from flowfuse.io.images import as_gray
 from flowfuse.model import FlowFuse
 from flowfuse.result import Result
 from flowfuse.runner import FrameReader, Interval, describe_times, estimate_interval
