@@ -23,9 +23,8 @@ from accuracy_statistics import Facts
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowfuse.data.augment import Sample, with_modality_mask
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.opening import open_recording
+from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.dataset import SceneDataset
 from flowfuse.data.synthetic.scenes import Scene
@@ -33,8 +32,9 @@ from flowfuse.estimator import Estimator
 from flowfuse.events import Events
 from flowfuse.geometry.bezier import bezier
 from flowfuse.geometry.laplace import expected_error
+from flowfuse.io.images import as_gray
 from flowfuse.model import FlowFuse
-from flowfuse.training.sampling import TEST_SEED, model_inputs
+from flowfuse.training.sampling import TEST_SEED
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
@@ -118,17 +118,17 @@ class SceneCase(Case):
             with told_boundaries(estimator.model, torch.from_numpy(self.boundary)):
                 return replace(self.estimate(estimator, "fused"), boundary=None)
         sample = MODES[mode](self.samples[config.slices, config.bins])
-        batch = {name: tensor[None].to(estimator.device) for name, tensor in sample.items()}
+        batch = Sample.collate([sample]).to(estimator.device)
         mixed = estimator.dtype != torch.float32
         with (
             torch.inference_mode(),
             torch.autocast(estimator.device.type, torch.bfloat16, enabled=mixed),
         ):
-            output = estimator.model(model_inputs(batch))
+            output = estimator.model(batch.inputs)
         with torch.inference_mode():
             points = output.control_points.float()
             return Estimate(
-                bezier(points, batch["tau"])[0].cpu().numpy(),
+                bezier(points, batch.tau)[0].cpu().numpy(),
                 expected_error(output.uncertainty.float())[0].cpu().numpy(),
                 torch.sigmoid(output.boundary.float())[0].cpu().numpy()
                 if config.boundary
@@ -223,20 +223,18 @@ class SceneSet:
     def __getitem__(self, index: int) -> SceneCase:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        samples = {
-            key: with_modality_mask(dataset[index]) for key, dataset in self._datasets.items()
-        }
+        samples = {key: dataset[index] for key, dataset in self._datasets.items()}
         sample = next(iter(samples.values()))  # what they differ in is how events are binned
         frames = tuple(gray_frames(sample))
         light = float(np.mean([srgb_to_linear(frame).mean() for frame in frames]))
         return SceneCase(
-            facts=Facts(f"{self.name} {index}", float(sample["exposure"].mean()), light),
+            facts=Facts(f"{self.name} {index}", float(sample.exposure.mean()), light),
             frames=frames,
             events=polarity_events(sample),
-            tau=sample["tau"].numpy(),
-            ground_truth=sample["flow"].numpy(),
-            valid=sample["valid"].numpy(),
-            boundary=sample["boundary"].numpy(),
+            tau=sample.tau.numpy(),
+            ground_truth=sample.flow.numpy(),
+            valid=sample.valid.numpy(),
+            boundary=sample.boundary.numpy(),
             samples=samples,
         )
 

@@ -30,13 +30,13 @@ from accuracy_rows import Network
 from reporting import OneLineParser
 
 from flowfuse.cli.console import leave, parse_count, run_command
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import flow_metrics
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
+from flowfuse.io.images import as_gray
 from flowfuse.training.validation import dense_inverse_search
 
 HISTORY_SHARE = 5  # one part in so many of an interval serves as history

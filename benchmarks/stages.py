@@ -37,8 +37,8 @@ MODULES = {
     "refinement.start_mask": "upsample", "refinement.mask": "upsample",
 }  # fmt: skip
 FUNCTIONS = {
-    "flowfuse.estimator.slice_events": "voxelize",
-    "flowfuse.estimator.sum_events": "voxelize",
+    "flowfuse.inputs.slice_events": "voxelize",
+    "flowfuse.inputs.sum_events": "voxelize",
     "flowfuse.model.normalization.normalize_slices": "normalize",
     "flowfuse.model.flowfuse.FlowFuse._encode": "encode",
     "flowfuse.model.flowfuse.FlowFuse._correlate": "correlate",

@@ -21,13 +21,14 @@ from tqdm import tqdm
 from flowfuse.cli.console import leave, run_command
 from flowfuse.data.formats.base import FrameSource
 from flowfuse.data.formats.event_writer import write_event_parts
-from flowfuse.data.formats.frames import as_gray, list_images
+from flowfuse.data.formats.frames import list_images
 from flowfuse.data.recording_writer import write_frames
 from flowfuse.data.registry import open_frames
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
 from flowfuse.io.atomic import atomic_directory, check_new_directory
+from flowfuse.io.images import as_gray
 
 # The intensity is taken to change linearly from frame to frame, which holds up to about a pixel.
 LARGE_MOTION = 2.0  # px, of the fastest part of the image

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowfuse.events import Events
-from flowfuse.inputs import ModelInputs, input_interval, slice_events, sum_events
+from flowfuse.inputs import Exposures, input_interval, prepare_inputs
 from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
 from flowfuse.model.flowfuse import MINIMUM_SIZE
@@ -183,12 +183,12 @@ class Estimator:
             raise ValueError(f"estimator: history must be True, False or None, got {history!r}")
         if iterations is not None:
             iterations = _integer("iterations", iterations, "an integer")
-        exposures = [_exposure("exposure0", exposure0), _exposure("exposure1", exposure1)]
+        exposures = (_exposure("exposure0", exposure0), _exposure("exposure1", exposure1))
         as_torch = _is_torch(frame0, frame1, events)
         frames = [_frame("frame0", frame0), _frame("frame1", frame1)]
         has_frames = frames[0] is not None and frames[1] is not None
         if not has_frames:
-            exposures = [None, None]
+            exposures = (None, None)
         for name, exposure in zip(("exposure0", "exposure1"), exposures, strict=True):
             # Exposures of one camera do not overlap, and they are centred at t0 and t1.
             if exposure is not None and exposure > 2 * (t1 - t0):
@@ -198,30 +198,26 @@ class Estimator:
                 )
         events = as_events(events)
         height, width = _size(frames, events)
-        window = self._window(events, t0, t1, exposures, height, width)
+        used = self._used_events(events, t0, t1, exposures, height, width)
         if initial is not None:
             warnings.warn("estimator: initial is now called flow_init", FutureWarning, stacklevel=2)
             flow_init = initial
         start = _flow_init(flow_init, height, width)
-        has_events = len(window.slice_time(t0, t1)) > 0
+        has_events = len(used.slice_time(t0, t1)) > 0
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
         self._check_modalities(has_frames, has_events, t0, t1)
 
-        config = self.model.config
-        if not has_frames:
-            frames = [torch.zeros(1, height, width)] * 2
-        # Events go to the device, not what is made of them, which is many times larger.
-        size = {"height": height, "width": width, "device": self.device}
-        inputs = ModelInputs(
-            slices=slice_events(window, t0, t1, slices=config.slices, bins=config.bins, **size),
-            frame0=frames[0],
-            frame1=frames[1],
-            event_sum=sum_events(window, t0, t1, *exposures, **size),
-            exposure=torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
-            modality_mask=torch.tensor([has_frames, has_events, has_events and history]).float(),
+        inputs = prepare_inputs(
+            *(frames if has_frames else (None, None)),
+            used,
+            t0=t0,
+            t1=t1,
+            spec=self.model.config.input_spec,
+            exposures=exposures,
+            history=history,
+            device=self.device,
         )
-        inputs = ModelInputs(*(value.unsqueeze(0).to(self.device) for value in inputs))
         mixed = self.dtype != torch.float32
         low_precision = self.dtype if mixed else torch.bfloat16
         with (
@@ -229,7 +225,7 @@ class Estimator:
             torch.autocast(self.device.type, low_precision, enabled=mixed),
         ):
             output = self.model(
-                inputs,
+                inputs.as_batch(),
                 iterations=iterations,
                 flow_init=None if start is None else start.to(self.device),
             )
@@ -244,20 +240,20 @@ class Estimator:
             as_torch=as_torch,
         )
 
-    def _window(
+    def _used_events(
         self,
         events: Events | None,
         t0: int,
         t1: int,
-        exposures: list[int | None],
+        exposures: Exposures,
         height: int,
         width: int,
     ) -> Events:
         """The events that any input needs, checked against the image size."""
         if events is None:
             return Events.empty(height, width)
-        window = events.slice_time(*input_interval(t0, t1, self.model.config.slices, *exposures))
-        return Events(window.x, window.y, window.t, window.p, height=height, width=width)
+        used = events.slice_time(*input_interval(t0, t1, self.model.config.slices, *exposures))
+        return Events(used.x, used.y, used.t, used.p, height=height, width=width)
 
     def _check_modalities(self, has_frames: bool, has_events: bool, t0: int, t1: int) -> None:
         config = self.model.config
@@ -323,7 +319,7 @@ def _is_torch(frame0: Any, frame1: Any, events: Any) -> bool:
 
 
 def _frame(name: str, frame: Any) -> Tensor | None:
-    """An image as [1 | 3, H, W] float32 in [0, 1] on the CPU."""
+    """A checked image, [H, W] or [H, W, 3], uint8 or float32 in [0, 1]; where it is given."""
     if frame is None:
         return None
     if not isinstance(frame, (np.ndarray, Tensor)):
@@ -341,9 +337,8 @@ def _frame(name: str, frame: Any) -> Tensor | None:
         raise ValueError(
             f"{name} must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} px, got {width} x {height}"
         )
-    image = image.reshape(height, width, -1).permute(2, 0, 1).cpu()
     if image.dtype == torch.uint8:
-        return image.float() / 255
+        return image
     if not image.is_floating_point():
         raise ValueError(f"{name} must be uint8, or floating in [0, 1]; got {image.dtype}")
     image = image.float()
@@ -359,7 +354,7 @@ def _frame(name: str, frame: Any) -> Tensor | None:
 
 def _size(frames: list[Tensor | None], events: Events | None) -> tuple[int, int]:
     """Height and width on which all inputs agree."""
-    sizes = {f"frame{i}": tuple(f.shape[1:]) for i, f in enumerate(frames) if f is not None}
+    sizes = {f"frame{i}": tuple(f.shape[:2]) for i, f in enumerate(frames) if f is not None}
     if events is not None and events.height is not None and events.width is not None:
         sizes["events"] = (events.height, events.width)
     if not sizes:

@@ -1,7 +1,13 @@
-"""The one way from events and frames to the tensors that a network takes."""
+"""The one way from frames and events to the tensors that a network takes.
+
+Estimator, training samples, adaptation and evaluation all call :func:`prepare_inputs`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +16,36 @@ from torch import Tensor
 
 from flowfuse.events import Events
 from flowfuse.ops import voxelize
+from flowfuse.ops.checks import MAX_DURATION
+from flowfuse.ops.reference import TIME_BITS
+
+Exposures = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a network wants its events.
+
+    Attributes:
+        slices: K, the number of event slices between t0 and t1.
+        bins: temporal bins per slice.
+    """
+
+    slices: int
+    bins: int
+
+
+class Modality(IntEnum):
+    """Columns of a modality mask: ``mask[:, Modality.EVENTS]`` is [B], 1 where events are there."""
+
+    FRAMES = 0
+    EVENTS = 1
+    HISTORY = 2  # events before t0
+
+    @staticmethod
+    def mask(*, frames: bool, events: bool, history: bool) -> Tensor:
+        """Return the modality mask of one item, [3] float32, 0 or 1."""
+        return torch.tensor([frames, events, history], dtype=torch.float32)
 
 
 class ModelInputs(NamedTuple):
@@ -21,7 +57,7 @@ class ModelInputs(NamedTuple):
         event_sum: [B, 1, H, W] float32, polarity sums from frame 0 to frame 1, weighted by the two
             exposures (:func:`sum_events`).
         exposure: [B, 2] float32, exposure durations of both frames over (t1 - t0); 0 = unknown.
-        modality_mask: [B, 3] float32, 0 or 1: frames, events, history (events before t0).
+        modality_mask: [B, 3] float32, 0 or 1, see :class:`Modality`.
     """
 
     slices: Tensor
@@ -30,6 +66,116 @@ class ModelInputs(NamedTuple):
     event_sum: Tensor
     exposure: Tensor
     modality_mask: Tensor
+
+    def as_batch(self) -> ModelInputs:
+        """Return a batch of one, from an item without a batch axis."""
+        return ModelInputs(*(value.unsqueeze(0) for value in self))
+
+
+class EventTensors(NamedTuple):
+    """Events on the device that voxelizes them.
+
+    Attributes:
+        x, y, t, p: as of :class:`~flowfuse.events.Events`.
+        times: t as numpy has it: the events of an interval are found by binary search.
+    """
+
+    x: Tensor
+    y: Tensor
+    t: Tensor
+    p: Tensor
+    times: np.ndarray
+
+    @classmethod
+    def upload(cls, events: Events, device: torch.device | str = "cpu") -> EventTensors:
+        """Copy events to a device, once; on the CPU they share the arrays."""
+        arrays = (events.x, events.y, events.t, events.p)
+        return cls(*(to_device(array, device) for array in arrays), events.t)
+
+
+def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
+    frame0: np.ndarray | Tensor | None,
+    frame1: np.ndarray | Tensor | None,
+    events: Events,
+    *,
+    t0: int,
+    t1: int,
+    spec: InputSpec,
+    exposures: Exposures = (None, None),
+    history: bool | None = None,
+    device: torch.device | str = "cpu",
+) -> ModelInputs:
+    """Make a network's inputs from a frame pair and the events around it.
+
+    The events go to the device as they are; slices are made there, which are many times larger. One
+    call of voxelize makes all slices and one the event sum. Frames on the device stay there.
+
+    Args:
+        frame0, frame1: [H, W] or [H, W, 3] RGB; uint8, or float32 in [0, 1]. Both None: no frames,
+            and the size is that of the events' sensor.
+        events: any; those outside :func:`input_interval` are left out.
+        t0, t1: time interval in microseconds, the mid-exposure times of the frames.
+        spec: slices and bins.
+        exposures: durations in microseconds; None where unknown.
+        history: whether the events cover the time before t0; None: the first one is earlier.
+        device: where to compute.
+
+    Returns:
+        :class:`ModelInputs` of one item, without a batch axis, on the device.
+
+    Raises:
+        ValueError: when a slice would be shorter than one microsecond.
+    """
+    has_frames = frame0 is not None and frame1 is not None
+    height, width = frame0.shape[:2] if has_frames else (events.height, events.width)
+    has_events = len(events.slice_time(t0, t1)) > 0
+    if history is None:
+        history = has_events and int(events.t[0]) < t0
+    used = events.slice_time(*input_interval(t0, t1, spec.slices, *exposures))
+    tensors = EventTensors.upload(used, device)
+    size = {"height": height, "width": width}
+    slices = slice_events(tensors, t0, t1, slices=spec.slices, bins=spec.bins, **size)
+    if has_frames:
+        images = [unit_image(frame, device) for frame in (frame0, frame1)]
+    else:
+        images = [torch.zeros(1, height, width, device=device)] * 2
+    mask = Modality.mask(frames=has_frames, events=has_events, history=has_events and history)
+    return ModelInputs(
+        slices=slices,
+        frame0=images[0],
+        frame1=images[1],
+        event_sum=sum_events(tensors, t0, t1, *exposures, **size),
+        exposure=to_device(torch.tensor([(e or 0) / (t1 - t0) for e in exposures]), device),
+        modality_mask=to_device(mask, device),
+    )
+
+
+def to_device(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device; a copy from the host to a GPU is not waited for."""
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(values))
+    if values.device.type == "cpu" and torch.device(device).type == "cuda":
+        # Only page-locked memory is copied while the CPU goes on.
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def unit_image(frame: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
+    """Return a frame as the network takes it.
+
+    Args:
+        frame: [H, W] or [H, W, 3]; uint8, or float32 in [0, 1].
+        device: where to; the bits are the same everywhere.
+
+    Returns:
+        [1 | 3, H, W] float32 in [0, 1].
+    """
+    image = to_device(frame, device)
+    image = image.reshape(*image.shape[:2], -1).permute(2, 0, 1)
+    if image.dtype != torch.uint8:
+        return image
+    # By a tensor on the device: by a number, CUDA multiplies with the reciprocal.
+    return image.float() / torch.full((), 255.0, device=image.device)
 
 
 def slice_times(t0: int, t1: int, slices: int) -> list[int]:
@@ -40,7 +186,7 @@ def slice_times(t0: int, t1: int, slices: int) -> list[int]:
 def input_interval(
     t0: int, t1: int, slices: int, exposure0: int | None, exposure1: int | None
 ) -> tuple[int, int]:
-    """Return the half-open window (us) of all events that the inputs of [t0, t1) are made of.
+    """Return the half-open interval (us) of all events that the inputs of [t0, t1) are made of.
 
     It begins with slice E_0 or with exposure 0, whichever is earlier: :func:`sum_events` weighs the
     events of the whole exposures.
@@ -50,7 +196,7 @@ def input_interval(
 
 
 def slice_events(
-    events: Events,
+    events: Events | EventTensors,
     t0: int,
     t1: int,
     *,
@@ -58,7 +204,6 @@ def slice_events(
     bins: int,
     height: int,
     width: int,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Voxelize the causal event slices E_k = events in [tau_k - d, tau_k), d = (t1 - t0) / K.
 
@@ -66,37 +211,38 @@ def slice_events(
     they are at tau_k, and all slices are equally long.
 
     Args:
-        events: any events; those outside [t0 - d, t1) are left out.
-        t0, t1: window in microseconds.
+        events: any events; those outside [t0 - d, t1) are left out. The bits are the same on every
+            device.
+        t0, t1: time interval in microseconds.
         slices: K.
         bins: temporal bins per slice.
         height, width: sensor size in px.
-        device: where to compute; the bits are the same everywhere.
 
     Returns:
-        [K + 1, bins, H, W] float32 polarity sums, on the device.
+        [K + 1, bins, H, W] float32 polarity sums, on the events' device.
 
     Raises:
         ValueError: when a slice would be shorter than one microsecond.
     """
+    if isinstance(events, Events):
+        events = EventTensors.upload(events)
     limits = slice_times(t0, t1, slices)
     if t1 - t0 < slices:
         raise ValueError(
             f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices "
             "of at least 1 us"
         )
-    return _voxelize_windows(events, limits[:-1], limits[1:], bins, height, width, device)
+    return _voxelize_intervals(events, limits, limits[1:], bins, height, width)
 
 
 def sum_events(
-    events: Events,
+    events: Events | EventTensors,
     t0: int,
     t1: int,
     exposure0: int | None,
     exposure1: int | None,
     height: int,
     width: int,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Sum polarities from frame 0 to frame 1 as the two exposures see them.
 
@@ -111,53 +257,61 @@ def sum_events(
         t0, t1: mid-exposure times of the frames, us.
         exposure0, exposure1: exposure durations in us, or None where unknown.
         height, width: sensor size in px.
-        device: where to compute.
 
     Returns:
-        [1, H, W] float32, on the device.
+        [1, H, W] float32, on the events' device.
     """
+    if isinstance(events, Events):
+        events = EventTensors.upload(events)
     half0, half1 = (exposure0 or 0) // 2, (exposure1 or 0) // 2
     start, end = t0 + half0, t1 - half1
     if start > end:  # overlapping exposures: cut both at the middle
         start = end = (start + end) // 2
-    grid = (height, width, device)
-    total = torch.zeros(1, height, width, device=device)
-    if end > start:
-        total += _voxelize_windows(events, [start], [end], 1, *grid)[0]
-    # With two bins the time weights of voxelize are the ramps: bin 1 rises, bin 0 falls.
-    if start > t0 - half0:
-        total += _voxelize_windows(events, [t0 - half0], [start], 2, *grid)[0, 1:]
-    if t1 + half1 > end:
-        total += _voxelize_windows(events, [end], [t1 + half1], 2, *grid)[0, :1]
+    # With two bins the time weights of voxelize are the ramps: bin 1 rises, bin 0 falls. In between
+    # an event's whole weight stays in bin 0 if it comes in the first 2^-TIME_BITS of the time.
+    plain_end = start + min((end - start) << TIME_BITS, MAX_DURATION)
+    parts = {
+        "rise": (t0 - half0, start, start),
+        "plain": (start, end, plain_end),
+        "fall": (end, t1 + half1, t1 + half1),
+    }
+    parts = {name: part for name, part in parts.items() if part[0] < part[1]}
+    ramps = parts.keys() & {"rise", "fall"}
+    total = torch.zeros(1, height, width, device=events.t.device)
+    if not parts:
+        return total
+    limits = [part[0] for part in parts.values()] + [list(parts.values())[-1][1]]
+    ends = [part[2] for part in parts.values()] if ramps else limits[1:]
+    voxels = _voxelize_intervals(events, limits, ends, 2 if ramps else 1, height, width)
+    found = dict(zip(parts, voxels, strict=True))
+    if "plain" in found:
+        total += found["plain"].sum(0)
+    if "rise" in found:
+        total += found["rise"][1]
+    if "fall" in found:
+        total += found["fall"][0]
     return total
 
 
-def _voxelize_windows(
-    events: Events,
-    starts: list[int],
-    ends: list[int],
+def _voxelize_intervals(
+    events: EventTensors,
+    limits: Sequence[int],
+    ends: Sequence[int],
     bins: int,
     height: int,
     width: int,
-    device: torch.device | str,
 ) -> Tensor:
-    """Voxelize adjoining windows: [len(starts), bins, H, W]."""
-    limits = np.searchsorted(events.t, [*starts, ends[-1]])
-    low, high = limits[0], limits[-1]
+    """Voxelize adjoining intervals in one call.
 
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values[low:high])).to(device)
+    Args:
+        limits: n + 1 times (us): interval i has the events of [limits[i], limits[i + 1]).
+        ends: n times (us), where the last bin of each interval lies; limits[1:], or later.
 
-    voxels, _ = voxelize(
-        tensor(events.x),
-        tensor(events.y),
-        tensor(events.t),
-        tensor(events.p),
-        torch.from_numpy(limits - low).to(device),
-        torch.tensor(starts, device=device),
-        torch.tensor(ends, device=device),
-        bins,
-        height,
-        width,
-    )
+    Returns:
+        [n, bins, H, W].
+    """
+    offsets = np.searchsorted(events.times, limits)
+    numbers = to_device(np.concatenate((offsets, limits[:-1], ends)), events.t.device)
+    offsets, starts, ends = numbers.split((len(limits), len(ends), len(ends)))
+    voxels, _ = voxelize(*events[:4], offsets, starts, ends, bins, height, width)
     return voxels

@@ -368,3 +368,17 @@ def test_the_former_name_of_flow_init_still_works():
     with pytest.warns(FutureWarning, match="flow_init"):
         found = estimator(frame, frame, None, t0=0, t1=9, initial=start)
     np.testing.assert_array_equal(found.flow, expected.flow)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_frames_are_not_copied_to_the_host(monkeypatch, dtype):
+    def refuse(*_):
+        raise AssertionError("copied to the host")
+
+    estimator = Estimator(FlowFuse(CONFIG))
+    frame = torch.rand(32, 40, 3)
+    frame = frame if dtype == torch.float32 else (255 * frame).to(dtype)
+    for name in ("cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    result = estimator(frame, frame, None, t0=0, t1=1000)
+    assert isinstance(result.flow, torch.Tensor)

@@ -11,7 +11,7 @@ from test_model import TINY, make_batch, make_inputs, make_model
 from torch.utils._pytree import tree_map_only
 
 from flowfuse import ops
-from flowfuse.inputs import ModelInputs
+from flowfuse.inputs import InputSpec, ModelInputs
 from flowfuse.losses.self_supervised import SelfSupervisionConfig, self_supervised_loss
 from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import CONFIGS
@@ -315,10 +315,7 @@ def inputs_on_device(config, **options) -> ModelInputs:
 
 def training_loss(model, inputs, supervision="truth", bf16=False):
     """The loss of a batch that fits the inputs, as training computes it."""
-    names = ("frame0", "frame1", "event_sum", "exposure")
-    batch = make_batch(inputs)
-    batch = {name: tensor.to(inputs.slices.device) for name, tensor in batch.items()}
-    batch |= {name: getattr(inputs, name) for name in names}
+    batch = make_batch(inputs).to(inputs.slices.device)
     with torch.autocast(inputs.slices.device.type, torch.bfloat16, enabled=bf16):
         output = model(inputs)
     if supervision == "truth":
@@ -373,9 +370,7 @@ def test_a_training_step_in_bfloat16():
 def test_a_training_step_does_not_wait_for_the_device(supervision):
     model = make_model(TINY).to(DEVICE).train()
     inputs = inputs_on_device(TINY, batch=2, channels=3)
-    batch = {name: t.to(DEVICE) for name, t in make_batch(inputs).items()}
-    names = ("frame0", "frame1", "event_sum", "exposure")
-    batch |= {name: getattr(inputs, name) for name in names}
+    batch = make_batch(inputs).to(DEVICE)
     losses = {
         "truth": lambda output: supervised_loss(output, batch, LossConfig())[0],
         "self": lambda output: self_supervised_loss(output, batch, SelfSupervisionConfig())[0],
@@ -466,9 +461,9 @@ def test_scenes_rendered_on_the_device():
         difference = abs(here.frames.astype(int) - there.frames.astype(int))
         assert difference.mean() < 0.1 and difference.max() <= 32
         assert len(there.events) == pytest.approx(len(here.events), rel=0.02, abs=20)
-        a, b = (scene_sample(s, slices=2, bins=2, seed=1) for s in (here, there))
+        a, b = (scene_sample(s, spec=InputSpec(2, 2), seed=1) for s in (here, there))
         assert all(tensor.device.type == "cpu" for tensor in b.values())
-        same = (a["flow"] - b["flow"]).abs().amax(dim=(0, 1)) < 0.05
+        same = (a.flow - b.flow).abs().amax(dim=(0, 1)) < 0.05
         assert same.float().mean() > 0.99  # but where an edge falls on another pixel
 
 

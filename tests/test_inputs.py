@@ -3,8 +3,17 @@ import pytest
 import torch
 
 from flowfuse.events import Events
-from flowfuse.inputs import input_interval, slice_events, slice_times, sum_events
+from flowfuse.inputs import (
+    InputSpec,
+    input_interval,
+    prepare_inputs,
+    slice_events,
+    slice_times,
+    sum_events,
+    unit_image,
+)
 from flowfuse.model.normalization import normalize_slices
+from flowfuse.ops import voxelize
 
 
 def events(*rows):
@@ -112,3 +121,70 @@ def test_no_column_is_left_out_of_the_scale(width):
     slices = torch.zeros(1, 1, 1, 64, width)
     slices[..., 5] = 4.0  # a single edge, along a column
     assert normalize_slices(slices, torch.ones(1, 1)).max() == 1
+
+
+@pytest.mark.parametrize("exposures", [(None, None), (40, 20), (200, 200), (0, 30)])
+@pytest.mark.parametrize("rectified", [False, True])
+def test_one_call_gives_the_bits_of_one_call_a_part(exposures, rectified):
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(0, 3, 3000), rng.uniform(0, 2, 3000)
+    if not rectified:
+        x, y = x.astype(int), y.astype(int)
+    t = np.sort(rng.integers(0, 400, 3000))
+    stream = Events(x, y, t, rng.random(3000) < 0.9, height=3, width=4)
+    half0, half1 = ((exposure or 0) // 2 for exposure in exposures)
+    start, end = 100 + half0, 200 - half1
+    if start > end:
+        start = end = (start + end) // 2
+
+    def part(begin, end, bins):
+        if begin >= end:
+            return torch.zeros(bins, 3, 4)
+        used = stream.slice_time(begin, end)
+        arrays = (torch.from_numpy(getattr(used, name)) for name in "xytp")
+        limits = (torch.tensor(v) for v in ([0, len(used)], [begin], [end]))
+        return voxelize(*arrays, *limits, bins, 3, 4)[0][0]
+
+    expected = part(start, end, 1) + part(100 - half0, start, 2)[1:]
+    expected += part(end, 200 + half1, 2)[:1]
+    assert torch.equal(sum_events(stream, 100, 200, *exposures, 3, 4), expected)
+
+
+def test_inputs_are_made_by_two_calls_of_voxelize(monkeypatch):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return voxelize(*arguments)
+
+    monkeypatch.setattr("flowfuse.inputs.voxelize", counted)
+    stream = events((0, 0, 60, 1), (1, 0, 120, 1), (2, 0, 180, 0))
+    frame = np.zeros((3, 4), np.uint8)
+    settings = {"t0": 100, "t1": 200, "spec": InputSpec(slices=2, bins=3)}
+    found = prepare_inputs(frame, frame, stream, **settings, exposures=(40, 20))
+    assert len(calls) == 2
+    for name in range(4):  # x, y, t and p are uploaded once
+        assert calls[0][name] is calls[1][name]
+    assert found.slices.shape == (3, 3, 3, 4) and found.event_sum.shape == (1, 3, 4)
+    assert found.modality_mask.tolist() == [1, 1, 1]
+    assert found.exposure.tolist() == pytest.approx([0.4, 0.2])
+
+
+def test_what_is_missing_is_told_and_zero():
+    settings = {"t0": 100, "t1": 200, "spec": InputSpec(slices=2, bins=1)}
+    found = prepare_inputs(None, None, events((0, 0, 120, 1)), **settings)
+    assert found.modality_mask.tolist() == [0, 1, 0] and not found.frame0.any()
+    frame = np.full((3, 4, 3), 255, np.uint8)
+    found = prepare_inputs(frame, frame, Events.empty(3, 4), **settings)
+    assert found.modality_mask.tolist() == [1, 0, 0] and not found.slices.any()
+    assert found.frame0.shape == (3, 3, 4) and (found.frame0 == 1).all()
+    assert all(value.shape[0] == 1 for value in found.as_batch())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_frames_on_the_device_stay_there(dtype):
+    """A tensor without values stands for one on another device: reading it would raise."""
+    frame = torch.empty(3, 4, 3, dtype=dtype, device="meta")
+    image = unit_image(frame, "meta")
+    assert image.device.type == "meta" and image.shape == (3, 3, 4)
+    assert image.dtype == torch.float32

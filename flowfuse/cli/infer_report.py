@@ -16,7 +16,6 @@ from flowfuse import __version__
 from flowfuse.cli.infer_figures import LEAST_MAGNITUDE
 from flowfuse.cli.infer_outputs import OutputDirectory
 from flowfuse.cli.infer_settings import InferenceConfig
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import (
@@ -28,6 +27,7 @@ from flowfuse.evaluation.metrics import (
     trajectory_sums,
 )
 from flowfuse.io.atomic import atomic_path
+from flowfuse.io.images import as_gray
 from flowfuse.runner import GAP_RATIO, Interval
 
 

@@ -1,14 +1,12 @@
 """Augmentation of training samples: crop, symmetries of the image plane, sensor variation, dropout.
 
-A sample is the dictionary that `flowfuse.data.synthetic.dataset.scene_sample` returns (tensors of
-one scene, no batch axis), with its truth or without. Every function returns a new dictionary and
-leaves the given tensors unchanged. Random draws come from a numpy Generator alone, so a sample is a
-function of its seed.
+Every function takes a sample without a batch axis, with ground truth or without. It returns a new
+sample and leaves the given tensors unchanged. Random draws come from a numpy Generator alone, so a
+sample is a function of its seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -17,22 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.data.corruption import corrupt, with_matching
+from flowfuse.data.samples import IMAGES, Sample
 from flowfuse.geometry.grid import inside, pixel_grid
-
-Sample = dict[str, Tensor]
-
-# The entries that are images: their last two axes are rows and columns. Those of the truth, from
-# "flow" on, may all be absent.
-IMAGES = (
-    "slices",
-    "frame0",
-    "frame1",
-    "event_sum",
-    "flow",
-    "valid",
-    "occluded",
-    "boundary",
-)
+from flowfuse.inputs import Modality
 
 # Of flicker. Lamps on mains of 50 or 60 Hz have 100 or 120 periods a second, frames 10 to 50.
 FLICKER_PERIODS = (2.0, 12.0)  # between two frames
@@ -101,12 +86,7 @@ class AugmentConfig:
             )
 
 
-def with_modality_mask(sample: Mapping[str, Tensor]) -> Sample:
-    """Add "modality_mask" = [1, 1, 1] (frames, events, history) where it is not given."""
-    return {"modality_mask": torch.ones(3), **sample}
-
-
-def crop(sample: Mapping[str, Tensor], top: int, left: int, height: int, width: int) -> Sample:
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Cut a window out of every image of a sample.
 
     A pixel whose true position at tau lies outside the window counts as occluded there, as one that
@@ -123,61 +103,55 @@ def crop(sample: Mapping[str, Tensor], top: int, left: int, height: int, width: 
     Raises:
         ValueError: the window is not inside the image.
     """
-    rows, columns = sample["frame0"].shape[-2:]
+    rows, columns = sample.frame0.shape[-2:]
     if not (0 <= top <= rows - height and 0 <= left <= columns - width):
         raise ValueError(
             f"crop: a window of {height} x {width} at ({top}, {left}) is not inside an image of "
             f"{rows} x {columns}"
         )
     window = (..., slice(top, top + height), slice(left, left + width))
-    result = {**sample, **{name: sample[name][window] for name in _images(sample)}}
-    if "flow" not in result:
+    result = sample.map(lambda image: image[window], IMAGES)
+    flow = result.flow  # [T, 2, H, W]
+    if flow is None:
         return result
-    flow = result["flow"]  # [T, 2, H, W]
     seen = inside(pixel_grid(height, width) + flow, height, width)[:, 0]
-    result["occluded"] = result["occluded"] | ~seen
-    return result
+    return result._replace(occluded=result.occluded | ~seen)
 
 
-def flip_columns(sample: Mapping[str, Tensor]) -> Sample:
+def flip_columns(sample: Sample) -> Sample:
     """Mirror left and right: columns are reversed and u changes its sign."""
     return _flip(sample, axis=-1, component=0)
 
 
-def flip_rows(sample: Mapping[str, Tensor]) -> Sample:
+def flip_rows(sample: Sample) -> Sample:
     """Mirror up and down: rows are reversed and v changes its sign."""
     return _flip(sample, axis=-2, component=1)
 
 
-def transpose(sample: Mapping[str, Tensor]) -> Sample:
+def transpose(sample: Sample) -> Sample:
     """Swap rows and columns, and with them u and v."""
-    result = {**sample, **{name: sample[name].transpose(-1, -2) for name in _images(sample)}}
-    if "flow" in result:
-        result["flow"] = result["flow"].flip(1)
-    return result
+    result = sample.map(lambda image: image.transpose(-1, -2), IMAGES)
+    return result if result.flow is None else result._replace(flow=result.flow.flip(1))
 
 
-def vary_events(
-    sample: Mapping[str, Tensor], rng: np.random.Generator, config: AugmentConfig
-) -> Sample:
+def vary_events(sample: Sample, rng: np.random.Generator, config: AugmentConfig) -> Sample:
     """Scale the events' contrast threshold and add noise events."""
     gain = _factor(rng, config.event_gain)
     rate = rng.uniform(0.0, config.event_noise)
-    slices = sample["slices"]
+    slices = sample.slices
     noise = torch.zeros(slices.shape)
     count = rng.poisson(rate * slices[0, 0].numel())
     cells = torch.from_numpy(rng.integers(0, noise.numel(), count))
     signs = torch.from_numpy(rng.choice(np.float32([-1.0, 1.0]), count))
     noise.view(-1).index_add_(0, cells, signs)
-    return {
-        **sample,
-        "slices": slices * gain + noise,
+    return sample._replace(
+        slices=slices * gain + noise,
         # Slices E_1 .. E_K are what lies between the frames.
-        "event_sum": sample["event_sum"] * gain + noise[1:].sum((0, 1))[None],
-    }
+        event_sum=sample.event_sum * gain + noise[1:].sum((0, 1))[None],
+    )
 
 
-def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def add_flicker(sample: Sample, rng: np.random.Generator) -> Sample:
     """Add the events of lamps that flicker while everything else goes on, and light the frames so.
 
     The log intensities of light and scene add up, and so do their events, but for what each
@@ -185,7 +159,7 @@ def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sampl
     is a threshold away from that of its last event. What share of its light is theirs differs
     smoothly from place to place.
     """
-    slices = sample["slices"]
+    slices = sample.slices
     count, bins, height, width = slices.shape
     periods = rng.uniform(*FLICKER_PERIODS)
     peak = float(np.exp(rng.uniform(*np.log(FLICKER_PEAK))))
@@ -199,7 +173,7 @@ def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sampl
         return float(np.sin(2 * np.pi * periods * tau + phase))
 
     step = 1 / (count - 1) / FLICKER_STEPS
-    exposure = sample["exposure"].tolist()
+    exposure = sample.exposure.tolist()
     before, after = (int(np.ceil(length / 2 / step)) for length in exposure)
     first = -max(FLICKER_STEPS, before)  # of slice E_0, or of exposure 0
     # The lamps have flickered for long: a pixel's last event was one of the half period at hand.
@@ -218,11 +192,17 @@ def add_flicker(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sampl
             added[k, int(early)] += (1 - late) * fired
             if bins > 1:
                 added[k, int(early) + 1] += late * fired
-    result = {**sample, "slices": slices + added, "event_sum": sample["event_sum"] + total}
-    for name, tau, length in zip(("frame0", "frame1"), (0, 1), exposure, strict=True):
+
+    def lit(frame: Tensor, tau: float, length: float) -> Tensor:
         change = strength * (FLICKER_THRESHOLD * sine(tau) * float(np.sinc(periods * length)))
-        result[name] = (sample[name] * (change / GAMMA).exp()).clamp(max=1)
-    return result
+        return (frame * (change / GAMMA).exp()).clamp(max=1)
+
+    return sample._replace(
+        slices=slices + added,
+        event_sum=sample.event_sum + total,
+        frame0=lit(sample.frame0, 0, exposure[0]),
+        frame1=lit(sample.frame1, 1, exposure[1]),
+    )
 
 
 def seen_by_frames(tau: float, exposure0: float, exposure1: float) -> float:
@@ -239,64 +219,56 @@ def seen_by_frames(tau: float, exposure0: float, exposure1: float) -> float:
     return float(before - until)
 
 
-def vary_frames(
-    sample: Mapping[str, Tensor], rng: np.random.Generator, config: AugmentConfig
-) -> Sample:
+def vary_frames(sample: Sample, rng: np.random.Generator, config: AugmentConfig) -> Sample:
     """Change gain and gamma of both frames, each one's own gain a little, and add noise."""
     gamma = _power(rng, config.frame_gamma)
     gain = _factor(rng, config.frame_gain)
     noise = rng.uniform(0.0, config.frame_noise)
-    result = dict(sample)
-    for name in ("frame0", "frame1"):
-        frame = sample[name].pow(gamma) * (gain * _factor(rng, config.frame_gain_difference))
+
+    def vary(frame: Tensor) -> Tensor:
+        frame = frame.pow(gamma) * (gain * _factor(rng, config.frame_gain_difference))
         grain = torch.from_numpy(rng.standard_normal(frame.shape, dtype=np.float32))
-        result[name] = (frame + noise * grain).clamp(0.0, 1.0)
-    return result
+        return (frame + noise * grain).clamp(0.0, 1.0)
+
+    return sample.map(vary, ("frame0", "frame1"))
 
 
-def drop_frames(sample: Mapping[str, Tensor]) -> Sample:
+def drop_frames(sample: Sample) -> Sample:
     """Take the frames away, and with them what is known of their exposure."""
-    return {
-        **drop_exposure(sample),
-        "frame0": torch.zeros_like(sample["frame0"]),
-        "frame1": torch.zeros_like(sample["frame1"]),
-        "modality_mask": sample["modality_mask"] * torch.tensor([0.0, 1.0, 1.0]),
-    }
+    return drop_exposure(sample)._replace(
+        frame0=torch.zeros_like(sample.frame0),
+        frame1=torch.zeros_like(sample.frame1),
+        modality_mask=_without(sample, Modality.FRAMES),
+    )
 
 
-def drop_events(sample: Mapping[str, Tensor]) -> Sample:
+def drop_events(sample: Sample) -> Sample:
     """Take the events away, those before t0 too."""
-    return {
-        **sample,
-        "slices": torch.zeros_like(sample["slices"]),
-        "event_sum": torch.zeros_like(sample["event_sum"]),
-        "modality_mask": sample["modality_mask"] * torch.tensor([1.0, 0.0, 0.0]),
-    }
+    return sample._replace(
+        slices=torch.zeros_like(sample.slices),
+        event_sum=torch.zeros_like(sample.event_sum),
+        modality_mask=_without(sample, Modality.EVENTS, Modality.HISTORY),
+    )
 
 
-def drop_history(sample: Mapping[str, Tensor]) -> Sample:
+def drop_history(sample: Sample) -> Sample:
     """Take the events before t0 away: slice E_0 is empty."""
-    slices = sample["slices"].clone()
+    slices = sample.slices.clone()
     slices[0] = 0.0
-    return {
-        **sample,
-        "slices": slices,
-        "modality_mask": sample["modality_mask"] * torch.tensor([1.0, 1.0, 0.0]),
-    }
+    return sample._replace(slices=slices, modality_mask=_without(sample, Modality.HISTORY))
 
 
-def drop_exposure(sample: Mapping[str, Tensor]) -> Sample:
+def drop_exposure(sample: Sample) -> Sample:
     """Forget the exposures: events between the frame times then all count with weight 1."""
-    return {
-        **sample,
-        "exposure": torch.zeros_like(sample["exposure"]),
+    return sample._replace(
+        exposure=torch.zeros_like(sample.exposure),
         # Binning is linear, so the bins of E_1 .. E_K sum to the plain sum over [t0, t1).
-        "event_sum": sample["slices"][1:].sum((0, 1))[None],
-    }
+        event_sum=sample.slices[1:].sum((0, 1))[None],
+    )
 
 
 def augment(
-    sample: Mapping[str, Tensor],
+    sample: Sample,
     rng: np.random.Generator,
     config: AugmentConfig,
     size: tuple[int, int],
@@ -310,12 +282,12 @@ def augment(
         size: (height, width) of the result in px.
 
     Returns:
-        The varied sample with "modality_mask" added; its tensors are contiguous.
+        The varied sample; its tensors are contiguous.
 
     Raises:
         ValueError: the images are smaller than `size`.
     """
-    rows, columns = sample["frame0"].shape[-2:]
+    rows, columns = sample.frame0.shape[-2:]
     # Drawn whether it is used or not, so that later draws do not depend on the image's size.
     swapped = rng.random() < config.transpose
     swapped = swapped and size[1] <= rows and size[0] <= columns
@@ -327,7 +299,7 @@ def augment(
         )
     top = int(rng.integers(0, rows - height + 1))
     left = int(rng.integers(0, columns - width + 1))
-    result = crop(with_modality_mask(sample), top, left, height, width)
+    result = crop(sample, top, left, height, width)
     if swapped:
         result = transpose(result)
     for mirror in (flip_columns, flip_rows):
@@ -353,39 +325,41 @@ def augment(
         result = drop_frames(result)
     elif modality < config.drop_frames + config.drop_events:
         result = drop_events(result)
-    return {name: tensor.contiguous() for name, tensor in result.items()}
+    return result.contiguous()
 
 
-def crop_centre(sample: Mapping[str, Tensor], size: tuple[int, int]) -> Sample:
-    """Cut out the middle without any variation, and add "modality_mask": for validation.
+def crop_centre(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Cut out the middle without any variation: for validation.
 
     Args:
         sample: the sample, images of at least `size`.
         size: (height, width) of the result in px.
 
     Returns:
-        The sample with "modality_mask" added; its tensors are contiguous.
+        The sample; its tensors are contiguous.
 
     Raises:
         ValueError: the images are smaller than `size`.
     """
-    rows, columns = sample["frame0"].shape[-2:]
+    rows, columns = sample.frame0.shape[-2:]
     top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
-    result = crop(with_modality_mask(sample), top, left, *size)
-    return {name: tensor.contiguous() for name, tensor in result.items()}
+    return crop(sample, top, left, *size).contiguous()
 
 
-def _flip(sample: Mapping[str, Tensor], axis: int, component: int) -> Sample:
-    result = {**sample, **{name: sample[name].flip(axis) for name in _images(sample)}}
-    if "flow" in result:
-        sign = torch.ones(2, 1, 1)
-        sign[component] = -1.0
-        result["flow"] = result["flow"] * sign
-    return result
+def _flip(sample: Sample, axis: int, component: int) -> Sample:
+    result = sample.map(lambda image: image.flip(axis), IMAGES)
+    if result.flow is None:
+        return result
+    sign = torch.ones(2, 1, 1)
+    sign[component] = -1.0
+    return result._replace(flow=result.flow * sign)
 
 
-def _images(sample: Mapping[str, Tensor]) -> list[str]:
-    return [name for name in IMAGES if name in sample]
+def _without(sample: Sample, *modalities: Modality) -> Tensor:
+    """Return the modality mask without some modalities."""
+    mask = sample.modality_mask.clone()
+    mask[list(modalities)] = 0.0
+    return mask
 
 
 def _factor(rng: np.random.Generator, amount: float) -> float:

@@ -6,13 +6,13 @@ is wrong in one way; the other one and the ground truth stay as they are. The gr
 to the pixels of the frames where the events are displaced, and to the middle of the readout where
 rows of the frames are read one after the other.
 
-Every function returns a new dictionary and leaves the given tensors unchanged. Random draws come
+Every function returns a new sample and leaves the given tensors unchanged. Random draws come
 from a numpy Generator alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowfuse.geometry.grid import pixel_grid, sample
+from flowfuse.data.samples import Sample
+from flowfuse.geometry.grid import pixel_grid
+from flowfuse.geometry.grid import sample as sample_image
 
-Sample = dict[str, Tensor]
 Range = tuple[float, float]
 
-# What "matching" says: which pairs of latents still correspond at the true displacement.
+# What ``matching`` says: which pairs of latents still correspond at the true displacement.
 FRAME_PAIR, EVENT_PAIRS, CROSS_PAIR = range(3)
+
+EVENT_FIELDS = ("slices", "event_sum")
+FRAME_FIELDS = ("frame0", "frame1")
 
 # Of the events.
 SHIFT: Range = (0.02, 0.3)  # in intervals between the frames, log-uniform
@@ -59,73 +63,69 @@ class Kind(NamedTuple):
         broken: pairs of latents that correspond no longer.
     """
 
-    apply: Callable[[Mapping[str, Tensor], np.random.Generator], Sample]
+    apply: Callable[[Sample, np.random.Generator], Sample]
     weight: float
     broken: tuple[int, ...] = ()
 
 
-def corrupt(
-    sample: Mapping[str, Tensor], rng: np.random.Generator, *, events: float, frames: float
-) -> Sample:
+def corrupt(sample: Sample, rng: np.random.Generator, *, events: float, frames: float) -> Sample:
     """Corrupt one modality, or none.
 
     Args:
-        sample: see :func:`flowfuse.data.synthetic.dataset.scene_sample`; both modalities there.
+        sample: with both modalities.
         rng: where every draw comes from.
         events, frames: probability that this one is corrupted; at most 1 together.
 
     Returns:
-        The sample, with "matching" ([3] float32: 1 where the frame pair, the event pairs, and frame
-        0 with the last event slice still correspond).
+        The sample with ``matching``.
     """
     which = rng.random()
     kinds = EVENT_KINDS if which < events else FRAME_KINDS if which < events + frames else None
     if kinds is None:
         if rng.random() < RESAMPLED:
             # Shifted events are blurred a little in time. That alone must not give them away.
-            sample = _with_slices(sample, _shift(sample["slices"], 0.0))
+            sample = _with_slices(sample, _shift(sample.slices, 0.0))
         return with_matching(sample)
     weights = np.array([kind.weight for kind in kinds.values()])
     kind = list(kinds.values())[rng.choice(len(kinds), p=weights / weights.sum())]
     result = with_matching(kind.apply(sample, rng))
-    for pair in kind.broken:
-        result["matching"][pair] = 0.0
+    result.matching[list(kind.broken)] = 0.0
     return result
 
 
-def with_matching(sample: Mapping[str, Tensor]) -> Sample:
-    """Add "matching" = [1, 1, 1]: everything corresponds."""
-    return {**sample, "matching": torch.ones(3)}
+def with_matching(sample: Sample) -> Sample:
+    """Add ``matching`` = [1, 1, 1]: everything corresponds."""
+    return sample._replace(matching=torch.ones(3))
 
 
-def shift_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def shift_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """Events that are late or early; the first or last ones repeat where none are known."""
-    slices = sample["slices"]
+    slices = sample.slices
     steps = (len(slices) - 1) * max(slices.shape[1] - 1, 1)  # between the frames
     late = _log_uniform(rng, SHIFT) * rng.choice((-1.0, 1.0))
     return _with_slices(sample, _shift(slices, late * steps))
 
 
-def scale_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def scale_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """Events of another contrast threshold than that which frames and events were trained with."""
     gain = _log_uniform(rng, GAIN)
-    return {**sample, "slices": sample["slices"] * gain, "event_sum": sample["event_sum"] * gain}
+    return sample.map(lambda sums: sums * gain, EVENT_FIELDS)
 
 
-def unbalance_polarity(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def unbalance_polarity(sample: Sample, rng: np.random.Generator) -> Sample:
     """ON and OFF events of different gains."""
-    slices, ratio = sample["slices"], _log_uniform(rng, BALANCE) ** rng.choice((-0.5, 0.5))
+    slices, ratio = sample.slices, _log_uniform(rng, BALANCE) ** rng.choice((-0.5, 0.5))
     return _with_slices(sample, slices.clamp(min=0) * ratio + slices.clamp(max=0) / ratio)
 
 
-def invert_polarity(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def invert_polarity(sample: Sample, rng: np.random.Generator) -> Sample:
     """ON and OFF swapped."""
-    return {**sample, "slices": -sample["slices"], "event_sum": -sample["event_sum"]}
+    return sample.map(torch.neg, EVENT_FIELDS)
 
 
-def lose_burst(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def lose_burst(sample: Sample, rng: np.random.Generator) -> Sample:
     """Lose the events of a slice or a part of one, or get them twice; of all rows or of a band."""
-    slices = sample["slices"].clone()
+    slices = sample.slices.clone()
     count, bins, rows, _ = slices.shape
     part = _span(rng, bins) if rng.random() < 0.5 else slice(None)
     band = _span(rng, rows) if rng.random() < 0.5 else slice(None)
@@ -133,9 +133,9 @@ def lose_burst(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample
     return _with_slices(sample, slices)
 
 
-def heat_lines(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def heat_lines(sample: Sample, rng: np.random.Generator) -> Sample:
     """Rows and columns that fire all the time, each with one polarity or with both."""
-    slices = sample["slices"].clone()
+    slices = sample.slices.clone()
     for _ in range(rng.integers(1, LINES + 1)):
         axis = int(rng.choice((-2, -1)))
         line = slices.select(axis, int(rng.integers(slices.shape[axis])))
@@ -145,33 +145,32 @@ def heat_lines(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample
     return _with_slices(sample, slices)
 
 
-def add_noise_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def add_noise_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """Dense noise events of both polarities."""
-    slices = sample["slices"]
+    slices = sample.slices
     cells = slices.shape[0] * slices.shape[1]
     count = rng.poisson(_log_uniform(rng, NOISE_RATE) / cells, slices.shape)
     signs = rng.choice(np.float32([-1.0, 1.0]), slices.shape)
     return _with_slices(sample, slices + torch.from_numpy(count * signs).float())
 
 
-def displace_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def displace_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """The events' view is shifted by whole pixels."""
     shift = rng.integers(-VIEW_SHIFT, VIEW_SHIFT + 1, 2)
     if not shift.any():
         shift[rng.integers(2)] = 1
-    names = ("slices", "event_sum")
-    return {**sample, **{name: _moved(sample[name], *shift) for name in names}}
+    return sample.map(lambda image: _moved(image, *shift), EVENT_FIELDS)
 
 
-def turn_events(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def turn_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """The events' view is a little larger or smaller, and turned."""
     scale = 1 + rng.uniform(-VIEW_SCALE, VIEW_SCALE)
     angle = rng.uniform(-VIEW_ROTATION, VIEW_ROTATION)
-    coords = _similarity(sample["slices"], scale, angle)
-    return {**sample, **{name: _sampled(sample[name], coords) for name in ("slices", "event_sum")}}
+    coords = _similarity(sample.slices, scale, angle)
+    return sample.map(lambda image: _sampled(image, coords), EVENT_FIELDS)
 
 
-def expose_wrongly(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def expose_wrongly(sample: Sample, rng: np.random.Generator) -> Sample:
     """Frames much too bright, and clipped, or too dark, and coarse."""
 
     def change(frame: Tensor, gain: float) -> Tensor:
@@ -180,7 +179,7 @@ def expose_wrongly(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sa
     return _change_frames(sample, rng, change, lambda: _log_uniform(rng, EXPOSURE))
 
 
-def defocus(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def defocus(sample: Sample, rng: np.random.Generator) -> Sample:
     """Frames out of focus: Gaussian blur."""
 
     def change(frame: Tensor, sigma: float) -> Tensor:
@@ -195,7 +194,7 @@ def defocus(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
     return _change_frames(sample, rng, change, lambda: _log_uniform(rng, DEFOCUS))
 
 
-def smear(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def smear(sample: Sample, rng: np.random.Generator) -> Sample:
     """Frames blurred along a line, as by a camera that was knocked."""
 
     def change(frame: Tensor, line: tuple[float, float]) -> Tensor:
@@ -212,7 +211,7 @@ def smear(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
     return _change_frames(sample, rng, change, lambda: (rng.uniform(*SMEAR), rng.uniform(0, np.pi)))
 
 
-def add_grain(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def add_grain(sample: Sample, rng: np.random.Generator) -> Sample:
     """Frames full of noise."""
 
     def change(frame: Tensor, deviation: float) -> Tensor:
@@ -222,34 +221,33 @@ def add_grain(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
     return _change_frames(sample, rng, change, lambda: _log_uniform(rng, GRAIN))
 
 
-def roll_shutter(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def roll_shutter(sample: Sample, rng: np.random.Generator) -> Sample:
     """Rows read one after the other: upper ones show the scene earlier, lower ones later.
 
     The true flow tells how far a row's content has moved. Without it the sample stays as it is.
     """
-    if "flow" not in sample:
-        return dict(sample)
-    motion = torch.where(sample["valid"][-1], sample["flow"][-1], 0)  # [2, H, W] px
+    if sample.flow is None:
+        return sample
+    motion = torch.where(sample.valid[-1], sample.flow[-1], 0)  # [2, H, W] px
     height, width = motion.shape[-2:]
     readout = rng.uniform(*READOUT) * rng.choice((-1.0, 1.0))
     delay = readout * (torch.linspace(-0.5, 0.5, height) if height > 1 else torch.zeros(1))
     coords = pixel_grid(height, width) - motion * delay[:, None]
-    frames = ("frame0", "frame1")
-    return {**sample, **{name: _sampled(sample[name], coords, "border") for name in frames}}
+    return sample.map(lambda image: _sampled(image, coords, "border"), FRAME_FIELDS)
 
 
-def repeat_frame(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def repeat_frame(sample: Sample, rng: np.random.Generator) -> Sample:
     """The camera lost a frame, and gives the one before again."""
-    return {**sample, "frame1": sample["frame0"].clone()}
+    return sample._replace(frame1=sample.frame0.clone())
 
 
-def jump_frame(sample: Mapping[str, Tensor], rng: np.random.Generator) -> Sample:
+def jump_frame(sample: Sample, rng: np.random.Generator) -> Sample:
     """The second frame is displaced: a knock, or an image stabilizer."""
     length, angle = rng.uniform(*JUMP), rng.uniform(0, 2 * np.pi)
     offset = torch.tensor([length * np.cos(angle), length * np.sin(angle)], dtype=torch.float32)
-    height, width = sample["frame1"].shape[-2:]
+    height, width = sample.frame1.shape[-2:]
     coords = pixel_grid(height, width) - offset[:, None, None]
-    return {**sample, "frame1": _sampled(sample["frame1"], coords, "border")}
+    return sample._replace(frame1=_sampled(sample.frame1, coords, "border"))
 
 
 EVENT_KINDS: dict[str, Kind] = {
@@ -274,10 +272,10 @@ FRAME_KINDS: dict[str, Kind] = {
 }
 
 
-def _with_slices(sample: Mapping[str, Tensor], slices: Tensor) -> Sample:
+def _with_slices(sample: Sample, slices: Tensor) -> Sample:
     """Replace the slices, and change the event sum by as much as their sum changes."""
-    change = (slices[1:] - sample["slices"][1:]).sum((0, 1))
-    return {**sample, "slices": slices, "event_sum": sample["event_sum"] + change}
+    change = (slices[1:] - sample.slices[1:]).sum((0, 1))
+    return sample._replace(slices=slices, event_sum=sample.event_sum + change)
 
 
 def _shift(slices: Tensor, steps: float) -> Tensor:
@@ -308,7 +306,7 @@ def _shift(slices: Tensor, steps: float) -> Tensor:
 
 
 def _change_frames(
-    sample: Mapping[str, Tensor],
+    sample: Sample,
     rng: np.random.Generator,
     change: Callable,
     draw: Callable,
@@ -316,8 +314,8 @@ def _change_frames(
     """Change one frame, or both alike: change(frame, draw())."""
     strength = draw()
     both, first = rng.random() < BOTH, rng.random() < 0.5
-    names = ("frame0", "frame1") if both else ("frame0",) if first else ("frame1",)
-    return {**sample, **{name: change(sample[name], strength) for name in names}}
+    names = FRAME_FIELDS if both else FRAME_FIELDS[:1] if first else FRAME_FIELDS[1:]
+    return sample.map(lambda frame: change(frame, strength), names)
 
 
 def _filtered(frame: Tensor, kernel: Tensor) -> Tensor:
@@ -358,7 +356,7 @@ def _similarity(image: Tensor, scale: float, angle: float) -> Tensor:
 def _sampled(image: Tensor, coords: Tensor, padding: str = "zeros") -> Tensor:
     """Sample any image [..., H, W] at coordinates [2, H, W]."""
     flat = image.reshape(1, -1, *image.shape[-2:])
-    return sample(flat, coords[None], padding=padding).view(image.shape)
+    return sample_image(flat, coords[None], padding=padding).view(image.shape)
 
 
 def _span(rng: np.random.Generator, length: int) -> slice:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording, iterate_events
 from flowfuse.events import Events
+from flowfuse.io.images import as_gray
 
 BIN = 10_000  # us, in which rates are counted
 MOST_BINS = 10_000_000

@@ -12,12 +12,12 @@ import numpy as np
 from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.data.formats.event_writer import EVENT_FORMATS, write_event_parts
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.recording import Recording, iterate_events
 from flowfuse.data.recording_writer import write_frames
 from flowfuse.data.registry import event_suffixes, video_suffixes
 from flowfuse.io.atomic import atomic_directory
 from flowfuse.io.flow import tau_directory, write_flow
+from flowfuse.io.images import as_gray
 
 
 def copy_recording(

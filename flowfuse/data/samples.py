@@ -1,54 +1,117 @@
-"""Two frames of a recording, the events around them and the true flow between, as a sample."""
+"""A frame pair, the events around it and the true flow between, as a training sample."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.geometry.grid import inside, pixel_grid
-from flowfuse.inputs import input_interval, slice_events, sum_events
+from flowfuse.inputs import InputSpec, ModelInputs, input_interval, prepare_inputs
+from flowfuse.io.images import as_gray
 
 if TYPE_CHECKING:
     from flowfuse.data.datasets.dsec.sequence import DsecSequence
     from flowfuse.data.recording import Recording
 
+# The fields that are images: their last two axes are rows and columns.
+IMAGES = ("slices", "frame0", "frame1", "event_sum", "flow", "valid", "occluded", "boundary")
+
+
+class Sample(NamedTuple):
+    """The network's inputs for one frame pair, with ground truth at T times or without any.
+
+    A batch of B samples is a Sample too (:meth:`collate`); its tensors have B as their first axis.
+
+    Attributes:
+        slices: [K + 1, bins, H, W] float32, raw polarity sums of E_0 .. E_K.
+        frame0, frame1: [1, H, W] float32 in [0, 1], gray.
+        event_sum: [1, H, W] float32, exposure-weighted polarity sum from t0 to t1.
+        exposure: [2] float32, exposure durations over (t1 - t0); 0 = unknown.
+        modality_mask: [3] float32, 0 or 1, see :class:`flowfuse.inputs.Modality`.
+        tau: [T] float32, times of the ground truth in (0, 1]; the last one is 1.
+        flow: [T, 2, H, W] float32, px, displacement from t0 to each tau.
+        valid: [T, H, W] bool, where the flow is known, occluded or not.
+        occluded: [T, H, W] bool, covered or out of the image at tau.
+        boundary: [2, H, W] float32, 0 or 1: B_e, B_m; NaN where unknown.
+        matching: [3] float32, 1 where the frame pair, the event pairs, and frame 0 with the last
+            event slice still correspond; None: all do (:mod:`flowfuse.data.corruption`).
+    """
+
+    slices: Tensor
+    frame0: Tensor
+    frame1: Tensor
+    event_sum: Tensor
+    exposure: Tensor
+    modality_mask: Tensor
+    tau: Tensor | None = None
+    flow: Tensor | None = None
+    valid: Tensor | None = None
+    occluded: Tensor | None = None
+    boundary: Tensor | None = None
+    matching: Tensor | None = None
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the network sees."""
+        return ModelInputs(*(getattr(self, name) for name in ModelInputs._fields))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are there, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def map(self, change: Callable[[Tensor], Tensor], names: Iterable[str] | None = None) -> Sample:
+        """Change every tensor that is there, or those of some names."""
+        chosen = Sample._fields if names is None else names
+        found = {n: change(value) for n, value in self.tensors().items() if n in chosen}
+        return self._replace(**found)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Sample:
+        """Return the sample on a device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def contiguous(self) -> Sample:
+        """Return the sample in tensors that lie in memory as they are indexed."""
+        return self.map(Tensor.contiguous)
+
+    @staticmethod
+    def collate(samples: Sequence[Sample]) -> Sample:
+        """Stack samples into a batch; all have ground truth, or none has: ``collate_fn``."""
+        return Sample(**default_collate([sample.tensors() for sample in samples]))
+
 
 def unlabelled_sample(
-    recording: Recording | DsecSequence, first: int, last: int, *, slices: int, bins: int
-) -> dict[str, Tensor]:
-    """Make the part of a sample that needs no truth: the network's inputs, frames in gray.
+    recording: Recording | DsecSequence, first: int, last: int, spec: InputSpec
+) -> Sample:
+    """Make a sample without ground truth.
 
     Args:
         recording: with events and frames.
-        first, last: frames.
-        slices, bins: see :func:`flowfuse.inputs.slice_events`.
+        first, last: the frame pair.
+        spec: slices and bins.
 
     Returns:
-        What :class:`flowfuse.inputs.ModelInputs` asks for, without a batch axis. ``exposure`` is 0
-        where it is unknown. ``present`` says what the recording has: events between the frames, and
+        The sample. ``modality_mask`` says what the recording has: events between the frames, and
         events before the first one.
     """
     t0, t1 = (int(recording.frame_times[i]) for i in (first, last))
-    exposures = [None, None]
+    exposures = (None, None)
     if recording.exposures is not None:
-        exposures = [int(end - start) for start, end in recording.exposures[[first, last]]]
-    start, end = input_interval(t0, t1, slices, *exposures)
-    events = recording.events(max(start, 0), end)
-    fires = len(events.slice_time(t0, t1)) > 0
-    history = fires and int(events.t[0]) < t0
-    size = {"height": recording.height, "width": recording.width}
-    return {
-        "slices": slice_events(events, t0, t1, slices=slices, bins=bins, **size),
-        "frame0": _picture(recording.frame(first)),
-        "frame1": _picture(recording.frame(last)),
-        "event_sum": sum_events(events, t0, t1, *exposures, **size),
-        "exposure": torch.tensor([(e or 0) / (t1 - t0) for e in exposures]),
-        "modality_mask": torch.tensor([True, fires, history]).float(),
-    }
+        exposures = tuple(int(end - start) for start, end in recording.exposures[[first, last]])
+    start, end = input_interval(t0, t1, spec.slices, *exposures)
+    inputs = prepare_inputs(
+        *(as_gray(recording.frame(i)) for i in (first, last)),
+        recording.events(max(start, 0), end),
+        t0=t0,
+        t1=t1,
+        spec=spec,
+        exposures=exposures,
+    )
+    return Sample(*inputs)
 
 
 def labelled_sample(
@@ -56,36 +119,28 @@ def labelled_sample(
     first: int,
     last: int,
     ground_truth: tuple[np.ndarray, np.ndarray],
-    *,
-    slices: int,
-    bins: int,
-) -> dict[str, Tensor]:
-    """Make a training sample of two frames and the true flow between them.
+    spec: InputSpec,
+) -> Sample:
+    """Make a sample of a frame pair and the true flow between.
 
     Args:
-        recording, first, last, slices, bins: as of :func:`unlabelled_sample`.
-        truth: flow [2, H, W] px, and where it is valid, [H, W] bool.
+        recording, first, last, spec: as of :func:`unlabelled_sample`.
+        ground_truth: flow [2, H, W] px, and where it is valid, [H, W] bool.
 
     Returns:
-        What :func:`flowfuse.data.synthetic.dataset.scene_sample` returns, with one time, tau = 1,
-        and ``present``. ``valid`` is where there is truth; the flow is 0 elsewhere. ``occluded``
-        covers, beside what leaves the image, all pixels without truth, where nothing can be
-        matched; what is hidden by something else is not known. ``boundary`` is NaN: unknown.
+        The sample with one time, tau = 1. ``valid`` is where there is ground truth; the flow is 0
+        elsewhere. ``occluded`` covers, beside what leaves the image, all pixels without ground
+        truth, where nothing can be matched; what is hidden by something else is not known.
+        ``boundary`` is NaN: unknown.
     """
     flow, valid = (torch.from_numpy(values)[None] for values in ground_truth)
     flow = torch.where(valid[:, None], flow, 0.0)  # files may hold anything there
     size = {"height": recording.height, "width": recording.width}
     seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
-    return {
-        **unlabelled_sample(recording, first, last, slices=slices, bins=bins),
-        "tau": torch.ones(1),
-        "flow": flow,
-        "valid": valid,
-        "occluded": ~(valid & seen),
-        "boundary": torch.full((2, *valid.shape[1:]), torch.nan),
-    }
-
-
-def _picture(frame: np.ndarray) -> Tensor:
-    """uint8 [H, W] or [H, W, 3] -> [1, H, W] float32 in [0, 1]."""
-    return torch.from_numpy(as_gray(frame))[None].float() / 255
+    return unlabelled_sample(recording, first, last, spec)._replace(
+        tau=torch.ones(1),
+        flow=flow,
+        valid=valid,
+        occluded=~(valid & seen),
+        boundary=torch.full((2, *valid.shape[1:]), torch.nan),
+    )

@@ -6,15 +6,16 @@ gather in one place, photometric error is small where the image is flat. They ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
+from flowfuse.inputs import Modality
 from flowfuse.losses.supervised import (
     check_loss_weights,
     end_point_error,
@@ -53,14 +54,14 @@ class SelfSupervisionConfig:
 
 
 def self_supervised_loss(
-    output: ModelOutput, batch: Mapping[str, Tensor], config: SelfSupervisionConfig
+    output: ModelOutput, batch: Sample, config: SelfSupervisionConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the losses of one batch that need no truth.
 
     Args:
         output: of the network.
-        batch: the network's inputs, collated (see :class:`flowfuse.inputs.ModelInputs`); where
-            it has the truth as well, ``flow`` and ``valid``, the error is reported, not trained on.
+        batch: collated samples; where they have ground truth as well, the error is reported, not
+            trained on.
         config: the weights.
 
     Returns:
@@ -81,7 +82,7 @@ def self_supervised_loss(
             loss = sum(w * part for w, part in zip(weights, parts.values(), strict=True))
             total = total + config.decay ** (len(estimates) - 1 - i) * loss
     parts = {name: part.detach() for name, part in parts.items()}
-    if "flow" in batch:
+    if batch.flow is not None:
         parts["epe"] = end_point_error(output, batch)
     return total, parts
 
@@ -96,7 +97,7 @@ def dense_estimates(output: ModelOutput) -> list[Tensor]:
     return [*dense, output.control_points]
 
 
-def photometric_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def photometric_loss(points: Tensor, batch: Sample) -> Tensor:
     """Difference of frame 0 and frame 1 warped back, where neither is blurred by the motion.
 
     A blurred edge matches over its whole width, so pixels count only while they move less than
@@ -108,29 +109,33 @@ def photometric_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """
     flow = points[:, -1]
     coords = _grid(flow) + flow
-    difference = sample(batch["frame1"], coords, padding="border") - batch["frame0"]
-    blur = flow.detach().norm(dim=1, keepdim=True) * batch["exposure"].amax(1).view(-1, 1, 1, 1)
-    seen = inside(coords.detach(), *flow.shape[-2:]) & (blur < SHORT_MOTION) & _has(batch, 0)
+    difference = sample(batch.frame1, coords, padding="border") - batch.frame0
+    blur = flow.detach().norm(dim=1, keepdim=True) * batch.exposure.amax(1).view(-1, 1, 1, 1)
+    seen = (
+        inside(coords.detach(), *flow.shape[-2:])
+        & (blur < SHORT_MOTION)
+        & _has(batch, Modality.FRAMES)
+    )
     return masked_mean(_robust(difference).mean(dim=1, keepdim=True), seen)
 
 
-def gradient_constancy_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def gradient_constancy_loss(points: Tensor, batch: Sample) -> Tensor:
     """Disagreement of -grad L . u with the polarities of slice E_1, u being the motion during it.
 
     One minus the local correlation coefficient, so the contrast threshold does not matter; where
     the slice has events and the motion during it is short enough for the equation to hold.
     """
-    slices = batch["slices"]
+    slices = batch.slices
     motion = bezier(points, 1 / (slices.shape[1] - 1))
     found = slices[:, 1].sum(dim=1, keepdim=True)
-    predicted = common_gradient(batch["frame0"], batch["frame1"], found, motion)[:, 5:]
+    predicted = common_gradient(batch.frame0, batch.frame1, found, motion)[:, 5:]
     fires = F.max_pool2d(found.abs(), WINDOW, 1, WINDOW // 2) > 0
     short = motion.detach().norm(dim=1, keepdim=True) < SHORT_MOTION
-    use = fires & short & _has(batch, 0) & _has(batch, 1)
+    use = fires & short & _has(batch, Modality.FRAMES) & _has(batch, Modality.EVENTS)
     return masked_mean(1 - _local_correlation(predicted, found), use)
 
 
-def sharpness_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def sharpness_loss(points: Tensor, batch: Sample) -> Tensor:
     """Minus the log of how much sharper the events are when carried back to t0 along trajectories.
 
     Sharpness is the variance of the sum of all bins, each read where the trajectories are at its
@@ -138,7 +143,7 @@ def sharpness_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     must not be taken for one. All bins are blurred first, or reading between pixels, which blurs,
     would count against any motion.
     """
-    bins = batch["slices"][:, 1:]
+    bins = batch.slices[:, 1:]
     batch_size, slices, count, height, width = bins.shape
     bins = F.avg_pool2d(bins.reshape(-1, 1, height, width), 3, 1, 1)
     # Bin b of slice k gathers events around this time (the first and last bins share its limits).
@@ -150,16 +155,16 @@ def sharpness_loss(points: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     still = bins.view(batch_size, -1, height, width).sum(dim=1)
     floor = 1e-3  # events^2: no events are neither sharp nor blurred
     gain = torch.log(moved.var(dim=(1, 2)) + floor) - torch.log(still.var(dim=(1, 2)) + floor)
-    return masked_mean(-gain, batch["modality_mask"][:, 1] > 0)
+    return masked_mean(-gain, batch.modality_mask[:, Modality.EVENTS] > 0)
 
 
-def smoothness_loss(points: Tensor, batch: Mapping[str, Tensor], boundary: Tensor) -> Tensor:
+def smoothness_loss(points: Tensor, batch: Sample, boundary: Tensor) -> Tensor:
     """Differences between neighbouring trajectories, free across image edges and B_m.
 
     Args:
         boundary: [B, 2, H, W] logits; only their values count, or B_m = 1 would be a way out.
     """
-    guide = batch["frame0"].mean(dim=1, keepdim=True)
+    guide = batch.frame0.mean(dim=1, keepdim=True)
     stop = torch.sigmoid(boundary[:, 1:].detach())
     loss = points.new_zeros(())
     for axis in (-2, -1):
@@ -176,8 +181,8 @@ def _grid(field: Tensor) -> Tensor:
     return pixel_grid(*field.shape[-2:], device=field.device)
 
 
-def _has(batch: Mapping[str, Tensor], modality: int) -> Tensor:
-    return batch["modality_mask"][:, modality].view(-1, 1, 1, 1) > 0
+def _has(batch: Sample, modality: Modality) -> Tensor:
+    return batch.modality_mask[:, modality].view(-1, 1, 1, 1) > 0
 
 
 def _robust(difference: Tensor) -> Tensor:

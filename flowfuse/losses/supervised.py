@@ -8,7 +8,6 @@ which an average over processes would not be where their numbers of valid pixels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse import distributed
+from flowfuse.data.corruption import CROSS_PAIR, EVENT_PAIRS, FRAME_PAIR
+from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier, fit_bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
 from flowfuse.geometry.laplace import negative_log_likelihood
+from flowfuse.inputs import Modality
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
 
@@ -61,14 +63,13 @@ def check_loss_weights(config: Any) -> None:
 
 
 def supervised_loss(
-    output: ModelOutput, batch: Mapping[str, Tensor], config: LossConfig
+    output: ModelOutput, batch: Sample, config: LossConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the supervised losses of one batch.
 
     Args:
         output: of the network.
-        batch: collated training samples (:func:`flowfuse.data.synthetic.dataset.scene_sample`)
-            with their ``present`` [B, 3].
+        batch: collated samples with ground truth.
         config: the weights.
 
     Returns:
@@ -76,13 +77,13 @@ def supervised_loss(
         ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient). Of several
         processes, each gets its share of every number.
     """
-    with torch.autocast(batch["flow"].device.type, enabled=False):
+    with torch.autocast(batch.flow.device.type, enabled=False):
         parts = {
             "flow": likelihood_loss(output, batch, config.absolute),
             "coarse": sequence_loss(output, batch, config.decay),
         }
         parts["boundary_event"], parts["boundary_motion"] = boundary_loss(
-            output.boundary, batch["boundary"], (config.positive_event, config.positive_motion)
+            output.boundary, batch.boundary, (config.positive_event, config.positive_motion)
         )
         parts["matching"] = matching_loss(output, batch)
         loss = (
@@ -96,10 +97,10 @@ def supervised_loss(
 
 
 @torch.no_grad()
-def end_point_error(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+def end_point_error(output: ModelOutput, batch: Sample) -> Tensor:
     """Mean EPE at t1 of the last iteration over the valid pixels, px."""
-    error = (output.control_points[:, -1] - batch["flow"][:, -1]).norm(dim=1)
-    return masked_mean(error, batch["valid"][:, -1])
+    error = (output.control_points[:, -1] - batch.flow[:, -1]).norm(dim=1)
+    return masked_mean(error, batch.valid[:, -1])
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -125,23 +126,23 @@ def overall_mean(values: Tensor) -> Tensor:
     return values.mean() / distributed.this().count
 
 
-def likelihood_loss(output: ModelOutput, batch: Mapping[str, Tensor], absolute: float) -> Tensor:
+def likelihood_loss(output: ModelOutput, batch: Sample, absolute: float) -> Tensor:
     """Likelihood and absolute error of the final trajectories at all given times."""
-    flow = bezier(output.control_points, batch["tau"])  # [B, T, 2, H, W]
+    flow = bezier(output.control_points, batch.tau)  # [B, T, 2, H, W]
     # An invalid truth may be NaN: it must not enter the backward at all.
-    error = torch.where(batch["valid"].unsqueeze(2), flow - batch["flow"], 0)
+    error = torch.where(batch.valid.unsqueeze(2), flow - batch.flow, 0)
     nll = negative_log_likelihood(error, output.uncertainty.unsqueeze(1))
-    return masked_mean((nll + absolute * error.abs()).mean(dim=2), batch["valid"])
+    return masked_mean((nll + absolute * error.abs()).mean(dim=2), batch.valid)
 
 
-def sequence_loss(output: ModelOutput, batch: Mapping[str, Tensor], decay: float) -> Tensor:
+def sequence_loss(output: ModelOutput, batch: Sample, decay: float) -> Tensor:
     """Error of the coarse trajectories at the cells' centres, later iterations counting more."""
-    ground_truth, valid = at_cells(batch["flow"]), at_cells(batch["valid"])
+    ground_truth, valid = at_cells(batch.flow), at_cells(batch.valid)
     height, width = ground_truth.shape[-2:]
     iterations = output.coarse_points.shape[0]
     loss = ground_truth.new_zeros(())
     for i, points in enumerate(output.coarse_points[..., :height, :width]):
-        error = torch.where(valid.unsqueeze(2), bezier(points, batch["tau"]) - ground_truth, 0)
+        error = torch.where(valid.unsqueeze(2), bezier(points, batch.tau) - ground_truth, 0)
         loss = loss + decay ** (iterations - 1 - i) * masked_mean(error.abs().mean(dim=2), valid)
     return loss
 
@@ -176,7 +177,7 @@ def boundary_loss(
     return event, motion
 
 
-def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+def matching_loss(output: ModelOutput, batch: Sample) -> Tensor:
     """Cross-entropy of the correlation at the true displacement.
 
     -log softmax of <a(x), b(.)>/sqrt(C) at x + x(tau), for (E_0, E_k), (F_0, F_1) and (F_0, E_K),
@@ -185,14 +186,14 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     """
     events, frames = output.event_latent.float(), output.frame_latent.float()
     slices = events.shape[1] - 1
-    present, tau = batch["modality_mask"], batch["tau"]
+    tau = batch.tau
     # The truth is given at random times: a cubic through them gives it at the slices' times.
-    cells, hidden = at_cells(batch["flow"]), at_cells(batch["occluded"])
+    cells, hidden = at_cells(batch.flow), at_cells(batch.occluded)
     # E_0 shows only where something fires, and not noise or lamps alone: elsewhere there is nothing
     # to match. Where moving edges are not known, whatever fires may be one.
-    edges = batch["boundary"][:, :1]
+    edges = batch.boundary[:, :1]
     edges = F.max_pool2d(torch.where(torch.isfinite(edges), edges, 1), STRIDE)
-    activity = edges * F.avg_pool2d(batch["slices"][:, 0].abs().sum(1, keepdim=True), STRIDE)
+    activity = edges * F.avg_pool2d(batch.slices[:, 0].abs().sum(1, keepdim=True), STRIDE)
     # Not all of the three have a value for a last cell that the image fills only in part.
     sizes = [value.shape[-2:] for value in (cells, events, activity)]
     height, width = (min(sides) for sides in zip(*sizes, strict=True))
@@ -201,10 +202,12 @@ def matching_loss(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     points = fit_bezier(cells, tau, min(3, tau.shape[1]))
     fires = activity[..., :height, :width] > 0
     # A corrupted modality may show nothing at the true displacement.
-    matching = batch.get("matching", torch.ones_like(present))
-    history = (present[:, 1] * present[:, 2] * matching[:, 1]).view(-1, 1, 1, 1) > 0
-    both = (present[:, 0] * present[:, 1] * matching[:, 2]).view(-1, 1, 1, 1) > 0
-    has_frames = (present[:, 0] * matching[:, 0]).view(-1, 1, 1, 1) > 0
+    mask = batch.modality_mask
+    matching = torch.ones_like(mask) if batch.matching is None else batch.matching
+    with_frames, with_events, with_history = (mask[:, modality] for modality in Modality)
+    history = (with_events * with_history * matching[:, EVENT_PAIRS]).view(-1, 1, 1, 1) > 0
+    both = (with_frames * with_events * matching[:, CROSS_PAIR]).view(-1, 1, 1, 1) > 0
+    has_frames = (with_frames * matching[:, FRAME_PAIR]).view(-1, 1, 1, 1) > 0
 
     pairs = [
         (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flowfuse.inputs import InputSpec
+
 MAX_WINDOW = 16  # radius and levels of a correlation lookup that the operators take
 
 
@@ -94,6 +96,11 @@ class ModelConfig:
                 )
         if tuple(self.dilations) != tuple(2**i for i in range(len(self.dilations))):
             raise ValueError(f"ModelConfig: dilations must be 1, 2, 4, ..., got {self.dilations}")
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How the network wants its events."""
+        return InputSpec(self.slices, self.bins)
 
 
 CONFIGS = {

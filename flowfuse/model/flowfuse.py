@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bezier
-from flowfuse.inputs import ModelInputs
+from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
@@ -33,7 +33,7 @@ from flowfuse.model.encoders import (
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
-from flowfuse.model.normalization import Scene, prepare_inputs
+from flowfuse.model.normalization import Scene, normalize_inputs
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
     ConvGRU,
@@ -170,7 +170,7 @@ class FlowFuse(nn.Module):
         if iterations < 1:
             raise ValueError(f"FlowFuse: iterations must be at least 1, got {iterations}")
         # What is large lives no longer than it is needed: in a method of its own, or until `del`.
-        slices, scene = prepare_inputs(
+        slices, scene = normalize_inputs(
             inputs, frames=config.frames, events=config.events, cell=STRIDE
         )
         events, frames = self._encode(slices, scene)
@@ -228,10 +228,14 @@ class FlowFuse(nn.Module):
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         if self.config.events:
-            events = self._encode_modality(self.event_stem, slices, scene.modality_mask[:, 1])
+            events = self._encode_modality(
+                self.event_stem, slices, scene.modality_mask[:, Modality.EVENTS]
+            )
         if self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
-            frames = self._encode_modality(self.frame_stem, images, scene.modality_mask[:, 0])
+            frames = self._encode_modality(
+                self.frame_stem, images, scene.modality_mask[:, Modality.FRAMES]
+            )
         return (
             events or zero_features(cast(Encoded, frames), slices.shape[1]),
             frames or zero_features(cast(Encoded, events), 2),
@@ -240,8 +244,8 @@ class FlowFuse(nn.Module):
     def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
         """Encode images [B, N, channels, H, W].
 
-        An absent sense would still give the features of an empty image: stem and latents are made
-        zero.
+        An absent modality would still give the features of an empty image: stem and latents are
+        made zero.
         """
         first = torch.empty(0)
         fine: list[Tensor] = []
@@ -387,7 +391,7 @@ class FlowFuse(nn.Module):
 
 
 def zero_features(other: Encoded, count: int) -> Encoded:
-    """Zeros in place of a sense that is switched off, shaped by the other one."""
+    """Zeros in place of a modality that is switched off, shaped by the other one."""
     fine, latents = (
         torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)
         for maps in (other.fine, other.latents)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.geometry.grid import pad_to_multiple
-from flowfuse.inputs import ModelInputs
+from flowfuse.inputs import Modality, ModelInputs
+from flowfuse.io.images import as_gray
 
 # A pixel is hot when it fires at least HOT_COUNT events in the window and HOT_RATIO times as many
 # as its neighbours do on average: a moving edge always lights its neighbours up too.
@@ -85,10 +86,10 @@ def magnitude(slices: Tensor) -> Tensor:
     return total
 
 
-def prepare_inputs(
+def normalize_inputs(
     inputs: ModelInputs, *, frames: bool, events: bool, cell: int
 ) -> tuple[Tensor, Scene]:
-    """Switch off senses, zero what is absent, normalize slices, take lumas, pad.
+    """Switch off modalities, zero what is absent, normalize slices, take lumas, pad.
 
     Args:
         inputs: as the network gets them.
@@ -98,30 +99,23 @@ def prepare_inputs(
     Returns:
         The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
     """
-    switches = (frames, events, events)
+    switches = {Modality.FRAMES: frames, Modality.EVENTS: events, Modality.HISTORY: events}
     # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
     modality_mask = torch.stack(
-        [inputs.modality_mask[:, i] * float(switch) for i, switch in enumerate(switches)], dim=1
+        [inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()], dim=1
     )
-    has_frames, has_events = (modality_mask[:, i].view(-1, 1, 1, 1) for i in range(2))
+    has_frames = modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
+    has_events = modality_mask[:, Modality.EVENTS].view(-1, 1, 1, 1)
     history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
-    history[:, 0] = modality_mask[:, 2]
-    slices = normalize_slices(inputs.slices, history * modality_mask[:, 1:2])
+    history[:, 0] = modality_mask[:, Modality.HISTORY]
+    slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
     slices = pad_to_multiple(slices, cell, mode="constant")
     return slices, Scene(
-        frame0=pad_to_multiple(luma(inputs.frame0) * has_frames, cell),
-        frame1=pad_to_multiple(luma(inputs.frame1) * has_frames, cell),
+        frame0=pad_to_multiple(as_gray(inputs.frame0) * has_frames, cell),
+        frame1=pad_to_multiple(as_gray(inputs.frame1) * has_frames, cell),
         event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
         first_sum=slices[:, 1].sum(1, keepdim=True),
         density=F.avg_pool2d(magnitude(slices), cell),
-        exposure=inputs.exposure * modality_mask[:, :1],
+        exposure=inputs.exposure * modality_mask[:, Modality.FRAMES, None],
         modality_mask=modality_mask,
     )
-
-
-def luma(frame: Tensor) -> Tensor:
-    """Rec. 601 luma of RGB, or the gray image itself: [B, 1 | 3, H, W] -> [B, 1, H, W]."""
-    if frame.shape[1] == 1:
-        return frame
-    red, green, blue = frame.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from flowfuse.data.augment import Sample
-from flowfuse.data.formats.frames import as_gray
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
-from flowfuse.data.samples import unlabelled_sample
+from flowfuse.data.samples import Sample, unlabelled_sample
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.metrics import event_sharpness, photometric_error
 from flowfuse.events import Events
+from flowfuse.inputs import InputSpec
+from flowfuse.io.images import as_gray
 from flowfuse.model import FlowFuse
 from flowfuse.result import Result
 from flowfuse.runner import FrameReader, Interval, describe_times, estimate_interval
@@ -49,7 +49,7 @@ class RecordingPairs(Dataset):
 
     Attributes:
         learned: pairs to learn from, of successive frames and of every other one; the items are
-            their samples: what :class:`flowfuse.inputs.ModelInputs` asks for, frames in gray.
+            their samples.
         measured: held-out pairs of successive frames.
 
     Raises:
@@ -58,7 +58,7 @@ class RecordingPairs(Dataset):
     """
 
     def __init__(self, path: Path, held_out: float, slices: int, bins: int) -> None:
-        self.path, self._slices, self._bins = path, slices, bins
+        self.path, self._spec = path, InputSpec(slices, bins)
         self._owner, self._recording = 0, None
         recording = self.recording
         count = len(recording.frame_times)
@@ -100,7 +100,7 @@ class RecordingPairs(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         first, last = self.learned[index].frames
-        return unlabelled_sample(self.recording, first, last, slices=self._slices, bins=self._bins)
+        return unlabelled_sample(self.recording, first, last, self._spec)
 
 
 class RecordingValidator:

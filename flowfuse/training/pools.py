@@ -15,10 +15,11 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from flowfuse import distributed
-from flowfuse.data.augment import Sample, crop_centre, with_modality_mask
+from flowfuse.data.augment import crop_centre
 from flowfuse.data.datasets.dsec.dataset import DsecDataset
 from flowfuse.data.datasets.mvsec.dataset import MvsecDataset
 from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX, open_mvsec
+from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.dataset import SceneDataset
 from flowfuse.training.data_spec import parse_data, scene_weights
 from flowfuse.training.devices import scene_device
@@ -84,7 +85,7 @@ def validation_samples(config: TrainConfig, held_out: Pool) -> list[Sample]:
     count = len(held_out) if config.overfit else min(config.validation_scenes, len(held_out))
     chosen = np.linspace(0, len(held_out) - 1, count).astype(int)
     processes = distributed.this()
-    return [with_modality_mask(held_out[int(i)]) for i in chosen[processes.rank :: processes.count]]
+    return [held_out[int(i)] for i in chosen[processes.rank :: processes.count]]
 
 
 def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:

@@ -9,17 +9,16 @@ uninterrupted one sees, with any number of worker processes.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowfuse import distributed
-from flowfuse.data.augment import AugmentConfig, Sample, augment, crop_centre
-from flowfuse.inputs import ModelInputs
+from flowfuse.data.augment import AugmentConfig, augment, crop_centre
+from flowfuse.data.samples import Sample
 
 # Held-out scenes of every run: same scenes, comparable numbers. No training may use this seed.
 VALIDATION_SEED = 2_000_000_011
@@ -27,11 +26,6 @@ VALIDATION_SEED = 2_000_000_011
 TEST_SEED = 3_000_000_019
 # Streams of draws from one seed.
 _ORDER, _VARIATION, _ITERATIONS = 1, 2, 3
-
-
-def model_inputs(batch: Mapping[str, Tensor]) -> ModelInputs:
-    """Pick what the network sees out of a batch of samples."""
-    return ModelInputs(*(batch[name] for name in ModelInputs._fields))
 
 
 def iterations_of(seed: int, step: int, usual: int, most: int) -> int:
@@ -109,7 +103,7 @@ class StepSamples(Dataset):
 
 def batches(
     samples: StepSamples, *, first_step: int, last_step: int, workers: int, pin: bool
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Sample]:
     """Yield the batches of steps first_step .. last_step (counted from 1), in order.
 
     Of several processes, each gets its share of every batch.
@@ -125,6 +119,7 @@ def batches(
         samples,
         batch_sampler=[share(samples.plan.sample_indices(step)) for step in steps],
         num_workers=workers,
+        collate_fn=Sample.collate,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_parent,
         # A generator of its own: the default would spend a draw of the global one.

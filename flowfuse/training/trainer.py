@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from flowfuse import distributed
 from flowfuse.config import config_to_dict
+from flowfuse.data.samples import Sample
 from flowfuse.losses.self_supervised import self_supervised_loss
 from flowfuse.losses.supervised import masked_mean, supervised_loss
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator
@@ -22,7 +23,6 @@ from flowfuse.training.sampling import (
     StepSamples,
     batches,
     iterations_of,
-    model_inputs,
 )
 from flowfuse.training.settings import TrainConfig
 from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
@@ -123,7 +123,7 @@ class Trainer:
                 if stopping:
                     return
 
-    def take_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+    def take_step(self, batch: Sample) -> dict[str, float]:
         """Train on one batch.
 
         Args:
@@ -140,10 +140,10 @@ class Trainer:
         step = state.step + 1
         # Whatever the network may draw is a function of (seed, step), as all other draws are.
         torch.manual_seed((config.seed * 2**32 + step) % 2**63)
-        moved = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
+        moved = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             output = self.network(
-                model_inputs(moved),
+                moved.inputs,
                 iterations=self._iterations(step),
                 grad_through_steps=config.supervision == "self",
             )
@@ -155,9 +155,9 @@ class Trainer:
         loss.backward()
         distributed.sum_gradients(state.model.parameters())
         gradient = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
-        if "flow" in moved:
-            motion = moved["flow"][:, -1].norm(dim=1)
-            parts["epe_zero"] = masked_mean(motion, moved["valid"][:, -1])
+        if moved.flow is not None:
+            motion = moved.flow[:, -1].norm(dim=1)
+            parts["epe_zero"] = masked_mean(motion, moved.valid[:, -1])
         shares = distributed.total(torch.stack([loss.detach(), *parts.values()]))
         # One transfer for all numbers: each one costs a synchronization on a GPU.
         numbers = torch.cat((shares, gradient[None])).tolist()
@@ -215,11 +215,12 @@ class Trainer:
             state.best = {"step": state.step, criterion: values[criterion]}
         return best
 
-    def _save_bad_batch(self, batch: dict[str, Tensor], step: int) -> None:
+    def _save_bad_batch(self, batch: Sample, step: int) -> None:
         """Save the whole batch, of which each process has its share."""
         shares = distributed.gathered(batch)
         if self.is_first:
-            whole = {name: torch.cat([share[name] for share in shares]) for name in batch}
+            tensors = [share.tensors() for share in shares]
+            whole = {name: torch.cat([share[name] for share in tensors]) for name in tensors[0]}
             self.run.save_bad_batch(whole, step, self.settings)
 
     def _last_checkpoint(self) -> str:

@@ -9,14 +9,13 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from flowfuse import distributed
-from flowfuse.data.augment import Sample, drop_events, drop_frames
+from flowfuse.data.augment import drop_events, drop_frames
+from flowfuse.data.samples import Sample
 from flowfuse.events import Events
 from flowfuse.geometry.bezier import bezier
 from flowfuse.model import FlowFuse, ModelOutput
-from flowfuse.training.sampling import model_inputs
 from flowfuse.visualization import (
     colour_flow,
     contact_sheet,
@@ -27,10 +26,10 @@ from flowfuse.visualization import (
     write_image,
 )
 
-# What the network is shown of a sample with "modality_mask". A modality is removed as in training:
+# What the network is shown of a sample. A modality is removed as in training:
 # without frames there are no exposures either, by which the event sum could be weighted.
 MODES: dict[str, Callable[[Sample], Sample]] = {
-    "fused": dict,
+    "fused": lambda sample: sample,
     "frames": drop_events,
     "events": drop_frames,
 }
@@ -40,7 +39,7 @@ class Validator:
     """A fixed set of scenes to measure models on; of several processes, each measures its own.
 
     Args:
-        samples: the scenes of this process with "modality_mask", all of one size.
+        samples: the scenes of this process, all of one size.
         batch: scenes per forward pass.
         device: where to compute.
         bf16: compute in bfloat16 where autocast does.
@@ -60,7 +59,7 @@ class Validator:
         self._bf16 = bf16
         zero, dis = _Mean(), _Mean()
         for sample in samples:
-            ground_truth, valid = sample["flow"][-1:], sample["valid"][-1:]
+            ground_truth, valid = sample.flow[-1:], sample.valid[-1:]
             zero.add(ground_truth.norm(dim=1), valid)
             flow = torch.from_numpy(dense_inverse_search(*gray_frames(sample)))
             dis.add((ground_truth - flow).norm(dim=1), valid)
@@ -85,13 +84,13 @@ class Validator:
             for name, show in MODES.items():
                 if name != "fused" and not both:
                     continue
-                batch = default_collate([show(sample) for sample in samples])
-                flow = bezier(self._run(model, batch).control_points, batch["tau"])
-                error = (flow - batch["flow"]).norm(dim=2)  # [B, T, H, W]
+                batch = Sample.collate([show(sample) for sample in samples])
+                flow = bezier(self._run(model, batch).control_points, batch.tau)
+                error = (flow - batch.flow).norm(dim=2)  # [B, T, H, W]
                 end = means["epe" if name == "fused" else f"epe_{name}"]
-                end.add(error[:, -1], batch["valid"][:, -1])
+                end.add(error[:, -1], batch.valid[:, -1])
                 if name == "fused":
-                    means["tepe"].add(error[:, :-1], batch["valid"][:, :-1])
+                    means["tepe"].add(error[:, :-1], batch.valid[:, :-1])
         return {name: mean.value(self._device) for name, mean in means.items()} | self._references
 
     def draw(self, model: FlowFuse, path: Path, scenes: int = 4) -> None:
@@ -103,7 +102,7 @@ class Validator:
             scenes: rows at most.
         """
         samples = self._samples[:scenes]
-        output = self._run(model, default_collate(samples))
+        output = self._run(model, Sample.collate(samples))
         images, labels = [], []
         for i, sample in enumerate(samples):
             row = _draw_scene(
@@ -116,9 +115,9 @@ class Validator:
         write_image(path, contact_sheet(images, labels, columns=len(images) // len(samples)))
 
     @torch.inference_mode()
-    def _run(self, model: FlowFuse, batch: dict[str, Tensor]) -> ModelOutput:
+    def _run(self, model: FlowFuse, batch: Sample) -> ModelOutput:
         """Run the model on a batch; the estimates come back on the CPU, in float32."""
-        inputs = model_inputs({name: tensor.to(self._device) for name, tensor in batch.items()})
+        inputs = batch.to(self._device).inputs
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             output = model(inputs)
         return ModelOutput(*(tensor.float().cpu() for tensor in output))
@@ -143,7 +142,7 @@ class _Mean:
 
 def gray_frames(sample: Sample) -> list[np.ndarray]:
     """Both frames of a sample as uint8 [H, W]."""
-    return [(sample[name][0] * 255).round().byte().numpy() for name in ("frame0", "frame1")]
+    return [(frame[0] * 255).round().byte().numpy() for frame in (sample.frame0, sample.frame1)]
 
 
 def dense_inverse_search(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
@@ -154,8 +153,8 @@ def dense_inverse_search(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
 
 def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[str, np.ndarray]:
     """The labelled pictures of one scene; the truth sets the scale of all."""
-    ground_truth, valid = sample["flow"][-1].numpy(), sample["valid"][-1].numpy()
-    frame = sample["frame0"][0].numpy()
+    ground_truth, valid = sample.flow[-1].numpy(), sample.valid[-1].numpy()
+    frame = sample.frame0[0].numpy()
     magnitude = largest_magnitude(ground_truth, valid)
     error = np.linalg.norm(flow - ground_truth, axis=0)
     mean = error[valid].mean() if valid.any() else float("nan")
@@ -170,7 +169,7 @@ def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[
 
 def polarity_events(sample: Sample) -> Events:
     """One event per pixel where polarities do not cancel: a sample keeps sums, not events."""
-    total = sample["slices"][1:].sum((0, 1)).numpy()
+    total = sample.slices[1:].sum((0, 1)).numpy()
     y, x = np.nonzero(total)
     height, width = total.shape
     times = np.zeros(len(x), np.int64)

@@ -312,7 +312,7 @@ def test_scenes_of_two_slicings_are_generated_once(
     case = scenes[1]
     assert len(generated) == 1
     assert generated[0]["max_step"] == 0.5 and generated[0]["split"] == "test"
-    assert {len(sample["slices"]) for sample in case.samples.values()} == {5, 6}
+    assert {len(sample.slices) for sample in case.samples.values()} == {5, 6}
     four, five = case.samples[4, 3], case.samples[5, 3]
     assert all(torch.equal(four[name], five[name]) for name in ("flow", "tau", "frame0"))
     assert case.frames[0].shape == (64, 80) and case.tau[-1] == 1 and 0 < case.facts.light < 1

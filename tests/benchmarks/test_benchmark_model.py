@@ -400,17 +400,17 @@ def test_stopwatch_counts_a_second_for_the_innermost_stage(
 
 
 def test_watching_leaves_nothing_behind(script: ModuleType) -> None:
-    from flowfuse import estimator
+    from flowfuse import inputs
     from flowfuse.model.correlation import PairCorrelations
 
     stages = load("stages")
-    model, originals = nn.Sequential(nn.ReLU()), (estimator.slice_events, PairCorrelations.__call__)
+    model, originals = nn.Sequential(nn.ReLU()), (inputs.slice_events, PairCorrelations.__call__)
     watch = stages.Stopwatch("cpu")
     with pytest.raises(RuntimeError, match="stop"), stages.watched(model, watch):
-        assert estimator.slice_events is not originals[0]
+        assert inputs.slice_events is not originals[0]
         model(torch.zeros(1))
         raise RuntimeError("stop")
-    assert (estimator.slice_events, PairCorrelations.__call__) == originals
+    assert (inputs.slice_events, PairCorrelations.__call__) == originals
     assert watch.seconds["0"] > 0  # a part without a name of its own stage
     before = dict(watch.seconds)
     model(torch.zeros(1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flowfuse.data import augment as tr
+from flowfuse.data.samples import IMAGES, Sample
 from flowfuse.data.synthetic.simulator import EventSensor, SensorConfig
 from flowfuse.events import Events
 from flowfuse.geometry.grid import warp
@@ -19,40 +20,42 @@ OFF = tr.AugmentConfig(*[0.0] * 13)  # nothing but the crop
 FLOW = (3.0, -2.0)  # px, whole numbers: warping with them is exact
 
 
-def make_sample() -> tr.Sample:
+def make_sample() -> Sample:
     """A translating random texture: frame1(x + FLOW) = frame0(x)."""
     g = torch.Generator().manual_seed(0)
     frame0 = torch.rand(1, HEIGHT, WIDTH, generator=g)
     tau = torch.tensor([0.25, 1.0])
     flow = tau[:, None, None, None] * torch.tensor(FLOW)[:, None, None]
     slices = torch.randint(-3, 4, (4, 2, HEIGHT, WIDTH), generator=g).float()
-    return {
-        "slices": slices,
-        "frame0": frame0,
-        "frame1": frame0.roll((int(FLOW[1]), int(FLOW[0])), (1, 2)),
-        "event_sum": slices[1:].sum((0, 1))[None] + 1,
-        "exposure": torch.tensor([0.5, 0.25]),
-        "tau": tau,
-        "flow": flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
-        "valid": torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.2,
-        "occluded": torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.8,
-        "boundary": (torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.8).float(),
-    }
+    return Sample(
+        slices=slices,
+        frame0=frame0,
+        frame1=frame0.roll((int(FLOW[1]), int(FLOW[0])), (1, 2)),
+        event_sum=slices[1:].sum((0, 1))[None] + 1,
+        exposure=torch.tensor([0.5, 0.25]),
+        modality_mask=torch.ones(3),
+        tau=tau,
+        flow=flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
+        valid=torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.2,
+        occluded=torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.8,
+        boundary=(torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.8).float(),
+    )
 
 
-def assert_same(a: tr.Sample, b: tr.Sample) -> None:
+def assert_same(a: Sample, b: Sample) -> None:
+    a, b = a.tensors(), b.tensors()
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype, name
         assert torch.equal(a[name], b[name]), name
 
 
-def assert_frames_follow_flow(sample: tr.Sample) -> None:
+def assert_frames_follow_flow(sample: Sample) -> None:
     """Warping frame 1 back by the flow gives frame 0 wherever the motion stays in view."""
-    back = warp(sample["frame1"][None], sample["flow"][-1:])[0]
+    back = warp(sample.frame1[None], sample.flow[-1:])[0]
     inner = (..., slice(4, -4), slice(4, -4))  # beyond the 3 px of motion
     # 1e-4: bilinear weights of whole-number positions after their way through [-1, 1].
-    torch.testing.assert_close(back[inner], sample["frame0"][inner], atol=1e-4, rtol=0)
+    torch.testing.assert_close(back[inner], sample.frame0[inner], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("symmetry", [tr.flip_columns, tr.flip_rows, tr.transpose])
@@ -74,7 +77,8 @@ def test_symmetries(symmetry):
 def test_one_pixel_goes_where_it_should(symmetry, place, flow):
     sample = make_sample()
     moved = symmetry(sample)
-    for name in tr.IMAGES:
+    moved, sample = moved.tensors(), sample.tensors()
+    for name in IMAGES:
         if name != "flow":
             assert torch.equal(moved[name][..., place[0], place[1]], sample[name][..., 5, 7])
     assert tuple(moved["flow"][-1, :, place[0], place[1]].tolist()) == flow
@@ -83,11 +87,11 @@ def test_one_pixel_goes_where_it_should(symmetry, place, flow):
 def test_crop_cuts_and_marks_what_leaves():
     sample = make_sample()
     cut = tr.crop(sample, 2, 3, 10, 12)
-    assert torch.equal(cut["slices"], sample["slices"][..., 2:12, 3:15])
-    assert torch.equal(cut["valid"], sample["valid"][:, 2:12, 3:15])
-    seen = ~cut["occluded"][-1]
+    assert torch.equal(cut.slices, sample.slices[..., 2:12, 3:15])
+    assert torch.equal(cut.valid, sample.valid[:, 2:12, 3:15])
+    seen = ~cut.occluded[-1]
     assert not seen[:, -3:].any() and not seen[:2].any()  # moves 3 px right and 2 px up
-    expected = sample["occluded"][-1, 2:12, 3:15][2:, :-3]
+    expected = sample.occluded[-1, 2:12, 3:15][2:, :-3]
     assert torch.equal(~seen[2:, :-3], expected)
     with pytest.raises(ValueError, match=r"10 x 12 at \(11, 3\) is not inside .* 20 x 28"):
         tr.crop(sample, 11, 3, 10, 12)
@@ -99,9 +103,9 @@ def test_same_seed_same_bits_and_inputs_untouched():
     for seed in range(20):
         first = tr.augment(sample, np.random.default_rng(seed), config, (16, 20))
         assert_same(first, tr.augment(sample, np.random.default_rng(seed), config, (16, 20)))
-        assert first["slices"].shape == (4, 2, 16, 20) and first["modality_mask"].shape == (3,)
-        assert all(t.is_contiguous() for t in first.values())
-        assert first["frame0"].min() >= 0 and first["frame0"].max() <= 1
+        assert first.slices.shape == (4, 2, 16, 20) and first.modality_mask.shape == (3,)
+        assert all(t.is_contiguous() for t in first.tensors().values())
+        assert first.frame0.min() >= 0 and first.frame0.max() <= 1
     assert_same(sample, again)
 
 
@@ -112,7 +116,7 @@ def test_all_symmetries_are_drawn_and_keep_frames_and_flow_together():
     for seed in range(40):
         varied = tr.augment(sample, np.random.default_rng(seed), config, (16, 20))
         assert_frames_follow_flow(varied)
-        seen.add(tuple(varied["flow"][-1, :, 0, 0].tolist()))
+        seen.add(tuple(varied.flow[-1, :, 0, 0].tolist()))
     signs = {(a, b) for a in (1, -1) for b in (1, -1)}
     assert seen == {(3.0 * a, 2.0 * b) for a, b in signs} | {(2.0 * a, 3.0 * b) for a, b in signs}
 
@@ -120,8 +124,8 @@ def test_all_symmetries_are_drawn_and_keep_frames_and_flow_together():
 def test_transpose_is_left_out_where_it_does_not_fit():
     config = tr.AugmentConfig(0.0, 1.0, *[0.0] * 11)
     varied = tr.augment(make_sample(), np.random.default_rng(0), config, (10, 24))
-    assert varied["frame0"].shape == (1, 10, 24)
-    assert varied["flow"][-1, 0, 0, 0] == 3.0
+    assert varied.frame0.shape == (1, 10, 24)
+    assert varied.flow[-1, 0, 0, 0] == 3.0
     with pytest.raises(ValueError, match="20 x 28 are smaller than the crop of 16 x 30"):
         tr.augment(make_sample(), np.random.default_rng(0), config, (16, 30))
 
@@ -139,28 +143,29 @@ def test_event_gain_and_noise_act_alike_on_slices_and_sum():
     varied = tr.vary_events(
         sample, np.random.default_rng(3), tr.AugmentConfig(event_gain=0.2, event_noise=0.0)
     )
-    gain = (varied["event_sum"] / sample["event_sum"])[sample["event_sum"] != 0]
+    gain = (varied.event_sum / sample.event_sum)[sample.event_sum != 0]
     assert 0.8 <= gain[0] <= 1.2 and gain[0] != 1
     torch.testing.assert_close(gain, gain[:1].expand_as(gain))
-    torch.testing.assert_close(varied["slices"], sample["slices"] * gain[0])
+    torch.testing.assert_close(varied.slices, sample.slices * gain[0])
 
     noisy = tr.vary_events(
         sample, np.random.default_rng(3), tr.AugmentConfig(event_gain=0.0, event_noise=1.0)
     )
-    added = noisy["slices"] - sample["slices"]
+    added = noisy.slices - sample.slices
     assert 0 < added.abs().sum() <= 1.3 * HEIGHT * WIDTH  # rate <= 1 a pixel; 1.3: 7 sigma
-    assert torch.equal(noisy["event_sum"] - sample["event_sum"], added[1:].sum((0, 1))[None])
+    assert torch.equal(noisy.event_sum - sample.event_sum, added[1:].sum((0, 1))[None])
 
 
-def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 0.0)) -> tr.Sample:
+def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 0.0)) -> Sample:
     """No events yet, between gray frames."""
-    return {
-        "frame0": torch.full((1, HEIGHT, WIDTH), 0.5),
-        "frame1": torch.full((1, HEIGHT, WIDTH), 0.5),
-        "slices": torch.zeros(slices + 1, bins, HEIGHT, WIDTH),
-        "event_sum": torch.zeros(1, HEIGHT, WIDTH),
-        "exposure": torch.tensor(exposure),
-    }
+    return Sample(
+        frame0=torch.full((1, HEIGHT, WIDTH), 0.5),
+        frame1=torch.full((1, HEIGHT, WIDTH), 0.5),
+        slices=torch.zeros(slices + 1, bins, HEIGHT, WIDTH),
+        event_sum=torch.zeros(1, HEIGHT, WIDTH),
+        exposure=torch.tensor(exposure),
+        modality_mask=torch.ones(3),
+    )
 
 
 @pytest.mark.parametrize("peak", [0.4, 0.9, 1.6, 3.3])
@@ -169,7 +174,7 @@ def test_flicker_is_what_a_sensor_sees(monkeypatch, peak):
     monkeypatch.setattr(tr, "FLICKER_PERIODS", (4.0, 4.0))
     monkeypatch.setattr(tr, "FLICKER_PEAK", (peak, peak))
     monkeypatch.setattr(tr, "FLICKER_EVERYWHERE", 1e-6)
-    added = tr.add_flicker(still(), np.random.default_rng(0))["slices"]
+    added = tr.add_flicker(still(), np.random.default_rng(0)).slices
     # A period per slice: where a pixel has been brighter it gets as much darker.
     assert not added.sum(dim=1).round(decimals=4).any()
 
@@ -195,11 +200,11 @@ def test_flicker_changes_frames_as_it_changes_their_events(monkeypatch, exposure
     monkeypatch.setattr(tr, "FLICKER_PEAK", (2000.0, 2000.0))
     monkeypatch.setattr(tr, "FLICKER_THRESHOLD", 5e-4)
     sample = tr.add_flicker(still(exposure=exposure), np.random.default_rng(5))
-    change = tr.GAMMA * (sample["frame1"] / sample["frame0"]).log() / 5e-4
+    change = tr.GAMMA * (sample.frame1 / sample.frame0).log() / 5e-4
     assert change.std() > 5  # lamps are not everywhere alike
-    torch.testing.assert_close(sample["event_sum"], change, atol=2.0, rtol=0.02)
+    torch.testing.assert_close(sample.event_sum, change, atol=2.0, rtol=0.02)
     if not any(exposure):
-        torch.testing.assert_close(sample["event_sum"], sample["slices"][1:].sum((0, 1))[None])
+        torch.testing.assert_close(sample.event_sum, sample.slices[1:].sum((0, 1))[None])
 
 
 def test_what_frames_see_of_an_event():
@@ -220,43 +225,39 @@ def test_flicker_is_drawn_and_leaves_truth_alone():
     varied = tr.augment(sample, np.random.default_rng(0), with_flicker, size)
     bare = tr.augment(sample, np.random.default_rng(0), OFF, size)
     lit = ("slices", "event_sum", "frame0", "frame1")
-    assert not any(torch.equal(varied[name], bare[name]) for name in lit)
-    assert varied["frame0"].min() >= 0 and varied["frame0"].max() <= 1
-    assert_same(*({n: v for n, v in s.items() if n not in lit} for s in (varied, bare)))
+    assert not any(torch.equal(getattr(varied, n), getattr(bare, n)) for n in lit)
+    assert varied.frame0.min() >= 0 and varied.frame0.max() <= 1
+    assert_same(varied._replace(**{name: getattr(bare, name) for name in lit}), bare)
 
 
 def test_frames_share_gain_and_gamma():
     sample = make_sample()
     config = tr.AugmentConfig(frame_gain=0.2, frame_gain_difference=0.0, frame_noise=0.0)
     varied = tr.vary_frames(sample, np.random.default_rng(1), config)
-    assert not torch.equal(varied["frame0"], sample["frame0"])
+    assert not torch.equal(varied.frame0, sample.frame0)
     assert_frames_follow_flow(varied)
 
 
 def test_dropout_marks_and_empties():
-    sample = tr.with_modality_mask(make_sample())
+    sample = make_sample()
     frames, events = tr.drop_frames(sample), tr.drop_events(sample)
     history, exposure = tr.drop_history(sample), tr.drop_exposure(sample)
-    assert frames["modality_mask"].tolist() == [0, 1, 1] and not frames["frame0"].any()
-    assert not frames["frame1"].any() and not frames["exposure"].any()
-    assert events["modality_mask"].tolist() == [1, 0, 0] and not events["slices"].any()
-    assert not events["event_sum"].any() and torch.equal(events["frame0"], sample["frame0"])
-    assert history["modality_mask"].tolist() == [1, 1, 0] and not history["slices"][0].any()
-    assert torch.equal(history["slices"][1:], sample["slices"][1:])
-    assert not exposure["exposure"].any()
-    assert torch.equal(exposure["event_sum"], sample["slices"][1:].sum((0, 1))[None])
+    assert frames.modality_mask.tolist() == [0, 1, 1] and not frames.frame0.any()
+    assert not frames.frame1.any() and not frames.exposure.any()
+    assert events.modality_mask.tolist() == [1, 0, 0] and not events.slices.any()
+    assert not events.event_sum.any() and torch.equal(events.frame0, sample.frame0)
+    assert history.modality_mask.tolist() == [1, 1, 0] and not history.slices[0].any()
+    assert torch.equal(history.slices[1:], sample.slices[1:])
+    assert not exposure.exposure.any()
+    assert torch.equal(exposure.event_sum, sample.slices[1:].sum((0, 1))[None])
 
 
 def test_never_both_modalities_dropped():
     config = tr.AugmentConfig(drop_frames=0.5, drop_events=0.5, drop_history=0.5)
-    seen = {
-        tuple(
-            tr.augment(make_sample(), np.random.default_rng(s), config, (16, 16))[
-                "modality_mask"
-            ].tolist()
-        )
-        for s in range(40)
-    }
+    samples = (
+        tr.augment(make_sample(), np.random.default_rng(s), config, (16, 16)) for s in range(40)
+    )
+    seen = {tuple(sample.modality_mask.tolist()) for sample in samples}
     assert seen == {(0, 1, 1), (0, 1, 0), (1, 0, 0)}
 
 
@@ -271,12 +272,12 @@ def test_config_errors():
 def test_samples_without_truth_are_varied_as_those_with_it(seed):
     whole = make_sample()
     ground_truth = ("tau", "flow", "valid", "occluded", "boundary")
-    bare = {name: value for name, value in whole.items() if name not in ground_truth}
-    bare["modality_mask"] = torch.tensor([1.0, 1.0, 0.0])
+    whole = whole._replace(modality_mask=torch.tensor([1.0, 1.0, 0.0]))
+    bare = whole._replace(**dict.fromkeys(ground_truth))
     expected, found = (
         tr.augment(sample, np.random.default_rng(seed), tr.AugmentConfig(), (12, 16))
-        for sample in (whole | {"modality_mask": bare["modality_mask"]}, bare)
+        for sample in (whole, bare)
     )
-    assert found.keys() == bare.keys()
-    assert_same(found, {name: expected[name] for name in found})
-    assert found["modality_mask"][2] == 0  # no history stays no history
+    assert found.tensors().keys() == bare.tensors().keys()
+    assert_same(found, expected._replace(**dict.fromkeys(ground_truth)))
+    assert found.modality_mask[2] == 0  # no history stays no history

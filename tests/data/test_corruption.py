@@ -12,46 +12,48 @@ from flowfuse.cli.train_settings import read_command_line
 from flowfuse.config import ConfigError
 from flowfuse.data import augment as tr
 from flowfuse.data import corruption as co
+from flowfuse.data.samples import Sample
 from flowfuse.losses.supervised import matching_loss
 from flowfuse.model import FlowFuse, ModelConfig
-from flowfuse.training.sampling import iterations_of, model_inputs
+from flowfuse.training.sampling import iterations_of
 
 HEIGHT, WIDTH = 40, 48
 KINDS = {**co.EVENT_KINDS, **co.FRAME_KINDS}
 EVENTS, FRAMES = {"slices", "event_sum"}, {"frame0", "frame1"}
 
 
-def make_sample() -> tr.Sample:
+def make_sample() -> Sample:
     g = torch.Generator().manual_seed(0)
     slices = torch.randint(-3, 4, (5, 3, HEIGHT, WIDTH), generator=g).float()
     frame0 = torch.rand(1, HEIGHT, WIDTH, generator=g)
     tau = torch.tensor([0.5, 1.0])
     flow = tau[:, None, None, None] * torch.tensor((6.0, -4.0))[:, None, None]
-    return {
-        "slices": slices,
-        "frame0": frame0,
-        "frame1": frame0.roll((-4, 6), (1, 2)),
-        "event_sum": slices[1:].sum((0, 1))[None],
-        "exposure": torch.tensor([0.2, 0.2]),
-        "tau": tau,
-        "flow": flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
-        "valid": torch.ones(2, HEIGHT, WIDTH, dtype=torch.bool),
-        "occluded": torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool),
-        "boundary": torch.zeros(2, HEIGHT, WIDTH),
-        "modality_mask": torch.ones(3),
-    }
+    return Sample(
+        slices=slices,
+        frame0=frame0,
+        frame1=frame0.roll((-4, 6), (1, 2)),
+        event_sum=slices[1:].sum((0, 1))[None],
+        exposure=torch.tensor([0.2, 0.2]),
+        modality_mask=torch.ones(3),
+        tau=tau,
+        flow=flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
+        valid=torch.ones(2, HEIGHT, WIDTH, dtype=torch.bool),
+        occluded=torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool),
+        boundary=torch.zeros(2, HEIGHT, WIDTH),
+    )
 
 
-def apply(kind: str, seed: int = 0, sample: tr.Sample | None = None) -> tr.Sample:
+def apply(kind: str, seed: int = 0, sample: Sample | None = None) -> Sample:
     return KINDS[kind].apply(sample or make_sample(), np.random.default_rng(seed))
 
 
-def changed(before: tr.Sample, after: tr.Sample) -> set[str]:
+def changed(before: Sample, after: Sample) -> set[str]:
+    before, after = before.tensors(), after.tensors()
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def bits(sample: tr.Sample) -> dict[str, bytes]:
-    return {name: value.contiguous().numpy().tobytes() for name, value in sample.items()}
+def bits(sample: Sample) -> dict[str, bytes]:
+    return {name: value.contiguous().numpy().tobytes() for name, value in sample.tensors().items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,11 +65,12 @@ def test_a_kind_changes_its_modality_and_nothing_else(kind, seed):
     assert bits(sample) == before  # what is given stays as it is
     assert changed(sample, found) <= (EVENTS if kind in co.EVENT_KINDS else FRAMES)
     assert changed(sample, found)
-    for name, value in sample.items():
-        assert found[name].shape == value.shape and found[name].dtype == value.dtype, name
-        assert torch.isfinite(found[name]).all(), name
-    for name in FRAMES:
-        assert 0 <= found[name].min() and found[name].max() <= 1 + 1e-6  # sums of float weights
+    for name, value in sample.tensors().items():
+        other = getattr(found, name)
+        assert other.shape == value.shape and other.dtype == value.dtype, name
+        assert torch.isfinite(other).all(), name
+    for frame in (found.frame0, found.frame1):
+        assert 0 <= frame.min() and frame.max() <= 1 + 1e-6  # sums of float weights
     assert bits(apply(kind, seed)) == bits(found)
 
 
@@ -77,8 +80,8 @@ def test_a_kind_changes_its_modality_and_nothing_else(kind, seed):
 def test_the_event_sum_stays_that_of_the_slices(kind):
     # Without exposures it is the plain sum, of values up to 200: 1e-3 is their rounding.
     found = apply(kind, 3)
-    total = found["slices"][1:].sum((0, 1))[None]
-    torch.testing.assert_close(found["event_sum"], total, atol=1e-3, rtol=0)
+    total = found.slices[1:].sum((0, 1))[None]
+    torch.testing.assert_close(found.event_sum, total, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 4])
@@ -108,12 +111,12 @@ def test_shift_by_a_part_of_a_step():
 
 def test_gain_and_polarity():
     sample = make_sample()
-    ratio = apply("gain")["slices"] / sample["slices"]
-    known = ratio[sample["slices"] != 0]
+    ratio = apply("gain").slices / sample.slices
+    known = ratio[sample.slices != 0]
     torch.testing.assert_close(known, known[:1].expand_as(known))
-    assert torch.equal(apply("invert")["slices"], -sample["slices"])
-    on, off = sample["slices"] > 0, sample["slices"] < 0
-    found = apply("balance")["slices"] / sample["slices"]
+    assert torch.equal(apply("invert").slices, -sample.slices)
+    on, off = sample.slices > 0, sample.slices < 0
+    found = apply("balance").slices / sample.slices
     assert found[on].std() < 1e-5 and found[off].std() < 1e-5
     torch.testing.assert_close(found[on].mean() * found[off].mean(), torch.tensor(1.0))
     assert not 1 / 1.4 < found[on].mean() / found[off].mean() < 1.4
@@ -123,33 +126,34 @@ def test_burst_touches_one_slice():
     sample = make_sample()
     factors = set()
     for seed in range(20):
-        found = apply("burst", seed)["slices"]
-        different = (found != sample["slices"]).flatten(1).any(1)
+        found = apply("burst", seed).slices
+        different = (found != sample.slices).flatten(1).any(1)
         assert different.sum() == 1
-        where = found != sample["slices"]
-        factors |= set((found[where] / sample["slices"][where]).tolist())
+        where = found != sample.slices
+        factors |= set((found[where] / sample.slices[where]).tolist())
     assert factors == {0.0, 2.0}
 
 
 def test_hot_lines_are_whole_rows_or_columns():
     sample = make_sample()
-    where = (apply("lines", 1)["slices"] != sample["slices"]).any(0).any(0)
+    where = (apply("lines", 1).slices != sample.slices).any(0).any(0)
     assert 1 <= (where.float().mean(0) > 0.9).sum() + (where.float().mean(1) > 0.9).sum() <= 4
 
 
 def test_displaced_events_are_the_same_elsewhere():
     sample = make_sample()
     rows, columns = np.random.default_rng(5).integers(-6, 7, 2)
-    found = apply("displace", 5)["slices"]
-    expected = sample["slices"].roll((int(rows), int(columns)), (-2, -1))
+    found = apply("displace", 5).slices
+    expected = sample.slices.roll((int(rows), int(columns)), (-2, -1))
     inner = (..., slice(6, -6), slice(6, -6))
     assert torch.equal(found[inner], expected[inner])
 
 
 def test_turned_events_keep_the_middle():
     sample = make_sample()
-    sample["slices"] = torch.arange(WIDTH).float().expand(5, 3, HEIGHT, WIDTH).contiguous()
-    found = apply("turn", 0, sample)["slices"][0, 0]
+    ramp = torch.arange(WIDTH).float().expand(5, 3, HEIGHT, WIDTH).contiguous()
+    sample = sample._replace(slices=ramp)
+    found = apply("turn", 0, sample).slices[0, 0]
     middle = (WIDTH - 1) / 2
     rows = slice(HEIGHT // 2 - 1, HEIGHT // 2 + 1)
     columns = slice(WIDTH // 2 - 1, WIDTH // 2 + 1)
@@ -162,40 +166,41 @@ def test_blurred_frames_keep_their_mean_and_lose_detail():
         found = apply(kind, 2)
         names = changed(sample, found)
         for name in names:
-            assert found[name].std() < 0.8 * sample[name].std()
-            assert abs(found[name].mean() - sample[name].mean()) < 0.02
-    flat = {**sample, "frame0": torch.full_like(sample["frame0"], 0.5)}
+            blurred, sharp = getattr(found, name), getattr(sample, name)
+            assert blurred.std() < 0.8 * sharp.std()
+            assert abs(blurred.mean() - sharp.mean()) < 0.02
+    flat = sample._replace(frame0=torch.full_like(sample.frame0, 0.5))
     # 1e-6: the weights' sum is 1 but for rounding.
     for kind in ("defocus", "smear"):
-        found = apply(kind, 2, flat)["frame0"]
-        torch.testing.assert_close(found, flat["frame0"], atol=1e-6, rtol=0)
+        found = apply(kind, 2, flat).frame0
+        torch.testing.assert_close(found, flat.frame0, atol=1e-6, rtol=0)
 
 
 def test_exposure_clips_or_darkens():
-    means = [apply("exposure", seed)[n].mean() for seed in range(12) for n in sorted(FRAMES)]
+    means = [getattr(apply("exposure", s), n).mean() for s in range(12) for n in sorted(FRAMES)]
     assert min(means) < 0.4 and max(means) > 0.65  # of 0.5
 
 
 def test_repeated_and_jumping_frames():
     sample = make_sample()
     found = apply("repeat")
-    assert torch.equal(found["frame1"], found["frame0"])
+    assert torch.equal(found.frame1, found.frame0)
     found = apply("jump")
-    assert torch.equal(found["frame0"], sample["frame0"])
+    assert torch.equal(found.frame0, sample.frame0)
 
 
 def test_rolling_shutter_delays_rows_along_the_flow():
     sample = make_sample()
     ramp = torch.arange(WIDTH).float().expand(1, HEIGHT, WIDTH) / 100
-    sample |= {"frame0": ramp, "frame1": ramp.clone()}
-    found = apply("shutter", 0, sample)["frame0"][0]
+    sample = sample._replace(frame0=ramp, frame1=ramp.clone())
+    found = apply("shutter", 0, sample).frame0[0]
     moved = 100 * (ramp[0] - found)[:, WIDTH // 2]  # px to the right, a row
     # The flow is 6 px to the right in all rows; the middle is read at t0, the first row before.
     assert abs(float(moved[HEIGHT // 2 - 1] + moved[HEIGHT // 2])) < 1e-3
     share = abs(float(moved[0] - moved[-1])) / 6
     assert co.READOUT[0] <= share <= co.READOUT[1]
     torch.testing.assert_close(moved, -moved.flip(0), atol=1e-3, rtol=0)
-    bare = {name: value for name, value in make_sample().items() if name != "flow"}
+    bare = make_sample()._replace(flow=None)
     assert not changed(bare, apply("shutter", 0, bare))
 
 
@@ -205,9 +210,9 @@ def test_corrupt_draws_at_most_one_modality():
         found = co.corrupt(sample, np.random.default_rng(seed), events=0.4, frames=0.2)
         names = changed(sample, found)
         assert names <= EVENTS or names <= FRAMES
-        assert found["matching"].shape == (3,)
+        assert found.matching.shape == (3,)
         # Resampled in time, right events differ a little too, but keep the sum of every slice.
-        same = torch.allclose(found["slices"].sum(1), sample["slices"].sum(1), atol=1e-4)
+        same = torch.allclose(found.slices.sum(1), sample.slices.sum(1), atol=1e-4)
         counts["frames" if names & FRAMES else "none" if same else "events"] += 1
     # Three standard deviations of 300 draws.
     assert abs(counts["events"] / 300 - 0.4) < 0.09 and abs(counts["frames"] / 300 - 0.2) < 0.07
@@ -217,17 +222,17 @@ def test_what_no_longer_matches_has_no_matching_loss():
     found = [
         co.corrupt(make_sample(), np.random.default_rng(s), events=0, frames=1) for s in range(40)
     ]
-    repeated = [f for f in found if torch.equal(f["frame0"], f["frame1"])]
-    assert repeated and all(f["matching"].tolist() == [0, 1, 1] for f in repeated)
+    repeated = [f for f in found if torch.equal(f.frame0, f.frame1)]
+    assert repeated and all(f.matching.tolist() == [0, 1, 1] for f in repeated)
     torch.manual_seed(0)
     model = FlowFuse(ModelConfig(stem_channels=8, channels=8, hidden=8, token_channels=8))
-    batch = {name: value[None] for name, value in make_sample().items()}
-    batch["boundary"] = torch.ones_like(batch["boundary"])
-    output = model(model_inputs(batch))
+    batch = Sample.collate([make_sample()])
+    batch = batch._replace(boundary=torch.ones_like(batch.boundary))
+    output = model(batch.inputs)
     plain = matching_loss(output, batch)
-    assert torch.equal(matching_loss(output, batch | {"matching": torch.ones(1, 3)}), plain)
-    assert matching_loss(output, batch | {"matching": torch.zeros(1, 3)}) == 0
-    without = matching_loss(output, batch | {"matching": torch.tensor([[0.0, 1, 1]])})
+    assert torch.equal(matching_loss(output, batch._replace(matching=torch.ones(1, 3))), plain)
+    assert matching_loss(output, batch._replace(matching=torch.zeros(1, 3))) == 0
+    without = matching_loss(output, batch._replace(matching=torch.tensor([[0.0, 1, 1]])))
     assert 0 < without < plain
 
 
@@ -237,13 +242,13 @@ def test_no_corruption_draws_nothing_and_adds_nothing():
     assert old.corrupt_events == old.corrupt_frames == 0
     a, b = np.random.default_rng(7), np.random.default_rng(7)
     found = tr.augment(make_sample(), a, old, (16, 24))
-    assert "matching" not in found
+    assert found.matching is None
     corrupted = dataclasses.replace(old, corrupt_events=0.5, corrupt_frames=0.5)
     other = tr.augment(make_sample(), b, corrupted, (16, 24))
-    assert other["matching"].shape == (3,)
+    assert other.matching.shape == (3,)
     # Whatever is drawn before the corruption is the same.
     for name in ("flow", "valid", "boundary", "modality_mask"):
-        assert torch.equal(found[name], other[name])
+        assert torch.equal(getattr(found, name), getattr(other, name))
     assert a.bit_generator.state != b.bit_generator.state
 
 
@@ -256,8 +261,8 @@ def test_a_modality_alone_is_not_corrupted():
             tr.augment(make_sample(), np.random.default_rng(seed), c, (16, 24))
             for c in (config, still)
         )
-        assert found.pop("matching").tolist() == [1, 1, 1]
-        assert bits(found) == bits(expected)
+        assert found.matching.tolist() == [1, 1, 1]
+        assert bits(found._replace(matching=None)) == bits(expected)
 
 
 def test_settings_are_checked(tmp_path):

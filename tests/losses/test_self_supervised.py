@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.dataset import scene_sample
 from flowfuse.data.synthetic.presets import SceneConfig
 from flowfuse.data.synthetic.scenes import generate_scene
 from flowfuse.geometry.bezier import fit_bezier
+from flowfuse.inputs import InputSpec
 from flowfuse.losses.self_supervised import (
     SelfSupervisionConfig,
     gradient_constancy_loss,
@@ -23,21 +25,18 @@ SHARP = SceneConfig((4.0, 6.0), exposure=(0.02, 0.03), world_share=0.0)
 @pytest.fixture(scope="module")
 def batch():
     scene = generate_scene(1, SHARP, 96, 128)
-    sample = scene_sample(scene, slices=4, bins=3, seed=0)
-    return {name: value[None] for name, value in sample.items()} | {
-        "modality_mask": torch.ones(1, 3)
-    }
+    return Sample.collate([scene_sample(scene, spec=InputSpec(4, 3), seed=0)])
 
 
 @pytest.fixture(scope="module")
 def ground_truth(batch):
-    return fit_bezier(batch["flow"], batch["tau"][0], 3)
+    return fit_bezier(batch.flow, batch.tau[0], 3)
 
 
 def without(batch, modality):
-    present = batch["modality_mask"].clone()
+    present = batch.modality_mask.clone()
     present[:, modality] = 0
-    return batch | {"modality_mask": present}
+    return batch._replace(modality_mask=present)
 
 
 @pytest.mark.parametrize("loss", [photometric_loss, gradient_constancy_loss, sharpness_loss])
@@ -58,7 +57,7 @@ def test_an_absent_modality_has_no_say(batch, ground_truth, loss, modality):
 
 def test_blurred_frames_have_no_photometric_say(batch, ground_truth):
     # 0.9 of the interval at 4 px and more is a blur of more than 2 px
-    blurred = batch | {"exposure": torch.full((1, 2), 0.9)}
+    blurred = batch._replace(exposure=torch.full((1, 2), 0.9))
     moving = ground_truth.clone()
     moving[:, -1] = 4.0
     assert photometric_loss(moving, blurred) == 0
@@ -72,7 +71,7 @@ def test_long_motion_is_no_case_for_the_gradient_equation(batch):
 def test_smoothness_is_free_across_motion_boundaries_only():
     points = torch.zeros(1, 1, 2, 8, 8)
     points[..., 4:] = 5.0
-    flat = {"frame0": torch.full((1, 1, 8, 8), 0.5)}
+    flat = Sample(None, torch.full((1, 1, 8, 8), 0.5), None, None, None, None)
     nowhere = torch.full((1, 2, 8, 8), -100.0)
     there = nowhere.clone()
     there[:, 1, :, 3:5] = 100.0
@@ -112,7 +111,7 @@ def test_descending_the_losses_finds_the_motion(batch, ground_truth):
         loss.backward()
         optimizer.step()
     found = shift.detach()[0, -1].flatten()
-    median = batch["flow"][0, -1].flatten(1).median(dim=1).values
+    median = batch.flow[0, -1].flatten(1).median(dim=1).values
     assert (found - median).norm() < 0.5 * median.norm()
 
 

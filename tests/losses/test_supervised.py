@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from flowfuse.data.samples import Sample
 from flowfuse.losses.supervised import (
     LossConfig,
     boundary_loss,
@@ -29,15 +30,20 @@ def make_output(batch=1, iterations=2, slices=2, height=32, width=40, channels=8
 
 
 def make_batch(batch=1, height=32, width=40):
-    return {
-        "tau": torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(batch, 1),
-        "flow": torch.zeros(batch, 4, 2, height, width),
-        "valid": torch.ones(batch, 4, height, width, dtype=torch.bool),
-        "occluded": torch.zeros(batch, 4, height, width, dtype=torch.bool),
-        "boundary": torch.ones(batch, 2, height, width),
-        "modality_mask": torch.ones(batch, 3),
-        "slices": torch.ones(batch, 3, 2, height, width),
-    }
+    image = torch.zeros(batch, 1, height, width)
+    return Sample(
+        slices=torch.ones(batch, 3, 2, height, width),
+        frame0=image,
+        frame1=image,
+        event_sum=image,
+        exposure=torch.zeros(batch, 2),
+        modality_mask=torch.ones(batch, 3),
+        tau=torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(batch, 1),
+        flow=torch.zeros(batch, 4, 2, height, width),
+        valid=torch.ones(batch, 4, height, width, dtype=torch.bool),
+        occluded=torch.zeros(batch, 4, height, width, dtype=torch.bool),
+        boundary=torch.ones(batch, 2, height, width),
+    )
 
 
 def test_masked_mean_divides_by_what_is_valid():
@@ -56,7 +62,7 @@ def test_likelihood_loss_by_hand():
         uncertainty=torch.full((1, 2, 32, 40), 100.0),  # all weight on the narrow Laplace
     )
     batch = make_batch()
-    batch["flow"][:, :, 0] = 3.0  # u is off by 3 at all times, v is right
+    batch.flow[:, :, 0] = 3.0  # u is off by 3 at all times, v is right
     # log(2 / 4) + 4 mean(3, 0), and a quarter of the absolute error
     assert likelihood_loss(output, batch, 0.25).item() == pytest.approx(
         math.log(0.5) + 4 * 1.5 + 0.25 * 1.5, rel=1e-5
@@ -66,7 +72,7 @@ def test_likelihood_loss_by_hand():
 def test_sequence_loss_by_hand():
     output = make_output()._replace(coarse_points=torch.zeros(2, 1, 2, 2, 4, 5))
     batch = make_batch()
-    batch["flow"][..., 4::8, 4::8] = 2.0  # at the centres of the cells alone
+    batch.flow[..., 4::8, 4::8] = 2.0  # at the centres of the cells alone
     # both estimates are off by 2; they count 0.8 and 1
     assert sequence_loss(output, batch, 0.8).item() == pytest.approx(1.8 * 2)
 
@@ -78,14 +84,14 @@ def test_invalid_truth_has_no_say():
         return likelihood_loss(output, batch, 0.25) + sequence_loss(output, batch, 0.8)
 
     reference = loss()
-    batch["valid"][..., :16] = False
-    batch["flow"][..., :16] = float("nan")
+    batch.valid[..., :16] = False
+    batch.flow[..., :16] = float("nan")
     assert torch.isfinite(loss()) and loss() != reference
     loss().backward()
     for points, known in ((output.control_points, 16), (output.coarse_points, 2)):
         assert points.grad[..., :known].abs().max() == 0
         assert torch.isfinite(points.grad).all()
-    batch["valid"][:] = False
+    batch.valid[:] = False
     assert loss() == 0
 
 
@@ -122,7 +128,7 @@ def test_matching_is_lowest_at_the_true_displacement():
     batch = make_batch()
     losses = {}
     for cells in (-1, 0, 1):
-        batch["flow"][:, :, 0] = 8.0 * cells * batch["tau"][0].view(1, -1, 1, 1)
+        batch.flow[:, :, 0] = 8.0 * cells * batch.tau[0].view(1, -1, 1, 1)
         losses[cells] = matching_loss(output, batch).item()
     assert losses[1] < losses[0] and losses[1] < losses[-1]
 
@@ -130,18 +136,18 @@ def test_matching_is_lowest_at_the_true_displacement():
 def test_matching_skips_what_is_covered():
     output, batch = make_output(), make_batch()
     everywhere = matching_loss(output, batch)
-    batch["occluded"][..., :16] = True
+    batch.occluded[..., :16] = True
     assert matching_loss(output, batch) != everywhere
-    batch["occluded"][:] = True
+    batch.occluded[:] = True
     assert matching_loss(output, batch) == 0
 
 
 def test_matching_skips_what_is_absent():
     output, batch = make_output(), make_batch()
-    batch["modality_mask"] = torch.tensor([[0.0, 0.0, 0.0]])
+    batch = batch._replace(modality_mask=torch.tensor([[0.0, 0.0, 0.0]]))
     loss = matching_loss(output, batch)
     assert loss == 0
-    batch["modality_mask"] = torch.tensor([[1.0, 0.0, 1.0]])
+    batch = batch._replace(modality_mask=torch.tensor([[1.0, 0.0, 1.0]]))
     matching_loss(output, batch).backward()
     assert output.event_latent.grad.abs().max() == 0
     assert output.frame_latent.grad.abs().max() > 0
@@ -150,15 +156,15 @@ def test_matching_skips_what_is_absent():
 def test_noise_is_not_matched():
     # Something fires everywhere, but there is one moving edge: in the cell of row 1 and column 2.
     output, batch = make_output(), make_batch()
-    batch["boundary"][:, 0] = 0
-    batch["boundary"][:, 0, 9, 20] = 1
+    batch.boundary[:, 0] = 0
+    batch.boundary[:, 0, 9, 20] = 1
     matching_loss(output, batch).backward()
     matched = output.event_latent.grad[0, 0].abs().sum(dim=0)  # E_0 is asked in the first pairs
     assert matched.nonzero().tolist() == [[1, 2]]
     # Where no edge is known, as in a recording, all that fires is.
     output, batch = make_output(), make_batch()
-    batch["boundary"][:] = torch.nan
-    batch["slices"][:, 0, :, :8] = 0
+    batch.boundary[:] = torch.nan
+    batch.slices[:, 0, :, :8] = 0
     matching_loss(output, batch).backward()
     matched = output.event_latent.grad[0, 0].abs().sum(dim=0)
     assert not matched[0].any() and (matched[1:] > 0).all()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowfuse.data.samples import Sample
 from flowfuse.inputs import ModelInputs
 from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
@@ -36,15 +37,14 @@ def make_inputs(config, batch=1, height=40, width=48, channels=1, seed=0):
 def make_batch(inputs, times=4):
     batch, *_, height, width = inputs.slices.shape
     generator = torch.Generator().manual_seed(1)
-    return {
-        "slices": inputs.slices,
-        "modality_mask": inputs.modality_mask,
-        "tau": torch.tensor([[0.2, 0.5, 0.8, 1.0]]).repeat(batch, 1),
-        "flow": 4 * torch.randn(batch, times, 2, height, width, generator=generator),
-        "valid": torch.ones(batch, times, height, width, dtype=torch.bool),
-        "occluded": torch.zeros(batch, times, height, width, dtype=torch.bool),
-        "boundary": (torch.rand(batch, 2, height, width, generator=generator) > 0.9).float(),
-    }
+    return Sample(
+        *inputs,
+        tau=torch.tensor([[0.2, 0.5, 0.8, 1.0]]).repeat(batch, 1),
+        flow=4 * torch.randn(batch, times, 2, height, width, generator=generator),
+        valid=torch.ones(batch, times, height, width, dtype=torch.bool),
+        occluded=torch.zeros(batch, times, height, width, dtype=torch.bool),
+        boundary=(torch.rand(batch, 2, height, width, generator=generator) > 0.9).float(),
+    )
 
 
 def make_model(config, seed=0, settle=True):

@@ -152,12 +152,12 @@ def test_samples_are_what_the_network_is_shown_in_inference(tmp_path, monkeypatc
     for index in (0, 1, 4):
         estimate_interval(estimator, source, FrameReader(source), pairs.learned[index], None)
         sample = pairs[index]
-        assert sample.keys() == set(ModelInputs._fields)
+        assert sample.tensors().keys() == set(ModelInputs._fields)
         for name, value in seen[-1]._asdict().items():
             if name.startswith("frame"):
                 value = value[:, :1]  # three times the same gray; samples have it once
-            assert torch.equal(sample[name], value[0]), name
-    assert [pairs[index]["modality_mask"].tolist() for index in (0, 1)] == [[1, 1, 0], [1, 1, 1]]
+            assert torch.equal(getattr(sample, name), value[0]), name
+    assert [pairs[index].modality_mask.tolist() for index in (0, 1)] == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_true_motion_measures_better_than_none(recording, monkeypatch):

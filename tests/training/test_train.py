@@ -19,6 +19,7 @@ from safetensors import safe_open
 from flowfuse.cli import train, train_settings
 from flowfuse.config import ConfigError
 from flowfuse.data.augment import AugmentConfig
+from flowfuse.data.samples import Sample
 from flowfuse.model import CONFIGS, ModelOutput
 from flowfuse.model.checkpoint import load_checkpoint, read_header
 from flowfuse.training import log, sampling, state, trainer
@@ -223,12 +224,12 @@ def test_events_alone_are_validated_as_they_are_trained():
     """Without frames no exposure weighs the event sum; without events there is none."""
     torch.manual_seed(0)
     slices, image = torch.randint(-3, 4, (3, 2, 16, 16)).float(), torch.rand(1, 16, 16)
-    sample = {
-        "slices": slices, "frame0": image, "frame1": image, "event_sum": image,
-        "exposure": torch.ones(2), "tau": torch.tensor([0.5, 1.0]),
-        "flow": torch.ones(2, 2, 16, 16), "valid": torch.ones(2, 16, 16) > 0,
-        "modality_mask": torch.ones(3),
-    }  # fmt: skip
+    sample = Sample(
+        slices=slices, frame0=image, frame1=image, event_sum=image,
+        exposure=torch.ones(2), tau=torch.tensor([0.5, 1.0]),
+        flow=torch.ones(2, 2, 16, 16), valid=torch.ones(2, 16, 16) > 0,
+        modality_mask=torch.ones(3),
+    )  # fmt: skip
     seen = []
 
     class Model:
@@ -278,7 +279,7 @@ def test_interrupted_about_the_final_stage_has_the_same_bits(
     take_step = train.Trainer.take_step
 
     def watched(self, batch):
-        seen.append(tuple(batch["frame0"].shape))
+        seen.append(tuple(batch.frame0.shape))
         return take_step(self, batch)
 
     monkeypatch.setattr(train.Trainer, "take_step", watched)
@@ -548,14 +549,15 @@ class Numbers(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 5
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         image = torch.full((1, 16, 16), index / 5.0)
         flow = torch.zeros(1, 2, 16, 16)
-        return {
-            "slices": image[None].repeat(3, 2, 1, 1), "frame0": image, "frame1": image,
-            "event_sum": image, "exposure": torch.ones(2), "tau": torch.ones(1), "flow": flow,
-            "valid": flow[:, 0] == 0, "occluded": flow[:, 0] > 0, "boundary": flow[0],
-        }  # fmt: skip
+        return Sample(
+            slices=image[None].repeat(3, 2, 1, 1), frame0=image, frame1=image,
+            event_sum=image, exposure=torch.ones(2), modality_mask=torch.ones(3),
+            tau=torch.ones(1), flow=flow,
+            valid=flow[:, 0] == 0, occluded=flow[:, 0] > 0, boundary=flow[0],
+        )  # fmt: skip
 
 
 ONE_STAGE = sampling.StepPlan(99, (8, 12), 2, (8, 12), 2)
@@ -572,8 +574,9 @@ def test_batches_depend_on_seed_and_step_alone():
     whole, tail, other = run(1, 5, 0), run(4, 5, 2), run(1, 5, 0, seed=4)
     assert len(whole) == 5 and len(tail) == 2
     for a, b in zip(whole[3:], tail, strict=True):
+        a, b = a.tensors(), b.tensors()
         assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(whole[0]["frame0"], other[0]["frame0"])
+    assert not torch.equal(whole[0].frame0, other[0].frame0)
     source = sampling.StepSamples(Numbers(), 3, ONE_STAGE, None)
     assert all(
         sorted(source.pool_index(n) for n in range(epoch * 5, epoch * 5 + 5)) == list(range(5))

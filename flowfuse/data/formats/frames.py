@@ -160,8 +160,3 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     if image.ndim == 3:
         return np.ascontiguousarray(image[:, :, 2::-1])  # BGR or BGRA to RGB
     return image
-
-
-def as_gray(frame: np.ndarray) -> np.ndarray:
-    """A frame, [H, W] or [H, W, 3] RGB, as [H, W], by Rec. 601."""
-    return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)

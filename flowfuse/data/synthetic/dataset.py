@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.presets import SPLITS, SceneConfig, Split, find_preset
 from flowfuse.data.synthetic.scenes import Scene, generate_scene
-from flowfuse.inputs import slice_events, sum_events
+from flowfuse.inputs import InputSpec, Modality, prepare_inputs
 from flowfuse.io.atomic import atomic_path
 
 # Counts whatever changes what a seed gives: samples kept by an older generator are not used.
@@ -29,52 +30,49 @@ STEPS = 64
 LIMIT = 32767 / STEPS
 
 
-def scene_sample(scene: Scene, *, slices: int, bins: int, seed: int) -> dict[str, Tensor]:
+def scene_sample(scene: Scene, *, spec: InputSpec, seed: int) -> Sample:
     """Make a training sample of the first frame pair of a scene.
 
     Args:
-        slices: K; the scene has the history of one slice before t0 if K >= 2.
-        bins: temporal bins per slice.
-        seed: of the times at which the truth is given.
+        spec: slices and bins; the scene has the history of one slice before t0 if K >= 2.
+        seed: of the times at which the ground truth is given.
 
     Returns:
-        slices: [K + 1, bins, H, W] float32 raw polarity sums of E_0 .. E_K.
-        frame0, frame1: [1, H, W] float32 in [0, 1].
-        event_sum: [1, H, W] float32, exposure-weighted polarity sum from t0 to t1.
-        exposure: [2] float32, exposure durations over (t1 - t0).
-        tau: [4] float32: one at random in each third of (0.05, 0.95), and 1.
-        flow: [4, 2, H, W] float32, px, displacement from t0 to each tau.
-        valid: [4, H, W] bool, where there is truth, occluded or not; False also beyond +-511 px.
-        occluded: [4, H, W] bool, covered or out of the image at tau.
-        boundary: [2, H, W] float32, 0 or 1: B_e, B_m (see :meth:`Scene.boundary`).
-
-        Polarity sums and flow are rounded to 1/64, so that kept samples are the same to the bit.
+        The sample, with ground truth at four times: one at random in each third of (0.05, 0.95),
+        and 1. It is not valid beyond +-511 px. ``modality_mask`` is all ones: where nothing fires,
+        nothing has moved. Polarity sums and flow are rounded to 1/64, so that kept samples are the
+        same to the bit.
 
     Raises:
         ValueError: for slices < 2.
     """
-    if slices < 2:
-        raise ValueError(f"scene_sample: slices must be at least 2, got {slices}")
+    if spec.slices < 2:
+        raise ValueError(f"scene_sample: slices must be at least 2, got {spec.slices}")
     rng = np.random.Generator(np.random.PCG64(seed))
     tau = np.append(0.05 + 0.3 * (np.arange(3) + rng.random(3)), 1.0).astype(np.float32)
     ground_truth = [scene.ground_truth(float(t)) for t in tau]
     flow, valid, occluded = (torch.stack(parts) for parts in zip(*ground_truth, strict=True))
-    size = {"height": scene.height, "width": scene.width}
-    window = (scene.events, scene.t0, scene.t1)
-    exposures = [int(e) for e in scene.exposures[:2]]
-    frames = torch.from_numpy(scene.frames[:2]).float() / 255
-    return {
-        "slices": _rounded(slice_events(*window, slices=slices, bins=bins, **size)),
-        "frame0": frames[:1],
-        "frame1": frames[1:],
-        "event_sum": _rounded(sum_events(*window, *exposures, **size)),
-        "exposure": torch.tensor(exposures, dtype=torch.float32) / (scene.t1 - scene.t0),
-        "tau": torch.from_numpy(tau),
-        "flow": _rounded(flow),
-        "valid": valid & (flow.abs() <= LIMIT).all(dim=1),
-        "occluded": occluded,
-        "boundary": scene.boundary(),
-    }
+    inputs = prepare_inputs(
+        *scene.frames[:2],
+        scene.events,
+        t0=scene.t0,
+        t1=scene.t1,
+        spec=spec,
+        exposures=tuple(int(e) for e in scene.exposures[:2]),
+    )
+    inputs = inputs._replace(
+        slices=_rounded(inputs.slices),
+        event_sum=_rounded(inputs.event_sum),
+        modality_mask=torch.ones(len(Modality)),
+    )
+    return Sample(
+        *inputs,
+        tau=torch.from_numpy(tau),
+        flow=_rounded(flow),
+        valid=valid & (flow.abs() <= LIMIT).all(dim=1),
+        occluded=occluded,
+        boundary=scene.boundary(),
+    )
 
 
 class SceneDataset(Dataset):
@@ -86,7 +84,7 @@ class SceneDataset(Dataset):
             chance collisions in 63 bits).
         count: number of items.
         height, width: size, px.
-        slices, bins: see :func:`scene_sample`.
+        slices, bins: see :class:`flowfuse.inputs.InputSpec`.
         cache: folder to keep samples in, or None. Many processes may share it. Samples made with
             other settings, or by another version of the generator, live in other sub-folders.
         textures: a folder of images to take textures from, beside the procedural ones.
@@ -137,7 +135,7 @@ class SceneDataset(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(f"SceneDataset: index {index} of {self.count} items")
         if self._folder is None:
@@ -164,9 +162,10 @@ class SceneDataset(Dataset):
             split=self.split,
         )
 
-    def _make(self, index: int) -> dict[str, Tensor]:
+    def _make(self, index: int) -> Sample:
         scene = self.scene(index)
-        return scene_sample(scene, slices=self.slices, bins=self.bins, seed=self._draw(index)[0])
+        spec = InputSpec(self.slices, self.bins)
+        return scene_sample(scene, spec=spec, seed=self._draw(index)[0])
 
     def _draw(self, index: int) -> tuple[int, str]:
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, index))))
@@ -193,17 +192,17 @@ class SceneDataset(Dataset):
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def write_sample(path: Path, sample: Mapping[str, Tensor]) -> None:
+def write_sample(path: Path, sample: Sample) -> None:
     """Keep a sample of :func:`scene_sample` as a compressed .npz, whole or not at all."""
-    frames = torch.cat((sample["frame0"], sample["frame1"]))
+    frames = torch.cat((sample.frame0, sample.frame1))
     packed = {
-        "slices": (sample["slices"] * STEPS).to(torch.int16),
-        "event_sum": (sample["event_sum"] * STEPS).to(torch.int16),
-        "flow": (sample["flow"] * STEPS).to(torch.int16),
+        "slices": (sample.slices * STEPS).to(torch.int16),
+        "event_sum": (sample.event_sum * STEPS).to(torch.int16),
+        "flow": (sample.flow * STEPS).to(torch.int16),
         "frames": (frames * 255).round().to(torch.uint8),
-        "masks": torch.cat((sample["valid"], sample["occluded"], sample["boundary"].bool())),
-        "exposure": sample["exposure"],
-        "tau": sample["tau"],
+        "masks": torch.cat((sample.valid, sample.occluded, sample.boundary.bool())),
+        "exposure": sample.exposure,
+        "tau": sample.tau,
     }
     # numpy's own savez_compressed takes five times as long for a tenth less: its level is fixed.
     with (
@@ -215,7 +214,7 @@ def write_sample(path: Path, sample: Mapping[str, Tensor]) -> None:
                 np.lib.format.write_array(file, values.numpy(), allow_pickle=False)
 
 
-def read_sample(path: Path) -> dict[str, Tensor]:
+def read_sample(path: Path) -> Sample:
     """Read what :func:`write_sample` wrote; the same bits come back.
 
     Raises:
@@ -225,18 +224,19 @@ def read_sample(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             data = {name: torch.from_numpy(file[name]) for name in file.files}
         frames, masks, times = data["frames"].float() / 255, data["masks"], len(data["tau"])
-        return {
-            "slices": data["slices"].float() / STEPS,
-            "frame0": frames[:1],
-            "frame1": frames[1:],
-            "event_sum": data["event_sum"].float() / STEPS,
-            "exposure": data["exposure"],
-            "tau": data["tau"],
-            "flow": data["flow"].float() / STEPS,
-            "valid": masks[:times],
-            "occluded": masks[times : 2 * times],
-            "boundary": masks[2 * times :].float(),
-        }
+        return Sample(
+            slices=data["slices"].float() / STEPS,
+            frame0=frames[:1],
+            frame1=frames[1:],
+            event_sum=data["event_sum"].float() / STEPS,
+            exposure=data["exposure"],
+            modality_mask=torch.ones(len(Modality)),
+            tau=data["tau"],
+            flow=data["flow"].float() / STEPS,
+            valid=masks[:times],
+            occluded=masks[times : 2 * times],
+            boundary=masks[2 * times :].float(),
+        )
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"cached sample {path} is damaged ({error}): delete it") from error
 

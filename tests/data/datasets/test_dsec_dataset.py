@@ -19,8 +19,8 @@ from flowfuse.data.datasets.dsec.dataset import (
 )
 from flowfuse.data.datasets.dsec.sequence import open_sequence
 from flowfuse.data.datasets.dsec.writer import write_raw_events
-from flowfuse.data.samples import labelled_sample
-from flowfuse.inputs import ModelInputs, slice_events, sum_events
+from flowfuse.data.samples import Sample, labelled_sample
+from flowfuse.inputs import InputSpec, slice_events, sum_events
 from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import FlowFuse, ModelConfig
 
@@ -62,29 +62,29 @@ def test_data_sets_by_split(root):
 
 def test_samples_hold_what_the_sequence_gives(root):
     sequence = open_sequence(root / "thun_00_a")
-    sample = labelled_sample(sequence, 2, 4, sequence.ground_truth(2), slices=2, bins=3)
+    sample = labelled_sample(sequence, 2, 4, sequence.ground_truth(2), InputSpec(2, 3))
     t0, t1 = (int(sequence.frame_times[i]) for i in (2, 4))
     size = {"height": HEIGHT, "width": WIDTH}
     events = sequence.events(t0 - 60_000, t1 + 60_000)
     torch.testing.assert_close(
-        sample["slices"], slice_events(events, t0, t1, slices=2, bins=3, **size), rtol=0, atol=0
+        sample.slices, slice_events(events, t0, t1, slices=2, bins=3, **size), rtol=0, atol=0
     )
-    assert sample["slices"][0].abs().sum() > 0  # history before t0
+    assert sample.slices[0].abs().sum() > 0  # history before t0
     torch.testing.assert_close(
-        sample["event_sum"], sum_events(events, t0, t1, 8000, 8000, **size), rtol=0, atol=0
+        sample.event_sum, sum_events(events, t0, t1, 8000, 8000, **size), rtol=0, atol=0
     )
-    torch.testing.assert_close(sample["exposure"], torch.tensor([0.08, 0.08]))
+    torch.testing.assert_close(sample.exposure, torch.tensor([0.08, 0.08]))
     gray = cv2.cvtColor(sequence.frame(4), cv2.COLOR_RGB2GRAY)
-    torch.testing.assert_close(sample["frame1"], torch.from_numpy(gray)[None] / 255)
-    assert sample["tau"].tolist() == [1.0] and sample["flow"].shape == (1, 2, HEIGHT, WIDTH)
-    assert not sample["valid"][0, :5].any() and sample["valid"][0, 5:].all()
+    torch.testing.assert_close(sample.frame1, torch.from_numpy(gray)[None] / 255)
+    assert sample.tau.tolist() == [1.0] and sample.flow.shape == (1, 2, HEIGHT, WIDTH)
+    assert not sample.valid[0, :5].any() and sample.valid[0, 5:].all()
     # Flow (3, -1.5): row 5 stays inside, the last three columns leave.
     hidden = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
     hidden[5:, : WIDTH - 3] = False
-    assert torch.equal(sample["occluded"][0], hidden)
-    assert sample["boundary"].isnan().all() and sample["boundary"].shape == (2, HEIGHT, WIDTH)
+    assert torch.equal(sample.occluded[0], hidden)
+    assert sample.boundary.isnan().all() and sample.boundary.shape == (2, HEIGHT, WIDTH)
     unknown = DsecDataset(root, "validation", 2, 3)[0]
-    assert unknown["exposure"].tolist() == [0.0, 0.0]
+    assert unknown.exposure.tolist() == [0.0, 0.0]
 
 
 def test_workers_give_the_same_samples(root):
@@ -93,8 +93,9 @@ def test_workers_give_the_same_samples(root):
     loaded = list(DataLoader(data, batch_size=None, num_workers=2))
     assert len(loaded) == 6
     for expected, sample in zip([data[i] for i in range(6)], loaded, strict=True):
-        for name, value in expected.items():
-            torch.testing.assert_close(sample[name], value, rtol=0, atol=0, equal_nan=True)
+        found = sample.tensors()
+        for name, value in expected.tensors().items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_losses_work_on_samples(root):
@@ -102,13 +103,13 @@ def test_losses_work_on_samples(root):
     rng = np.random.default_rng(0)
     config = AugmentConfig(drop_frames=0, drop_events=0, drop_history=0)
     samples = [augment(data[i], rng, config, (16, 24)) for i in range(2)]
-    batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+    batch = Sample.collate(samples)
     torch.manual_seed(0)
     model = FlowFuse(ModelConfig(
         name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
         boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
     ))  # fmt: skip
-    output = model(ModelInputs(*(batch[name] for name in ModelInputs._fields)))
+    output = model(batch.inputs)
     loss, _ = supervised_loss(output, batch, LossConfig())
     loss.backward()
     assert torch.isfinite(loss) and loss > 0

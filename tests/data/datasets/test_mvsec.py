@@ -384,7 +384,7 @@ def test_samples_have_the_form_of_scenes(path):
     # Frames lie at 10 + 20 i ms, truth from 5 to 105 ms: pairs (0, 2), (1, 3), (2, 4).
     assert len(data) == 3 and data.starts == [0, 1, 2]
     sample = data[1]
-    shapes = {name: tuple(value.shape) for name, value in sample.items()}
+    shapes = {name: tuple(value.shape) for name, value in sample.tensors().items()}
     assert shapes == {
         "slices": (3, 3, HEIGHT, WIDTH),
         "frame0": (1, HEIGHT, WIDTH),
@@ -398,17 +398,17 @@ def test_samples_have_the_form_of_scenes(path):
         "occluded": (1, HEIGHT, WIDTH),
         "boundary": (2, HEIGHT, WIDTH),
     }
-    torch.testing.assert_close(sample["frame1"][0], torch.from_numpy(make_frames()[3]) / 255)
+    torch.testing.assert_close(sample.frame1[0], torch.from_numpy(make_frames()[3]) / 255)
     # 30 to 70 ms: 25 ms of map 0 (2, -1 px in 50 ms) and 15 ms of map 1.
-    assert sample["flow"][0, :, 10, 10].tolist() == pytest.approx([1.6, -0.8], abs=2e-6)
+    assert sample.flow[0, :, 10, 10].tolist() == pytest.approx([1.6, -0.8], abs=2e-6)
     events = recording.events(int(FRAME_TIMES[1]), int(FRAME_TIMES[3]))
-    assert sample["event_sum"].sum() == (2.0 * events.p - 1).sum()
+    assert sample.event_sum.sum() == (2.0 * events.p - 1).sum()
     # What leaves the image by this flow, and what has no truth, cannot be matched.
-    hidden = ~sample["valid"][0]
+    hidden = ~sample.valid[0]
     hidden[0], hidden[:, -2:] = True, True
-    assert torch.equal(sample["occluded"][0], hidden) and sample["boundary"].isnan().all()
+    assert torch.equal(sample.occluded[0], hidden) and sample.boundary.isnan().all()
     varied = augment(sample, np.random.default_rng(0), AugmentConfig(), (16, 16))
-    assert varied["flow"].shape == (1, 2, 16, 16) and varied["boundary"].isnan().all()
+    assert varied.flow.shape == (1, 2, 16, 16) and varied.boundary.isnan().all()
     assert MvsecDataset(recording, slices=2, bins=3, frames=(1, 3)).starts == [1]
 
 

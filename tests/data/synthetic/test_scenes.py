@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
 
+from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.camera import CameraConfig, expose, exposure_weights
 from flowfuse.data.synthetic.dataset import SceneDataset, scene_sample
 from flowfuse.data.synthetic.layers import Plane, render
@@ -17,6 +17,7 @@ from flowfuse.data.synthetic.simulator import EventSensor, SensorConfig
 from flowfuse.data.synthetic.textures import PATTERNS, make_shape, make_texture
 from flowfuse.events import Events
 from flowfuse.geometry.grid import warp
+from flowfuse.inputs import InputSpec
 
 H, W = 48, 64
 FAMILIES = {"layers": 0.0, "world": 1.0}
@@ -389,7 +390,8 @@ def test_scenes_of_a_gpu_are_kept_apart(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def same(a: dict, b: dict) -> bool:
+def same(a: Sample, b: Sample) -> bool:
+    a, b = a.tensors(), b.tensors()
     return a.keys() == b.keys() and all(
         torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
     )
@@ -397,30 +399,31 @@ def same(a: dict, b: dict) -> bool:
 
 def test_sample():
     scene = generate_scene(2, "fast", H, W)
-    sample = scene_sample(scene, slices=4, bins=3, seed=0)
-    shapes = {name: tuple(value.shape) for name, value in sample.items()}
+    sample = scene_sample(scene, spec=InputSpec(4, 3), seed=0)
+    shapes = {name: tuple(value.shape) for name, value in sample.tensors().items()}
     assert shapes == {
         "slices": (5, 3, H, W),
         "frame0": (1, H, W),
         "frame1": (1, H, W),
         "event_sum": (1, H, W),
         "exposure": (2,),
+        "modality_mask": (3,),
         "tau": (4,),
         "flow": (4, 2, H, W),
         "valid": (4, H, W),
         "occluded": (4, H, W),
         "boundary": (2, H, W),
     }
-    assert sample["tau"][-1] == 1 and (sample["tau"].diff() > 0).all()
+    assert sample.tau[-1] == 1 and (sample.tau.diff() > 0).all()
     # Kept in steps of 1/64.
-    assert (sample["flow"][1] - scene.flow_at(float(sample["tau"][1]))).abs().max() <= 1 / 128
+    assert (sample.flow[1] - scene.flow_at(float(sample.tau[1]))).abs().max() <= 1 / 128
     events = scene.events.slice_time(scene.t0 - (scene.t1 - scene.t0) // 4, scene.t1)
     # All events of E_0 .. E_4, whose weights over the bins add up to 1; each cell is rounded.
-    total = float(sample["slices"].double().sum())
-    cells = sample["slices"].ne(0).sum().item()
+    total = float(sample.slices.double().sum())
+    cells = sample.slices.ne(0).sum().item()
     assert abs(total - (2.0 * events.p - 1).sum()) <= cells / 128
     with pytest.raises(ValueError, match="slices"):
-        scene_sample(scene, slices=1, bins=3, seed=0)
+        scene_sample(scene, spec=InputSpec(1, 3), seed=0)
 
 
 def test_items_depend_on_seed_and_index_alone():
@@ -429,8 +432,8 @@ def test_items_depend_on_seed_and_index_alone():
     assert same(fourth, dataset(count=4)[3])
     assert not same(fourth, items[2])
     assert not same(fourth, dataset(seed=4)[3])
-    batch = default_collate([items[0], items[1]])
-    assert batch["slices"].shape == (2, 5, 2, 32, 40)
+    batch = Sample.collate([items[0], items[1]])
+    assert batch.slices.shape == (2, 5, 2, 32, 40)
     with pytest.raises(IndexError):
         items[6]
 
@@ -442,7 +445,7 @@ def test_kept_samples_are_the_same_bits(tmp_path):
     assert len(files) == 1 and not list(tmp_path.rglob("*.tmp*"))
     assert same(kept[1], fresh)
     # Other settings do not see it.
-    assert dataset(cache=tmp_path, bins=3)[1]["slices"].shape[1] == 3
+    assert dataset(cache=tmp_path, bins=3)[1].slices.shape[1] == 3
     assert not same(dataset(cache=tmp_path, split="test")[1], fresh)
     assert same(dataset(cache=tmp_path, split="train")[1], fresh)
     files[0].write_bytes(files[0].read_bytes()[:1000])

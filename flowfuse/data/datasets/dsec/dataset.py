@@ -7,13 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.datasets.dsec.files import DsecFiles, list_sequences
 from flowfuse.data.datasets.dsec.sequence import DsecSequence
-from flowfuse.data.samples import labelled_sample
-from flowfuse.inputs import input_interval
+from flowfuse.data.samples import Sample, labelled_sample
+from flowfuse.inputs import InputSpec, input_interval
 
 # The training sequences that have true flow.
 FLOW_SEQUENCES = (
@@ -52,7 +51,7 @@ class DsecDataset(Dataset):
     Args:
         root: of the data set, in any layout.
         split: "validation": those of VALIDATION_SEQUENCES; "train": all others; "all".
-        slices, bins: see :func:`labelled_sample`.
+        slices, bins: see :class:`flowfuse.inputs.InputSpec`.
 
     Attributes:
         sequences: the sequences.
@@ -99,14 +98,14 @@ class DsecDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"DsecDataset: index {index} of {len(self)} items")
         number, first, last = self.items[index]
         sequence = self.sequences[number]
         ground_truth = sequence.ground_truth(first)
         return labelled_sample(
-            sequence, first, last, ground_truth, slices=self.slices, bins=self.bins
+            sequence, first, last, ground_truth, InputSpec(self.slices, self.bins)
         )
 
     def _has_events(self, sequence: DsecSequence, first: int, last: int) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowfuse.data.datasets.mvsec.recording import MvsecRecording
-from flowfuse.data.samples import labelled_sample
+from flowfuse.data.samples import Sample, labelled_sample
+from flowfuse.inputs import InputSpec
 
 
 class MvsecDataset(Dataset):
@@ -54,7 +54,7 @@ class MvsecDataset(Dataset):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"MvsecDataset: index {index} of {len(self)} items")
         recording, first = self.recording, self.starts[index]
@@ -62,5 +62,5 @@ class MvsecDataset(Dataset):
         t0, t1 = (int(recording.frame_times[i]) for i in (first, second))
         ground_truth = recording.maps.between(t0, t1)
         return labelled_sample(
-            recording, first, second, ground_truth, slices=self.slices, bins=self.bins
+            recording, first, second, ground_truth, InputSpec(self.slices, self.bins)
         )
