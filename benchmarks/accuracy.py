@@ -1,16 +1,19 @@
-"""Measure checkpoints on generated test sets, on images with true flow, and on recordings.
+"""Measure checkpoints on generated test sets, on images with ground truth, and on recordings.
 
     python benchmarks/accuracy.py --cache scenes --prepare --workers 8
     python benchmarks/accuracy.py --cache scenes -o benchmarks/results/today
     python benchmarks/accuracy.py --checkpoint small --checkpoint plain=runs/x/model.safetensors
+    python benchmarks/accuracy.py --sets --recordings ../data/real_flow
     python benchmarks/accuracy.py --sets --images ../data/alley_1 --recording ../data/slider_depth
 
-Rows: every checkpoint with both senses and with each of them alone, and, on generated scenes, told
-the true boundaries; OpenCV's DIS (medium) and Farneback on the frames; zero flow. Ratios are to the
-first row and to DIS. The scenes are always the same: their seed, and the families of textures and
-motions that they are drawn from, belong to this script, and no training uses them. Sweeps pool all
-generated sets. -o OUT writes OUT.json, OUT.md and pictures in OUT/: the sweeps, and of every set
-the case that is best, median and worst in the first row's EPE over that of zero flow.
+Rows: every checkpoint with both modalities and with each of them alone; OpenCV's DIS (medium) and
+Farneback on the frames; zero flow. Ratios are to the first row and to DIS, and of the fused error
+to that of the better single modality: 1 means that fusing costs nothing. The generated scenes are
+always the same: their seed, and the families of textures and motions that they are drawn from,
+belong to this script, and no training uses them. Sweeps pool all generated sets. Real recordings of
+events alone are measured with and without history. -o OUT writes OUT.json, OUT.md and pictures in
+OUT/: of every set the case that is best, median and worst in the first row's EPE over that of zero
+flow.
 """
 
 from __future__ import annotations
@@ -18,53 +21,188 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
 
-from accuracy_images import ImageSet
-from accuracy_pictures import draw_case, draw_sweep, pick
+import numpy as np
+import torch
 from accuracy_report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
-from accuracy_rows import (
-    DIS,
-    ZERO,
-    Network,
-    estimate_all,
-    ground_truth_sums,
-    histograms,
-    sums_without_truth,
+from accuracy_sets import (
+    SETS,
+    Case,
+    ImageSet,
+    RealPairs,
+    RealRotation,
+    SceneSet,
+    Slicing,
+    prepare,
+    real_sets,
+    recording_cases,
 )
-from accuracy_sets import GROUND_TRUTH_BOUNDARIES, SETS, SceneSet, prepare, recording_cases
-from accuracy_statistics import Tally, summarize, sweeps
 from measuring import commit, machine, versions
 from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
 
+import flowfuse
 from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.estimator import Estimator
+from flowfuse.evaluation.baselines import DIS, ZERO, baseline_flows
+from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth, pair_sums
+from flowfuse.evaluation.metrics import Sums, event_sharpness, photometric_error
+from flowfuse.evaluation.pictures import draw_case, pick
+from flowfuse.evaluation.statistics import (
+    Histograms,
+    Tally,
+    displacement_sums,
+    fusion_ratio,
+    summarize,
+    sweeps,
+)
+from flowfuse.evaluation.thresholds import boundary_histogram, certainty_histogram
 from flowfuse.model import CONFIGS
+from flowfuse.model.checkpoint import read_header, resolve_checkpoint
 
-CaseSet = SceneSet | ImageSet
+CaseSet = SceneSet | ImageSet | RealPairs | RealRotation
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint as rows of the tables.
+
+    Attributes:
+        label: what its rows begin with.
+        path: of the checkpoint.
+        device, bf16, iterations: how it runs.
+    """
+
+    label: str
+    path: Path
+    device: str = "cpu"
+    bf16: bool = False
+    iterations: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, **how: object) -> Network:
+        """From "small", "runs/x.safetensors" or "label=runs/x.safetensors".
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such checkpoint.
+        """
+        label, path = re.fullmatch(r"(?:([^=/]+)=)?(.*)", text).groups()
+        return cls(label or Path(path).stem, resolve_checkpoint(path), **how)
+
+    @cached_property
+    def estimator(self) -> Estimator:
+        dtype = torch.bfloat16 if self.bf16 else None
+        return flowfuse.load(self.path, device=self.device, dtype=dtype)
+
+    @cached_property
+    def slicing(self) -> Slicing:
+        """How it wants events sliced; read without loading the weights."""
+        config = read_header(self.path)[0]
+        return config.slices, config.bins
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """Row -> mode: first what it was built for, then, if it has both modalities, each alone."""
+        config = self.estimator.model.config
+        if not (config.frames and config.events):
+            return {self.label: "fused"}
+        return {
+            f"{self.label} fused": "fused",
+            f"{self.label} frames only": "frames",
+            f"{self.label} events only": "events",
+        }
+
+    @property
+    def row(self) -> str:
+        """The row with all its modalities."""
+        return next(iter(self.modes))
+
+
+def estimate_all(networks: Sequence[Network], case: Case) -> dict[str, Estimate]:
+    """Run every row that a case has something to show to, each once."""
+    found = {
+        row: case.estimate(network.estimator, mode, network.iterations)
+        for network in networks
+        for row, mode in network.modes.items()
+        if case.frames is not None or mode == "events"
+    }
+    if case.frames is None:
+        flows = {ZERO: np.zeros((2, case.events.height, case.events.width), np.float32)}
+    else:
+        flows = baseline_flows(*case.gray)
+    line = case.tau[:, None, None, None]  # they know no path
+    return found | {name: Estimate(line * flow) for name, flow in flows.items()}
+
+
+def measure_estimate(
+    estimate: Estimate, known: GroundTruth, counted: np.ndarray, outlier_fraction: float
+) -> Sums:
+    """All measures, and the error by bins of true displacement."""
+    sums = pair_sums(estimate, known, counted, outlier_fraction)
+    length = np.hypot(*known.displacements[-1].astype(np.float64))[counted]
+    return sums | displacement_sums(end_point_error(estimate, known), length)
+
+
+def end_point_error(estimate: Estimate, known: GroundTruth) -> np.ndarray:
+    """At t1, of the valid pixels: [N] px."""
+    error = estimate.displacements[-1] - known.displacements[-1]
+    return np.hypot(*error.astype(np.float64))[known.valid[-1]]
+
+
+def histograms(estimate: Estimate, case: Case) -> Histograms:
+    """What measures need whose thresholds are those of a set; empty for flow alone."""
+    found = {}
+    if estimate.uncertainty is not None:
+        error = end_point_error(estimate, case.known)
+        expected = estimate.uncertainty[case.known.valid[-1]]
+        found["certain_set"] = certainty_histogram(error, expected)
+        found["certain_set_limit"] = certainty_histogram(error, error)
+    if estimate.boundary is not None and case.boundary is not None:
+        for i, name in enumerate(("event", "motion")):
+            found[name] = boundary_histogram(estimate.boundary[i], case.boundary[i] > 0.5)
+    return found
 
 
 def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
     """Run all rows on all cases of a set, one case in memory at a time."""
-    tally = Tally()
+    tally, evaluation = Tally(), Evaluation(measure=measure_estimate)
     for index in tqdm(range(len(cases)), desc=cases.name):
         case = cases[index]
         estimates = estimate_all(networks, case)
+        evaluation.add(estimates, case.known)
         tally.add(
             case.facts,
-            {row: ground_truth_sums(found, case) for row, found in estimates.items()},
+            evaluation.pairs[-1][ALL],
             {row: histograms(found, case) for row, found in estimates.items()},
         )
     return tally
 
 
+def sums_without_truth(estimate: Estimate, case: Case) -> Sums:
+    """Measures that need no ground truth, of a pair with its events; each counts once per pair."""
+    flow = estimate.displacements[-1]
+    u, v = flow.astype(np.float64)
+    measures: Mapping[str, float] = {
+        "photometric": photometric_error(*case.frames, flow),
+        "sharpness": event_sharpness(case.events, flow, case.t0, case.t1),
+        "mean_u": u.mean(),
+        "mean_v": v.mean(),
+        "mean_abs_v": np.abs(v).mean(),
+        "one_sign": 100 * max((u > 0).mean(), (u < 0).mean()),
+    }
+    # Without events in the window there is no sharpness.
+    return {name: (float(m), 1) for name, m in measures.items() if np.isfinite(m)}
+
+
 def measure_recording(networks: Sequence[Network], path: Path) -> dict:
-    """Measure photometric error and event sharpness on a recording without truth."""
+    """Measure photometric error and event sharpness on a recording without ground truth."""
     tally = Tally()
     for case in tqdm(recording_cases(path), desc=path.name):
         estimates = estimate_all(networks, case)
@@ -74,7 +212,7 @@ def measure_recording(networks: Sequence[Network], path: Path) -> dict:
     references = {networks[0].row: networks[0].row, ZERO: ZERO}
     return {
         "name": path.name,
-        "what": f"Frame pairs without true flow: {len(tally)}; means over them.",
+        "what": f"Frame pairs without ground truth: {len(tally)}; means over them.",
         "rows": summarize(tally, references, COMPARED_WITHOUT_TRUTH.values()),
     }
 
@@ -86,29 +224,17 @@ def draw_picks(
 
     The rows run on these cases again: keeping the flow of all cases would take gigabytes.
     """
-    if output is None:
+    if output is None or networks[0].row not in tally.rows:
         return {}
     epe, zero = (tally.sums(row, "epe")[:, 0] for row in (networks[0].row, ZERO))
     found = {}
     for name, index in pick(epe, zero).items():
-        path = output / f"{cases.name}-{name}.png"
+        path = output / f"{cases.name.replace('/', '-')}-{name}.png"
         case = cases[index]
-        draw_case(path, case, estimate_all(networks, case))
+        estimates = estimate_all(networks, case)
+        draw_case(path, case.frames, case.events_between, case.known, case.boundary, estimates)
         found[f"{name} ({case.facts.name})"] = f"{output.name}/{path.name}"
     return found
-
-
-def draw_sweeps(found: Mapping[str, dict], networks: Sequence[Network], output: Path) -> None:
-    """Plot every sweep: all rows of a single checkpoint, or the main row of each of several."""
-    own = [network.row for network in networks]
-    if len(networks) == 1:
-        own = [row for row, mode in networks[0].modes.items() if mode != GROUND_TRUTH_BOUNDARIES]
-    for name, sweep in found.items():
-        if not any(sweep["scenes"]):
-            continue
-        draw_sweep(
-            output / f"epe-by-{name}.png", sweep, f"EPE by {name}, all sets", [*own, DIS, ZERO]
-        )
 
 
 def without_nan(value: object) -> object:
@@ -148,7 +274,7 @@ def load_networks(options: argparse.Namespace) -> list[Network]:
         ValueError, FileNotFoundError: one is missing or damaged, or two have one label.
     """
     networks = [
-        Network.parse(text, device=options.device, bf16=options.bf16)
+        Network.parse(text, device=options.device, bf16=options.bf16, iterations=options.iterations)
         for text in options.checkpoint or ["small"]
     ]
     labels = [network.label for network in networks]
@@ -160,6 +286,8 @@ def load_networks(options: argparse.Namespace) -> list[Network]:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write what was asked for."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     networks = load_networks(options)
     slicings = {network.slicing for network in networks}
     if options.prepare:
@@ -172,6 +300,8 @@ def run(options: argparse.Namespace) -> None:
         prepare(sets, options.workers)
         return
     sets += [ImageSet(folder) for folder in options.images]
+    if options.recordings is not None:
+        sets += real_sets(options.recordings)
     for network in networks:
         _ = network.estimator  # what is wrong with a file is told before anything is measured
     report = describe_run(networks) | {
@@ -181,18 +311,23 @@ def run(options: argparse.Namespace) -> None:
     }
     if options.output is not None:
         options.output.mkdir(exist_ok=True)
-    references = {networks[0].row: networks[0].row, DIS: DIS}
     generated = []
     for cases in sets:
         tally = measure_set(networks, cases)
         if isinstance(cases, SceneSet):
             generated.append(tally)
+        references = {row: row for row in (networks[0].row, DIS) if row in tally.rows}
         report["sets"].append(
             {
                 "name": cases.name,
                 "what": cases.what,
                 "cases": [facts.name for facts in tally.facts],
                 "rows": summarize(tally, references, COMPARED.values()),
+                "fusion": {
+                    network.label: fusion_ratio(tally, *fused_and_single(network))
+                    for network in networks
+                    if len(network.modes) > 1
+                },
                 "pictures": draw_picks(networks, cases, tally, options.output),
             }
         )
@@ -204,15 +339,12 @@ def run(options: argparse.Namespace) -> None:
     text = as_markdown(report)
     write_report(report, text, options.output)
     print(text)
-    if options.output is not None and report["sweeps"]:
-        if find_spec("matplotlib") is None:
-            print(
-                "accuracy: no plots of the sweeps, as matplotlib is not installed "
-                "(pip install matplotlib); their tables are in the report",
-                file=sys.stderr,
-            )
-        else:
-            draw_sweeps(report["sweeps"], networks, options.output)
+
+
+def fused_and_single(network: Network) -> tuple[str, list[str]]:
+    """The row with both modalities, and those with one each."""
+    first, *others = network.modes
+    return first, others
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -226,11 +358,16 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--images", type=Path, nargs="*", default=[], metavar="DIR",
-        help="folders of images with true flow; events are simulated",
+        help="folders of images with ground truth; events are simulated",
     )  # fmt: skip
     parser.add_argument(
-        "--recording", type=Path, nargs="*", default=[], help="recordings without truth"
+        "--recording", type=Path, nargs="*", default=[], help="recordings without ground truth"
     )
+    parser.add_argument(
+        "--recordings", type=Path, metavar="DIR", help="folder of real recordings with ground truth"
+    )
+    parser.add_argument("--iterations", type=parse_count, help="recurrent updates (the model's)")
+    parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument(
         "--prepare", action="store_true", help="only generate the scenes into --cache"
     )
@@ -273,8 +410,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.prepare and options.cache is None:
         parser.error("--prepare keeps scenes in --cache, which is not given")
-    if not options.sets and (options.prepare or not (options.images or options.recording)):
-        others = "" if options.prepare else ", or --images or --recording"
+    given = options.images or options.recording or options.recordings
+    if not options.sets and (options.prepare or not given):
+        others = "" if options.prepare else ", or --images, --recordings or --recording"
         parser.error(f"--sets names no set, so there is nothing to do: name some{others}")
     return run_command("accuracy", lambda: run(options), output=options.output)
 

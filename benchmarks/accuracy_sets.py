@@ -1,84 +1,76 @@
-"""What accuracy is measured on: generated test sets, and recordings without truth.
+"""What accuracy is measured on: generated scenes, images with ground truth, and recordings.
 
-A case is one frame pair with its events, on which a network can be run, and with its truth where
-there is one.
+A case is one frame pair with its events, or an interval of events alone, on which a network can be
+run, with its ground truth where there is one.
+
+A folder of images holds images and .flo files whose names end in a number: flow n leads from image
+n to image n + 1 (frame10.png, frame11.png and flow10.flo of Middlebury; frame_0001.png,
+frame_0002.png and frame_0001.flo of Sintel). A folder of real recordings is searched for plain
+recordings with `flow/`, and for events alone with one `flow.flo` and a `meta.json` of its
+interval, lens and constant rate of rotation. Exposures of recordings are left out: they are not
+known.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accuracy_statistics import Facts
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowfuse.data.augment import Sample, with_modality_mask
-from flowfuse.data.formats.frames import as_gray
-from flowfuse.data.recording import open_recording
+from flowfuse.data.formats.frames import as_gray, list_images, read_image
+from flowfuse.data.recording import Recording, open_recording
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.dataset import SceneDataset
+from flowfuse.data.synthetic.interpolation import simulate_between
 from flowfuse.data.synthetic.scenes import Scene
 from flowfuse.estimator import Estimator
+from flowfuse.evaluation.evaluate import Estimate, GroundTruth
+from flowfuse.evaluation.rotation import rotation_flow
+from flowfuse.evaluation.statistics import Facts
 from flowfuse.events import Events
 from flowfuse.geometry.bezier import bezier
 from flowfuse.geometry.laplace import expected_error
-from flowfuse.model import FlowFuse
+from flowfuse.io.flow import read_flow
 from flowfuse.training.sampling import TEST_SEED, model_inputs
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
-GROUND_TRUTH_BOUNDARIES = "true boundaries"  # a mode: both senses, and told where boundaries are
-SURE = 6.0  # logit of a boundary where the localizer is told the truth
 MAX_STEP = 0.5  # px between two instants that are rendered
+IMAGE_INTERVAL = 40_000  # us between two images: 25 frames per second
+HISTORY_SHARE = 5  # one part in so many of an interval of events alone serves as history
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a method finds for a pair.
-
-    Attributes:
-        displacements: [T, 2, H, W] px, at the case's times; the last is the flow to t1.
-        uncertainty: [H, W] px, or None where the method gives none.
-        boundary: [2, H, W] probabilities of B_e and B_m, or None.
-    """
-
-    displacements: np.ndarray
-    uncertainty: np.ndarray | None = None
-    boundary: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Case(ABC):
-    """A frame pair.
+    """A frame pair, or an interval of events alone.
 
     Attributes:
         facts: its name, exposure and light.
-        frames: two images uint8, [H, W] or [H, W, 3].
+        frames: two images uint8, [H, W] or [H, W, 3]; None for events alone.
         events: the stream; of a generated scene one event where polarities do not cancel, to draw.
         tau: [T] times; the last one is 1.
-        truth: [T, 2, H, W] px displacement at these times, or None.
-        valid: [T, H, W] bool, or None without truth.
+        known: the ground truth at these times, or None.
         boundary: [2, H, W] true B_e and B_m, or None.
     """
 
     facts: Facts
-    frames: tuple[np.ndarray, np.ndarray]
+    frames: tuple[np.ndarray, np.ndarray] | None
     events: Events
     tau: np.ndarray
-    ground_truth: np.ndarray | None
-    valid: np.ndarray | None
+    known: GroundTruth | None
     boundary: np.ndarray | None
 
     @property
@@ -92,13 +84,13 @@ class Case(ABC):
         return self.events
 
     @abstractmethod
-    def estimate(self, estimator: Estimator, mode: str) -> Estimate:
+    def estimate(self, estimator: Estimator, mode: str, iterations: int | None = None) -> Estimate:
         """Run a network.
 
         Args:
             estimator: the network.
-            mode: one of ``flowfuse.training.validation.MODES``, what is shown to it; of a generated
-                scene TRUE_BOUNDARIES, too.
+            mode: one of ``flowfuse.training.validation.MODES``, what is shown to it.
+            iterations: recurrent updates; None = the network's own number.
         """
 
 
@@ -112,11 +104,8 @@ class SceneCase(Case):
 
     samples: Mapping[Slicing, Sample]
 
-    def estimate(self, estimator: Estimator, mode: str) -> Estimate:
+    def estimate(self, estimator: Estimator, mode: str, iterations: int | None = None) -> Estimate:
         config = estimator.model.config
-        if mode == GROUND_TRUTH_BOUNDARIES:
-            with told_boundaries(estimator.model, torch.from_numpy(self.boundary)):
-                return replace(self.estimate(estimator, "fused"), boundary=None)
         sample = MODES[mode](self.samples[config.slices, config.bins])
         batch = {name: tensor[None].to(estimator.device) for name, tensor in sample.items()}
         mixed = estimator.dtype != torch.float32
@@ -124,7 +113,7 @@ class SceneCase(Case):
             torch.inference_mode(),
             torch.autocast(estimator.device.type, torch.bfloat16, enabled=mixed),
         ):
-            output = estimator.model(model_inputs(batch))
+            output = estimator.model(model_inputs(batch), iterations=iterations)
         with torch.inference_mode():
             points = output.control_points.float()
             return Estimate(
@@ -138,7 +127,7 @@ class SceneCase(Case):
 
 @dataclass(frozen=True, eq=False)
 class PairCase(Case):
-    """A pair with its event stream, given to a network as a user would; exposures are unknown.
+    """A case with its event stream, given to a network as a user would; exposures are unknown.
 
     Attributes:
         t0, t1: times of the frames, us.
@@ -151,41 +140,37 @@ class PairCase(Case):
     def events_between(self) -> Events:
         return self.events.slice_time(self.t0, self.t1)
 
-    def estimate(self, estimator: Estimator, mode: str) -> Estimate:
-        if mode not in MODES:
-            raise ValueError(f"{self.facts.name}: there is no mode {mode!r} of a pair of images")
+    def estimate(self, estimator: Estimator, mode: str, iterations: int | None = None) -> Estimate:
         result = estimator(
             *(self.frames if mode != "events" else (None, None)),
             self.events if mode != "frames" else None,
             t0=self.t0,
             t1=self.t1,
+            iterations=iterations,
         )
         boundary = result.boundary if estimator.model.config.boundary else None
         return Estimate(result.at(self.tau), result.uncertainty, boundary)
 
 
-@contextmanager
-def told_boundaries(model: FlowFuse, ground_truth: Tensor) -> Iterator[None]:
-    """Have a network's localizer give the true boundaries, [2, H, W], whatever it sees.
-
-    The network was not trained on maps that are as sure.
-    """
-
-    def tell(module: nn.Module, given: object, found: Tensor) -> Tensor:
-        padding = (
-            0,
-            found.shape[-1] - ground_truth.shape[-1],
-            0,
-            found.shape[-2] - ground_truth.shape[-2],
-        )
-        logits = F.pad(SURE * (2 * ground_truth - 1), padding, value=-SURE)
-        return logits.to(found).expand_as(found)
-
-    hook = model.localizer.register_forward_hook(tell)
-    try:
-        yield
-    finally:
-        hook.remove()
+def pair_case(
+    name: str,
+    frames: tuple[np.ndarray, np.ndarray] | None,
+    events: Events,
+    t0: int,
+    t1: int,
+    ground_truth: tuple[np.ndarray, np.ndarray] | None,
+) -> PairCase:
+    """A case with ground truth at the end alone, flow and valid, or with none."""
+    return PairCase(
+        facts=Facts(name, math.nan, math.nan),
+        frames=frames,
+        events=events,
+        tau=np.ones(1, np.float32),
+        known=GroundTruth.of_flow(*ground_truth) if ground_truth is not None else None,
+        boundary=None,
+        t0=t0,
+        t1=t1,
+    )
 
 
 class SceneSet:
@@ -234,8 +219,11 @@ class SceneSet:
             frames=frames,
             events=polarity_events(sample),
             tau=sample["tau"].numpy(),
-            ground_truth=sample["flow"].numpy(),
-            valid=sample["valid"].numpy(),
+            known=GroundTruth(
+                *(sample[name].numpy() for name in ("flow", "valid", "tau")),
+                motion_boundary=sample["boundary"][1].numpy(),
+                occluded=sample["occluded"][-1].numpy(),
+            ),
             boundary=sample["boundary"].numpy(),
             samples=samples,
         )
@@ -278,8 +266,61 @@ def _generate(job: tuple[SceneSet, int]) -> None:
     scenes[index]
 
 
+class ImageSet:
+    """The pairs of a folder of images with ground truth; events are simulated when one is taken.
+
+    Raises:
+        ValueError, FileNotFoundError: naming what is missing or does not fit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        images = {_number(path): path for path in list_images(folder)}  # None: some other image
+        ground_truths = sorted(folder.glob("*.flo"))
+        if not ground_truths:
+            raise FileNotFoundError(f"{folder}: no true flow (*.flo) in this folder")
+        self._pairs = []
+        for path in ground_truths:
+            number = _number(path)
+            if number is None:
+                raise ValueError(f"{path}: its name must end in a number, as frame_0001.flo does")
+            for wanted in (number, number + 1):
+                if wanted not in images:
+                    raise FileNotFoundError(f"{path} needs image number {wanted}, not found there")
+            self._pairs.append((path, images[number], images[number + 1]))
+        self.what = (
+            f"Pairs of images with ground truth: {len(ground_truths)}. The events are "
+            "simulated along the ground truth: rows that see them show how the textures are met, "
+            "not a real sensor."
+        )
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> PairCase:
+        path, first, second = self._pairs[index]
+        flow, valid = read_flow(path)
+        frames = (read_image(first), read_image(second))
+        for name, frame in zip((first, second), frames, strict=True):
+            if frame.shape[:2] != valid.shape:
+                raise ValueError(
+                    f"{name} is {frame.shape[1]} x {frame.shape[0]} px, but {path} is "
+                    f"{valid.shape[1]} x {valid.shape[0]} px"
+                )
+        if not valid.any():
+            raise ValueError(f"{path}: the flow is unknown at every pixel")
+        t0, t1 = IMAGE_INTERVAL, 2 * IMAGE_INTERVAL
+        events = simulate_between(*frames, flow, valid, t0=t0, t1=t1)
+        return pair_case(f"{self.name} {first.stem}", frames, events, t0, t1, (flow, valid))
+
+
+def _number(path: Path) -> int | None:
+    digits = re.search(r"\d+$", path.stem)
+    return int(digits[0]) if digits else None
+
+
 def recording_cases(path: Path) -> Iterator[PairCase]:
-    """The frame pairs of a recording, without truth; one is held at a time.
+    """The frame pairs of a recording, without ground truth; one is held at a time.
 
     Raises:
         ValueError, FileNotFoundError: no recording with events and at least two frames.
@@ -291,14 +332,84 @@ def recording_cases(path: Path) -> Iterator[PairCase]:
     if not recording.has_events:
         raise ValueError(f"{path}: the recording has no events")
     for i, (t0, t1) in enumerate(itertools.pairwise(times)):
-        yield PairCase(
-            facts=Facts(f"{path.name} {i}", math.nan, math.nan),
-            frames=(recording.frame(i), recording.frame(i + 1)),
-            events=recording.events(t0 - (t1 - t0), t1),
-            tau=np.ones(1, np.float32),
-            ground_truth=None,
-            valid=None,
-            boundary=None,
-            t0=t0,
-            t1=t1,
+        yield _frame_pair(path.name, recording, (i, i + 1), t0, t1, None)
+
+
+def _frame_pair(
+    name: str,
+    recording: Recording,
+    pair: tuple[int, int],
+    t0: int,
+    t1: int,
+    ground_truth: tuple[np.ndarray, np.ndarray] | None,
+) -> PairCase:
+    frames = tuple(recording.frame(i) for i in pair)
+    events = recording.events(t0 - (t1 - t0), t1)  # as much history as any network wants
+    return pair_case(f"{name} {pair[0]}", frames, events, t0, t1, ground_truth)
+
+
+class RealPairs:
+    """The frame pairs of a real recording that have ground truth."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name, self._recording = name, open_recording(path)
+        found = (
+            (pair, self._recording.ground_truth(pair[0])) for pair in self._recording.frame_pairs
         )
+        self._pairs = [pair for pair, ground_truth in found if ground_truth is not None]
+        self.what = f"Frame pairs of a real recording with ground truth: {len(self._pairs)}."
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> PairCase:
+        pair = self._pairs[index]
+        t0, t1 = (int(self._recording.frame_times[i]) for i in pair)
+        ground_truth = self._recording.ground_truth(pair[0])
+        return _frame_pair(self.name, self._recording, pair, t0, t1, ground_truth)
+
+
+class RealRotation:
+    """An interval of events alone of a camera that turns at a constant rate: one case.
+
+    With history, the interval begins after its first fifth, and its flow is that of the same rate
+    of rotation for the time that is left.
+    """
+
+    def __init__(self, path: Path, name: str, *, history: bool) -> None:
+        self.name = f"{name}, {'with' if history else 'no'} history"
+        self._path, self._history = path, history
+        self.what = "An interval of real events of a rotating camera, without frames."
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> PairCase:
+        facts = json.loads((self._path / "meta.json").read_text())
+        t0, t1 = facts["t0_us"], facts["t1_us"]
+        events = open_recording(self._path).events(t0, t1)
+        flow, valid = read_flow(self._path / "flow.flo")
+        if self._history:
+            t0 += (t1 - t0) // HISTORY_SHARE
+            flow = rotation_flow(facts, (t1 - t0) * 1e-6, *valid.shape)
+        return pair_case(self.name, None, events, t0, t1, (flow, valid))
+
+
+def real_sets(root: Path) -> list[RealPairs | RealRotation]:
+    """Find the real recordings with ground truth in a folder, searched recursively.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    pairs = sorted(path.parent for path in root.rglob("flow") if path.is_dir())
+    rotations = sorted(path.parent for path in root.rglob("flow.flo"))
+    if not pairs and not rotations:
+        raise FileNotFoundError(f"{root}: no recording with flow/ or flow.flo in it")
+    return [
+        *(RealPairs(path, str(path.relative_to(root))) for path in pairs),
+        *(
+            RealRotation(path, str(path.relative_to(root)), history=history)
+            for history in (True, False)
+            for path in rotations
+        ),
+    ]

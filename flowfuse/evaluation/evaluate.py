@@ -83,8 +83,10 @@ def pair_sums(
         the measures of :func:`flow_sums`; ``epe_within_2`` ... of :func:`boundary_sums`, about
         B_m where it is known, else about the jumps of the ground truth; ``epe_occluded`` and
         ``epe_visible`` where occlusion is known; those of :func:`trajectory_sums` where there is
-        ground truth at earlier times; ``ause`` and ``ause_magnitude``, which count once per pair,
-        where there is an uncertainty.
+        ground truth at earlier times; where there is an uncertainty ``ause`` and
+        ``ause_magnitude``, which count once per pair, and ``epe_certain`` with its limit, which
+        count by the sum of the pair's errors: of a set they are the EPE that remains over the EPE,
+        the most certain pixels of each pair being kept.
     """
     flow, target = estimate.displacements[-1], ground_truth.displacements[-1]
     boundary = ground_truth.motion_boundary
@@ -104,6 +106,9 @@ def pair_sums(
     if estimate.uncertainty is not None and counted.any():
         ranked = uncertainty_metrics(flow, target, estimate.uncertainty, counted)
         sums |= {name: (ranked[name], 1) for name in ("ause", "ause_magnitude")}
+        total = sums["epe"][0]
+        for name in ("epe_certain", "epe_certain_limit"):
+            sums[name] = (ranked[name] * total, total)
     return sums
 
 

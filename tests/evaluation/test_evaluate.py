@@ -2,10 +2,11 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 
-from flowfuse.evaluation.baselines import BASELINES, baseline_flows
+from flowfuse.evaluation.baselines import BASELINES, DIS, FARNEBACK, ZERO, baseline_flows
 from flowfuse.evaluation.boundaries import boundary_sums, motion_discontinuities
 from flowfuse.evaluation.evaluate import (
     ALL,
@@ -13,6 +14,7 @@ from flowfuse.evaluation.evaluate import (
     GroundTruth,
     endpoint_sums,
     evaluate,
+    pair_sums,
 )
 from flowfuse.evaluation.metrics import means
 
@@ -125,8 +127,40 @@ def test_errors_by_distance_to_a_discontinuity():
     assert given["epe_within_2"] == (1 + 2, 2)  # columns 1 and 2: column 0 does not count
 
 
-def test_baselines():
-    frame = np.random.default_rng(0).integers(0, 256, (64, 80)).astype(np.uint8)
-    found = baseline_flows(frame, frame)
+def test_all_measures_by_hand():
+    truth = np.zeros((2, 2, 4, 5))
+    truth[0, 0], truth[1, 0] = 6, 8  # at tau = 1/2 and 1: 2 px ahead of the straight line
+    valid = np.ones((4, 5), bool)
+    valid[0] = False
+    flow = np.zeros_like(truth)
+    flow[1, 0] = 8
+    flow[1, 0, 1] += 4  # row 1 is off by 4 px, and said to be uncertain
+    uncertainty = np.zeros((4, 5))
+    uncertainty[1] = 1
+    valid = np.broadcast_to(valid, (2, 4, 5))
+    known = GroundTruth(truth, valid, (0.5, 1.0), motion_boundary=np.zeros((4, 5)))
+    sums = pair_sums(Estimate(flow, uncertainty), known, valid[1], 0.0)
+    assert sums["epe"] == (20, 15)
+    assert sums["epe_boundary"] == (0, 0) and sums["epe_interior"] == (20, 15)
+    assert sums["tepe"] == (6 * 15, 15)
+    # Its own deviation is 0 - 4 px (0 - 6 px in row 1), the true one 2 px.
+    assert sums["deviation_error"] == (10 * 6 + 5 * 8, 15 * 2)
+    assert sums["ause"] == (0, 1)
+    # 12 of 15 pixels are kept: 10 without an error and 2 with 4 px.
+    assert sums["epe_certain"] == (pytest.approx(20 * (8 / 12) / (20 / 15)), 20)
+    assert sums["epe_certain_limit"] == sums["epe_certain"]
+    alone = pair_sums(Estimate(flow[1:]), GroundTruth.of_flow(truth[1], valid[1]), valid[1], 0.0)
+    assert not {"tepe", "ause", "epe_certain"} & set(alone) and alone["epe_interior"] == (0, 0)
+
+
+def test_baselines_find_the_motion():
+    noise = np.random.default_rng(0).random((64, 80), np.float32)
+    image = cv2.normalize(cv2.GaussianBlur(noise, None, 2), None, 0, 255, cv2.NORM_MINMAX)
+    frame0 = image.astype(np.uint8)
+    found = baseline_flows(frame0, np.roll(frame0, 3, axis=1))
     assert list(found) == list(BASELINES)
-    assert all(flow.shape == (2, 64, 80) for flow in found.values()) and not found["zero"].any()
+    for name in (DIS, FARNEBACK):
+        # Wide: how well they do is not tested, but right and down have their places.
+        assert np.median(found[name][0]) == pytest.approx(3, abs=0.5)
+        assert np.median(found[name][1]) == pytest.approx(0, abs=0.5)
+    assert found[ZERO].shape == (2, 64, 80) and not found[ZERO].any()
