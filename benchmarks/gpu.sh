@@ -80,7 +80,7 @@ peers() {
     "$PYTHON" benchmarks/operators.py --device cuda --json "$FOLDER/peers.json" --markdown "$FOLDER/peers.md"
 }
 crossover() {
-    "$PYTHON" benchmarks/crossover.py --device cuda --markdown "$FOLDER/crossover.md"
+    "$PYTHON" benchmarks/operators.py --device cuda --crossover --markdown "$FOLDER/crossover.md"
 }
 
 # Whole estimates against E-RAFT: eager and in a CUDA graph, then stage by stage, at last compiled.

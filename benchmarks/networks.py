@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from eraft import ITERATIONS, ERaft, voxel_grid
-from floors import common_gradient, convex_upsample
+from operator_cases import gradient_needs, upsample_needs
 from sequences import Sequence
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -132,10 +132,10 @@ def operator_operations() -> dict[object, Callable[..., int]]:
         return 2 * 4 * int(np.prod(out_shape))  # four taps each
 
     def gradient(frame0: list, *_: object, **__: object) -> int:
-        return common_gradient(*frame0, both=False).operations
+        return gradient_needs(*frame0, both=False).operations
 
     def upsample(field: list, mask: list, factor: int, **_: object) -> int:
-        return convex_upsample(*field, factor, both=False).operations
+        return upsample_needs(*field, factor, both=False).operations
 
     names = torch.ops.flowfuse
     return {
