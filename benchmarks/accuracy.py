@@ -21,153 +21,42 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from accuracy_report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
-from accuracy_sets import (
+from accuracy_rows import (
     SETS,
-    Case,
-    ImageSet,
-    RealPairs,
-    RealRotation,
+    Network,
     SceneSet,
-    Slicing,
+    estimate_all,
+    histograms,
+    measure_estimate,
     prepare,
-    real_sets,
-    recording_cases,
+    sums_without_truth,
 )
 from measuring import commit, machine, versions
 from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
 
-import flowfuse
 from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.synthetic.presets import PRESETS
-from flowfuse.estimator import Estimator
-from flowfuse.evaluation.baselines import DIS, ZERO, baseline_flows
-from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth, pair_sums
-from flowfuse.evaluation.metrics import Sums, event_sharpness, photometric_error
-from flowfuse.evaluation.pictures import draw_case, pick
-from flowfuse.evaluation.statistics import (
-    Histograms,
-    Tally,
-    displacement_sums,
-    fusion_ratio,
-    summarize,
-    sweeps,
+from flowfuse.evaluation.baselines import DIS, ZERO
+from flowfuse.evaluation.cases import (
+    ImageSet,
+    RealPairs,
+    RealRotation,
+    real_sets,
+    recording_cases,
 )
-from flowfuse.evaluation.thresholds import boundary_histogram, certainty_histogram
+from flowfuse.evaluation.evaluate import ALL, Evaluation
+from flowfuse.evaluation.pictures import draw_case, pick
+from flowfuse.evaluation.report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
+from flowfuse.evaluation.statistics import Tally, fusion_ratio, summarize, sweeps
 from flowfuse.model import CONFIGS
-from flowfuse.model.checkpoint import read_header, resolve_checkpoint
 
 CaseSet = SceneSet | ImageSet | RealPairs | RealRotation
-
-
-@dataclass(frozen=True)
-class Network:
-    """A checkpoint as rows of the tables.
-
-    Attributes:
-        label: what its rows begin with.
-        path: of the checkpoint.
-        device, bf16, iterations: how it runs.
-    """
-
-    label: str
-    path: Path
-    device: str = "cpu"
-    bf16: bool = False
-    iterations: int | None = None
-
-    @classmethod
-    def parse(cls, text: str, **how: object) -> Network:
-        """From "small", "runs/x.safetensors" or "label=runs/x.safetensors".
-
-        Raises:
-            FileNotFoundError, ValueError: there is no such checkpoint.
-        """
-        label, path = re.fullmatch(r"(?:([^=/]+)=)?(.*)", text).groups()
-        return cls(label or Path(path).stem, resolve_checkpoint(path), **how)
-
-    @cached_property
-    def estimator(self) -> Estimator:
-        dtype = torch.bfloat16 if self.bf16 else None
-        return flowfuse.load(self.path, device=self.device, dtype=dtype)
-
-    @cached_property
-    def slicing(self) -> Slicing:
-        """How it wants events sliced; read without loading the weights."""
-        config = read_header(self.path)[0]
-        return config.slices, config.bins
-
-    @property
-    def modes(self) -> dict[str, str]:
-        """Row -> mode: first what it was built for, then, if it has both modalities, each alone."""
-        config = self.estimator.model.config
-        if not (config.frames and config.events):
-            return {self.label: "fused"}
-        return {
-            f"{self.label} fused": "fused",
-            f"{self.label} frames only": "frames",
-            f"{self.label} events only": "events",
-        }
-
-    @property
-    def row(self) -> str:
-        """The row with all its modalities."""
-        return next(iter(self.modes))
-
-
-def estimate_all(networks: Sequence[Network], case: Case) -> dict[str, Estimate]:
-    """Run every row that a case has something to show to, each once."""
-    found = {
-        row: case.estimate(network.estimator, mode, network.iterations)
-        for network in networks
-        for row, mode in network.modes.items()
-        if case.frames is not None or mode == "events"
-    }
-    if case.frames is None:
-        flows = {ZERO: np.zeros((2, case.events.height, case.events.width), np.float32)}
-    else:
-        flows = baseline_flows(*case.gray)
-    line = case.tau[:, None, None, None]  # they know no path
-    return found | {name: Estimate(line * flow) for name, flow in flows.items()}
-
-
-def measure_estimate(
-    estimate: Estimate, known: GroundTruth, counted: np.ndarray, outlier_fraction: float
-) -> Sums:
-    """All measures, and the error by bins of true displacement."""
-    sums = pair_sums(estimate, known, counted, outlier_fraction)
-    length = np.hypot(*known.displacements[-1].astype(np.float64))[counted]
-    return sums | displacement_sums(end_point_error(estimate, known), length)
-
-
-def end_point_error(estimate: Estimate, known: GroundTruth) -> np.ndarray:
-    """At t1, of the valid pixels: [N] px."""
-    error = estimate.displacements[-1] - known.displacements[-1]
-    return np.hypot(*error.astype(np.float64))[known.valid[-1]]
-
-
-def histograms(estimate: Estimate, case: Case) -> Histograms:
-    """What measures need whose thresholds are those of a set; empty for flow alone."""
-    found = {}
-    if estimate.uncertainty is not None:
-        error = end_point_error(estimate, case.known)
-        expected = estimate.uncertainty[case.known.valid[-1]]
-        found["certain_set"] = certainty_histogram(error, expected)
-        found["certain_set_limit"] = certainty_histogram(error, error)
-    if estimate.boundary is not None and case.boundary is not None:
-        for i, name in enumerate(("event", "motion")):
-            found[name] = boundary_histogram(estimate.boundary[i], case.boundary[i] > 0.5)
-    return found
 
 
 def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
@@ -183,22 +72,6 @@ def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
             {row: histograms(found, case) for row, found in estimates.items()},
         )
     return tally
-
-
-def sums_without_truth(estimate: Estimate, case: Case) -> Sums:
-    """Measures that need no ground truth, of a pair with its events; each counts once per pair."""
-    flow = estimate.displacements[-1]
-    u, v = flow.astype(np.float64)
-    measures: Mapping[str, float] = {
-        "photometric": photometric_error(*case.frames, flow),
-        "sharpness": event_sharpness(case.events, flow, case.t0, case.t1),
-        "mean_u": u.mean(),
-        "mean_v": v.mean(),
-        "mean_abs_v": np.abs(v).mean(),
-        "one_sign": 100 * max((u > 0).mean(), (u < 0).mean()),
-    }
-    # Without events in the window there is no sharpness.
-    return {name: (float(m), 1) for name, m in measures.items() if np.isfinite(m)}
 
 
 def measure_recording(networks: Sequence[Network], path: Path) -> dict:

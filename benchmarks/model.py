@@ -44,10 +44,8 @@ from reporting import (
     add_run_arguments,
     chosen,
     fill,
-    head,
     heading,
     limits_text,
-    line,
     new_report,
     number,
     reason,
@@ -58,6 +56,7 @@ from reporting import (
 )
 from torch import Tensor
 
+from flowfuse.evaluation.report import head, line
 from flowfuse.precision import has_native_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

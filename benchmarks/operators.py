@@ -48,10 +48,8 @@ from reporting import (
     add_result_arguments,
     add_run_arguments,
     fill,
-    head,
     heading,
     limits_text,
-    line,
     new_report,
     number,
     reason,
@@ -63,6 +61,7 @@ from reporting import (
 from torch import Tensor
 
 from flowfuse import ops
+from flowfuse.evaluation.report import head, line
 from flowfuse.ops.correlation import volume_bytes
 from flowfuse.precision import has_native_bfloat16
 

@@ -14,17 +14,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from evaluation_cases import image_folder, make_recordings, texture
 
 import flowfuse
-from flowfuse.data.recording_writer import write_recording
 from flowfuse.evaluation import statistics
 from flowfuse.evaluation.baselines import BASELINES
-from flowfuse.evaluation.rotation import rotation_flow
+from flowfuse.evaluation.cases import pair_case
 from flowfuse.events import Events
-from flowfuse.io.flow import write_flow
 from flowfuse.model import CONFIGS, FlowFuse
 from flowfuse.model.checkpoint import save_checkpoint
-from flowfuse.visualization import write_image
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--scenes", "2", "--size", "64", "80")
@@ -47,7 +45,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_labels_of_checkpoints(tmp_path: Path) -> None:
-    network = load("accuracy").Network
+    network = load("accuracy_rows").Network
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, FlowFuse(replace(CONFIGS["small"], events=False, slices=6)))
     assert network.parse("small").row == "small fused"
@@ -64,7 +62,7 @@ def test_labels_of_checkpoints(tmp_path: Path) -> None:
 def test_scenes_of_two_slicings_are_generated_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sets = load("accuracy_sets")
+    rows = load("accuracy_rows")
     dataset = importlib.import_module("flowfuse.data.synthetic.dataset")
     generated = []
     generate = dataset.generate_scene
@@ -74,7 +72,7 @@ def test_scenes_of_two_slicings_are_generated_once(
         return generate(*arguments, **settings)
 
     monkeypatch.setattr(dataset, "generate_scene", watch)
-    scenes = sets.SceneSet("slow", 2, (64, 80), {(4, 3), (5, 3)}, tmp_path)
+    scenes = rows.SceneSet("slow", 2, (64, 80), {(4, 3), (5, 3)}, tmp_path)
     case = scenes[1]
     assert len(generated) == 1
     assert generated[0]["max_step"] == 0.5 and generated[0]["split"] == "test"
@@ -91,8 +89,8 @@ def test_scenes_of_two_slicings_are_generated_once(
 
 
 def test_modes_show_a_network_less(tmp_path: Path) -> None:
-    sets, rows = load("accuracy_sets"), load("accuracy")
-    case = sets.SceneSet("slow", 1, (64, 80), {(4, 3)}, tmp_path)[0]
+    rows = load("accuracy_rows")
+    case = rows.SceneSet("slow", 1, (64, 80), {(4, 3)}, tmp_path)[0]
     network = rows.Network.parse("small")
     found = rows.estimate_all([network], case)
     assert list(found) == [*network.modes, *BASELINES]
@@ -113,14 +111,14 @@ def test_modes_show_a_network_less(tmp_path: Path) -> None:
 
 
 def test_without_a_localizer_there_are_no_boundaries(tmp_path: Path) -> None:
-    sets, rows = load("accuracy_sets"), load("accuracy")
+    rows = load("accuracy_rows")
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, FlowFuse(replace(CONFIGS["nano"], boundary=False)))
     network = rows.Network.parse(str(path))
-    case = sets.SceneSet("slow", 1, (64, 80), {(4, 3)}, tmp_path)[0]
+    case = rows.SceneSet("slow", 1, (64, 80), {(4, 3)}, tmp_path)[0]
     assert case.estimate(network.estimator, "fused").boundary is None
     events = Events(*np.zeros((3, 1), np.int64), np.ones(1, bool), height=48, width=64)
-    pair = sets.pair_case("x", (texture(), texture()), events, 0, 1000, None)
+    pair = pair_case("x", (texture(), texture()), events, 0, 1000, None)
     assert pair.estimate(network.estimator, "fused").boundary is None
 
 
@@ -130,92 +128,6 @@ def test_scenes_are_prepared_by_several_processes(tmp_path: Path) -> None:
     assert load("accuracy").main([*arguments, "--prepare", "--workers", "2"]) == 0
     slicings = {(config.slices, config.bins) for config in CONFIGS.values()}
     assert len(list(tmp_path.glob("*/*.npz"))) == 2 * len(slicings)
-
-
-# Real images
-
-
-def texture(height: int = 48, width: int = 64) -> np.ndarray:
-    noise = np.random.default_rng(1).random((height, width), np.float32)
-    smooth = cv2.GaussianBlur(noise, None, 1.5)
-    return cv2.normalize(smooth, None, 30, 220, cv2.NORM_MINMAX).astype(np.uint8)
-
-
-def image_folder(tmp_path: Path, flow: np.ndarray) -> Path:
-    folder = tmp_path / "moved"
-    folder.mkdir()
-    wide = texture(64, 100)
-    write_image(folder / "frame09.png", wide[:, 8:88])
-    write_image(folder / "frame10.png", wide[:, 6:86])
-    write_image(folder / "overview.png", wide)
-    write_flow(folder / "flow9.flo", flow)
-    return folder
-
-
-def test_image_folders_pair_flow_with_images(tmp_path: Path) -> None:
-    images = load("accuracy_sets")
-    flow = np.zeros((2, 64, 80), np.float32)
-    flow[0] = 2
-    cases = images.ImageSet(image_folder(tmp_path, flow))
-    assert len(cases) == 1 and cases.name == "moved"
-    case = cases[0]
-    assert case.facts.name == "moved frame09" and case.tau.tolist() == [1]
-    assert np.array_equal(case.known.displacements[0], flow) and case.known.valid.all()
-    assert case.t1 - case.t0 == images.IMAGE_INTERVAL and len(case.events)
-    network = load("accuracy").Network.parse("small")
-    for mode, used in (
-        ("fused", ("frames", "events")),
-        ("frames", ("frames",)),
-        ("events", ("events",)),
-    ):
-        estimate = case.estimate(network.estimator, mode)
-        shown = network.estimator(
-            *(case.frames if "frames" in used else (None, None)),
-            case.events if "events" in used else None,
-            t0=case.t0,
-            t1=case.t1,
-        )
-        assert shown.modalities == used
-        assert np.array_equal(estimate.displacements, shown.flow[None])
-
-
-def test_image_folders_that_do_not_fit_are_told(tmp_path: Path) -> None:
-    images = load("accuracy_sets")
-    folder = image_folder(tmp_path, np.zeros((2, 64, 81), np.float32))
-    with pytest.raises(ValueError, match=r"frame09.png is 80 x 64 px.*flow9.flo is 81 x 64 px"):
-        images.ImageSet(folder)[0]
-    write_flow(folder / "flow9.flo", np.zeros((2, 64, 80)), np.zeros((64, 80), bool))
-    with pytest.raises(ValueError, match="unknown at every pixel"):
-        images.ImageSet(folder)[0]
-    write_flow(folder / "flow10.flo", np.zeros((2, 64, 80)))
-    with pytest.raises(FileNotFoundError, match=r"flow10.flo needs image number 11"):
-        images.ImageSet(folder)
-    (folder / "flow10.flo").rename(folder / "flow.flo")
-    with pytest.raises(ValueError, match=r"flow.flo: its name must end in a number"):
-        images.ImageSet(folder)
-    with pytest.raises(FileNotFoundError, match="no true flow"):
-        images.ImageSet(tmp_path)
-
-
-def test_published_images(shared_data: Path) -> None:
-    images = load("accuracy_sets")
-    assert len(images.ImageSet(shared_data / "rubberwhale")) == 1
-    assert len(images.ImageSet(shared_data / "alley_1")) == 3
-
-
-# Report and pictures
-
-
-def test_cells() -> None:
-    cell = load("accuracy_report").cell
-    value = {"value": 1.234, "low": 1.0, "high": 1.5}
-    assert cell(value, 2, limits=True) == "1.23 [1.00, 1.50]"
-    assert cell(value, 1, limits=False) == "1.2"
-    assert cell({"value": math.nan, "low": 0, "high": 0}, 2, limits=True) == ""
-    assert cell({"value": None, "low": None, "high": None}, 2, limits=True) == ""
-    assert cell({"value": 1.0, "low": None, "high": None}, 2, limits=True) == "1.00"
-    assert cell({"value": 1.0, "low": 1.0, "high": 1.0}, 2, limits=True) == "1.00"
-    assert cell(None, 2, limits=True) == ""
 
 
 def test_without_nan() -> None:
@@ -323,60 +235,6 @@ def test_errors_are_told_in_one_line(
     assert found == code
     message = capsys.readouterr().err.splitlines()[-1]  # after the progress bars
     assert message.startswith("accuracy: ") and word in message
-
-
-# Real recordings
-
-SIZE = (24, 32)
-FACTS = {
-    "t0_us": 0,
-    "t1_us": 50_000,
-    "rate_rad_s": [0.0, 0.5, 0.0],
-    "calib": [200.0, 200.0, 15.5, 11.5, 0.0, 0.0, 0.0, 0.0, 0.0],
-}
-
-
-def noise_events(count: int = 400) -> Events:
-    rng = np.random.default_rng(0)
-    return Events(
-        x=rng.integers(0, SIZE[1], count).astype(np.uint16),
-        y=rng.integers(0, SIZE[0], count).astype(np.uint16),
-        t=np.sort(rng.integers(0, 50_000, count)),
-        p=rng.integers(0, 2, count).astype(np.uint8),
-        height=SIZE[0],
-        width=SIZE[1],
-    )
-
-
-def make_recordings(root: Path) -> None:
-    rng = np.random.default_rng(1)
-    frames = rng.integers(0, 256, (2, *SIZE), dtype=np.uint8)
-    flow, valid = np.ones((2, *SIZE), np.float32), np.ones(SIZE, bool)
-    write_recording(root / "a/pair", noise_events(), list(frames), [10_000, 50_000])
-    (root / "a/pair/flow").mkdir()
-    write_flow(root / "a/pair/flow/000000.flo", flow, valid)
-    write_recording(root / "b", noise_events(), None, None)
-    write_flow(root / "b/flow.flo", flow, valid)
-    (root / "b/meta.json").write_text(json.dumps(FACTS))
-
-
-def test_cases_of_real_recordings(tmp_path: Path) -> None:
-    make_recordings(tmp_path)
-    sets = load("accuracy_sets")
-    pairs, past, bare = sets.real_sets(tmp_path)
-    names = [cases.name for cases in (pairs, past, bare)]
-    assert names == ["a/pair", "b, with history", "b, no history"]
-    assert len(pairs) == 1
-    case = pairs[0]
-    assert (case.t0, case.t1) == (10_000, 50_000) and case.known.valid.all()
-    assert case.events.t[0] < 10_000  # history
-    case = bare[0]
-    assert (case.t0, case.t1) == (0, 50_000) and (case.known.displacements == 1).all()
-    case = past[0]
-    assert (case.t0, case.t1) == (10_000, 50_000) and case.frames is None
-    np.testing.assert_allclose(case.known.displacements[0], rotation_flow(FACTS, 0.04, *SIZE))
-    with pytest.raises(FileNotFoundError, match="no recording"):
-        sets.real_sets(tmp_path / "a/pair/images")
 
 
 def test_the_command_measures_real_recordings(

@@ -1,10 +1,8 @@
-"""The accuracy benchmark's report as text."""
+"""The measures of many sets and rows as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from reporting import head, line
 
 # Tables of a set: title -> (column, measure). Some have intervals beside.
 FLOW = {
@@ -184,3 +182,13 @@ def _defined(value: float | None) -> bool:
 
 def _known(measures: Mapping[str, Mapping], columns: Mapping[str, str]) -> bool:
     return any(cell(measures.get(name), 2, limits=False) for name in columns.values())
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [line(titles), "|---" * len(titles) + "|"]
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(text.replace("|", "/") for text in cells) + " |"

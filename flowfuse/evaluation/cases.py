@@ -1,4 +1,4 @@
-"""What accuracy is measured on: generated scenes, images with ground truth, and recordings.
+"""What accuracy is measured on: images with ground truth, and recordings.
 
 A case is one frame pair with its events, or an interval of events alone, on which a network can be
 run, with its ground truth where there is one.
@@ -18,39 +18,24 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from flowfuse.data.augment import Sample, with_modality_mask
 from flowfuse.data.formats.frames import as_gray, list_images, read_image
 from flowfuse.data.recording import Recording, open_recording
-from flowfuse.data.synthetic.camera import srgb_to_linear
-from flowfuse.data.synthetic.dataset import SceneDataset
 from flowfuse.data.synthetic.interpolation import simulate_between
-from flowfuse.data.synthetic.scenes import Scene
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.evaluate import Estimate, GroundTruth
 from flowfuse.evaluation.rotation import rotation_flow
 from flowfuse.evaluation.statistics import Facts
 from flowfuse.events import Events
-from flowfuse.geometry.bezier import bezier
-from flowfuse.geometry.laplace import expected_error
 from flowfuse.io.flow import read_flow
-from flowfuse.training.sampling import TEST_SEED, model_inputs
-from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
-SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
-MAX_STEP = 0.5  # px between two instants that are rendered
 IMAGE_INTERVAL = 40_000  # us between two images: 25 frames per second
 HISTORY_SHARE = 5  # one part in so many of an interval of events alone serves as history
-Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,40 +74,9 @@ class Case(ABC):
 
         Args:
             estimator: the network.
-            mode: one of ``flowfuse.training.validation.MODES``, what is shown to it.
+            mode: what is shown to it, "fused", "frames" or "events".
             iterations: recurrent updates; None = the network's own number.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class SceneCase(Case):
-    """A pair of a generated scene, which keeps the scene as samples and not as events.
-
-    Attributes:
-        samples: for every slicing.
-    """
-
-    samples: Mapping[Slicing, Sample]
-
-    def estimate(self, estimator: Estimator, mode: str, iterations: int | None = None) -> Estimate:
-        config = estimator.model.config
-        sample = MODES[mode](self.samples[config.slices, config.bins])
-        batch = {name: tensor[None].to(estimator.device) for name, tensor in sample.items()}
-        mixed = estimator.dtype != torch.float32
-        with (
-            torch.inference_mode(),
-            torch.autocast(estimator.device.type, torch.bfloat16, enabled=mixed),
-        ):
-            output = estimator.model(model_inputs(batch), iterations=iterations)
-        with torch.inference_mode():
-            points = output.control_points.float()
-            return Estimate(
-                bezier(points, batch["tau"])[0].cpu().numpy(),
-                expected_error(output.uncertainty.float())[0].cpu().numpy(),
-                torch.sigmoid(output.boundary.float())[0].cpu().numpy()
-                if config.boundary
-                else None,
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,99 +125,6 @@ def pair_case(
         t0=t0,
         t1=t1,
     )
-
-
-class SceneSet:
-    """A fixed set of generated scenes, the same ones for every slicing.
-
-    Args:
-        preset: of the scenes.
-        count: how many.
-        size: height and width, px.
-        slicings: in which samples are wanted.
-        cache: folder that keeps the samples between runs, or None.
-    """
-
-    def __init__(
-        self,
-        preset: str,
-        count: int,
-        size: tuple[int, int],
-        slicings: Collection[Slicing],
-        cache: Path | None,
-    ) -> None:
-        self.name, self.count = preset, count
-        self.what = f"Generated test scenes of {size[1]} x {size[0]} px: {count}."
-        self._datasets: dict[Slicing, _SharedScenes] = {}
-        for slicing in sorted(set(slicings)):
-            dataset = _SharedScenes(
-                preset, TEST_SEED, count, *size, *slicing, cache, max_step=MAX_STEP, split="test"
-            )
-            dataset.source = next(iter(self._datasets.values()), None)
-            self._datasets[slicing] = dataset
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> SceneCase:
-        if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
-        samples = {
-            key: with_modality_mask(dataset[index]) for key, dataset in self._datasets.items()
-        }
-        sample = next(iter(samples.values()))  # what they differ in is how events are binned
-        frames = tuple(gray_frames(sample))
-        light = float(np.mean([srgb_to_linear(frame).mean() for frame in frames]))
-        return SceneCase(
-            facts=Facts(f"{self.name} {index}", float(sample["exposure"].mean()), light),
-            frames=frames,
-            events=polarity_events(sample),
-            tau=sample["tau"].numpy(),
-            known=GroundTruth(
-                *(sample[name].numpy() for name in ("flow", "valid", "tau")),
-                motion_boundary=sample["boundary"][1].numpy(),
-                occluded=sample["occluded"][-1].numpy(),
-            ),
-            boundary=sample["boundary"].numpy(),
-            samples=samples,
-        )
-
-
-class _SharedScenes(SceneDataset):
-    """Scenes that are generated once, though they are kept as samples of several slicings.
-
-    Attributes:
-        source: the data set that has the scenes, or None: this one.
-    """
-
-    source: _SharedScenes | None = None
-    _latest: tuple[int, Scene] | None = None
-
-    def scene(self, index: int) -> Scene:
-        if self.source is not None:
-            return self.source.scene(index)
-        if self._latest is None or self._latest[0] != index:
-            self._latest = (index, super().scene(index))
-        return self._latest[1]
-
-
-def prepare(sets: Sequence[SceneSet], workers: int) -> None:
-    """Generate all scenes into the cache of the sets, in ``workers`` processes of one thread."""
-    jobs = [(scenes, index) for scenes in sets for index in range(len(scenes))]
-    if workers == 1:
-        for job in tqdm(jobs, desc="scenes"):
-            _generate(job)
-        return
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        for _ in tqdm(pool.map(_generate, jobs), desc="scenes", total=len(jobs)):
-            pass
-
-
-def _generate(job: tuple[SceneSet, int]) -> None:
-    scenes, index = job
-    scenes[index]
 
 
 class ImageSet:
