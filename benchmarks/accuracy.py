@@ -53,7 +53,7 @@ from flowfuse.evaluation.cases import (
 from flowfuse.evaluation.evaluate import ALL, Evaluation
 from flowfuse.evaluation.pictures import draw_case, pick
 from flowfuse.evaluation.report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
-from flowfuse.evaluation.statistics import Tally, fusion_ratio, summarize, sweeps
+from flowfuse.evaluation.statistics import Tally, compare_seeds, fusion_ratio, summarize, sweeps
 from flowfuse.model import CONFIGS
 
 CaseSet = SceneSet | ImageSet | RealPairs | RealRotation
@@ -184,6 +184,7 @@ def run(options: argparse.Namespace) -> None:
     }
     if options.output is not None:
         options.output.mkdir(exist_ok=True)
+    groups = seed_groups(networks, options.group)
     generated = []
     for cases in sets:
         tally = measure_set(networks, cases)
@@ -201,6 +202,7 @@ def run(options: argparse.Namespace) -> None:
                     for network in networks
                     if len(network.modes) > 1
                 },
+                "seeds": compare_seeds(tally, groups, COMPARED.values()) if groups else {},
                 "pictures": draw_picks(networks, cases, tally, options.output),
             }
         )
@@ -212,6 +214,25 @@ def run(options: argparse.Namespace) -> None:
     text = as_markdown(report)
     write_report(report, text, options.output)
     print(text)
+
+
+def seed_groups(
+    networks: Sequence[Network], wanted: Sequence[Sequence[str]]
+) -> dict[str, list[str]]:
+    """The rows of every --group.
+
+    Raises:
+        ValueError: a checkpoint is not there, or the groups are not as large as each other.
+    """
+    rows = {network.label: network.row for network in networks}
+    for name, *labels in wanted:
+        for label in labels:
+            if label not in rows:
+                raise ValueError(f"--group {name}: no --checkpoint is called {label}")
+    groups = {name: [rows[label] for label in labels] for name, *labels in wanted}
+    if wanted and (len(groups) < 2 or len({len(own) for own in groups.values()}) > 1):
+        raise ValueError("--group: two or more are needed, with as many checkpoints in each")
+    return groups
 
 
 def fused_and_single(network: Network) -> tuple[str, list[str]]:
@@ -228,6 +249,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", action="append", metavar="[LABEL=]CHECKPOINT",
         help="shipped name or path; repeat for several (default: small)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--group", nargs="+", action="append", default=[], metavar=("NAME", "LABEL"),
+        help="checkpoints that differ in their seeds, in order; the first group is compared with "
+        "each of the others",
     )  # fmt: skip
     parser.add_argument(
         "--images", type=Path, nargs="*", default=[], metavar="DIR",

@@ -70,6 +70,8 @@ def as_markdown(report: Mapping) -> str:
             }
             if rows:
                 lines += ["", *table(rows, columns, with_interval=limits)]
+        if result.get("seeds"):
+            lines += ["", *seeds_table(result["seeds"])]
         if result["pictures"]:
             drawn = ", ".join(f"[{name}]({path})" for name, path in result["pictures"].items())
             lines += ["", f"Pictures, by EPE over that of zero flow: {drawn}."]
@@ -89,6 +91,15 @@ def summary(sets: Sequence[Mapping]) -> list[str]:
         rows = [result["rows"].get(name, {"measures": {}}) for result in sets]
         values = [row["measures"].get("epe") for row in rows]
         lines.append(line([name, *(cell(value, 2, limits=False) for value in values)]))
+    return lines
+
+
+def seeds_table(comparisons: Mapping[str, Mapping]) -> list[str]:
+    """Ratios of groups of seeds, below 1 the first is better."""
+    lines = head(["mean over seeds", *COMPARED])
+    for name, found in comparisons.items():
+        cells = [cell(found[measure], 3, limits=True) for measure in COMPARED.values()]
+        lines.append(line([name, *cells]))
     return lines
 
 

@@ -248,6 +248,39 @@ def fusion_ratio(tally: Tally, fused: str, single: Sequence[str]) -> dict[str, f
     return asdict(found) | {"pairs": pairs}
 
 
+def compare_seeds(
+    tally: Tally, groups: Mapping[str, Sequence[str]], compared: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Compare groups of checkpoints that differ in their seeds, the first one with the others.
+
+    A group's error is the mean over its rows. Intervals are over scenes and seeds: both are drawn
+    anew, for all groups alike, as row i of every group has seed i.
+
+    Args:
+        tally: the set.
+        groups: name -> its rows, as many in each group.
+        compared: measures.
+
+    Returns:
+        "first / other" -> measure -> ratio with its interval. Of two or three seeds the spread is
+        known badly, of a single one not at all.
+    """
+    scenes = drawn_counts(len(tally))
+    first, *others = groups
+    drawn = drawn_counts(len(groups[first]), seed=SEED + 1)  # other draws than the scenes'
+    found: dict[str, dict[str, dict[str, float]]] = {f"{first} / {other}": {} for other in others}
+    for measure in compared:
+        means = {}
+        for name, rows in groups.items():
+            each = [ratios_of_sums(scenes, tally.sums(row, measure)) for row in rows]
+            means[name] = (drawn * np.stack(each, axis=1)).sum(axis=1) / drawn.sum(axis=1)
+        count = tally.scenes_with(groups[first][0], measure)
+        for other in others:
+            ratio = interval(quotient(means[first], means[other]), count)
+            found[f"{first} / {other}"][measure] = asdict(ratio)
+    return found
+
+
 def displacement_sums(error: np.ndarray, length: np.ndarray) -> Sums:
     """The endpoint error by bins of true displacement.
 

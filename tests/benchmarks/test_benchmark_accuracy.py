@@ -211,6 +211,8 @@ def test_recordings_without_truth(capsys: pytest.CaptureFixture) -> None:
     [
         (["--checkpoint", "x=no_such_model"], 1, "no_such_model"),
         (["--checkpoint", "small", "--checkpoint", "small"], 1, "two are called small"),
+        (["--group", "a", "small", "--group", "b", "large"], 1, "no --checkpoint is called large"),
+        (["--group", "a", "small"], 1, "two or more are needed"),
         (["--images", "/no/such/folder"], 1, "/no/such/folder"),
         (["--sets", "--recording", "/no/such/recording"], 1, "/no/such/recording"),
         (["--device", "tpu"], 1, "tpu"),
@@ -242,12 +244,16 @@ def test_the_command_measures_real_recordings(
 ) -> None:
     make_recordings(tmp_path)
     arguments = ["--sets", "--recordings", str(tmp_path), "--iterations", "1"]
+    arguments += ["--checkpoint", "small", "--checkpoint", "again=small"]
+    arguments += ["--group", "a", "small", "--group", "b", "again"]
     assert load("accuracy").main([*arguments, "-o", str(tmp_path / "x")]) == 0
     out = capsys.readouterr().out
     assert "|  | a/pair | b, with history | b, no history |" in out
     report = json.loads((tmp_path / "x.json").read_text())
     pairs, past, _ = report["sets"]
-    assert list(past["rows"]) == ["small events only", "zero"] and past["fusion"]["small"] is None
+    assert pairs["seeds"]["a / b"]["epe"]["value"] == 1
+    assert list(past["rows"]) == ["small events only", "again events only", "zero"]
+    assert past["fusion"]["small"] is None
     assert pairs["rows"]["zero"]["measures"]["epe"]["value"] == pytest.approx(2**0.5)
     assert f"| small, a/pair | {pairs['fusion']['small']['value']:.3f} |" in out
     assert (tmp_path / "x" / "a-pair-best.png").exists()

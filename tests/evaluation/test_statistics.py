@@ -199,3 +199,21 @@ def test_what_fusing_costs() -> None:
     assert found["value"] == 4 / 5
     assert found["pairs"] == pytest.approx(math.sqrt((3 / 2) * (1 / 1)))
     assert statistics.fusion_ratio(tally, "fused", ["frames", "other"]) is None
+
+
+def test_groups_of_seeds_are_compared_by_their_means() -> None:
+    scenes = 4 * [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]
+    tally = make_tally(
+        {
+            name: [(factor * e, n) for e, n in scenes]
+            for name, factor in (("1", 1), ("3", 3), ("4", 4))
+        }
+    )
+    # Scenes cancel out, as they are drawn alike; what remains is the draw among the pairs of seeds.
+    groups = {"a": ["1", "3"], "b": ["4", "3"]}
+    ratio = statistics.compare_seeds(tally, groups, ["epe"])["a / b"]["epe"]
+    # (1 + 3) / (4 + 3), and of one pair alone 1 / 4 and 3 / 3.
+    found = [ratio[key] for key in ("value", "low", "high")]
+    assert found == pytest.approx([4 / 7, 1 / 4, 1])
+    alike = statistics.compare_seeds(tally, {"a": ["3"], "b": ["4"]}, ["epe"])["a / b"]["epe"]
+    assert [alike[key] for key in ("value", "low", "high")] == pytest.approx([0.75] * 3)
