@@ -1,16 +1,19 @@
-"""Measure checkpoints on generated test sets, on images with true flow, and on recordings.
+"""Measure checkpoints on generated test sets, on images with ground truth, and on recordings.
 
     python benchmarks/accuracy.py --cache scenes --prepare --workers 8
     python benchmarks/accuracy.py --cache scenes -o benchmarks/results/today
     python benchmarks/accuracy.py --checkpoint small --checkpoint plain=runs/x/model.safetensors
+    python benchmarks/accuracy.py --sets --recordings ../data/real_flow
     python benchmarks/accuracy.py --sets --images ../data/alley_1 --recording ../data/slider_depth
 
-Rows: every checkpoint with both senses and with each of them alone, and, on generated scenes, told
-the true boundaries; OpenCV's DIS (medium) and Farneback on the frames; zero flow. Ratios are to the
-first row and to DIS. The scenes are always the same: their seed, and the families of textures and
-motions that they are drawn from, belong to this script, and no training uses them. Sweeps pool all
-generated sets. -o OUT writes OUT.json, OUT.md and pictures in OUT/: the sweeps, and of every set
-the case that is best, median and worst in the first row's EPE over that of zero flow.
+Rows: every checkpoint with both modalities and with each of them alone; OpenCV's DIS (medium) and
+Farneback on the frames; zero flow. Ratios are to the first row and to DIS, and of the fused error
+to that of the better single modality: 1 means that fusing costs nothing. The generated scenes are
+always the same: their seed, and the families of textures and motions that they are drawn from,
+belong to this script, and no training uses them. Sweeps pool all generated sets. Real recordings of
+events alone are measured with and without history. -o OUT writes OUT.json, OUT.md and pictures in
+OUT/: of every set the case that is best, median and worst in the first row's EPE over that of zero
+flow.
 """
 
 from __future__ import annotations
@@ -18,53 +21,61 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 
-from accuracy_images import ImageSet
-from accuracy_pictures import draw_case, draw_sweep, pick
-from accuracy_report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
+import torch
 from accuracy_rows import (
-    DIS,
-    ZERO,
+    SETS,
     Network,
+    SceneSet,
     estimate_all,
-    ground_truth_sums,
     histograms,
+    measure_estimate,
+    prepare,
     sums_without_truth,
 )
-from accuracy_sets import GROUND_TRUTH_BOUNDARIES, SETS, SceneSet, prepare, recording_cases
-from accuracy_statistics import Tally, summarize, sweeps
 from measuring import commit, machine, versions
 from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
 
 from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.evaluation.baselines import DIS, ZERO
+from flowfuse.evaluation.cases import (
+    ImageSet,
+    RealPairs,
+    RealRotation,
+    real_sets,
+    recording_cases,
+)
+from flowfuse.evaluation.evaluate import ALL, Evaluation
+from flowfuse.evaluation.pictures import draw_case, pick
+from flowfuse.evaluation.report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
+from flowfuse.evaluation.statistics import Tally, compare_seeds, fusion_ratio, summarize, sweeps
 from flowfuse.model import CONFIGS
 
-CaseSet = SceneSet | ImageSet
+CaseSet = SceneSet | ImageSet | RealPairs | RealRotation
 
 
 def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
     """Run all rows on all cases of a set, one case in memory at a time."""
-    tally = Tally()
+    tally, evaluation = Tally(), Evaluation(measure=measure_estimate)
     for index in tqdm(range(len(cases)), desc=cases.name):
         case = cases[index]
         estimates = estimate_all(networks, case)
+        evaluation.add(estimates, case.known)
         tally.add(
             case.facts,
-            {row: ground_truth_sums(found, case) for row, found in estimates.items()},
+            evaluation.pairs[-1][ALL],
             {row: histograms(found, case) for row, found in estimates.items()},
         )
     return tally
 
 
 def measure_recording(networks: Sequence[Network], path: Path) -> dict:
-    """Measure photometric error and event sharpness on a recording without truth."""
+    """Measure photometric error and event sharpness on a recording without ground truth."""
     tally = Tally()
     for case in tqdm(recording_cases(path), desc=path.name):
         estimates = estimate_all(networks, case)
@@ -74,7 +85,7 @@ def measure_recording(networks: Sequence[Network], path: Path) -> dict:
     references = {networks[0].row: networks[0].row, ZERO: ZERO}
     return {
         "name": path.name,
-        "what": f"Frame pairs without true flow: {len(tally)}; means over them.",
+        "what": f"Frame pairs without ground truth: {len(tally)}; means over them.",
         "rows": summarize(tally, references, COMPARED_WITHOUT_TRUTH.values()),
     }
 
@@ -86,29 +97,17 @@ def draw_picks(
 
     The rows run on these cases again: keeping the flow of all cases would take gigabytes.
     """
-    if output is None:
+    if output is None or networks[0].row not in tally.rows:
         return {}
     epe, zero = (tally.sums(row, "epe")[:, 0] for row in (networks[0].row, ZERO))
     found = {}
     for name, index in pick(epe, zero).items():
-        path = output / f"{cases.name}-{name}.png"
+        path = output / f"{cases.name.replace('/', '-')}-{name}.png"
         case = cases[index]
-        draw_case(path, case, estimate_all(networks, case))
+        estimates = estimate_all(networks, case)
+        draw_case(path, case.frames, case.events_between, case.known, case.boundary, estimates)
         found[f"{name} ({case.facts.name})"] = f"{output.name}/{path.name}"
     return found
-
-
-def draw_sweeps(found: Mapping[str, dict], networks: Sequence[Network], output: Path) -> None:
-    """Plot every sweep: all rows of a single checkpoint, or the main row of each of several."""
-    own = [network.row for network in networks]
-    if len(networks) == 1:
-        own = [row for row, mode in networks[0].modes.items() if mode != GROUND_TRUTH_BOUNDARIES]
-    for name, sweep in found.items():
-        if not any(sweep["scenes"]):
-            continue
-        draw_sweep(
-            output / f"epe-by-{name}.png", sweep, f"EPE by {name}, all sets", [*own, DIS, ZERO]
-        )
 
 
 def without_nan(value: object) -> object:
@@ -148,7 +147,7 @@ def load_networks(options: argparse.Namespace) -> list[Network]:
         ValueError, FileNotFoundError: one is missing or damaged, or two have one label.
     """
     networks = [
-        Network.parse(text, device=options.device, bf16=options.bf16)
+        Network.parse(text, device=options.device, bf16=options.bf16, iterations=options.iterations)
         for text in options.checkpoint or ["small"]
     ]
     labels = [network.label for network in networks]
@@ -160,6 +159,8 @@ def load_networks(options: argparse.Namespace) -> list[Network]:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write what was asked for."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     networks = load_networks(options)
     slicings = {network.slicing for network in networks}
     if options.prepare:
@@ -172,6 +173,8 @@ def run(options: argparse.Namespace) -> None:
         prepare(sets, options.workers)
         return
     sets += [ImageSet(folder) for folder in options.images]
+    if options.recordings is not None:
+        sets += real_sets(options.recordings)
     for network in networks:
         _ = network.estimator  # what is wrong with a file is told before anything is measured
     report = describe_run(networks) | {
@@ -181,18 +184,25 @@ def run(options: argparse.Namespace) -> None:
     }
     if options.output is not None:
         options.output.mkdir(exist_ok=True)
-    references = {networks[0].row: networks[0].row, DIS: DIS}
+    groups = seed_groups(networks, options.group)
     generated = []
     for cases in sets:
         tally = measure_set(networks, cases)
         if isinstance(cases, SceneSet):
             generated.append(tally)
+        references = {row: row for row in (networks[0].row, DIS) if row in tally.rows}
         report["sets"].append(
             {
                 "name": cases.name,
                 "what": cases.what,
                 "cases": [facts.name for facts in tally.facts],
                 "rows": summarize(tally, references, COMPARED.values()),
+                "fusion": {
+                    network.label: fusion_ratio(tally, *fused_and_single(network))
+                    for network in networks
+                    if len(network.modes) > 1
+                },
+                "seeds": compare_seeds(tally, groups, COMPARED.values()) if groups else {},
                 "pictures": draw_picks(networks, cases, tally, options.output),
             }
         )
@@ -204,15 +214,31 @@ def run(options: argparse.Namespace) -> None:
     text = as_markdown(report)
     write_report(report, text, options.output)
     print(text)
-    if options.output is not None and report["sweeps"]:
-        if find_spec("matplotlib") is None:
-            print(
-                "accuracy: no plots of the sweeps, as matplotlib is not installed "
-                "(pip install matplotlib); their tables are in the report",
-                file=sys.stderr,
-            )
-        else:
-            draw_sweeps(report["sweeps"], networks, options.output)
+
+
+def seed_groups(
+    networks: Sequence[Network], wanted: Sequence[Sequence[str]]
+) -> dict[str, list[str]]:
+    """The rows of every --group.
+
+    Raises:
+        ValueError: a checkpoint is not there, or the groups are not as large as each other.
+    """
+    rows = {network.label: network.row for network in networks}
+    for name, *labels in wanted:
+        for label in labels:
+            if label not in rows:
+                raise ValueError(f"--group {name}: no --checkpoint is called {label}")
+    groups = {name: [rows[label] for label in labels] for name, *labels in wanted}
+    if wanted and (len(groups) < 2 or len({len(own) for own in groups.values()}) > 1):
+        raise ValueError("--group: two or more are needed, with as many checkpoints in each")
+    return groups
+
+
+def fused_and_single(network: Network) -> tuple[str, list[str]]:
+    """The row with both modalities, and those with one each."""
+    first, *others = network.modes
+    return first, others
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -225,12 +251,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="shipped name or path; repeat for several (default: small)",
     )  # fmt: skip
     parser.add_argument(
-        "--images", type=Path, nargs="*", default=[], metavar="DIR",
-        help="folders of images with true flow; events are simulated",
+        "--group", nargs="+", action="append", default=[], metavar=("NAME", "LABEL"),
+        help="checkpoints that differ in their seeds, in order; the first group is compared with "
+        "each of the others",
     )  # fmt: skip
     parser.add_argument(
-        "--recording", type=Path, nargs="*", default=[], help="recordings without truth"
+        "--images", type=Path, nargs="*", default=[], metavar="DIR",
+        help="folders of images with ground truth; events are simulated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recording", type=Path, nargs="*", default=[], help="recordings without ground truth"
     )
+    parser.add_argument(
+        "--recordings", type=Path, metavar="DIR", help="folder of real recordings with ground truth"
+    )
+    parser.add_argument("--iterations", type=parse_count, help="recurrent updates (the model's)")
+    parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument(
         "--prepare", action="store_true", help="only generate the scenes into --cache"
     )
@@ -273,8 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.prepare and options.cache is None:
         parser.error("--prepare keeps scenes in --cache, which is not given")
-    if not options.sets and (options.prepare or not (options.images or options.recording)):
-        others = "" if options.prepare else ", or --images or --recording"
+    given = options.images or options.recording or options.recordings
+    if not options.sets and (options.prepare or not given):
+        others = "" if options.prepare else ", or --images, --recordings or --recording"
         parser.error(f"--sets names no set, so there is nothing to do: name some{others}")
     return run_command("accuracy", lambda: run(options), output=options.output)
 

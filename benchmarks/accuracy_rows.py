@@ -1,38 +1,40 @@
-"""The rows of the accuracy benchmark: networks with all and with some of the senses, and others.
-
-DIS and Farneback are OpenCV's; they and zero flow know no path: theirs is the straight line.
-"""
+"""What benchmarks/accuracy.py measures: networks as rows, and generated scenes as cases."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from accuracy_sets import GROUND_TRUTH_BOUNDARIES, Case, Estimate, Slicing
-from accuracy_statistics import Histograms, displacement_sums
-from accuracy_thresholds import boundary_histogram, certainty_histogram
+from tqdm import tqdm
 
 import flowfuse
+from flowfuse.data.samples import Sample
+from flowfuse.data.synthetic.camera import srgb_to_linear
+from flowfuse.data.synthetic.dataset import SceneDataset
+from flowfuse.data.synthetic.scenes import Scene
 from flowfuse.estimator import Estimator
-from flowfuse.evaluation.metrics import (
-    Sums,
-    event_sharpness,
-    flow_sums,
-    photometric_error,
-    trajectory_sums,
-    uncertainty_metrics,
-)
+from flowfuse.evaluation.baselines import ZERO, baseline_flows
+from flowfuse.evaluation.cases import Case
+from flowfuse.evaluation.evaluate import Estimate, GroundTruth, pair_sums
+from flowfuse.evaluation.metrics import Sums, event_sharpness, photometric_error
+from flowfuse.evaluation.statistics import Facts, Histograms, displacement_sums
+from flowfuse.evaluation.thresholds import boundary_histogram, certainty_histogram
+from flowfuse.geometry.bezier import bezier
+from flowfuse.geometry.laplace import expected_error
 from flowfuse.model.checkpoint import read_header, resolve_checkpoint
-from flowfuse.training.validation import dense_inverse_search
+from flowfuse.training.sampling import TEST_SEED
+from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
-DIS, FARNEBACK, ZERO = "DIS", "Farneback", "zero"
-BASELINES = (DIS, FARNEBACK, ZERO)
+SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
+MAX_STEP = 0.5  # px between two instants that are rendered
+Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,24 @@ class Network:
     Attributes:
         label: what its rows begin with.
         path: of the checkpoint.
-        device, bf16: how it runs.
+        device, bf16, iterations: how it runs.
     """
 
     label: str
     path: Path
-    device: str
-    bf16: bool
+    device: str = "cpu"
+    bf16: bool = False
+    iterations: int | None = None
 
     @classmethod
-    def parse(cls, text: str, *, device: str = "cpu", bf16: bool = False) -> Network:
+    def parse(cls, text: str, **how: object) -> Network:
         """From "small", "runs/x.safetensors" or "label=runs/x.safetensors".
 
         Raises:
             FileNotFoundError, ValueError: there is no such checkpoint.
         """
         label, path = re.fullmatch(r"(?:([^=/]+)=)?(.*)", text).groups()
-        return cls(label or Path(path).stem, resolve_checkpoint(path), device, bf16)
+        return cls(label or Path(path).stem, resolve_checkpoint(path), **how)
 
     @cached_property
     def estimator(self) -> Estimator:
@@ -73,102 +76,59 @@ class Network:
 
     @property
     def modes(self) -> dict[str, str]:
-        """Row -> mode: first what it was built for, then, if it has both senses, each alone.
-
-        Last what it gives when it is told the true boundaries, if it has both and is guided by any.
-        """
+        """Row -> mode: first what it was built for, then, if it has both modalities, each alone."""
         config = self.estimator.model.config
         if not (config.frames and config.events):
             return {self.label: "fused"}
-        modes = {
+        return {
             f"{self.label} fused": "fused",
             f"{self.label} frames only": "frames",
             f"{self.label} events only": "events",
         }
-        if config.boundary and config.fusion == "guided":
-            modes[f"{self.label} {GROUND_TRUTH_BOUNDARIES}"] = GROUND_TRUTH_BOUNDARIES
-        return modes
 
     @property
     def row(self) -> str:
-        """The row with all its senses."""
+        """The row with all its modalities."""
         return next(iter(self.modes))
 
 
 def estimate_all(networks: Sequence[Network], case: Case) -> dict[str, Estimate]:
-    """Run every row on a case, each once."""
+    """Run every row that a case has something to show to, each once."""
     found = {
-        row: case.estimate(network.estimator, mode)
+        row: case.estimate(network.estimator, mode, network.iterations)
         for network in networks
         for row, mode in network.modes.items()
-        if mode != GROUND_TRUTH_BOUNDARIES or case.boundary is not None
+        if case.frames is not None or mode == "events"
     }
-    return found | estimate_baselines(case)
+    if case.frames is None:
+        flows = {ZERO: np.zeros((2, case.events.height, case.events.width), np.float32)}
+    else:
+        flows = baseline_flows(*case.gray)
+    line = case.tau[:, None, None, None]  # they know no path
+    return found | {name: Estimate(line * flow) for name, flow in flows.items()}
 
 
-def estimate_baselines(case: Case) -> dict[str, Estimate]:
-    frame0, frame1 = case.gray
-    flows = {
-        DIS: dense_inverse_search(frame0, frame1),
-        FARNEBACK: farneback(frame0, frame1),
-        ZERO: np.zeros((2, *frame0.shape), np.float32),
-    }
-    line = case.tau[:, None, None, None]
-    return {name: Estimate(line * flow) for name, flow in flows.items()}
+def measure_estimate(
+    estimate: Estimate, known: GroundTruth, counted: np.ndarray, outlier_fraction: float
+) -> Sums:
+    """All measures, and the error by bins of true displacement."""
+    sums = pair_sums(estimate, known, counted, outlier_fraction)
+    length = np.hypot(*known.displacements[-1].astype(np.float64))[counted]
+    return sums | displacement_sums(end_point_error(estimate, known), length)
 
 
-def farneback(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
-    """OpenCV's Farneback flow: two uint8 [H, W] -> [2, H, W] px.
-
-    The larger of the two neighbourhoods that OpenCV's manual names, and five levels: a motion of
-    60 px is 4 px at the coarsest.
-    """
-    flow = cv2.calcOpticalFlowFarneback(
-        frame0, frame1, None, pyr_scale=0.5, levels=5, winsize=15, iterations=3,
-        poly_n=7, poly_sigma=1.5, flags=0,
-    )  # fmt: skip
-    return flow.transpose(2, 0, 1)
-
-
-def ground_truth_sums(estimate: Estimate, case: Case) -> Sums:
-    """All measures of an estimate against truth, as sums over the case.
-
-    What is no average over pixels (``ause``, ``ause_magnitude``) counts once per case;
-    ``epe_certain`` and its limit count by the sum of their errors: of the set they are the EPE that
-    remains over the EPE, the most certain pixels of each scene being kept.
-    """
-    flow, ground_truth, valid = estimate.displacements[-1], case.ground_truth[-1], case.valid[-1]
-    motion_boundary = None if case.boundary is None else case.boundary[1]
-    sums = flow_sums(flow, ground_truth, valid, motion_boundary)
-    sums |= displacement_sums(
-        end_point_error(estimate, case), np.hypot(*ground_truth.astype(np.float64))[valid]
-    )
-    if len(case.tau) > 1:
-        sums |= trajectory_sums(
-            estimate.displacements[:-1], case.ground_truth[:-1], case.tau[:-1],
-            flow, ground_truth, case.valid[:-1] & valid,
-        )  # fmt: skip
-    if estimate.uncertainty is not None and valid.any():
-        ranked = uncertainty_metrics(flow, ground_truth, estimate.uncertainty, valid)
-        sums |= {name: (ranked[name], 1) for name in ("ause", "ause_magnitude")}
-        total = sums["epe"][0]
-        for name in ("epe_certain", "epe_certain_limit"):
-            sums[name] = (ranked[name] * total, total)
-    return sums
-
-
-def end_point_error(estimate: Estimate, case: Case) -> np.ndarray:
+def end_point_error(estimate: Estimate, known: GroundTruth) -> np.ndarray:
     """At t1, of the valid pixels: [N] px."""
-    error = np.hypot(*(estimate.displacements[-1] - case.ground_truth[-1]).astype(np.float64))
-    return error[case.valid[-1]]
+    error = estimate.displacements[-1] - known.displacements[-1]
+    return np.hypot(*error.astype(np.float64))[known.valid[-1]]
 
 
 def histograms(estimate: Estimate, case: Case) -> Histograms:
     """What measures need whose thresholds are those of a set; empty for flow alone."""
     found = {}
     if estimate.uncertainty is not None:
-        error = end_point_error(estimate, case)
-        expected = estimate.uncertainty[case.valid[-1]]
+        error = end_point_error(estimate, case.known)
+        expected = estimate.uncertainty[case.known.valid[-1]]
         found["certain_set"] = certainty_histogram(error, expected)
         found["certain_set_limit"] = certainty_histogram(error, error)
     if estimate.boundary is not None and case.boundary is not None:
@@ -178,7 +138,7 @@ def histograms(estimate: Estimate, case: Case) -> Histograms:
 
 
 def sums_without_truth(estimate: Estimate, case: Case) -> Sums:
-    """Measures that need no truth, of a pair with its event stream; each counts once per pair."""
+    """Measures that need no ground truth, of a pair with its events; each counts once per pair."""
     flow = estimate.displacements[-1]
     u, v = flow.astype(np.float64)
     measures: Mapping[str, float] = {
@@ -191,3 +151,127 @@ def sums_without_truth(estimate: Estimate, case: Case) -> Sums:
     }
     # Without events in the window there is no sharpness.
     return {name: (float(m), 1) for name, m in measures.items() if np.isfinite(m)}
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCase(Case):
+    """A pair of a generated scene, which keeps the scene as samples and not as events.
+
+    Attributes:
+        samples: for every slicing.
+    """
+
+    samples: Mapping[Slicing, Sample]
+
+    def estimate(self, estimator: Estimator, mode: str, iterations: int | None = None) -> Estimate:
+        config = estimator.model.config
+        sample = MODES[mode](self.samples[config.slices, config.bins])
+        batch = Sample.collate([sample]).to(estimator.device)
+        mixed = estimator.dtype != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(estimator.device.type, torch.bfloat16, enabled=mixed),
+        ):
+            output = estimator.model(batch.inputs, iterations=iterations)
+        with torch.inference_mode():
+            points = output.control_points.float()
+            return Estimate(
+                bezier(points, batch.tau)[0].cpu().numpy(),
+                expected_error(output.uncertainty.float())[0].cpu().numpy(),
+                torch.sigmoid(output.boundary.float())[0].cpu().numpy()
+                if config.boundary
+                else None,
+            )
+
+
+class SceneSet:
+    """A fixed set of generated scenes, the same ones for every slicing.
+
+    Args:
+        preset: of the scenes.
+        count: how many.
+        size: height and width, px.
+        slicings: in which samples are wanted.
+        cache: folder that keeps the samples between runs, or None.
+    """
+
+    def __init__(
+        self,
+        preset: str,
+        count: int,
+        size: tuple[int, int],
+        slicings: Collection[Slicing],
+        cache: Path | None,
+    ) -> None:
+        self.name, self.count = preset, count
+        self.what = f"Generated test scenes of {size[1]} x {size[0]} px: {count}."
+        self._datasets: dict[Slicing, _SharedScenes] = {}
+        for slicing in sorted(set(slicings)):
+            dataset = _SharedScenes(
+                preset, TEST_SEED, count, *size, *slicing, cache, max_step=MAX_STEP, split="test"
+            )
+            dataset.source = next(iter(self._datasets.values()), None)
+            self._datasets[slicing] = dataset
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> SceneCase:
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        samples = {key: dataset[index] for key, dataset in self._datasets.items()}
+        sample = next(iter(samples.values()))  # what they differ in is how events are binned
+        frames = tuple(gray_frames(sample))
+        light = float(np.mean([srgb_to_linear(frame).mean() for frame in frames]))
+        return SceneCase(
+            facts=Facts(f"{self.name} {index}", float(sample.exposure.mean()), light),
+            frames=frames,
+            events=polarity_events(sample),
+            tau=sample.tau.numpy(),
+            known=GroundTruth(
+                sample.flow.numpy(),
+                sample.valid.numpy(),
+                sample.tau.numpy(),
+                motion_boundary=sample.boundary[1].numpy(),
+                occluded=sample.occluded[-1].numpy(),
+            ),
+            boundary=sample.boundary.numpy(),
+            samples=samples,
+        )
+
+
+class _SharedScenes(SceneDataset):
+    """Scenes that are generated once, though they are kept as samples of several slicings.
+
+    Attributes:
+        source: the data set that has the scenes, or None: this one.
+    """
+
+    source: _SharedScenes | None = None
+    _latest: tuple[int, Scene] | None = None
+
+    def scene(self, index: int) -> Scene:
+        if self.source is not None:
+            return self.source.scene(index)
+        if self._latest is None or self._latest[0] != index:
+            self._latest = (index, super().scene(index))
+        return self._latest[1]
+
+
+def prepare(sets: Sequence[SceneSet], workers: int) -> None:
+    """Generate all scenes into the cache of the sets, in ``workers`` processes of one thread."""
+    jobs = [(scenes, index) for scenes in sets for index in range(len(scenes))]
+    if workers == 1:
+        for job in tqdm(jobs, desc="scenes"):
+            _generate(job)
+        return
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for _ in tqdm(pool.map(_generate, jobs), desc="scenes", total=len(jobs)):
+            pass
+
+
+def _generate(job: tuple[SceneSet, int]) -> None:
+    scenes, index = job
+    scenes[index]

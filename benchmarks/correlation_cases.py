@@ -1,20 +1,19 @@
-"""The correlation rows of benchmarks/operators.py."""
+"""The correlation's rows of benchmarks/operators.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import floors
 import peers
 import torch
-from cases import (
-    NO_TARGET,
+from operator_cases import (
+    PIXEL,
     TOLERANCE,
     Algorithm,
     Case,
+    Needed,
     Setting,
-    Target,
     Work,
     generator,
     normal,
@@ -22,7 +21,6 @@ from cases import (
     with_compiled,
     with_gradients,
 )
-from floors import Needed
 from torch import Tensor
 
 from flowfuse import ops
@@ -39,6 +37,41 @@ TOLERANCES = {
     (BFLOAT16, "forward"): 1e-2,
     (BFLOAT16, "both"): 3e-2,
 }
+
+
+def correlation_needs(
+    f0: tuple[int, int, int, int], batch: int, levels: int, radius: int, lookups: int,
+    both: bool, itemsize: int, kind: str,
+) -> Needed:  # fmt: skip
+    """f0 is [B or 1, C, H, W] as stored (shared by the batch when 1), f1 [batch, C, H, W].
+
+    Operations: there are two known ways, and the floor is the cheaper one.
+    - all pairs: every product of two of the H W pixels once, 2 C operations each; coarser levels
+      are averages of these and cost next to nothing;
+    - on demand: the (2r + 1)^2 values of a look-up share one fraction, so they need (2r + 2)^2
+      products on each level, or all cells of a level that is smaller; look-ups come one after the
+      other and share nothing.
+    Combining the products bilinearly (8 operations a value against 2 C a product) is left out. A
+    gradient makes as many products for each of the two maps: three times the work in all.
+
+    Bytes: both maps read, the coordinates read, all look-ups written in float32. With gradients the
+    maps and coordinates are read again, the gradients of the look-ups read, those of the maps
+    written.
+    """
+    shared, channels, height, width = f0
+    pixels = batch * height * width
+    cells = [(height >> level) * (width >> level) for level in range(levels)]
+    window = (2 * radius + 2) ** 2
+    stored = pixels * cells[0]
+    on_demand = lookups * pixels * sum(min(window, size) for size in cells)
+    operations = 2 * channels * min(stored, on_demand)
+    maps = itemsize * (shared + batch) * channels * height * width
+    coords = lookups * pixels * 2 * PIXEL
+    results = lookups * pixels * levels * (2 * radius + 1) ** 2 * PIXEL
+    forward = maps + coords + results
+    if not both:
+        return Needed(forward, operations, kind)
+    return Needed(forward + maps + coords + results + maps, 3 * operations, kind)
 
 
 @dataclass(frozen=True)
@@ -92,7 +125,7 @@ class Correlated:
     def needed(self, both: bool, dtype: torch.dtype) -> Needed:
         first = (1 if self.shared else self.batch, self.channels, self.height, self.width)
         kind = "bfloat16" if dtype == BFLOAT16 else "float32"
-        return floors.correlation(
+        return correlation_needs(
             first, self.batch, self.levels, self.radius, self.lookups, both, dtype.itemsize, kind
         )
 
@@ -119,7 +152,6 @@ def correlation_case(
     direction: str,
     dtype: torch.dtype,
     setting: Setting,
-    target: Target,
     name: str = "correlation",
 ) -> Case:
     strategies = STRATEGIES if shape.volume_fits() else STRATEGIES[1:]
@@ -137,8 +169,8 @@ def correlation_case(
             tolerance=TOLERANCES[dtype, direction],
         )
 
-    targets = {f"{name} {s}": target if s == "auto" else NO_TARGET for s in strategies}
-    return Case(shape.size(), direction, str(dtype).removeprefix("torch."), targets, build)
+    names = tuple(f"{name} {s}" for s in strategies)
+    return Case(shape.size(), direction, str(dtype).removeprefix("torch."), names, build)
 
 
 def large_correlation_case(shape: Correlated, smaller: Correlated, setting: Setting) -> Case:
@@ -164,28 +196,8 @@ def large_correlation_case(shape: Correlated, smaller: Correlated, setting: Sett
             baseline=lambda: own(*own_maps),
         )
 
-    target = Target(extra_bytes=2**30, own=None if setting.device == "cuda" else 10.0)
-    targets = {f"correlation {s}": NO_TARGET for s in STRATEGIES[1:]}
-    targets["correlation auto"] = NO_TARGET if setting.quick else target
-    return Case(shape.size(), "forward", "float32", targets, build)
-
-
-def correlation_target(middle: bool, direction: str, dtype: torch.dtype, at: Setting) -> Target:
-    """From the table of targets; `middle` is the 90 x 160 size."""
-    both = direction == "both"
-    if at.quick:
-        return NO_TARGET
-    if at.device == "cuda":
-        return Target(speed=3 if both else 5, floor=0.25) if dtype == BFLOAT16 else NO_TARGET
-    wide = (at.instructions or "").startswith(("avx512", "amx"))
-    if dtype == BFLOAT16:
-        return Target(speed=12 if middle else 6) if wide else NO_TARGET
-    memory = 1 / 20 if middle else 1 / 10
-    if wide:
-        return Target(speed=10 if middle else (5 if both else 4), memory=memory)
-    if at.instructions == "avx2":
-        return Target(speed=5 if middle else (2.5 if both else 2.2), memory=memory)
-    return NO_TARGET
+    names = tuple(f"correlation {s}" for s in STRATEGIES[1:])
+    return Case(shape.size(), "forward", "float32", names, build)
 
 
 def correlation_cases(at: Setting) -> Iterator[Case]:
@@ -197,12 +209,10 @@ def correlation_cases(at: Setting) -> Iterator[Case]:
         directions = (
             ("forward", "both") if dtype == FLOAT32 or at.device == "cuda" else ("forward",)
         )
-        for middle, shape in enumerate(shapes[:2]):
+        for shape in shapes[:2]:
             for direction in directions:
-                target = correlation_target(bool(middle), direction, dtype, at)
                 for noisy in (False, True):
-                    placed = replace(shape, noisy=noisy)
-                    yield correlation_case(placed, direction, dtype, at, target)
+                    yield correlation_case(replace(shape, noisy=noisy), direction, dtype, at)
     for noisy in (False, True):
         large, smaller = (replace(shape, noisy=noisy) for shape in (shapes[2], shapes[1]))
         yield large_correlation_case(large, smaller, at)
@@ -214,10 +224,7 @@ def correlation_cases(at: Setting) -> Iterator[Case]:
         model.channels, *sizes[0], batch=model.slices + 1, levels=model.levels,
         radius=model.radius, lookups=model.iterations + 1, shared=True, channels_last=True,
     )  # fmt: skip
-    target = NO_TARGET if at.quick or at.device == "cuda" else Target(speed=4)
     for direction in ("forward", "both"):
         for noisy in (False, True):
             placed = replace(shape, noisy=noisy)
-            yield correlation_case(
-                placed, direction, FLOAT32, at, target, "correlation of the model"
-            )
+            yield correlation_case(placed, direction, FLOAT32, at, "correlation of the model")

@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
 LIMIT=${LIMIT:-240}
-ALL="machine imports build selftest memcheck racecheck tests quick infer train operators model crossover stages initcheck synccheck compiled peers"
+ALL="machine imports build selftest memcheck racecheck tests quick infer train operators model crossover profile initcheck synccheck compiled peers"
 STEPS=${STEPS:-$ALL}
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
@@ -80,15 +80,15 @@ peers() {
     "$PYTHON" benchmarks/operators.py --device cuda --json "$FOLDER/peers.json" --markdown "$FOLDER/peers.md"
 }
 crossover() {
-    "$PYTHON" benchmarks/crossover.py --device cuda --markdown "$FOLDER/crossover.md"
+    "$PYTHON" benchmarks/operators.py --device cuda --crossover --markdown "$FOLDER/crossover.md"
 }
 
-# Whole estimates against E-RAFT: eager and in a CUDA graph, then stage by stage, at last compiled.
+# Whole estimates against E-RAFT: eager and in a CUDA graph, then by operation, at last compiled.
 model() {
     "$PYTHON" benchmarks/model.py --device cuda --no-compiled --json "$FOLDER/model.json" --markdown "$FOLDER/model.md"
 }
-stages() {
-    "$PYTHON" benchmarks/model.py --device cuda --profile --json "$FOLDER/stages.json" --markdown "$FOLDER/stages.md"
+profile() {
+    "$PYTHON" benchmarks/model.py --device cuda --profile >"$FOLDER/profile.txt"
 }
 compiled() {
     "$PYTHON" benchmarks/model.py --device cuda --only compiled --json "$FOLDER/compiled.json" \
@@ -116,7 +116,7 @@ synccheck() { ours synccheck; }
 # Of all kernels: what those of torch write, and ours read, would look as if nobody had written it.
 initcheck() { sanitizer initcheck; }
 
-export -f machine imports build selftest tests quick operators crossover model stages compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
+export -f machine imports build selftest tests quick operators crossover model profile compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
 export PYTHON FOLDER SCRATCH
 
 for step in $STEPS; do

@@ -5,7 +5,7 @@
     python benchmarks/model.py --profile
 
 An "estimate" is all that a user waits for: from frames and raw events to the flow in numpy. A
-"network" is the model alone, on tensors that are ready. E-RAFT (benchmarks/eraft.py) makes its
+"network" is the model alone, on tensors that are ready. E-RAFT (benchmarks/peers.py) makes its
 estimate of the same events; networks take turns (E-RAFT, ours, E-RAFT, ours ...). Every network is
 timed at its own number of iterations; to compare at equal numbers, E-RAFT runs at ours and ours at
 E-RAFT's as well. Extra memory is the peak during a call beyond weights and inputs, results
@@ -13,7 +13,7 @@ included. GMAC are multiply-adds of the network: those that torch counts (convol
 products) and those of flowfuse's operators. Weights do not change what is computed, so they may be
 random. On a GPU the networks also run compiled and in a CUDA graph.
 
---profile measures no rows but where the time of our estimates goes, stage by stage.
+--profile measures no rows but prints where the time of our estimates goes, by operation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from measuring import (
     FULL,
@@ -33,27 +35,17 @@ from measuring import (
     synchronize,
     time_interleaved,
 )
-from model_cases import (
-    DTYPES,
-    TARGETS,
-    Group,
-    all_groups,
-    check_estimate,
-    make_call,
-    make_networks,
-)
-from networks import OURS, PEER, Network
+from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence
 from operators import Measurement
 from reporting import (
     OneLineParser,
     Row,
     add_result_arguments,
     add_run_arguments,
+    chosen,
     fill,
-    head,
     heading,
     limits_text,
-    line,
     new_report,
     number,
     reason,
@@ -62,13 +54,111 @@ from reporting import (
     table,
     tell_failures,
 )
-from sequences import moving_sequence
-from stages import OTHER, stage_times
 from torch import Tensor
 
+from flowfuse.evaluation.report import head, line
 from flowfuse.precision import has_native_bfloat16
 
-PROFILE_ROUNDS, QUICK_ROUNDS = 7, 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Height, width, and whether E-RAFT runs too.
+SIZES = ((480, 640, True), (720, 1280, False))
+QUICK_SIZES = ((128, 160, True), (144, 256, False))
+PROFILED_ROUNDS = 3
+PROFILED_ROWS = 25
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is measured in turns: all networks on the same input, in the same way."""
+
+    height: int
+    width: int
+    with_peer: bool
+    dtype: str
+    scope: str  # "estimate" or "network"
+    mode: str  # "eager", "compiled" or "graph"
+    names: tuple[str, ...]  # networks that make a row
+
+    @property
+    def size(self) -> str:
+        return f"{self.width} x {self.height}"
+
+    def label(self, name: str) -> str:
+        return f"{name} {self.size} {self.scope} {self.dtype} {self.mode}"
+
+
+def all_groups(
+    device: str,
+    quick: bool,
+    compiled: bool = True,
+    only: Sequence[str] = ("",),
+    dtypes: Sequence[str] = tuple(DTYPES),
+) -> list[Group]:
+    """Groups with at least one row that `only` asks for; what compiles slowly last."""
+    first, later = [("estimate", "eager"), ("network", "eager")], []
+    if device == "cuda":
+        first.append(("network", "graph"))
+        later += [("network", "compiled")] * compiled
+    groups = [
+        Group(height, width, with_peer, dtype, scope, mode, (PEER,) * with_peer + OURS)
+        for ways in (first, later)
+        for height, width, with_peer in (QUICK_SIZES if quick else SIZES)
+        for dtype in dtypes
+        for scope, mode in ways
+    ]
+    groups = [
+        replace(group, names=tuple(name for name in group.names if chosen(group.label(name), only)))
+        for group in groups
+    ]
+    return [group for group in groups if group.names]
+
+
+def make_networks(group: Group, device: str) -> list[Network]:
+    """E-RAFT first where it takes part: it has the first turn, and every row is held against it."""
+    sequence = moving_sequence(group.height, group.width)
+    dtype = DTYPES[group.dtype]
+    peers = [make_peer(sequence, device, dtype)] if group.with_peer else []
+    ours = [name for name in OURS if name in group.names]
+    return peers + [make_ours(name, sequence, device, dtype) for name in ours]
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """A call captured in a CUDA graph, as one that replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is set up on first use must not be captured
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def make_call(network: Network, group: Group, iterations: int) -> Callable[[], list[Tensor]]:
+    """What is timed. It returns nothing: the memory of its results counts for every network."""
+    if group.scope == "estimate":
+        work = partial(network.estimate, iterations)
+    else:
+        module = torch.compile(network.module) if group.mode == "compiled" else None
+        work = partial(network.forward, iterations, module)
+        if group.mode == "graph":
+            work = graphed(work)
+
+    def call() -> list[Tensor]:
+        work()
+        return []
+
+    return call
+
+
+def check_estimate(network: Network, group: Group) -> None:
+    """The other numbers would mean nothing if the flow were none."""
+    flow = network.estimate(network.iterations)
+    expected = (2, group.height, group.width)
+    if flow.shape != expected or not np.isfinite(flow).all():
+        raise ValueError(f"the flow must be finite and of shape {expected}, got {flow.shape}")
 
 
 class GroupMeasurement:
@@ -134,7 +224,6 @@ class GroupMeasurement:
         theirs = self.time(peer, peer) if name != PEER else None
         extra = self.memory.get(name) if time else None
         peer_extra = self.memory.get(PEER) if theirs else None
-        target = TARGETS.get(name) if self.is_what_targets_mean() else None
         row: Row = {
             "network": name,
             "weights": network and network.weights,
@@ -158,22 +247,13 @@ class GroupMeasurement:
             "ratio_at_own_iterations": None,
             "ratio_at_peer_iterations": None,
             "memory_ratio": peer_extra / extra if peer_extra and extra else None,
-            "target": target and target.text(),
-            "missed": None,
         }
         if theirs:
             row["ratio_at_own_iterations"] = ratio(self.time(peer, network), time)
             row["ratio_at_peer_iterations"] = ratio(theirs, self.time(network, peer))
-        if target and time:
-            row["missed"] = target.missed(row)
         row["note"] = Measurement.unsteady(time, theirs)
         row["error"] = self.errors.get(name) or (self.errors.get(PEER) if peer else None)
         return row
-
-    def is_what_targets_mean(self) -> bool:
-        group = self.group
-        scope = (group.scope, group.dtype, group.mode, self.device)
-        return scope == ("estimate", "float32", "eager", "cpu") and group.size == "640 x 480"
 
     def time(self, network: Network | None, count: Network | None) -> Timing | None:
         """Of a network at as many iterations as another one makes."""
@@ -193,14 +273,12 @@ def ratio(theirs: Timing | None, ours: Timing | None) -> float | None:
 COLUMNS = (
     "network", "weights", "size", "scope", "dtype", "mode", "iterations", "ms", "x E-RAFT",
     "x at our iterations", "x at its iterations", "extra MiB", "1/x of its memory", "parameters, M",
-    "GMAC", "target", "note",
+    "GMAC", "note",
 )  # fmt: skip
 
 
 def cells(row: Row) -> list[str]:
     """The texts of one row of the table."""
-    missed = row["missed"]
-    verdict = "" if missed is None else f": missed {', '.join(missed)}" if missed else ": met"
     failure = f"failed: {row['error']}" if row["error"] else ""
     labels = ("network", "weights", "size", "scope", "dtype", "mode", "iterations")
     time = "" if row["time_ms"] is None else f"{row['time_ms']:.4g} ± {row['spread']:.2g}"
@@ -214,50 +292,19 @@ def cells(row: Row) -> list[str]:
         number(row["memory_ratio"], ".1f"),
         number(row["parameters"], ".3f", 1e-6),
         number(row["multiplications"], ".2f", 1e-9),
-        f"{row['target'] or ''}{verdict}",
         failure or row["note"] or "",
     ]
 
 
-def stage_cells(row: Row, columns: Sequence[str]) -> list[str]:
-    """The texts of one row of the table of stages."""
-    total = sum(row["stages_ms"].values())
-    times = [row["stages_ms"].get(name) for name in columns]
-    labels = [str(row[label]) for label in ("network", "size", "dtype", "iterations")]
-    shares = ["" if time is None else f"{time:.4g} ({time / total:.0%})" for time in times]
-    return [*labels, f"{total:.4g}", *shares]
-
-
-def stage_columns(rows: Sequence[Row]) -> list[str]:
-    names = dict.fromkeys(name for row in rows for name in row["stages_ms"] if name != OTHER)
-    return [*names, OTHER]
-
-
-def stage_titles(columns: Sequence[str]) -> tuple[str, ...]:
-    return ("network", "size", "dtype", "iterations", "ms", *columns)
-
-
-def stage_table(rows: Sequence[Row]) -> list[str]:
-    columns = stage_columns(rows)
-    return table(stage_titles(columns), [stage_cells(row, columns) for row in rows])
-
-
 def as_markdown(report: Mapping) -> str:
     """A report, as run() makes it or as its JSON holds it, as text with one table."""
-    if report["stages"]:
-        lines = [
-            "Milliseconds (and shares) of the stages of an estimate, medians; their sum is `ms`.",
-            "",
-            *stage_table(report["stages"]),
-        ]
-    else:
-        lines = [
-            "Times are medians ± the distance between the quartiles. x above 1 is faster than "
-            "E-RAFT at its own number of iterations, at ours, or with ours at E-RAFT's; 1/x of its "
-            "memory above 1 is less.",
-            "",
-            *table(COLUMNS, [cells(row) for row in report["rows"]]),
-        ]
+    lines = [
+        "Times are medians ± the distance between the quartiles. x above 1 is faster than "
+        "E-RAFT at its own number of iterations, at ours, or with ours at E-RAFT's; 1/x of its "
+        "memory above 1 is less.",
+        "",
+        *table(COLUMNS, [cells(row) for row in report["rows"]]),
+    ]
     return "\n".join([*heading(report), *lines]) + "\n"
 
 
@@ -270,7 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-compiled", action="store_true",
         help="on a GPU: leave out torch.compile, which takes long",
     )  # fmt: skip
-    parser.add_argument("--profile", action="store_true", help="the stages of our estimates")
+    parser.add_argument("--profile", action="store_true", help="the operations of our estimates")
     add_result_arguments(parser)
     return parser
 
@@ -284,26 +331,21 @@ def measured_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator
             yield row
 
 
-def profiled_rows(groups: Sequence[Group], device: str, quick: bool) -> Iterator[Row]:
-    """The rows of the table of stages, printed as they come, with a head for other stages."""
-    printed: list[str] = []
+def print_profiles(groups: Sequence[Group], device: str) -> None:
+    """Say in which operations the time of our estimates goes, as torch's profiler sees it."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
     for group in groups:
         if (group.scope, group.mode) != ("estimate", "eager"):
             continue
         for network in make_networks(replace(group, with_peer=False), device):
-            row = {
-                "network": network.name,
-                "size": group.size,
-                "dtype": group.dtype,
-                "iterations": network.iterations,
-                "stages_ms": stage_times(network, QUICK_ROUNDS if quick else PROFILE_ROUNDS),
-            }
-            columns = stage_columns([row])
-            if columns != printed:
-                print(*head(stage_titles(columns)), sep="\n", flush=True)
-                printed = columns
-            print(line(stage_cells(row, columns)), flush=True)
-            yield row
+            with torch.profiler.profile(activities=kinds) as profile:
+                for _ in range(PROFILED_ROUNDS):
+                    network.estimate(network.iterations)
+            print(f"{group.label(network.name)}, {PROFILED_ROUNDS} estimates")
+            order = f"self_{device}_time_total"
+            print(profile.key_averages().table(sort_by=order, row_limit=PROFILED_ROWS), flush=True)
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -316,11 +358,13 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         groups = [g for g in groups if set(g.names) & set(OURS) and g.scope == "estimate"]
     if not groups:
         refuse_only(parser, options.only)
+    if options.profile:
+        print_profiles(groups, device)
+        return 0
     limits = measure_limits(device, quick)
     print(limits_text(asdict(limits)), flush=True)
-    report = new_report(device, quick, limits) | {"stages": []}
-    rows, measure = ("stages", profiled_rows) if options.profile else ("rows", measured_rows)
-    fill(report, rows, measure(groups, device, quick), options, as_markdown)
+    report = new_report(device, quick, limits)
+    fill(report, "rows", measured_rows(groups, device, quick), options, as_markdown)
     return tell_failures("model", report["rows"], ("network", "size"))
 
 

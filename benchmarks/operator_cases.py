@@ -1,35 +1,201 @@
-"""The rows of benchmarks/operators.py: all but correlation on their own, and the list of all."""
+"""The rows of benchmarks/operators.py: what they are made of, and all but the correlation's.
+
+Each row has a floor, derived from its task: bytes to move and operations to make. The floor is the
+longer of the two at the machine's measured limits. An input is read once and a result written once;
+a gradient is a second call, which reads the inputs again.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-import floors
 import peers
 import torch
-from cases import (
-    NO_TARGET,
-    Algorithm,
-    Case,
-    Setting,
-    Target,
-    View,
-    Work,
-    generator,
-    normal,
-    smooth_flow,
-    with_compiled,
-    with_gradients,
-)
-from correlation_cases import correlation_cases
-from floors import Needed
+from measuring import Limits
+from reporting import chosen
 from torch import Tensor
 
 from flowfuse import ops
+from flowfuse.geometry.grid import pixel_grid
 from flowfuse.ops import OPERATORS
+
+Algorithm = Callable[..., list[Tensor]]
+View = Callable[[Sequence[Tensor]], list[Tensor]]
+
+TOLERANCE = 1e-4  # of the largest value: float32 sums of up to a few hundred terms
+
+
+POSITION, TIME, POLARITY = 4, 8, 1  # bytes of a float32 x or y, of an int64 t, of a bool p
+PIXEL = 4  # bytes of a float32 value
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes and operations; `kind` names the limit that the operations are held against."""
+
+    bytes: int
+    operations: int
+    kind: str  # "float32", "bfloat16" or "atomics"
+
+
+def floor_seconds(needed: Needed, limits: Limits) -> float:
+    rate = {
+        "float32": limits.float32_operations,
+        "bfloat16": limits.bfloat16_operations,
+        "atomics": limits.atomics,
+    }[needed.kind]
+    moving = needed.bytes / limits.copy_bytes
+    return moving if rate is None else max(moving, needed.operations / rate)
+
+
+def voxelize_needs(
+    events: int, cells: int, batch: int, rectified: bool, position: int = POSITION
+) -> Needed:
+    """Bytes: every event read (x, y, t, p), every cell of the float32 grid written.
+
+    Operations: the additions into cells, 2 for an event on a pixel and 8 for one between pixels.
+    They are held against the rate of random 64-bit atomic additions on a GPU; on a CPU, where no
+    such rate limits a kernel that owns its cells, the bytes alone count.
+    """
+    moved = events * (2 * position + TIME + POLARITY) + batch * cells * PIXEL
+    return Needed(moved, events * (8 if rectified else 2), "atomics")
+
+
+def upsample_needs(
+    batch: int, channels: int, height: int, width: int, factor: int, both: bool
+) -> Needed:
+    """Bytes: field and mask read, the fine field written; with gradients field, mask and the fine
+    gradient read, the gradients of field and mask written.
+
+    Operations per fine pixel: 9 exponentials (as one each), 8 additions of them, 9 multiplications
+    and 8 additions per channel and one division; the gradient makes the weights again, 2 per
+    neighbour and channel for each of field and mask, and 4 per neighbour for the softmax.
+    """
+    coarse = batch * height * width
+    fine = coarse * factor**2
+    field, mask, result = channels * coarse * PIXEL, 9 * fine * PIXEL, channels * fine * PIXEL
+    weights = 9 + 8 + 1
+    operations = fine * (weights + 17 * channels)
+    if not both:
+        return Needed(field + mask + result, operations, "float32")
+    operations += fine * (weights + 9 * 4 * channels + 9 * 4)
+    return Needed(3 * (field + mask) + 2 * result, operations, "float32")
+
+
+def gradient_needs(batch: int, channels: int, height: int, width: int, both: bool) -> Needed:
+    """Planes of float32: two frames, event sum and flow (2) read, 6 written; with gradients the
+    inputs read again, 6 gradients read and those of every input written.
+
+    Operations per pixel: luma of both frames (5 each with colour), decoding and logarithm (2 each
+    at least), gradients and difference (5), the prediction (4), five window sums of which running
+    sums need 4 additions each, their products (3) and S (10). The gradient: twice as many.
+    """
+    pixels = batch * height * width
+    inputs = 2 * channels + 1 + 2
+    luma = 10 if channels == 3 else 0
+    operations = pixels * (luma + 4 + 5 + 4 + 20 + 3 + 10)
+    if not both:
+        return Needed(pixels * PIXEL * (inputs + 6), operations, "float32")
+    return Needed(pixels * PIXEL * (3 * inputs + 12), 3 * operations, "float32")
+
+
+def warp_needs(events: int, batch: int, height: int, width: int, both: bool) -> Needed:
+    """Bytes: events and flow read, one plane written; with gradients events, flow and the plane's
+    gradient read, the flow's gradient written.
+
+    Operations per event: 8 for the four weights of the sampling and 7 for each component sampled, 4
+    to move, 8 for the weights of the votes and 4 additions. The gradient: 12 for the slope of the
+    votes, 8 to spread it over the flow, and the forward again.
+    """
+    read = events * (2 * POSITION + TIME + POLARITY)
+    plane = batch * height * width * PIXEL
+    operations = events * (8 + 14 + 4 + 8 + 4)
+    if not both:
+        return Needed(read + 3 * plane, operations, "float32")
+    return Needed(2 * read + 8 * plane, 2 * operations + 20 * events, "float32")
+
+
+@dataclass(frozen=True)
+class Setting:
+    device: str
+    quick: bool
+    limits: Limits
+    instructions: str | None  # the instruction set of the CPU kernels
+    compiled_peers: bool = True  # on a GPU
+
+
+@dataclass(frozen=True)
+class Work:
+    """Inputs made, ready to run: every algorithm takes them and returns its results.
+
+    Gradients are asked for in `inputs` that require them. `comparable` picks from results and
+    gradients what peers compute too. Algorithms named in `untraced` allocate past torch. `expected`
+    stands in for a peer that does not fit; `baseline` is our own smaller row.
+    """
+
+    inputs: Sequence[Tensor]
+    ours: Mapping[str, Algorithm]
+    needed: Needed
+    peers: Mapping[str, Algorithm] = field(default_factory=dict)
+    peer_inputs: Sequence[Tensor] | None = None
+    tolerance: float = TOLERANCE
+    comparable: View = list
+    untraced: frozenset[str] = frozenset()
+    expected: Callable[[], list[Tensor]] | None = None
+    baseline: Callable[[], list[Tensor]] | None = None
+    events: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs; every operator in `names` makes a row of it (for every peer)."""
+
+    size: str
+    direction: str  # "forward" or "both"
+    dtype: str
+    names: tuple[str, ...]
+    build: Callable[[], Work]
+
+    def labels(self) -> dict[str, str]:
+        rest = f"{self.size} {self.direction} {self.dtype}"
+        return {name: f"{name} {rest}" for name in self.names}
+
+    def only(self, parts: Sequence[str]) -> Case:
+        labels = self.labels().items()
+        return replace(self, names=tuple(name for name, label in labels if chosen(label, parts)))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int, device: str) -> Tensor:
+    return torch.randn(shape, generator=generator(seed)).to(device)
+
+
+def smooth_flow(height: int, width: int, amplitude: float) -> Tensor:
+    """A flow [1, 2, H, W] of a few pixels that turns over about a third of the image."""
+    x, y = pixel_grid(height, width)
+    u = torch.sin(2 * math.pi * (x / width + 1.7 * y / height))
+    v = torch.cos(2 * math.pi * (1.3 * x / width - y / height))
+    return amplitude * torch.stack((u, v))[None]
+
+
+def with_gradients(direction: str, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.requires_grad_(direction == "both") for tensor in tensors]
+
+
+def with_compiled(eager: Mapping[str, Algorithm], setting: Setting) -> dict[str, Algorithm]:
+    """Peers as they are, and on a GPU compiled too."""
+    if setting.device != "cuda" or not setting.compiled_peers:
+        return dict(eager)
+    torch._dynamo.reset()  # or the shapes of earlier rows count towards a recompilation limit
+    compiled = {f"{name}, compiled": torch.compile(peer) for name, peer in eager.items()}
+    return {f"{name}, eager": peer for name, peer in eager.items()} | compiled
+
 
 DURATION = 100_000  # microseconds of an event window
 GPU_FLOOR = 50e-6  # seconds; below this a launch takes as long as the work
@@ -72,12 +238,6 @@ def batched(size: str, batch: int) -> str:
     return f"{batch} x {size}" if batch > 1 else size
 
 
-def bandwidth_target(at: Setting, cpu: Target) -> Target:
-    if at.quick:
-        return NO_TARGET
-    return Target(floor=0.6) if at.device == "cuda" else cpu
-
-
 def voxelize_case(rectified: bool, at: Setting) -> Case:
     """Ours rounds weights to 2^-15, the peers round times to float32: 1e-3 of the largest value."""
     count, bins, height, width = 10**6 if at.quick else 10**7, 15, 480, 640
@@ -105,7 +265,7 @@ def voxelize_case(rectified: bool, at: Setting) -> Case:
         return Work(
             inputs=[],
             ours={name: ours},
-            needed=floors.voxelize(count, math.prod(grid), 1, rectified, e.x.itemsize),
+            needed=voxelize_needs(count, math.prod(grid), 1, rectified, e.x.itemsize),
             peers=others,
             tolerance=1e-3,
             comparable=lambda results: [results[0].view(grid)],
@@ -114,12 +274,9 @@ def voxelize_case(rectified: bool, at: Setting) -> Case:
             events=count,
         )
 
-    target = Target(speed=40.0 if rectified else 5.0)
-    if at.device == "cuda":
-        target = Target(events=0.7e9 if rectified else 2e9)
     size = f"{count:.0e} events, {width} x {height} x {bins}".replace("e+0", "e")
     dtype = "float32" if rectified else "int16"
-    return Case(size, "forward", dtype, {name: NO_TARGET if at.quick else target}, build)
+    return Case(size, "forward", dtype, (name,), build)
 
 
 def warp_case(direction: str, at: Setting) -> Case:
@@ -127,7 +284,7 @@ def warp_case(direction: str, at: Setting) -> Case:
     both = direction == "both"
 
     def need(items: int) -> Needed:
-        return floors.warp_events(count * items, items, height, width, both)
+        return warp_needs(count * items, items, height, width, both)
 
     batch = raised_batch(need, at)
 
@@ -149,8 +306,7 @@ def warp_case(direction: str, at: Setting) -> Case:
         )
 
     size = batched(f"{count:.0e} events, {width} x {height}".replace("e+0", "e"), batch)
-    target = bandwidth_target(at, Target(speed=5.0))
-    return Case(size, direction, "float32", {"warp_events": target}, build)
+    return Case(size, direction, "float32", ("warp_events",), build)
 
 
 def inner(border: int, factor: int) -> View:
@@ -172,7 +328,7 @@ def upsample_case(direction: str, at: Setting) -> Case:
     both = direction == "both"
 
     def need(items: int) -> Needed:
-        return floors.convex_upsample(items, channels, height, width, factor, both)
+        return upsample_needs(items, channels, height, width, factor, both)
 
     batch = raised_batch(need, at)
 
@@ -190,8 +346,7 @@ def upsample_case(direction: str, at: Setting) -> Case:
         )
 
     size = batched(f"{height} x {width} -> {factor * height} x {factor * width}, D = 2", batch)
-    target = bandwidth_target(at, Target(speed=8.0 if both else 4.0))
-    return Case(size, direction, "float32", {"convex_upsample": target}, build)
+    return Case(size, direction, "float32", ("convex_upsample",), build)
 
 
 def gradient_case(direction: str, channels: int, at: Setting) -> Case:
@@ -200,7 +355,7 @@ def gradient_case(direction: str, channels: int, at: Setting) -> Case:
     reference = OPERATORS["common_gradient"].reference
 
     def need(items: int) -> Needed:
-        return floors.common_gradient(items, channels, height, width, both)
+        return gradient_needs(items, channels, height, width, both)
 
     batch = raised_batch(need, at)
 
@@ -218,12 +373,11 @@ def gradient_case(direction: str, channels: int, at: Setting) -> Case:
         )
 
     size = batched(f"{channels} x {height} x {width}", batch)
-    target = bandwidth_target(at, Target(speed=10.0, floor=0.4))
-    return Case(size, direction, "float32", {"common_gradient": target}, build)
+    return Case(size, direction, "float32", ("common_gradient",), build)
 
 
-def all_cases(at: Setting) -> Iterator[Case]:
-    yield from correlation_cases(at)
+def operator_cases(at: Setting) -> Iterator[Case]:
+    """All but the correlation's."""
     for rectified in (True, False):
         yield voxelize_case(rectified, at)
     directions = ("forward", "both")

@@ -3,10 +3,14 @@
     python benchmarks/operators.py --threads 2 --json today.json --markdown today.md
     python benchmarks/operators.py --quick --only voxelize warp_events
     FLOWFUSE_CPU_CAPABILITY=avx2 python benchmarks/operators.py --only correlation
+    python benchmarks/operators.py --threads 2 --crossover
 
 Peers and operators take turns (peer, ours, peer, ours ...). Before they are timed, their results
 and gradients are compared: a wrong kernel is a failed row. docs/performance.md says how time, extra
-memory and floors are obtained.
+memory and floors are obtained. --crossover times both strategies of flowfuse.ops.Correlation over
+sizes, channels, numbers of look-ups and directions instead: VOLUME_CAPS in
+flowfuse/ops/correlation.py is the largest volume below which "volume" loses nowhere much, since
+strategy "auto" knows the shape and not the look-ups to come.
 """
 
 from __future__ import annotations
@@ -18,28 +22,34 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
-from cases import Algorithm, Case, Setting, Target, Work
-from floors import floor_seconds
+from correlation_cases import Correlated, correlation_cases
 from measuring import (
     FULL,
     QUICK,
+    Budget,
     Limits,
     Timing,
     extra_memory,
     measure_limits,
     time_interleaved,
 )
-from operator_cases import all_cases
+from operator_cases import (
+    Algorithm,
+    Case,
+    Setting,
+    Work,
+    floor_seconds,
+    operator_cases,
+    with_gradients,
+)
 from reporting import (
     OneLineParser,
     Row,
     add_result_arguments,
     add_run_arguments,
     fill,
-    head,
     heading,
     limits_text,
-    line,
     new_report,
     number,
     reason,
@@ -51,8 +61,14 @@ from reporting import (
 from torch import Tensor
 
 from flowfuse import ops
+from flowfuse.evaluation.report import head, line
+from flowfuse.ops.correlation import volume_bytes
 from flowfuse.precision import has_native_bfloat16
 
+CROSSOVER_SIZES = ((8, 10), (12, 16), (16, 20), (24, 32), (30, 40), (45, 60), (60, 80))
+CROSSOVER_CHANNELS = (64, 128, 256)
+CROSSOVER_LOOKUPS = (1, 4, 12)
+CROSSOVER_BUDGET = Budget(least=3, most=40, seconds=0.4)
 BASELINE = "our own smaller row"  # key beside the names of operators and peers
 
 
@@ -76,7 +92,7 @@ def make_cotangents(case: Case, work: Work) -> list[Tensor]:
     """Random gradients of the results, whose shapes one forward run gives; none for "forward"."""
     if case.direction == "forward":
         return []
-    name = next(name for name in work.ours if name in case.targets)
+    name = next(name for name in work.ours if name in case.names)
     generator = torch.Generator().manual_seed(11)
     return [
         torch.randn(values.shape, generator=generator).to(values)
@@ -119,14 +135,14 @@ class Measurement:
             self.work = self.case.build()
             cotangents = make_cotangents(self.case, self.work)
         except Exception as error:  # any failure is one row's, never the run's
-            self.errors = {name: reason(error) for name in self.case.targets}
+            self.errors = {name: reason(error) for name in self.case.names}
             return self.rows()
         calls = self.check(self.calls(self.work, cotangents))
         try:
             budget = QUICK if self.setting.quick else FULL
             self.timings = time_interleaved(calls, self.setting.device, budget)
         except Exception as error:
-            self.errors |= {name: reason(error) for name in self.case.targets}
+            self.errors |= {name: reason(error) for name in self.case.names}
         return self.rows()
 
     def calls(self, work: Work, cotangents: Sequence[Tensor]) -> dict[str, Callable]:
@@ -136,7 +152,7 @@ class Measurement:
         if work.baseline is not None:
             calls[BASELINE] = partial(evaluate, lambda: work.baseline(), [], [])
         for name, algorithm in work.ours.items():
-            if name in self.case.targets:
+            if name in self.case.names:
                 calls[name] = partial(evaluate, algorithm, work.inputs, cotangents)
         return calls
 
@@ -167,12 +183,12 @@ class Measurement:
         names = list(self.work.peers) if self.work else []
         return [
             self.row(name, peer)
-            for name in self.case.targets
+            for name in self.case.names
             for peer in names or [None]  # a row for each peer
         ]
 
     def row(self, name: str, peer: str | None) -> Row:
-        case, target = self.case, self.case.targets[name]
+        case = self.case
         ours, theirs = self.timings.get(name), self.timings.get(peer)
         if name in self.errors:
             ours = None
@@ -190,7 +206,6 @@ class Measurement:
             "peer_extra_bytes": self.memory.get(peer) if theirs else None,
             "ratio_to_peer": theirs.median / ours.median if ours and theirs else None,
             "ratio_to_floor": None,
-            "target": target.text() or None,
         }
         if self.work is not None:
             needed = self.work.needed
@@ -198,7 +213,6 @@ class Measurement:
             row["bytes_needed"], row["operations_needed"] = needed.bytes, needed.operations
             row["floor_ms"] = floor_ms
             row["ratio_to_floor"] = floor_ms / ours.median if ours else None
-        row["met"] = self.met(target, row) if ours and target.text() else None
         notes = [self.note(peer, ours), self.unsteady(ours, theirs)]
         row["note"] = "; ".join(note for note in notes if note) or None
         row["error"] = self.errors.get(name) or self.errors.get(peer)
@@ -225,25 +239,10 @@ class Measurement:
         wide = any(timing and timing.spread > 0.25 * timing.median for timing in timings)
         return "unsteady" if wide else None
 
-    def met(self, target: Target, row: Row) -> bool:
-        """Whether all that the target asks for and that could be measured is reached."""
-        own = self.own_ratio(self.timings[row["operator"]])
-        extra, peer_extra = row["extra_bytes"], row["peer_extra_bytes"]
-        rate = self.work.events / (1e-3 * row["time_ms"])
-        reached = [
-            target.speed is None or (row["ratio_to_peer"] or 0) >= target.speed,
-            target.memory is None or (peer_extra or 0) * target.memory >= extra,
-            target.floor is None or row["ratio_to_floor"] >= target.floor,
-            target.extra_bytes is None or extra <= target.extra_bytes,
-            target.own is None or (own is not None and own <= target.own),
-            target.events is None or rate >= target.events,
-        ]
-        return all(reached)
-
 
 COLUMNS = (
     "operator", "size", "direction", "dtype", "ms", "extra MiB", "peer", "peer ms",
-    "peer extra MiB", "x peer", "of floor", "target", "note",
+    "peer extra MiB", "x peer", "of floor", "note",
 )  # fmt: skip
 
 
@@ -255,7 +254,6 @@ def cells(row: Row) -> list[str]:
             return ""
         return f"{row[time]:.4g} ± {row[spread]:.2g}"
 
-    verdict = {None: "", True: ": met", False: ": missed"}[row["met"]]
     failure = f"failed: {row['error']}" if row["error"] else ""
     return [
         *(str(row[key]) for key in ("operator", "size", "direction", "dtype")),
@@ -266,7 +264,6 @@ def cells(row: Row) -> list[str]:
         number(row["peer_extra_bytes"], ".1f", 2**-20),
         number(row["ratio_to_peer"], ".2f"),
         number(row["ratio_to_floor"], ".0%"),
-        f"{row['target'] or ''}{verdict}",
         failure or row["note"] or "",
     ]
 
@@ -283,6 +280,66 @@ def as_markdown(report: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
+def strategy_ratio(shape: Correlated, direction: str, device: str, budget: Budget) -> float:
+    """Time of strategy "on_demand" over that of "volume"."""
+    maps = with_gradients(direction, *shape.features(torch.float32, device))
+    lookups = shape.coords(device)
+    strategies = {name: shape.ours(name, lookups) for name in ("volume", "on_demand")}
+    cotangents = []
+    if direction == "both":
+        results = evaluate(strategies["on_demand"], maps, [])
+        cotangents = [torch.randn_like(values) for values in results]
+    calls = {
+        name: partial(evaluate, algorithm, maps, cotangents)
+        for name, algorithm in strategies.items()
+    }
+    for call in calls.values():
+        call()
+    times = time_interleaved(calls, device, budget)
+    return times["on_demand"].median / times["volume"].median
+
+
+def measure_crossover(device: str, quick: bool) -> Iterator[Row]:
+    """A row of ratios for every size, number of channels and direction, printed as they come."""
+    print(*head(CROSSOVER_COLUMNS), sep="\n", flush=True)
+    for height, width in CROSSOVER_SIZES[:2] if quick else CROSSOVER_SIZES:
+        for channels in CROSSOVER_CHANNELS:
+            for direction in ("forward", "both"):
+                shapes = [
+                    Correlated(channels, height, width, lookups=count)
+                    for count in CROSSOVER_LOOKUPS
+                ]
+                budget = QUICK if quick else CROSSOVER_BUDGET
+                row: Row = {
+                    "size": f"{channels} x {height} x {width}",
+                    "volume_bytes": volume_bytes(*shapes[0].features(torch.float32, device), 4),
+                    "direction": direction,
+                    "ratios": [
+                        strategy_ratio(shape, direction, device, budget) for shape in shapes
+                    ],
+                }
+                print(line(crossover_cells(row)), flush=True)
+                yield row
+
+
+CROSSOVER_COLUMNS = (
+    "size", "volume MiB", "direction", *(f"{count} look-ups" for count in CROSSOVER_LOOKUPS)
+)  # fmt: skip
+
+
+def crossover_cells(row: Row) -> list[str]:
+    """The texts of one row of the table of strategies."""
+    size = number(row["volume_bytes"], ".2f", 2**-20)
+    return [row["size"], size, row["direction"], *(f"{ratio:.2f}" for ratio in row["ratios"])]
+
+
+def crossover_markdown(report: Mapping) -> str:
+    """The report of --crossover as text with one table."""
+    rows = [crossover_cells(row) for row in report["rows"]]
+    told = 'Time of "on_demand" over that of "volume"; on_demand wins below 1.'
+    return "\n".join([*heading(report), told, "", *table(CROSSOVER_COLUMNS, rows)]) + "\n"
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -292,13 +349,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-compiled-peers", action="store_true",
         help="on a GPU: leave out the peers under torch.compile, which take long to compile",
     )  # fmt: skip
+    parser.add_argument(
+        "--crossover", action="store_true", help="time the strategies of the correlation instead"
+    )
     add_result_arguments(parser)
     return parser
 
 
+def all_cases(setting: Setting) -> Iterator[Case]:
+    """Every case; the largest operator first."""
+    yield from correlation_cases(setting)
+    yield from operator_cases(setting)
+
+
 def chosen_cases(setting: Setting, only: Sequence[str]) -> list[Case]:
     cases = [case.only(only) for case in all_cases(setting)]
-    return [case for case in cases if case.targets]
+    return [case for case in cases if case.names]
 
 
 def measure(setting: Setting, cases: Sequence[Case]) -> Iterator[Row]:
@@ -326,6 +392,11 @@ def add_noise_note(row: Row, before: Sequence[Row]) -> None:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     set_up(options, parser)
+    if options.crossover:
+        report = new_report(options.device, options.quick, measure_limits(options.device, True))
+        rows = measure_crossover(options.device, options.quick)
+        fill(report, "rows", rows, options, crossover_markdown)
+        return 0
     instructions = ops.build_info()["cpu_capability"]
     # The rows' names do not depend on these numbers: an --only that fits none is told at once.
     native = has_native_bfloat16(torch.device(options.device))

@@ -37,10 +37,8 @@ from reporting import (
     Row,
     add_result_arguments,
     fill,
-    head,
     heading,
     limits_text,
-    line,
     new_report,
     number,
     reason,
@@ -52,6 +50,7 @@ from torch.utils.data import DataLoader, Dataset
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.formats.hdf5 import register_codecs
 from flowfuse.data.registry import open_event_file
+from flowfuse.evaluation.report import head, line
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 480, 640

@@ -16,6 +16,7 @@ from measuring import Limits, commit, machine, versions
 
 from flowfuse import ops
 from flowfuse.cli.console import parse_count
+from flowfuse.evaluation.report import head, line
 from flowfuse.io.atomic import atomic_path, check_file_path
 
 Row = dict[str, object]
@@ -170,16 +171,6 @@ def heading(report: Mapping) -> list[str]:
         f"Limits measured in the same run: {limits_text(report['limits'])}.",
         "",
     ]
-
-
-def head(titles: Sequence[str]) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [line(titles), "|---" * len(titles) + "|"]
-
-
-def line(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(text.replace("|", "/") for text in cells) + " |"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

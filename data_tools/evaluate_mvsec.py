@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +26,19 @@ from flowfuse.data.datasets.mvsec.protocols import (
 )
 from flowfuse.data.datasets.mvsec.recording import MvsecRecording, open_mvsec
 from flowfuse.estimator import Estimator, load
-from flowfuse.evaluation.metrics import FlowMetrics
+from flowfuse.evaluation.evaluate import Estimate, GroundTruth, Pair, evaluate
 from flowfuse.events import Events
 from flowfuse.inputs import input_interval
 from flowfuse.io.atomic import atomic_path, check_file_path
 
-MEASURES = {"epe": "EPE, px", "3pe": "outliers, %", "1pe": "> 1 px, %", "ae": "AE, degrees"}
+MEASURES = {
+    "epe": "EPE, px",
+    "3pe": "outliers, %",
+    "1pe": "> 1 px, %",
+    "2pe": "> 2 px, %",
+    "ae": "AE, degrees",
+    "ause": "AUSE",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +61,7 @@ def measure(arguments: argparse.Namespace) -> None:
     conditions = describe(recording, protocol, arguments)
     print("\n".join(conditions))
     windows = protocol.windows(recording, arguments.dt, arguments.stride)
-    result = evaluate(estimator, recording, protocol, windows, arguments.input == "crop")
+    result = compare(estimator, recording, protocol, windows, arguments.input == "crop")
     print("\n".join(table(result)))
     if arguments.output is not None:
         content = {"model": arguments.model, "conditions": conditions, **result}
@@ -139,37 +146,36 @@ def describe(
     ]
 
 
-def evaluate(
+def compare(
     estimator: Estimator,
     recording: MvsecRecording,
     protocol: Protocol,
     windows: Sequence[EvaluationInterval],
     crop_input: bool,
 ) -> dict:
-    """Estimate the flow of all windows and compare it, and zero flow, with the truth.
+    """Estimate the flow of all windows and compare it, and zero flow, with the ground truth.
 
     Returns:
         ``windows``: their number; for each mask ``model`` and ``zero flow``, summaries of
         :class:`FlowMetrics`.
     """
-    fraction = protocol.outlier_fraction
-    metrics = {
-        mask: {row: FlowMetrics(outlier_fraction=fraction) for row in ("model", "zero flow")}
-        for mask in protocol.masks
-    }
-    for window in tqdm(windows, unit=" windows", disable=None):
-        flow = estimate(estimator, recording, protocol, window, crop_input)
-        ground_truth, valid = protocol.ground_truth(recording, window)
-        for mask, rows in metrics.items():
-            counted = valid
-            if mask == "events":
-                events = recording.events(window.t0, window.t1)
-                counted = valid & protocol.event_mask(events)
-            rows["model"].add(flow, ground_truth, counted)
-            rows["zero flow"].add(np.zeros_like(flow), ground_truth, counted)
+
+    def pairs() -> Iterator[Pair]:
+        for window in tqdm(windows, unit=" windows", disable=None):
+            estimate = estimate_interval(estimator, recording, protocol, window, crop_input)
+            masks = {mask: None for mask in protocol.masks}
+            if "events" in masks:
+                masks["events"] = protocol.event_mask(recording.events(window.t0, window.t1))
+            ground_truth = GroundTruth.of_flow(
+                *protocol.ground_truth(recording, window), masks=masks
+            )
+            still = Estimate(np.zeros_like(estimate.displacements))
+            yield {"model": estimate, "zero flow": still}, ground_truth
+
+    found = evaluate(pairs(), outlier_fraction=protocol.outlier_fraction)
     summaries = {
-        mask: {row: defined(one.summary()) for row, one in rows.items()}
-        for mask, rows in metrics.items()
+        mask: {row: defined(found.summary(row, mask)) for row in found.rows(mask)}
+        for mask in found.masks
     }
     return {"windows": len(windows), "masks": summaries}
 
@@ -184,14 +190,14 @@ def defined(summary: dict) -> dict:
 
 
 @torch.no_grad()
-def estimate(
+def estimate_interval(
     estimator: Estimator,
     recording: MvsecRecording,
     protocol: Protocol,
     window: EvaluationInterval,
     crop_input: bool,
-) -> np.ndarray:
-    """Estimate the flow of the crop, [2, c, c] px."""
+) -> Estimate:
+    """Estimate the flow of the crop, [1, 2, c, c] px, and its uncertainty."""
     start, end = input_interval(window.t0, window.t1, estimator.model.config.slices, None, None)
     events = recording.events(max(start, 0), end)
     frames = [None, None]
@@ -201,7 +207,9 @@ def estimate(
         events = crop_events(events, protocol)
         frames = [None if frame is None else protocol.cut(frame) for frame in frames]
     result = estimator(*frames, events, t0=window.t0, t1=window.t1)
-    return result.flow if crop_input else protocol.cut(result.flow)
+    found = (result.flow, result.uncertainty)
+    flow, uncertainty = found if crop_input else map(protocol.cut, found)
+    return Estimate(flow[None], uncertainty)
 
 
 def crop_events(events: Events, protocol: Protocol) -> Events:

@@ -18,17 +18,15 @@ from flowfuse.cli.infer_outputs import OutputDirectory
 from flowfuse.cli.infer_settings import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
-from flowfuse.evaluation.metrics import (
-    FlowMetrics,
-    Sums,
-    add_sum,
-    means,
-    photometric_error,
-    trajectory_sums,
-)
+from flowfuse.evaluation.boundaries import DISTANCES
+from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth
+from flowfuse.evaluation.metrics import means, photometric_error
 from flowfuse.io.atomic import atomic_path
 from flowfuse.io.images import as_gray
 from flowfuse.runner import GAP_RATIO, Interval
+
+ROWS = ("flow", "zero_flow")
+PATH = ("tepe", "tepe_line_own_end", "tepe_line_true_end", "deviation_error")
 
 
 class RunMetrics:
@@ -44,9 +42,7 @@ class RunMetrics:
         self.latest = ""
         self._pairs: list[dict[str, Any]] = []
         # 1.0 is the flow from frame to frame; other tau are continuous flow
-        self._estimates: dict[float, FlowMetrics] = {}
-        self._zeros: dict[float, FlowMetrics] = {}
-        self._path_sums: Sums = {}
+        self._evaluations: dict[float, Evaluation] = {}
 
     def add(
         self,
@@ -75,34 +71,28 @@ class RunMetrics:
             "photometric_error": photometric_error(*frames, flow),
             "photometric_error_zero_flow": photometric_error(*frames, still),
         }
-        ground_truths = {}
-        for tau, estimate in {**flow_at, 1.0: flow}.items():
-            ground_truth = recording.ground_truth_at(window.index, tau)
-            if ground_truth is None:
-                continue
-            ground_truths[tau] = ground_truth
-            found = self._estimates.setdefault(tau, FlowMetrics()).add(estimate, *ground_truth)
-            zero = self._zeros.setdefault(tau, FlowMetrics()).add(still, *ground_truth)
-            if tau == 1:
-                pair |= {"flow": found, "zero_flow": zero}
-                told = f"EPE {found['epe']:.2f}, zero flow {zero['epe']:.2f} px"
-                self.latest = told if math.isfinite(found["epe"]) else ""
-            else:
-                entry = {"flow": found, "zero_flow": zero}
-                pair.setdefault("flow_at", {})[str(tau)] = entry
-        between = [tau for tau in ground_truths if tau < 1]
-        if between and 1.0 in ground_truths:
-            sums = trajectory_sums(
-                np.stack([flow_at[tau] for tau in between]),
-                np.stack([ground_truths[tau][0] for tau in between]),
-                between,
-                flow,
-                ground_truths[1.0][0],
-                np.stack([ground_truths[tau][1] & ground_truths[1.0][1] for tau in between]),
+        flows = {**flow_at, 1.0: flow}
+        known = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
+        known = {tau: found for tau, found in known.items() if found is not None}
+        for tau in known:
+            # With the flow to the second frame goes the path to it, as far as it is known.
+            times = [tau] if tau < 1 else [*(other for other in known if other < 1), tau]
+            path = np.stack([flows[time] for time in times])
+            ground_truth = GroundTruth(
+                *(np.stack(parts) for parts in zip(*(known[time] for time in times), strict=True)),
+                tau=times,
             )
-            pair["trajectory"] = means(sums)
-            for name, parts in sums.items():
-                add_sum(self._path_sums, name, *parts)
+            evaluation = self._evaluations.setdefault(tau, Evaluation())
+            estimates = {"flow": Estimate(path), "zero_flow": Estimate(np.zeros_like(path))}
+            found = evaluation.add(estimates, ground_truth)[ALL]
+            if tau < 1:
+                pair.setdefault("flow_at", {})[str(tau)] = found
+                continue
+            pair |= found
+            if "tepe" in found["flow"]:
+                pair["trajectory"] = {name: found["flow"][name] for name in PATH}
+            told = f"EPE {found['flow']['epe']:.2f}, zero flow {found['zero_flow']['epe']:.2f} px"
+            self.latest = told if math.isfinite(found["flow"]["epe"]) else ""
         self._pairs.append(pair)
 
     def averages(self) -> dict[str, Any]:
@@ -111,17 +101,15 @@ class RunMetrics:
             name: _mean([pair[name] for pair in self._pairs])
             for name in ("photometric_error", "photometric_error_zero_flow")
         }
-        for tau in self._estimates:
-            entry = {
-                "flow": self._estimates[tau].summary(),
-                "zero_flow": self._zeros[tau].summary(),
-            }
-            if tau == 1:
-                result |= entry
-            else:
+        for tau, evaluation in self._evaluations.items():
+            entry = {row: evaluation.summary(row) for row in ROWS}
+            if tau < 1:
                 result.setdefault("flow_at", {})[str(tau)] = entry
-        if self._path_sums:
-            result["trajectory"] = means(self._path_sums)
+                continue
+            result |= entry
+            sums = evaluation.sums("flow")
+            if "tepe" in sums:
+                result["trajectory"] = means({name: sums[name] for name in PATH})
         return result
 
     def write(self, path: Path, checkpoint: str) -> bool:
@@ -173,11 +161,28 @@ class RunMetrics:
                     f"  {name}: EPE {found['epe']:.3f} px, 1PE {found['1pe']:.2f} %, "
                     f"2PE {found['2pe']:.2f} %, 3PE {found['3pe']:.2f} %, AE {found['ae']:.3f} deg"
                 )
+            lines.append(boundary_line(average["flow"]["per_pixel"]))
+        if "trajectory" in average:
+            path = average["trajectory"]
+            lines.append(
+                f"TEPE (EPE between the frames): {path['tepe']:.3f} px, straight line to the true "
+                f"end {path['tepe_line_true_end']:.3f} px"
+            )
         lines.append(
             f"photometric error after warping: {average['photometric_error']:.4f}, "
             f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"
         )
         return lines
+
+
+def boundary_line(found: dict[str, float]) -> str:
+    """The errors by the distance to motion discontinuities, and of what is hidden, if known."""
+    parts = [f"{found[f'epe_within_{limit}']:.3f} px within {limit} px" for limit in DISTANCES]
+    text = f"{', '.join(parts)}, {found[f'epe_beyond_{DISTANCES[-1]}']:.3f} px elsewhere"
+    line = f"  EPE at motion discontinuities: {text}"
+    if "epe_occluded" in found:
+        line += f"; occluded {found['epe_occluded']:.3f}, visible {found['epe_visible']:.3f} px"
+    return line
 
 
 def counted(count: int, unit: str) -> str:

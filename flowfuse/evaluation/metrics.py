@@ -100,13 +100,16 @@ class FlowMetrics:
 
     Two averages are in use and differ: over all valid pixels of the set, and over the frames, of
     each frame's average. Both are given, by name.
+
+    Attributes:
+        pixel_sums: measure -> (sum, divisor) over all frames.
     """
 
     def __init__(self, *, outlier_fraction: float = 0.0) -> None:
         self.outlier_fraction = outlier_fraction
         self.frames = 0
         self.valid_pixels = 0
-        self._pixel_sums: Sums = {}
+        self.pixel_sums: Sums = {}
         self._frame_sums: Sums = {}
 
     def add(
@@ -117,13 +120,16 @@ class FlowMetrics:
         boundary: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Add a frame; arguments and result as in :func:`flow_metrics`."""
-        sums = flow_sums(
-            flow, ground_truth, valid, boundary, outlier_fraction=self.outlier_fraction
+        return self.add_sums(
+            flow_sums(flow, ground_truth, valid, boundary, outlier_fraction=self.outlier_fraction)
         )
+
+    def add_sums(self, sums: Sums) -> dict[str, float]:
+        """Add a frame by its sums; ``epe`` must be among them."""
         self.frames += 1
         self.valid_pixels += int(sums["epe"][1])
         for name, (total, pixels) in sums.items():
-            add_sum(self._pixel_sums, name, total, pixels)
+            add_sum(self.pixel_sums, name, total, pixels)
             if pixels:  # a frame where nothing counts has no average
                 add_sum(self._frame_sums, name, total / pixels, 1)
             else:
@@ -138,7 +144,7 @@ class FlowMetrics:
             numbers.
         """
         return {
-            "per_pixel": means(self._pixel_sums),
+            "per_pixel": means(self.pixel_sums),
             "per_frame": means(self._frame_sums),
             "frames": self.frames,
             "valid_pixels": self.valid_pixels,

@@ -21,8 +21,8 @@ from .volume_lookup import MAX_RADIUS, volume_lookup
 MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
 # Bytes of the largest volume that strategy "auto" stores for a Correlation. Below it on a CPU,
 # "volume" is up to a half faster after many look-ups and up to a half slower after one; above it
-# "on_demand" is faster for one and four (benchmarks/crossover.py). On a GPU not yet measured: a
-# limit to the memory.
+# "on_demand" is faster for one and four (benchmarks/operators.py --crossover). On a GPU not yet
+# measured: a limit to the memory.
 VOLUME_CAPS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from flowfuse import distributed
 from flowfuse.data.augment import drop_events, drop_frames
 from flowfuse.data.samples import Sample
+from flowfuse.evaluation.baselines import DIS, ZERO, dense_inverse_search
+from flowfuse.evaluation.evaluate import (
+    Estimate,
+    GroundTruth,
+    Pair,
+    endpoint_sums,
+    evaluate,
+)
 from flowfuse.events import Events
 from flowfuse.geometry.bezier import bezier
 from flowfuse.model import FlowFuse, ModelOutput
@@ -57,13 +63,11 @@ class Validator:
         self._batch = batch
         self._device = device
         self._bf16 = bf16
-        zero, dis = _Mean(), _Mean()
-        for sample in samples:
-            ground_truth, valid = sample.flow[-1:], sample.valid[-1:]
-            zero.add(ground_truth.norm(dim=1), valid)
-            flow = torch.from_numpy(dense_inverse_search(*gray_frames(sample)))
-            dis.add((ground_truth - flow).norm(dim=1), valid)
-        self._references = {"epe_zero": zero.value(device), "epe_dis": dis.value(device)}
+        found = evaluate(map(_baseline_pair, samples), measure=endpoint_sums)
+        self._references = {
+            f"epe_{name}": _mean(found.sums(row)["epe"] if samples else (0.0, 0), device)
+            for name, row in (("zero", ZERO), ("dis", DIS))
+        }
 
     def measure(self, model: FlowFuse) -> dict[str, float]:
         """Measure a model, with both modalities and with each alone.
@@ -76,22 +80,25 @@ class Validator:
             the earlier times with truth, `epe_frames` and `epe_events` with one modality (where the
             model has both), and, for comparison, `epe_zero` and `epe_dis` (OpenCV's DIS).
         """
-        both = model.config.frames and model.config.events
-        names = ["epe", "tepe", *(f"epe_{name}" for name in MODES if both and name != "fused")]
-        means = {name: _Mean() for name in names}
+        modes = MODES if model.config.frames and model.config.events else ("fused",)
+        found = evaluate(self._pairs(model, modes), measure=endpoint_sums)
+        wanted = {"epe": ("fused", "epe"), "tepe": ("fused", "tepe")}
+        wanted |= {f"epe_{mode}": (mode, "epe") for mode in modes if mode != "fused"}
+        return {
+            name: _mean(found.sums(row)[measure] if self._samples else (0.0, 0), self._device)
+            for name, (row, measure) in wanted.items()
+        } | self._references
+
+    def _pairs(self, model: FlowFuse, modes: Iterable[str]) -> Iterator[Pair]:
+        """Run the model batch by batch: of every scene, mode -> estimate, and ground truth."""
         for start in range(0, len(self._samples), self._batch):
             samples = self._samples[start : start + self._batch]
-            for name, show in MODES.items():
-                if name != "fused" and not both:
-                    continue
-                batch = Sample.collate([show(sample) for sample in samples])
-                flow = bezier(self._run(model, batch).control_points, batch.tau)
-                error = (flow - batch.flow).norm(dim=2)  # [B, T, H, W]
-                end = means["epe" if name == "fused" else f"epe_{name}"]
-                end.add(error[:, -1], batch.valid[:, -1])
-                if name == "fused":
-                    means["tepe"].add(error[:, :-1], batch.valid[:, :-1])
-        return {name: mean.value(self._device) for name, mean in means.items()} | self._references
+            found: dict[str, np.ndarray] = {}
+            for mode in modes:
+                batch = Sample.collate([MODES[mode](sample) for sample in samples])
+                found[mode] = bezier(self._run(model, batch).control_points, batch.tau).numpy()
+            for i, sample in enumerate(samples):
+                yield {mode: Estimate(flow[i]) for mode, flow in found.items()}, _truth(sample)
 
     def draw(self, model: FlowFuse, path: Path, scenes: int = 4) -> None:
         """Write a picture of the first scenes, one per row.
@@ -123,32 +130,28 @@ class Validator:
         return ModelOutput(*(tensor.float().cpu() for tensor in output))
 
 
-class _Mean:
-    """Mean over the valid elements of many tensors; NaN where there are none."""
+def _mean(sums: tuple[float, float], device: torch.device) -> float:
+    """A sum over its divisor, of all processes together, exchanged by way of a device."""
+    total, count = distributed.total(
+        torch.tensor(sums, dtype=torch.float64, device=device)
+    ).tolist()
+    return total / count if count else float("nan")
 
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
 
-    def add(self, values: Tensor, valid: Tensor) -> None:
-        self.total += float(values[valid].double().sum())
-        self.count += int(valid.sum())
+def _truth(sample: Sample) -> GroundTruth:
+    return GroundTruth(sample.flow.numpy(), sample.valid.numpy(), sample.tau.numpy())
 
-    def value(self, device: torch.device) -> float:
-        """Return the mean over what all processes added, exchanged by way of a device."""
-        sums = torch.tensor([self.total, self.count], dtype=torch.float64, device=device)
-        total, count = distributed.total(sums).tolist()
-        return total / count if count else float("nan")
+
+def _baseline_pair(sample: Sample) -> Pair:
+    """DIS and zero flow, at the end alone."""
+    ground_truth = GroundTruth.of_flow(sample.flow[-1].numpy(), sample.valid[-1].numpy())
+    flow = dense_inverse_search(*gray_frames(sample))
+    return {DIS: Estimate(flow[None]), ZERO: Estimate(0 * flow[None])}, ground_truth
 
 
 def gray_frames(sample: Sample) -> list[np.ndarray]:
     """Both frames of a sample as uint8 [H, W]."""
     return [(frame[0] * 255).round().byte().numpy() for frame in (sample.frame0, sample.frame1)]
-
-
-def dense_inverse_search(frame0: np.ndarray, frame1: np.ndarray) -> np.ndarray:
-    """OpenCV's DIS flow, medium preset: two uint8 [H, W] -> [2, H, W] px."""
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return method.calc(frame0, frame1, None).transpose(2, 0, 1)
 
 
 def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = {
     "operator", "size", "direction", "dtype", "time_ms", "spread", "extra_bytes", "peer",
-    "peer_time_ms", "peer_extra_bytes", "ratio_to_peer", "ratio_to_floor", "target",
+    "peer_time_ms", "peer_extra_bytes", "ratio_to_peer", "ratio_to_floor",
 }  # fmt: skip
 
 
@@ -52,7 +52,6 @@ def test_quick_run_writes_rows_and_table(script: ModuleType, tmp_path: Path) -> 
     for row in report["rows"]:
         assert set(row) >= KEYS
         assert row["operator"] == "convex_upsample" and row["error"] is None
-        assert row["target"] is None  # sizes of --quick are not those of the targets
         assert row["ratio_to_peer"] == pytest.approx(row["peer_time_ms"] / row["time_ms"])
         assert row["ratio_to_floor"] == pytest.approx(row["floor_ms"] / row["time_ms"])
         rate = report["limits"]["copy_bytes"], report["limits"]["float32_operations"]
@@ -135,26 +134,25 @@ def test_timing_gives_median_and_quartiles(script: ModuleType) -> None:
 
 
 def make_case(ours, peer):
-    cases, floors = load("cases"), load("floors")
+    cases = load("operator_cases")
     value = torch.ones(1000)
     work = cases.Work(
         inputs=[value],
         ours={"twice": ours},
-        needed=floors.Needed(8000, 1000, "float32"),
+        needed=cases.Needed(8000, 1000, "float32"),
         peers={"plain": peer},
     )
-    targets = {"twice": cases.Target(speed=1e-9)}
-    return cases.Case("1000", "forward", "float32", targets, lambda: work)
+    return cases.Case("1000", "forward", "float32", ("twice",), lambda: work)
 
 
 def measure(script: ModuleType, case):
     limits = load("measuring").Limits(1e9, 1e9, 1e9, None)
-    return script.Measurement(case, load("cases").Setting("cpu", True, limits, None)).run()
+    return script.Measurement(case, load("operator_cases").Setting("cpu", True, limits, None)).run()
 
 
 def test_row_that_agrees(script: ModuleType) -> None:
     (row,) = measure(script, make_case(lambda x: [x + x], lambda x: [2 * x]))
-    assert row["error"] is None and row["met"] is True
+    assert row["error"] is None
     assert row["floor_ms"] == pytest.approx(8e-3)
     assert row["extra_bytes"] == 0
 
@@ -163,7 +161,7 @@ def test_wrong_results_are_not_timed(script: ModuleType) -> None:
     for wrong in (2.01, float("nan")):
         (row,) = measure(script, make_case(lambda x, f=wrong: [f * x], lambda x: [2 * x]))
         assert "MismatchError" in row["error"]
-        assert row["time_ms"] is None and row["ratio_to_peer"] is None and row["met"] is None
+        assert row["time_ms"] is None and row["ratio_to_peer"] is None
         assert row["peer_time_ms"] is not None
         assert "failed: MismatchError" in script.cells(row)[-1]
 
@@ -196,7 +194,7 @@ def test_failure_gives_exit_code_1_and_leaves_the_others(
 
 
 def test_correlation_floor_takes_the_cheaper_way(script: ModuleType) -> None:
-    correlation = load("floors").correlation
+    correlation = load("correlation_cases").correlation_needs
     common = {"both": False, "itemsize": 4, "kind": "float32"}
     once = correlation((1, 256, 60, 80), 1, 4, 4, 1, **common)
     assert once.operations == 2 * 256 * 4800 * (3 * 100 + 70)  # level 3 has 7 x 10 cells
@@ -204,9 +202,9 @@ def test_correlation_floor_takes_the_cheaper_way(script: ModuleType) -> None:
     assert often.operations == 2 * 256 * 4800**2
 
 
-def test_rows_of_targets_are_all_there(script: ModuleType) -> None:
+def test_the_rows_are_all_there(script: ModuleType) -> None:
     limits = load("measuring").Limits(4e12, 1e12, 1e12, 1e9)
-    setting = load("cases").Setting
+    setting = load("operator_cases").Setting
     labels = [
         label
         for device in ("cpu", "cuda")
@@ -243,7 +241,7 @@ def test_without_bfloat16_instructions_no_row_and_no_limit_is_of_it(
     assert measured == [torch.float32] and limits.bfloat16_operations is None
     text = load("reporting").limits_text(asdict(limits))
     assert "2 GFLOP/s in float32, none in bfloat16" in text
-    cases = script.all_cases(load("cases").Setting("cpu", True, limits, "avx2"))
+    cases = script.all_cases(load("operator_cases").Setting("cpu", True, limits, "avx2"))
     assert {case.dtype for case in cases} == {"float32", "int16"}
 
 
@@ -257,11 +255,12 @@ def test_quick_run_on_a_gpu(script: ModuleType, tmp_path: Path) -> None:
     assert report["machine"]["gpu"] and all(row["time_ms"] for row in report["rows"])
 
 
-def test_crossover_writes_its_table(tmp_path: Path) -> None:
+def test_crossover_writes_its_table(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = tmp_path / "crossover.md"
-    command = [sys.executable, str(FOLDER / "crossover.py"), "--quick", "--threads", "1"]
-    done = subprocess.run([*command, "--markdown", str(table)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(script, "CROSSOVER_SIZES", ((8, 10), (12, 16)))
+    assert script.main(["--crossover", "--quick", "--markdown", str(table)]) == 0
     rows = [line.split("|")[1:-1] for line in table.read_text().splitlines() if " x " in line]
     assert len(rows) == 2 * 3 * 2  # sizes, channels, directions
     assert all(float(cell) > 0 for row in rows for cell in (row[1], *row[3:]))

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from accuracy_thresholds import boundary_values, certain_values, quotient
 
 from flowfuse.evaluation.metrics import Sums
+from flowfuse.evaluation.thresholds import boundary_values, certain_values, quotient
 
 RESAMPLES = 2000
 FEWEST_SCENES = 10  # for an interval: drawn from fewer it is little more than least and largest
@@ -222,6 +222,63 @@ def summarize(tally: Tally, references: Mapping[str, str], compared: Sequence[st
         }
         for row, found in values.items()
     }
+
+
+def fusion_ratio(tally: Tally, fused: str, single: Sequence[str]) -> dict[str, float] | None:
+    """EPE with both modalities over that of the better single one: 1 = fusing costs nothing.
+
+    Args:
+        tally: the set.
+        fused: the row with both.
+        single: the rows with one each.
+
+    Returns:
+        "value", "low", "high": of the set, the better one chosen for the whole set; "pairs": the
+        geometric mean of the ratios of single pairs. None where a row is missing.
+    """
+    if not {fused, *single} <= set(tally.rows):
+        return None
+    weights = drawn_counts(len(tally))
+    both, *alone = (ratios_of_sums(weights, tally.sums(row, "epe")) for row in (fused, *single))
+    found = interval(quotient(both, np.min(alone, axis=0)), tally.scenes_with(fused, "epe"))
+    both, *alone = (quotient(*tally.sums(row, "epe").T) for row in (fused, *single))
+    ratios = quotient(both, np.min(alone, axis=0))
+    ratios = ratios[np.isfinite(ratios)]
+    pairs = float(np.exp(np.log(ratios).mean())) if len(ratios) else math.nan
+    return asdict(found) | {"pairs": pairs}
+
+
+def compare_seeds(
+    tally: Tally, groups: Mapping[str, Sequence[str]], compared: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Compare groups of checkpoints that differ in their seeds, the first one with the others.
+
+    A group's error is the mean over its rows. Intervals are over scenes and seeds: both are drawn
+    anew, for all groups alike, as row i of every group has seed i.
+
+    Args:
+        tally: the set.
+        groups: name -> its rows, as many in each group.
+        compared: measures.
+
+    Returns:
+        "first / other" -> measure -> ratio with its interval. Of two or three seeds the spread is
+        known badly, of a single one not at all.
+    """
+    scenes = drawn_counts(len(tally))
+    first, *others = groups
+    drawn = drawn_counts(len(groups[first]), seed=SEED + 1)  # other draws than the scenes'
+    found: dict[str, dict[str, dict[str, float]]] = {f"{first} / {other}": {} for other in others}
+    for measure in compared:
+        means = {}
+        for name, rows in groups.items():
+            each = [ratios_of_sums(scenes, tally.sums(row, measure)) for row in rows]
+            means[name] = (drawn * np.stack(each, axis=1)).sum(axis=1) / drawn.sum(axis=1)
+        count = tally.scenes_with(groups[first][0], measure)
+        for other in others:
+            ratio = interval(quotient(means[first], means[other]), count)
+            found[f"{first} / {other}"][measure] = asdict(ratio)
+    return found
 
 
 def displacement_sums(error: np.ndarray, length: np.ndarray) -> Sums:

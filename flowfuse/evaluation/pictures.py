@@ -1,4 +1,4 @@
-"""Pictures of the accuracy benchmark: cases with all rows side by side, and plots of the sweeps."""
+"""Pictures of frame pairs with all estimates side by side, to look at the best and the worst."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from accuracy_rows import BASELINES, ZERO
-from accuracy_sets import Case, Estimate
-from accuracy_thresholds import quotient
 
+from flowfuse.evaluation.baselines import ZERO
+from flowfuse.evaluation.evaluate import Estimate, GroundTruth
+from flowfuse.evaluation.thresholds import quotient
+from flowfuse.events import Events
 from flowfuse.visualization import (
     as_rgb,
     colour_flow,
@@ -50,24 +51,39 @@ def pick(epe: Sequence[float], zero: Sequence[float]) -> dict[str, int]:
     return {name: order[place] for name, place in places.items()}
 
 
-def draw_case(path: Path, case: Case, estimates: Mapping[str, Estimate]) -> None:
-    """Write a sheet: what was seen and the truth; then each row with its errors.
+def draw_case(
+    path: Path,
+    frames: tuple[np.ndarray, np.ndarray],
+    events: Events,
+    known: GroundTruth,
+    boundary: np.ndarray | None,
+    estimates: Mapping[str, Estimate],
+) -> None:
+    """Write a sheet: what was seen and the ground truth; then each row with its errors.
 
     All flow has the colours of the true magnitudes, and all errors one scale, up to a quarter of
     the largest true magnitude (but 1 px at least).
+
+    Args:
+        path: the PNG file.
+        frames: uint8 [H, W] or [H, W, 3].
+        events: those between the frames.
+        known: the ground truth.
+        boundary: [2, H, W] true B_e and B_m, or None.
+        estimates: row -> estimate.
     """
-    ground_truth, valid = case.ground_truth[-1], case.valid[-1]
+    ground_truth, valid = known.displacements[-1], known.valid[-1]
     magnitude = largest_magnitude(ground_truth, valid)
     scale = max(magnitude / 4, 1.0)
-    frame0, frame1 = case.frames
+    frame0, frame1 = frames
     tiles = [
         ("frame 0", frame0),
         ("frame 1", frame1),
-        ("events", render_events(frame0, case.events_between)),
+        ("events", render_events(frame0, events)),
         (f"true flow, up to {magnitude:.1f} px", colour_flow(ground_truth, valid, magnitude)),
         ("colours", _centred(legend(magnitude), valid.shape))
-        if case.boundary is None
-        else ("true B_e cyan, B_m orange red", render_boundary(frame0, case.boundary)),
+        if boundary is None
+        else ("true B_e cyan, B_m orange red", render_boundary(frame0, boundary)),
     ]
     blank = ("", np.full((*valid.shape, 3), 255, np.uint8))
     for row, estimate in estimates.items():
@@ -112,48 +128,3 @@ def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     canvas[top : top + height, left : left + width] = as_rgb(image)[:height, :width]
     return canvas
-
-
-def draw_sweep(path: Path, sweep: Mapping, title: str, rows: Sequence[str]) -> None:
-    """Plot a sweep of ``accuracy_statistics.sweeps`` as PNG, 95 % intervals as bars.
-
-    Args:
-        path: the file to write.
-        sweep: one of the sweeps.
-        title: what is seen.
-        rows: which to draw.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
-
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    place = np.arange(
-        len(sweep["bins"])
-    )  # equally wide bins: a linear or a logarithmic scale alike
-    for number, row in enumerate(rows):
-        value, low, high = (
-            np.array([cell[key] for cell in sweep["rows"][row]], np.float64)
-            for key in ("value", "low", "high")
-        )
-        bars = np.nan_to_num(np.clip(np.stack((value - low, high - value)), 0, None))
-        shift = 0.06 * (number - (len(rows) - 1) / 2)
-        style = {"linestyle": "--" if row in BASELINES else "-"}
-        style |= {"color": "0.6", "linestyle": ":"} if row == ZERO else {}
-        axes.errorbar(
-            place + shift, value, bars, label=row, marker="o", markersize=3, capsize=2, **style
-        )
-    axes.set_xticks(
-        place,
-        [f"{a}\n{n} scenes" for a, n in zip(sweep["bins"], sweep["scenes"], strict=True)],
-        fontsize="x-small",
-    )
-    axes.set_yscale("log")
-    axes.set_xlabel(sweep["unit"])
-    axes.set_ylabel("EPE, px")
-    axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
-    figure.savefig(path)

@@ -1,8 +1,4 @@
-"""Images with true flow, photographed or of a film, and events simulated between them.
-
-A folder holds images and .flo files whose names end in a number: flow n leads from image n to image
-n + 1 (frame10.png, frame11.png and flow10.flo of Middlebury; frame_0001.png, frame_0002.png and
-frame_0001.flo of Sintel).
+"""Events simulated between two images whose flow is known.
 
 The images are up to tens of px apart, too far for an event simulator, so the light between them is
 interpolated along the TRUE flow, at constant velocity, in steps of half a pixel. That is what an
@@ -19,21 +15,14 @@ sensor.
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
 import cv2
 import numpy as np
-from accuracy_sets import PairCase
-from accuracy_statistics import Facts
 
-from flowfuse.data.formats.frames import list_images, read_image
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import SensorConfig, simulate_events
 from flowfuse.events import Events
-from flowfuse.io.flow import read_flow
 
-INTERVAL = 40_000  # us between two images: 25 frames per second
 HISTORY = 0.5  # of an interval before frame 0: a slice, for networks of two slices or more
 STEP = 0.5  # px
 SEED = 7  # of the sensor's noise
@@ -42,71 +31,6 @@ SEED = 7  # of the sensor's noise
 # what it shows in the next image is no longer believed.
 RIVALRY, TRUST = 0.02, 0.05
 LEAST_COVER = 0.25  # of a pixel by what moves there; below, it is a hole
-
-
-class ImageSet:
-    """The pairs of a folder whose true flow is known; events are simulated when one is taken.
-
-    Raises:
-        ValueError, FileNotFoundError: naming what is missing or does not fit.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.name = folder.name
-        images = {_number(path): path for path in list_images(folder)}  # None: some other image
-        ground_truths = sorted(folder.glob("*.flo"))
-        if not ground_truths:
-            raise FileNotFoundError(f"{folder}: no true flow (*.flo) in this folder")
-        self._pairs = []
-        for path in ground_truths:
-            number = _number(path)
-            if number is None:
-                raise ValueError(f"{path}: its name must end in a number, as frame_0001.flo does")
-            for wanted in (number, number + 1):
-                if wanted not in images:
-                    raise FileNotFoundError(f"{path} needs image number {wanted}, not found there")
-            self._pairs.append((path, images[number], images[number + 1]))
-        self.what = (
-            f"Pairs of images with ground truth: {len(ground_truths)}. The events are "
-            "simulated along the ground truth: rows that see them show how the textures are met, "
-            "not a real sensor."
-        )
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> PairCase:
-        return _case(self.name, *self._pairs[index])
-
-
-def _number(path: Path) -> int | None:
-    digits = re.search(r"\d+$", path.stem)
-    return int(digits[0]) if digits else None
-
-
-def _case(folder: str, path: Path, first: Path, second: Path) -> PairCase:
-    flow, valid = read_flow(path)
-    frames = (read_image(first), read_image(second))
-    for name, frame in zip((first, second), frames, strict=True):
-        if frame.shape[:2] != valid.shape:
-            raise ValueError(
-                f"{name} is {frame.shape[1]} x {frame.shape[0]} px, but {path} is "
-                f"{valid.shape[1]} x {valid.shape[0]} px"
-            )
-    if not valid.any():
-        raise ValueError(f"{path}: the flow is unknown at every pixel")
-    t0 = INTERVAL
-    return PairCase(
-        facts=Facts(f"{folder} {first.stem}", math.nan, math.nan),
-        frames=frames,
-        events=simulate_between(*frames, flow, valid, t0=t0, t1=t0 + INTERVAL),
-        tau=np.ones(1, np.float32),
-        ground_truth=flow[None],
-        valid=valid[None],
-        boundary=None,
-        t0=t0,
-        t1=t0 + INTERVAL,
-    )
 
 
 def simulate_between(
