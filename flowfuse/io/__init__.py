@@ -2,4 +2,5 @@
 
 atomic.py  files written whole or not at all
 flow.py    flow files: .flo, 16-bit PNG, .npy, .npz
+opencv.py  names of files as OpenCV takes them
 """
