@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.frames import opencv_name
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path
+from flowfuse.io.opencv import opencv_name
 
 BRIGHTER = (220, 30, 40)  # events of positive polarity: red
 DARKER = (20, 90, 235)  # events of negative polarity: blue

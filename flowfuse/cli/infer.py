@@ -17,10 +17,10 @@ from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
 from flowfuse.cli.infer_settings import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_submission import submit
-from flowfuse.data.formats.frames import opencv_name
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator, load, select_device
+from flowfuse.io.opencv import opencv_name
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.runner import (
     FrameReader,

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from flowfuse.data.formats.frames import as_gray, list_images, read_image
-from flowfuse.data.recording import Recording, open_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.data.recording import Recording
 from flowfuse.data.synthetic.interpolation import simulate_between
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.evaluate import Estimate, GroundTruth

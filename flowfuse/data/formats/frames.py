@@ -106,20 +106,6 @@ def _numbered_fields(path: Path) -> list[tuple[int, list[str]]]:
     return [(n, line.strip().split(maxsplit=1)) for n, line in lines if line.strip()]
 
 
-def opencv_name(path: str | os.PathLike) -> str:
-    """A path as OpenCV takes it, which crashes where the bytes of a name are not UTF-8.
-
-    Raises:
-        ValueError: they are not.
-    """
-    name = os.fspath(path)
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{name!r}: OpenCV opens only names that are UTF-8") from None
-    return name
-
-
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read an image file.
 

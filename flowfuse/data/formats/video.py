@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from flowfuse.data.formats.base import FRAMES, Format, FrameSource
-from flowfuse.data.formats.frames import opencv_name, read_frame_list
+from flowfuse.data.formats.frames import read_frame_list
+from flowfuse.io.opencv import opencv_name
 
 
 class VideoFrames(FrameSource):

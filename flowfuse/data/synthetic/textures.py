@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from flowfuse.data.formats.frames import IMAGE_SUFFIXES, is_image, opencv_name
+from flowfuse.data.formats.frames import IMAGE_SUFFIXES, is_image
 from flowfuse.data.synthetic.presets import Split
+from flowfuse.io.opencv import opencv_name
 
 
 def make_texture(
