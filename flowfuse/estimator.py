@@ -319,7 +319,7 @@ def _is_torch(frame0: Any, frame1: Any, events: Any) -> bool:
 
 
 def _frame(name: str, frame: Any) -> Tensor | None:
-    """A checked image, [H, W] or [H, W, 3], uint8 or float32 in [0, 1]; where it is given."""
+    """An image, [H, W] or [H, W, 3], uint8 or float32 in [0, 1], on the device it came on."""
     if frame is None:
         return None
     if not isinstance(frame, (np.ndarray, Tensor)):
