@@ -27,8 +27,8 @@ file (for --every, or with --frames); or a video. OUT gets
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
 
-for all frame pairs or time intervals of this and earlier calls. The video covers the last call that
-made new ones. The same command again continues an interrupted run.
+for all frame pairs or time intervals of this and earlier calls. The video covers the last call
+that made new ones. The same command again continues an interrupted run.
 
 INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts. Its pairs are 100 ms apart,
 or those of its ground truth if it has some. With --submission, INPUT is the ROOT that holds the test
