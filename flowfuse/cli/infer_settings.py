@@ -21,18 +21,18 @@ INPUT is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (li
 seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of MVSEC; or an event
 file (for --every, or with --frames); or a video. OUT gets
 
-  flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of window 0, ...
+  flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of time interval 0, ...
   flow_at/TAU/     with --times: the same from each start to the fraction TAU of the way
-  windows.csv      index,t0_us,t1_us,file of every window; no file where there was no event
-  metrics.json     of frame pairs: the photometric error, and errors where true flow is known
+  windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
+  metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
 
-for all pairs or windows of this and of earlier calls (the video: of the last call that made new
-ones). The same command again takes up an interrupted run.
+for all frame pairs or time intervals of this and earlier calls. The video covers the last call
+that made new ones. The same command again continues an interrupted run.
 
-INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts: pairs are then 100 ms apart,
-those of its true flow where it has some. With --submission, INPUT is the ROOT that holds the test
-sequences, and one zip is written instead of OUT.
+INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts. Its pairs are 100 ms apart,
+or those of its ground truth if it has some. With --submission, INPUT is the ROOT that holds the
+test sequences, and one zip is written instead of OUT.
 """
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
@@ -116,7 +116,7 @@ def build_parser() -> ArgumentParser:
         help="recording directory, event file or video",
     )
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
-    add("--events", metavar="FILE", type=str, help="events, where not in INPUT")
+    add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
     add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
     add(
