@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowfuse.events import Events
 from flowfuse.ops import voxelize
-from flowfuse.ops.checks import MAX_DURATION
+from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.voxelize import TIME_BITS
 
 Exposures = tuple[int | None, int | None]
