@@ -104,7 +104,9 @@ def test_pairs_go_to_a_process_that_is_not_forked(recording):
     assert len(sent) < 10_000  # without the recording, which is open
     found = pickle.loads(sent)
     assert len(found) == len(pairs)
-    assert all(torch.equal(found[0][name], value) for name, value in pairs[0].items())
+    assert all(
+        torch.equal(getattr(found[0], name), value) for name, value in pairs[0].tensors().items()
+    )
 
 
 def test_no_frame_is_both_learned_from_and_measured(recording):
