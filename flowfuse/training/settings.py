@@ -27,11 +27,11 @@ class TrainConfig:
     Args:
         model: architecture.
         supervision: "truth", or "self": from frames and events alone.
-        loss: weights of the losses against the truth.
-        self_loss: weights of the losses without truth.
+        loss: weights of the supervised losses.
+        self_loss: weights of the self-supervised losses.
         augment: how samples are varied.
         data: what to train on: generated scenes (scenes:PRESET, or a mixture,
-            scenes:fast=2,blur=1), dsec:ROOT, mvsec:PATH, or a recording without truth,
+            scenes:fast=2,blur=1), dsec:ROOT, mvsec:PATH, or, unlabelled, a recording,
             recording:PATH.
         held_out: share of a recording's frame pairs, the last ones, to measure on.
         scenes: size of the pool of generated scenes.
