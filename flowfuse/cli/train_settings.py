@@ -126,7 +126,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--self-supervised",
         metavar="RECORDING",
-        help="adapt a model to a recording without truth; by the recipe adapt, unless --config "
+        help="finetune on a recording without ground truth; by the recipe adapt, unless --config "
         "names another",
     )
     parser.add_argument("--resume", action="store_true", help="carry on from the newest checkpoint")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.formats.frames import as_gray, list_images, read_image
+from flowfuse.data.formats.frames import list_images, read_image
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.data.synthetic.interpolation import simulate_between
@@ -34,6 +34,7 @@ from flowfuse.evaluation.rotation import rotation_flow
 from flowfuse.evaluation.statistics import Facts
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
+from flowfuse.io.images import as_gray
 
 IMAGE_INTERVAL = 40_000  # us between two images: 25 frames per second
 HISTORY_SHARE = 5  # one part in so many of an interval of events alone serves as history
