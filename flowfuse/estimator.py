@@ -113,7 +113,7 @@ class Estimator:
         info: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = select_device(device)
-        usable = (None, torch.float32, torch.bfloat16)
+        usable: tuple[torch.dtype | None, ...] = (None, torch.float32, torch.bfloat16)
         if self.device.type == "cuda":
             usable += (torch.float16,)
         if dtype not in usable:
@@ -209,7 +209,8 @@ class Estimator:
         self._check_modalities(has_frames, has_events, t0, t1)
 
         inputs = prepare_inputs(
-            *(frames if has_frames else (None, None)),
+            frames[0] if has_frames else None,
+            frames[1] if has_frames else None,
             used,
             t0=t0,
             t1=t1,

@@ -90,7 +90,8 @@ class EventTensors(NamedTuple):
     def upload(cls, events: Events, device: torch.device | str = "cpu") -> EventTensors:
         """Copy events to a device, once; on the CPU they share the arrays."""
         arrays = (events.x, events.y, events.t, events.p)
-        return cls(*(to_device(array, device) for array in arrays), events.t)
+        x, y, t, p = (to_device(array, device) for array in arrays)
+        return cls(x, y, t, p, events.t)
 
 
 def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
@@ -126,8 +127,8 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
     Raises:
         ValueError: when a slice would be shorter than one microsecond.
     """
-    has_frames = frame0 is not None and frame1 is not None
-    height, width = frame0.shape[:2] if has_frames else (events.height, events.width)
+    frames = None if frame0 is None or frame1 is None else (frame0, frame1)
+    height, width = (events.height, events.width) if frames is None else frames[0].shape[:2]
     has_events = len(events.slice_time(t0, t1)) > 0
     if history is None:
         history = has_events and int(events.t[0]) < t0
@@ -135,11 +136,13 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
     tensors = EventTensors.upload(used, device)
     size = {"height": height, "width": width}
     slices = slice_events(tensors, t0, t1, slices=spec.slices, bins=spec.bins, **size)
-    if has_frames:
-        images = [unit_image(frame, device) for frame in (frame0, frame1)]
+    if frames is not None:
+        images = [unit_image(frame, device) for frame in frames]
     else:
         images = [torch.zeros(1, height, width, device=device)] * 2
-    mask = Modality.mask(frames=has_frames, events=has_events, history=has_events and history)
+    mask = Modality.mask(
+        frames=frames is not None, events=has_events, history=has_events and history
+    )
     return ModelInputs(
         slices=slices,
         frame0=images[0],
@@ -312,6 +315,7 @@ def _voxelize_intervals(
     """
     offsets = np.searchsorted(events.times, limits)
     numbers = to_device(np.concatenate((offsets, limits[:-1], ends)), events.t.device)
-    offsets, starts, ends = numbers.split((len(limits), len(ends), len(ends)))
-    voxels, _ = voxelize(*events[:4], offsets, starts, ends, bins, height, width)
+    bounds, t0, t1 = numbers.split((len(limits), len(ends), len(ends)))
+    x, y, t, p, _ = events
+    voxels, _ = voxelize(x, y, t, p, bounds, t0, t1, bins, height, width)
     return voxels

@@ -152,7 +152,9 @@ def _estimate_all(
         report.magnitude = max(report.magnitude, colour_range(flow))
         if window.frames:
             flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            report.metrics.add(recording, window, flow, flow_at, reader.frames(window))
+            frame0, frame1 = reader.frames(window)
+            assert frame0 is not None and frame1 is not None
+            report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
             bar.set_postfix_str(report.metrics.latest)
     outputs.write_windows(present)
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:

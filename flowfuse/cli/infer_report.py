@@ -62,7 +62,7 @@ class RunMetrics:
             frames: both frames, uint8; a gray and a colour one are compared in gray.
         """
         if frames[0].ndim != frames[1].ndim:
-            frames = tuple(as_gray(frame) for frame in frames)
+            frames = (as_gray(frames[0]), as_gray(frames[1]))
         still = np.zeros_like(flow)
         pair: dict[str, Any] = {
             "index": window.index,
@@ -72,14 +72,15 @@ class RunMetrics:
             "photometric_error_zero_flow": photometric_error(*frames, still),
         }
         flows = {**flow_at, 1.0: flow}
-        known = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
-        known = {tau: found for tau, found in known.items() if found is not None}
+        asked = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
+        known = {tau: answer for tau, answer in asked.items() if answer is not None}
         for tau in known:
             # With the flow to the second frame goes the path to it, as far as it is known.
             times = [tau] if tau < 1 else [*(other for other in known if other < 1), tau]
             path = np.stack([flows[time] for time in times])
             ground_truth = GroundTruth(
-                *(np.stack(parts) for parts in zip(*(known[time] for time in times), strict=True)),
+                np.stack([known[time][0] for time in times]),
+                np.stack([known[time][1] for time in times]),
                 tau=times,
             )
             evaluation = self._evaluations.setdefault(tau, Evaluation())

@@ -201,6 +201,7 @@ def predict(
         result, seconds = estimate_interval(
             estimator, plan.sequence, reader, window, config.iterations, flow_init
         )
+        assert result is not None, "there are frames"
         former, flow = window, result.flow
         if not np.isfinite(flow).all():
             raise ValueError(f"{plan.sequence.name}, window {window.index}: the flow is not finite")

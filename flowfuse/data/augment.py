@@ -142,7 +142,7 @@ def vary_events(sample: Sample, rng: np.random.Generator, config: AugmentConfig)
     noise = torch.zeros(slices.shape)
     count = rng.poisson(rate * slices[0, 0].numel())
     cells = torch.from_numpy(rng.integers(0, noise.numel(), count))
-    signs = torch.from_numpy(rng.choice(np.float32([-1.0, 1.0]), count))
+    signs = torch.from_numpy(rng.choice(np.array([-1.0, 1.0], np.float32), count))
     noise.view(-1).index_add_(0, cells, signs)
     return sample._replace(
         slices=slices * gain + noise,

@@ -88,9 +88,9 @@ def corrupt(sample: Sample, rng: np.random.Generator, *, events: float, frames: 
         return with_matching(sample)
     weights = np.array([kind.weight for kind in kinds.values()])
     kind = list(kinds.values())[rng.choice(len(kinds), p=weights / weights.sum())]
-    result = with_matching(kind.apply(sample, rng))
-    result.matching[list(kind.broken)] = 0.0
-    return result
+    matching = torch.ones(3)
+    matching[list(kind.broken)] = 0.0
+    return kind.apply(sample, rng)._replace(matching=matching)
 
 
 def with_matching(sample: Sample) -> Sample:
@@ -141,7 +141,7 @@ def heat_lines(sample: Sample, rng: np.random.Generator) -> Sample:
         line = slices.select(axis, int(rng.integers(slices.shape[axis])))
         count = torch.from_numpy(rng.poisson(_log_uniform(rng, LINE_RATE), line.shape)).float()
         signs = ((1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0))[rng.integers(3)]
-        line += count * torch.from_numpy(rng.choice(np.float32(signs), line.shape))
+        line += count * torch.from_numpy(rng.choice(np.array(signs, np.float32), line.shape))
     return _with_slices(sample, slices)
 
 
@@ -150,7 +150,7 @@ def add_noise_events(sample: Sample, rng: np.random.Generator) -> Sample:
     slices = sample.slices
     cells = slices.shape[0] * slices.shape[1]
     count = rng.poisson(_log_uniform(rng, NOISE_RATE) / cells, slices.shape)
-    signs = rng.choice(np.float32([-1.0, 1.0]), slices.shape)
+    signs = rng.choice(np.array([-1.0, 1.0], np.float32), slices.shape)
     return _with_slices(sample, slices + torch.from_numpy(count * signs).float())
 
 

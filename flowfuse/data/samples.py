@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from flowfuse.geometry.grid import inside, pixel_grid
-from flowfuse.inputs import InputSpec, ModelInputs, input_interval, prepare_inputs
+from flowfuse.inputs import Exposures, InputSpec, ModelInputs, input_interval, prepare_inputs
 from flowfuse.io.images import as_gray
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Sample(NamedTuple):
     event_sum: Tensor
     exposure: Tensor
     modality_mask: Tensor
-    tau: Tensor | None = None
-    flow: Tensor | None = None
-    valid: Tensor | None = None
-    occluded: Tensor | None = None
-    boundary: Tensor | None = None
+    # Only with ground truth; what needs it takes it to be there, the rest compares with None.
+    tau: Tensor = None  # type: ignore[assignment]
+    flow: Tensor = None  # type: ignore[assignment]
+    valid: Tensor = None  # type: ignore[assignment]
+    occluded: Tensor = None  # type: ignore[assignment]
+    boundary: Tensor = None  # type: ignore[assignment]
     matching: Tensor | None = None
 
     @property
@@ -99,12 +100,16 @@ def unlabelled_sample(
         events before the first one.
     """
     t0, t1 = (int(recording.frame_times[i]) for i in (first, last))
-    exposures = (None, None)
+    exposures: Exposures = (None, None)
     if recording.exposures is not None:
-        exposures = tuple(int(end - start) for start, end in recording.exposures[[first, last]])
+        exposure0, exposure1 = (
+            int(end - start) for start, end in recording.exposures[[first, last]]
+        )
+        exposures = (exposure0, exposure1)
     start, end = input_interval(t0, t1, spec.slices, *exposures)
     inputs = prepare_inputs(
-        *(as_gray(recording.frame(i)) for i in (first, last)),
+        as_gray(recording.frame(first)),
+        as_gray(recording.frame(last)),
         recording.events(max(start, 0), end),
         t0=t0,
         t1=t1,
@@ -135,8 +140,8 @@ def labelled_sample(
     """
     flow, valid = (torch.from_numpy(values)[None] for values in ground_truth)
     flow = torch.where(valid[:, None], flow, 0.0)  # files may hold anything there
-    size = {"height": recording.height, "width": recording.width}
-    seen = inside(pixel_grid(**size) + flow, **size)[:, 0]
+    height, width = recording.height, recording.width
+    seen = inside(pixel_grid(height, width) + flow, height, width)[:, 0]
     return unlabelled_sample(recording, first, last, spec)._replace(
         tau=torch.ones(1),
         flow=flow,

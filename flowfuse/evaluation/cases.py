@@ -63,6 +63,7 @@ class Case(ABC):
     @property
     def gray(self) -> list[np.ndarray]:
         """Both frames as uint8 [H, W]."""
+        assert self.frames is not None, "events alone have no frames"
         return [as_gray(frame) for frame in self.frames]
 
     @property
@@ -97,8 +98,13 @@ class PairCase(Case):
         return self.events.slice_time(self.t0, self.t1)
 
     def estimate(self, estimator: Estimator, mode: str, iterations: int | None = None) -> Estimate:
+        frame0, frame1 = None, None
+        if mode != "events":
+            assert self.frames is not None, "events alone are shown as such"
+            frame0, frame1 = self.frames
         result = estimator(
-            *(self.frames if mode != "events" else (None, None)),
+            frame0,
+            frame1,
             self.events if mode != "frames" else None,
             t0=self.t0,
             t1=self.t1,
@@ -206,7 +212,7 @@ def _frame_pair(
     t1: int,
     ground_truth: tuple[np.ndarray, np.ndarray] | None,
 ) -> PairCase:
-    frames = tuple(recording.frame(i) for i in pair)
+    frames = (recording.frame(pair[0]), recording.frame(pair[1]))
     events = recording.events(t0 - (t1 - t0), t1)  # as much history as any network wants
     return pair_case(f"{name} {pair[0]}", frames, events, t0, t1, ground_truth)
 

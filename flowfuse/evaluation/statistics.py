@@ -114,7 +114,8 @@ class Tally:
     def select(self, chosen: Iterable[bool]) -> Tally:
         """The tally of some of the scenes."""
         part = Tally()
-        for keep, *scene in zip(chosen, self.facts, self._scenes, self._histograms, strict=True):
+        scenes = zip(self.facts, self._scenes, self._histograms, strict=True)
+        for keep, scene in zip(chosen, scenes, strict=True):
             if keep:
                 part.add(*scene)
         return part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,7 +93,8 @@ def window_moments(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a, b = windows(a), windows(b)  # zero outside the image
     da = (a - a.sum(1, keepdim=True) / count) * inside
     db = (b - b.sum(1, keepdim=True) / count) * inside
-    return tuple((value.sum(1, keepdim=True) / count) for value in (da * da, db * db, da * db))
+    aa, bb, ab = ((value.sum(1, keepdim=True) / count) for value in (da * da, db * db, da * db))
+    return aa, bb, ab
 
 
 def reference(
@@ -149,9 +152,7 @@ def example(dtype: torch.dtype, size: tuple, with_flow: bool = True) -> Example:
     events = 2 * draw(batch, 1, height, width, dtype=exact(dtype), seed=2)
     flow = [draw(batch, 2, height, width, dtype=exact(dtype), seed=3)] * with_flow
 
-    def gradients(*tensors: Tensor) -> Tensor:
-        return common_gradient(*tensors, linear=not with_flow)
-
+    gradients = partial(common_gradient, linear=not with_flow)
     return Example(gradients, (*frames, events, *flow), tuple(range(3 + with_flow)))
 
 
@@ -163,6 +164,6 @@ OPERATOR = Operator(
     gradient=Gradient(fake_backward, setup_context, backward),
     examples={
         "common_gradient": example,
-        "common_gradient, no flow": lambda *given: example(*given, with_flow=False),
+        "common_gradient, no flow": lambda dtype, size: example(dtype, size, with_flow=False),
     },
 )

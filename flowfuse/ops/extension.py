@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def kernels_on(*devices: str) -> Iterator[None]:
         KERNEL_DEVICES = before
 
 
-def build_info() -> dict[str, object]:
+def build_info() -> dict[str, Any]:
     """What the operators run on.
 
     Returns:
@@ -116,7 +117,7 @@ def build_info() -> dict[str, object]:
         them; CUDA 13 needs a driver of at least R580) and `cuda_architectures` (sm_NN machine
         code, compute_NN PTX for later GPUs).
     """
-    info: dict[str, object] = {
+    info: dict[str, Any] = {
         "extension": LIBRARY is not None,
         "path": None if LIBRARY is None else str(LIBRARY),
         "devices": KERNEL_DEVICES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -126,7 +128,7 @@ def fake(x, y, t, p, offsets, t0, t1, bins, height, width):
 def example(dtype: torch.dtype, size: tuple) -> Example:
     batch, height, width = size
     arguments = (*event_arrays(batch, height, width, dtype), *times(batch, 0, 1000))
-    return Example(lambda *tensors: voxelize(*tensors, 5, height, width), arguments)
+    return Example(partial(voxelize, bins=5, height=height, width=width), arguments)
 
 
 OPERATOR = Operator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def reference(
     x, y, t, p, item = (value[used] for value in (x, y, t, p, item))
 
     planes = trajectory.flatten(1, 2).permute(0, 2, 3, 1)  # [B, H, W, 2n]
-    points = 0
+    points = planes.new_zeros(())
     for column, row, weight in bilinear_square(x, y):
         c = column.to(torch.int64).clamp(0, width - 1)
         r = row.to(torch.int64).clamp(0, height - 1)
@@ -179,9 +180,7 @@ def example(dtype: torch.dtype, size: tuple, mode: str = "signed", points: int =
     if trajectory.numel():
         trajectory.flatten()[::23] = 1e6
 
-    def warp(*tensors: Tensor) -> Tensor:
-        return warp_events(*tensors, mode, height, width)
-
+    warp = partial(warp_events, mode=mode, height=height, width=width)
     # The weight of a vote has the rounding of its position, tens of pixels, in each step to it.
     arguments = (*events, trajectory, *times(batch, 0, 1000, 750))
     return Example(warp, arguments, (5,), rounding=8.0)
@@ -195,7 +194,7 @@ OPERATOR = Operator(
     gradient=Gradient(fake_backward, setup_context, backward),
     examples={
         "warp_events, flow": example,
-        "warp_events, split, curves": lambda *given: example(*given, mode="split", points=3),
-        "warp_events, unsigned": lambda *given: example(*given, mode="unsigned"),
+        "warp_events, split, curves": lambda dtype, size: example(dtype, size, "split", 3),
+        "warp_events, unsigned": lambda dtype, size: example(dtype, size, "unsigned"),
     },
 )

@@ -59,7 +59,8 @@ class RecordingPairs(Dataset):
 
     def __init__(self, path: Path, held_out: float, slices: int, bins: int) -> None:
         self.path, self._spec = path, InputSpec(slices, bins)
-        self._owner, self._recording = 0, None
+        self._owner = 0
+        self._recording: Recording | None = None
         recording = self.recording
         count = len(recording.frame_times)
         if count < FEWEST_FRAMES:
@@ -87,8 +88,9 @@ class RecordingPairs(Dataset):
     @property
     def recording(self) -> Recording:
         """The recording, opened anew in a forked process: an open file has one position for all."""
-        if self._owner != os.getpid():
-            self._owner, self._recording = os.getpid(), open_recording(self.path)
+        if self._recording is None or self._owner != os.getpid():
+            self._recording = open_recording(self.path)
+            self._owner = os.getpid()
         return self._recording
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class RecordingPairs(Dataset):
         return len(self.learned)
 
     def __getitem__(self, index: int) -> Sample:
-        first, last = self.learned[index].frames
+        first, last = self.learned[index].pair
         return unlabelled_sample(self.recording, first, last, self._spec)
 
 
@@ -121,7 +123,7 @@ class RecordingValidator:
     def __init__(self, pairs: RecordingPairs, count: int, device: torch.device) -> None:
         self._pairs = pairs
         self._device = device
-        steps = [pair for pair in pairs.learned if pair.frames[1] - pair.frames[0] == 1]
+        steps = [window for window in pairs.learned if window.pair[1] - window.pair[0] == 1]
         self._windows = {"": _spread(pairs.measured, count), "_learned": _spread(steps, count)}
 
     def measure(self, model: FlowFuse) -> dict[str, float]:
@@ -152,13 +154,14 @@ class RecordingValidator:
             path: the PNG file; its directory must exist.
             scenes: rows at most.
         """
-        images, labels = [], []
+        images: list[np.ndarray] = []
+        labels: list[str] = []
         for window in self._windows[""][:scenes]:
             result = self._estimate(model, window)
-            frame = self._pairs.recording.frame(window.frames[0])
+            frame = self._pairs.recording.frame(window.pair[0])
             magnitude = largest_magnitude(result.flow)
             row = {
-                f"frame {window.frames[0]}, events": render_events(frame, self._events(window)),
+                f"frame {window.pair[0]}, events": render_events(frame, self._events(window)),
                 f"flow, up to {magnitude:.1f} px": colour_flow(result.flow, None, magnitude),
                 "B_e cyan, B_m orange red": render_boundary(frame, result.boundary),
             }
@@ -168,13 +171,15 @@ class RecordingValidator:
 
     def _estimate(self, model: FlowFuse, window: Interval) -> Result:
         estimator, recording = Estimator(model, device=self._device), self._pairs.recording
-        return estimate_interval(estimator, recording, FrameReader(recording), window, None)[0]
+        result, _ = estimate_interval(estimator, recording, FrameReader(recording), window, None)
+        assert result is not None, "there are frames"
+        return result
 
     def _measure(self, result: Result, window: Interval) -> dict[str, float]:
-        frames = [as_gray(f) for f in FrameReader(self._pairs.recording).frames(window)]
+        frame0, frame1 = (as_gray(self._pairs.recording.frame(i)) for i in window.pair)
         return {
-            "photometric": photometric_error(*frames, result.flow),
-            "photometric_zero": photometric_error(*frames, np.zeros_like(result.flow)),
+            "photometric": photometric_error(frame0, frame1, result.flow),
+            "photometric_zero": photometric_error(frame0, frame1, np.zeros_like(result.flow)),
             "sharpness": event_sharpness(self._events(window), result.flow, window.t0, window.t1),
         }
 

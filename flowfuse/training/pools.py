@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from flowfuse import distributed
 from flowfuse.data.augment import crop_centre
@@ -24,10 +24,9 @@ from flowfuse.data.synthetic.dataset import SceneDataset
 from flowfuse.training.data_spec import parse_data, scene_weights
 from flowfuse.training.devices import scene_device
 from flowfuse.training.finetune import RecordingPairs
-from flowfuse.training.sampling import VALIDATION_SEED
+from flowfuse.training.sampling import VALIDATION_SEED, Pool
 from flowfuse.training.settings import TrainConfig
 
-Pool = Dataset | list[Sample]
 MVSEC_HELD_OUT = 0.1  # of every sequence's pairs, at its end: MVSEC has no split of its own
 
 
@@ -40,18 +39,21 @@ def make_pool(config: TrainConfig) -> Pool:
     """
     kind, rest = parse_data(config.data)
     slicing = config.model.slices, config.model.bins
+    pool: Pool
     if kind == "scenes":
         pool = make_scenes(config, config.seed, config.overfit or config.scenes)
     elif kind == "recording":
-        pool = RecordingPairs(Path(rest), config.held_out, *slicing)
-        _check_crops(config, (pool.recording.height, pool.recording.width))
+        pool = pairs = RecordingPairs(Path(rest), config.held_out, *slicing)
+        _check_crops(config, (pairs.recording.height, pairs.recording.width))
     elif kind == "dsec":
-        pool = DsecDataset(rest, "train", *slicing)
-        _check_crops(config, (pool.sequences[0].height, pool.sequences[0].width))
+        pool = dsec = DsecDataset(rest, "train", *slicing)
+        _check_crops(config, (dsec.sequences[0].height, dsec.sequences[0].width))
     else:
-        pool = ConcatDataset(mvsec_sequences(Path(rest), *slicing, held_out=False))
-        recording = pool.datasets[0].dataset.recording
-        _check_crops(config, (recording.height, recording.width))
+        parts = mvsec_sequences(Path(rest), *slicing, held_out=False)
+        pool = ConcatDataset(parts)
+        first = parts[0].dataset
+        assert isinstance(first, MvsecDataset)
+        _check_crops(config, (first.recording.height, first.recording.width))
     if config.overfit > len(pool):
         raise ValueError(f"overfit {config.overfit}: {config.data} has {len(pool)} samples")
     return [pool[i] for i in range(config.overfit)] if config.overfit else pool
@@ -70,7 +72,7 @@ def make_held_out(config: TrainConfig, pool: Pool) -> Pool:
     kind, rest = parse_data(config.data)
     slicing = config.model.slices, config.model.bins
     if config.overfit:
-        return [crop_centre(sample, config.crop) for sample in pool]
+        return [crop_centre(pool[i], config.crop) for i in range(len(pool))]
     if kind == "scenes":
         return make_scenes(config, VALIDATION_SEED, config.validation_scenes)
     if kind == "dsec":
@@ -104,7 +106,7 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:
     )
 
 
-def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> list[Dataset]:
+def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> list[Subset[Sample]]:
     """Open the sequences of MVSEC at a path, from one frame to the next.
 
     Args:

@@ -9,8 +9,9 @@ uninterrupted one sees, with any number of worker processes.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +66,14 @@ class StepPlan:
         return self.crop if number < self.early_steps * self.batch else self.final_crop
 
 
+class Pool(Protocol):
+    """What a training learns from or is measured on: a data set of known length, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
 class StepSamples(Dataset):
     """Sample number n of a training, n = 0, 1, 2, ... without end.
 
@@ -77,7 +86,7 @@ class StepSamples(Dataset):
 
     def __init__(
         self,
-        scenes: Dataset | Sequence[Sample],
+        scenes: Pool,
         seed: int,
         plan: StepPlan,
         variation: AugmentConfig | None,
@@ -115,9 +124,10 @@ def batches(
         pin: page-locked memory, for a GPU.
     """
     steps, share = range(first_step, last_step + 1), distributed.this().share
+    numbers: list[Any] = [share(samples.plan.sample_indices(step)) for step in steps]  # ranges
     loader = DataLoader(
         samples,
-        batch_sampler=[share(samples.plan.sample_indices(step)) for step in steps],
+        batch_sampler=numbers,
         num_workers=workers,
         collate_fn=Sample.collate,
         pin_memory=pin,

@@ -73,6 +73,7 @@ class TrainingState:
         torch.manual_seed(seed)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = FlowFuse(config).to(device)
+        # The stubs know memory_format only with other arguments.
         self.model = self.model.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.decay = decay

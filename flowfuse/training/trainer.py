@@ -16,6 +16,7 @@ from flowfuse.config import config_to_dict
 from flowfuse.data.samples import Sample
 from flowfuse.losses.self_supervised import self_supervised_loss
 from flowfuse.losses.supervised import masked_mean, supervised_loss
+from flowfuse.model import ModelOutput
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator
 from flowfuse.training.log import TrainingLog
 from flowfuse.training.pools import Pool, validation_samples
@@ -57,7 +58,10 @@ class Trainer:
         self.state = state
         self.settings = config_to_dict(config)
         self.device = next(state.model.parameters()).device
-        self.network: nn.Module = torch.compile(state.model) if config.compile else state.model
+        self.network: Callable[..., ModelOutput] = (
+            torch.compile(state.model) if config.compile else state.model
+        )
+        self.validator: RecordingValidator | Validator
         if isinstance(pool, RecordingPairs):
             self.validator = RecordingValidator(pool, config.validation_scenes, self.device)
         else:
@@ -197,6 +201,7 @@ class Trainer:
             f"loss {means['loss']:.3f}{error}, lr {values['learning_rate']:.1e}", refresh=False
         )
         if state.step % self.config.log_every == 0 or state.step == self.config.steps:
+            assert self.log is not None, "the first process has it"
             self.log.log_training(state.step, means)
             state.sums, state.summed = {}, 0
 
@@ -204,7 +209,7 @@ class Trainer:
         """Measure and draw the averaged model; tell whether it is the best so far."""
         state, criterion = self.state, self.validator.criterion
         values = self.validator.measure(state.average)
-        if self.is_first:
+        if self.log is not None:  # the first process
             self.log.log_validation(state.step, values)
             self.run.pictures.mkdir(exist_ok=True)
             self.validator.draw(state.average, self.run.pictures / f"step_{state.step:08d}.png")

@@ -110,7 +110,8 @@ class Validator:
         """
         samples = self._samples[:scenes]
         output = self._run(model, Sample.collate(samples))
-        images, labels = [], []
+        images: list[np.ndarray] = []
+        labels: list[str] = []
         for i, sample in enumerate(samples):
             row = _draw_scene(
                 sample,

@@ -52,13 +52,15 @@ def scene_sample(scene: Scene, *, spec: InputSpec, seed: int) -> Sample:
     tau = np.append(0.05 + 0.3 * (np.arange(3) + rng.random(3)), 1.0).astype(np.float32)
     ground_truth = [scene.ground_truth(float(t)) for t in tau]
     flow, valid, occluded = (torch.stack(parts) for parts in zip(*ground_truth, strict=True))
+    exposure0, exposure1 = (int(e) for e in scene.exposures[:2])
     inputs = prepare_inputs(
-        *scene.frames[:2],
+        scene.frames[0],
+        scene.frames[1],
         scene.events,
         t0=scene.t0,
         t1=scene.t1,
         spec=spec,
-        exposures=tuple(int(e) for e in scene.exposures[:2]),
+        exposures=(exposure0, exposure1),
     )
     inputs = inputs._replace(
         slices=_rounded(inputs.slices),

@@ -104,6 +104,7 @@ class DsecDataset(Dataset):
         number, first, last = self.items[index]
         sequence = self.sequences[number]
         ground_truth = sequence.ground_truth(first)
+        assert ground_truth is not None, "frame_pairs are those with true flow"
         return labelled_sample(
             sequence, first, last, ground_truth, InputSpec(self.slices, self.bins)
         )

@@ -60,7 +60,9 @@ class MvsecDataset(Dataset):
         recording, first = self.recording, self.starts[index]
         second = first + self.step
         t0, t1 = (int(recording.frame_times[i]) for i in (first, second))
+        assert recording.maps is not None
         ground_truth = recording.maps.between(t0, t1)
+        assert ground_truth is not None, "the maps cover every pair of starts"
         return labelled_sample(
             recording, first, second, ground_truth, InputSpec(self.slices, self.bins)
         )

@@ -150,7 +150,10 @@ class Protocol:
 
     def ground_truth(self, recording: MvsecRecording, window: EvaluationInterval) -> Flow:
         """True flow of the crop [2, c, c], and where it is valid, before any mask of events."""
-        flow, valid = recording.maps.between(window.t0, window.t1, straddle=self.straddle)
+        assert recording.maps is not None, "windows() has looked"
+        found = recording.maps.between(window.t0, window.t1, straddle=self.straddle)
+        assert found is not None, "the maps cover every window"
+        flow, valid = found
         if self.full_rows is not None:
             valid[self.full_rows :] = False
         flow, valid = self.cut(flow), self.cut(valid)
@@ -174,6 +177,7 @@ class Protocol:
 
     def event_mask(self, events: Events) -> np.ndarray:
         """[c, c] bool: the pixels of the crop where an event fired; events of the full frame."""
+        assert events.height is not None and events.width is not None
         mask = np.zeros((events.height, events.width), bool)
         x, y = (np.rint(part).astype(int) for part in (events.x, events.y))
         inside = (x >= 0) & (x < events.width) & (y >= 0) & (y < events.height)
