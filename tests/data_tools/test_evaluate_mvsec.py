@@ -51,7 +51,7 @@ def test_the_command(tool, path, tmp_path, capsys):
     for part in (
         "protocol evflownet (other seconds), outdoor_day1, dt=1",
         "windows: 0.0 to 1.0 s after the first event or frame",
-        "the top 190 rows of the crop; pixels with truth and events",
+        "the top 190 rows of the crop; pixels with ground truth and events",
         "input: raw events and frames; the crop; one window in 2; model small",
         "2 windows",
     ):
@@ -108,7 +108,7 @@ def test_crop_of_events(tool):
 def test_faults(tool, path, tmp_path, capsys):
     for argv, message in [
         ([str(tmp_path / "x_data.hdf5")], "no such file, expected <sequence>_data.hdf5"),
-        ([str(path)], "no window of protocol evflownet has truth"),
+        ([str(path)], "no window of protocol evflownet has ground truth"),
         ([str(path), "--protocol", "dceiflow"], "no window of protocol dceiflow has ground truth"),
         ([str(path), "--dt", "3"], "dt must be 1 or 4, got 3"),
         ([str(path), "--model", "none"], "none"),

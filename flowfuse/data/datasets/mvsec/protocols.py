@@ -100,8 +100,8 @@ class Protocol:
             f"windows: {', '.join(spans) or 'the whole sequence'}",
             f"pixels: {self.crop} x {self.crop} centre crop{''.join(f', {r}' for r in rows)}; "
             + " / ".join(masks[name] for name in self.masks),
-            "truth: finite and not (0, 0); a window shorter than a map's interval that passes into "
-            f"the next map gets {passing}",
+            "ground truth: finite and not (0, 0); a window shorter than a map's interval that "
+            f"passes into the next map gets {passing}",
             f"outlier: > {OUTLIER_PIXELS} px{relative}; average: mean of the windows' means",
         ]
 
@@ -145,9 +145,9 @@ class Protocol:
         if not found:
             raise ValueError(
                 f"{recording.path}: no window of protocol {self.name} has ground truth; the "
-                f"sequence has {len(times)} {'frames' if self.steps else 'flow maps'}, ground truth from "
-                f"{recording.maps.times[0]} to {recording.maps.times[-1]} us, frames from "
-                f"{recording.frame_times[0]} to {recording.frame_times[-1]} us"
+                f"sequence has {len(times)} {'frames' if self.steps else 'flow maps'}, "
+                f"ground truth from {recording.maps.times[0]} to {recording.maps.times[-1]} us, "
+                f"frames from {recording.frame_times[0]} to {recording.frame_times[-1]} us"
             )
         return found
 
