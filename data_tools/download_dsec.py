@@ -1,4 +1,4 @@
-"""Download of DSEC what optical flow needs: left events, left images, true flow, calibration.
+"""Download of DSEC what optical flow needs: left events, left images, ground truth, calibration.
 
     python data_tools/download_dsec.py DSEC --list                    # files and sizes, no download
     python data_tools/download_dsec.py DSEC --sequences thun_00_a
@@ -139,10 +139,10 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)}: not in the {arguments.split} split, which has "
-            f"{', '.join(known)} (training sequences without true flow are left out)"
+            f"{', '.join(known)} (training sequences without ground truth are left out)"
         )
     if arguments.split == "test" and arguments.parts == ["flow"]:
-        raise ValueError("--parts flow: the sequences of the test split have no true flow")
+        raise ValueError("--parts flow: the sequences of the test split have no ground truth")
     parts = [part for part in arguments.parts if arguments.split == "train" or part != "flow"]
     return [
         Item(

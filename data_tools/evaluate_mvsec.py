@@ -2,7 +2,7 @@
 
     python data_tools/evaluate_mvsec.py MVSEC/outdoor_day1_data.hdf5 --protocol evflownet --dt 1
 
-The true flow (<sequence>_gt.hdf5 or <sequence>_gt_flow_dist.npz) is looked for beside it.
+The ground truth (<sequence>_gt.hdf5 or <sequence>_gt_flow_dist.npz) is looked for beside it.
 """
 
 from __future__ import annotations

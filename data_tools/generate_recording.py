@@ -1,4 +1,4 @@
-"""Generate a scene and write it as a plain recording with true flow.
+"""Generate a scene and write it as a plain recording with ground truth.
 
     python data_tools/generate_recording.py OUT --preset fast --seed 7 --size 320x240 --frames 6
 
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=parse_times,
         default="0.25,0.5,0.75",
         metavar="TAU,...",
-        help="times between two frames that get true flow, as shares of the interval",
+        help="times between two frames that get ground truth, as shares of the interval",
     )
     parser.add_argument(
         "--ground-truth-format",
@@ -104,7 +104,7 @@ def write_scene(
         path: a directory that does not exist or is empty.
         times: tau in (0, 1), as a share of each frame interval, at which to write the true
             displacement as well.
-        flow_suffix: format of the true flow.
+        flow_suffix: format of the ground truth.
     """
 
     def ground_truth(tau: float) -> list[tuple]:

@@ -1,4 +1,4 @@
-"""Generate a scene and write it as a sequence of DSEC, with true flow.
+"""Generate a scene and write it as a sequence of DSEC, with ground truth.
 
     python data_tools/write_dsec.py ROOT zurich_city_01_a --preset mixed --seed 3 --frames 9
 

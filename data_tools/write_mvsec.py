@@ -1,10 +1,10 @@
-"""Generate a scene and write it in the layout of MVSEC, with true flow, to try readers on.
+"""Generate a scene and write it in the layout of MVSEC, with ground truth, to try readers on.
 
     python data_tools/write_mvsec.py OUT/indoor_flying1 --preset slow --seed 7 --frames 8
 
-OUT/indoor_flying1_data.hdf5 and OUT/indoor_flying1_gt.hdf5 are written. The maps of true flow lie
-between the frames' times, as MVSEC's do: map i goes from the middle of frames i and i + 1 to that
-of i + 1 and i + 2.
+OUT/indoor_flying1_data.hdf5 and OUT/indoor_flying1_gt.hdf5 are written. The maps of ground truth
+lie between the frames' times, as MVSEC's do: map i goes from the middle of frames i and i + 1 to
+that of i + 1 and i + 2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A small sequence of DSEC: random events, a pattern that moves, the same true flow everywhere."""
+"""A small sequence of DSEC: random events, a pattern that moves, the same ground truth
+everywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from flowfuse.events import Events
 HEIGHT, WIDTH, FRAMES = 24, 32, 7
 STEP, FIRST = 50_000, 60_000  # us between frames, and of the first one
 OFFSET = 54_000_000_000
-SHIFT = (3.0, -1.5)  # true flow, px in two frames
+SHIFT = (3.0, -1.5)  # ground truth, px in two frames
 
 
 def make_events(count: int = 4000, seed: int = 0) -> Events:

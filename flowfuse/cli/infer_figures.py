@@ -76,7 +76,8 @@ def write_figures(
 
 
 def _draw_flow(flow: np.ndarray, ground_truth: Truth | None) -> np.ndarray:
-    """Colour flow with its legend; where truth is known, the truth and the error beside it."""
+    """Colour flow with its legend; where ground truth is known, the ground truth and the error
+    beside it."""
     largest = colour_range(flow, *([ground_truth[0]] if ground_truth else []))
     if ground_truth is None:
         return add_legend(upscale(colour_flow(flow, max_magnitude=largest)), largest)
@@ -93,7 +94,8 @@ def _draw_flow(flow: np.ndarray, ground_truth: Truth | None) -> np.ndarray:
 def _draw_times(
     result: Result, ground_truths: dict[float, Truth], times: Sequence[float]
 ) -> np.ndarray:
-    """Displacement from t0 to several times in one row, the truth below it, in one colour scale."""
+    """Displacement from t0 to several times in one row, the ground truth below it, in one colour
+    scale."""
     every = sorted({*times, 1.0})
     shown = np.linspace(0, len(every) - 1, min(len(every), MAX_COLUMNS)).astype(int)
     times = [every[i] for i in shown]

@@ -1,4 +1,4 @@
-"""What a run of ``flowfuse-infer`` has to say: errors against the truth, times, gaps."""
+"""What a run of ``flowfuse-infer`` has to say: errors against the ground truth, times, gaps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunMetrics:
         """Evaluate the flow of one pair.
 
         Args:
-            recording: asked for its truth.
+            recording: asked for its ground truth.
             window: of the pair.
             flow: [2, H, W] px, to its second frame.
             flow_at: tau -> [2, H, W] px.
@@ -148,7 +148,7 @@ class RunMetrics:
             found, zero = (entry[key]["per_pixel"] for key in ("flow", "zero_flow"))
             pairs = counted(entry["flow"]["frames"], "pair")
             if not entry["flow"]["valid_pixels"]:
-                lines.append(f"{name}: unknown, the truth of {pairs} has no valid pixel")
+                lines.append(f"{name}: unknown, the ground truth of {pairs} has no valid pixel")
                 continue
             lines.append(
                 f"{name}: {found['epe']:.3f} px, zero flow {zero['epe']:.3f} px "

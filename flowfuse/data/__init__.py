@@ -1,4 +1,4 @@
-"""Data: recordings read from disk, and scenes generated with exact truth.
+"""Data: recordings read from disk, and scenes generated with exact ground truth.
 
 formats/    files of events and frames, one module a format
 datasets/   the plain directory, DSEC and MVSEC, one module or folder a data set

@@ -224,7 +224,7 @@ def add_grain(sample: Sample, rng: np.random.Generator) -> Sample:
 def roll_shutter(sample: Sample, rng: np.random.Generator) -> Sample:
     """Rows read one after the other: upper ones show the scene earlier, lower ones later.
 
-    The true flow tells how far a row's content has moved. Without it the sample stays as it is.
+    The ground truth tells how far a row's content has moved. Without it the sample stays as it is.
     """
     if sample.flow is None:
         return sample

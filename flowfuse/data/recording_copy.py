@@ -101,7 +101,7 @@ def _copy_to_directory(recording: Recording, path: Path, events_format: str) -> 
                     write_flow(target / f"{index:06d}.npz", *ground_truth)
                     fields += 1
         if fields:
-            lines.append(f"{path / 'flow'}: {fields} fields of true flow")
+            lines.append(f"{path / 'flow'}: {fields} fields of ground truth")
     return lines
 
 
@@ -114,7 +114,7 @@ def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
         warnings.warn(f"{path}: MVSEC holds no exposures, they are left out", stacklevel=3)
     if recording.ground_truth_times:
         warnings.warn(
-            f"{path}: MVSEC holds no true flow at times in between, it is left out", stacklevel=3
+            f"{path}: MVSEC holds no ground truth at times in between, it is left out", stacklevel=3
         )
     count = len(recording.frame_times)
     has_truth = _fits_truth(recording, path) and any(
@@ -130,19 +130,20 @@ def _copy_to_mvsec(recording: Recording, path: Path) -> list[str]:
         _maps(recording, path) if has_truth else None,
         recording.frame_times if has_truth else None,
     )
-    ground_truth = [f"{prefix}_gt.hdf5: {count} maps of true flow"] if has_truth else []
+    ground_truth = [f"{prefix}_gt.hdf5: {count} maps of ground truth"] if has_truth else []
     return [f"{path}: events, {count} frames", *ground_truth]
 
 
 def _fits_truth(recording: Recording, path: Path) -> bool:
-    """Whether true flow leads to the next frame; warns where it leads further, as DSEC's does."""
+    """Whether ground truth leads to the next frame; warns where it leads further, as DSEC's
+    does."""
     step = recording.ground_truth_step
     if step == 1:
         return True
     further = "second next frame" if step == 2 else f"frame {step} further"
     if any(recording.ground_truth(first) is not None for first, _ in recording.frame_pairs):
         warnings.warn(
-            f"{path}: the true flow of {recording.path} leads to the {further}, which no "
+            f"{path}: the ground truth of {recording.path} leads to the {further}, which no "
             "other layout holds; it is left out",
             stacklevel=4,
         )
@@ -158,7 +159,7 @@ def _gray(recording: Recording, index: int) -> np.ndarray:
 
 
 def _maps(recording: Recording, path: Path) -> Iterator[np.ndarray]:
-    """One map per frame; 0 where there is no truth, as after the last frame."""
+    """One map per frame; 0 where there is no ground truth, as after the last frame."""
     lost = 0
     for index in range(len(recording.frame_times)):
         ground_truth = recording.ground_truth(index)
@@ -170,6 +171,6 @@ def _maps(recording: Recording, path: Path) -> Iterator[np.ndarray]:
         yield np.where(valid, flow, np.float32(0))
     if lost:
         warnings.warn(
-            f"{path}: true flow of exactly (0, 0) at {lost} pixels: MVSEC marks unknown flow so",
+            f"{path}: ground truth of exactly (0, 0) at {lost} pixels: MVSEC marks unknown flow so",
             stacklevel=2,
         )

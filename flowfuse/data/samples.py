@@ -1,4 +1,4 @@
-"""A frame pair, the events around it and the true flow between, as a training sample."""
+"""A frame pair, the events around it and the ground truth between, as a training sample."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def labelled_sample(
     ground_truth: tuple[np.ndarray, np.ndarray],
     spec: InputSpec,
 ) -> Sample:
-    """Make a sample of a frame pair and the true flow between.
+    """Make a sample of a frame pair and the ground truth between.
 
     Args:
         recording, first, last, spec: as of :func:`unlabelled_sample`.
@@ -135,7 +135,7 @@ def labelled_sample(
     Returns:
         The sample with one time, tau = 1. ``valid`` is where there is ground truth; the flow is 0
         elsewhere. ``occluded`` covers, beside what leaves the image, all pixels without ground
-        truth, where nothing can be matched; what is hidden by something else is not known.
+        ground truth, where nothing can be matched; what is hidden by something else is not known.
         ``boundary`` is NaN: unknown.
     """
     flow, valid = (torch.from_numpy(values)[None] for values in ground_truth)

@@ -147,7 +147,7 @@ class ImageSet:
         images = {_number(path): path for path in list_images(folder)}  # None: some other image
         ground_truths = sorted(folder.glob("*.flo"))
         if not ground_truths:
-            raise FileNotFoundError(f"{folder}: no true flow (*.flo) in this folder")
+            raise FileNotFoundError(f"{folder}: no ground truth (*.flo) in this folder")
         self._pairs = []
         for path in ground_truths:
             number = _number(path)

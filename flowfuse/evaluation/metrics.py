@@ -1,4 +1,5 @@
-"""Measures of flow: against truth (endpoint errors, trajectories, uncertainty) and without it.
+"""Measures of flow: against ground truth (endpoint errors, trajectories, uncertainty) and without
+it.
 
 Arrays are numpy. A measure over no valid element is NaN. Percentages are in [0, 100].
 """
@@ -30,12 +31,12 @@ def flow_metrics(
     *,
     outlier_fraction: float = 0.0,
 ) -> dict[str, float]:
-    """Compare flow with truth, averaged over the valid pixels.
+    """Compare flow with ground truth, averaged over the valid pixels.
 
     Args:
         flow: [2, H, W], px.
-        truth: [2, H, W], px.
-        valid: [H, W] bool, where truth is known; None = everywhere.
+        ground_truth: [2, H, W], px.
+        valid: [H, W] bool, where ground truth is known; None = everywhere.
         boundary: [H, W], the motion boundary B_m (bool, or > 0.5); None = unknown.
         outlier_fraction: 1pe, 2pe and 3pe also ask for an error above this fraction of the true
             magnitude (some protocols use 0.05); 0 asks for the pixels alone.
@@ -159,7 +160,7 @@ def trajectory_metrics(
     true_end: np.ndarray,
     valid: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Compare displacement over time with truth.
+    """Compare displacement over time with the ground truth.
 
     Args:
         estimates: [T, 2, H, W] estimated displacement from t0 to each tau, px.
@@ -243,7 +244,7 @@ def uncertainty_metrics(
     as the errors do. An uncertainty is worth having when it ranks better than the magnitude.
 
     Args:
-        flow, truth: [2, H, W], px.
+        flow, ground_truth: [2, H, W], px.
         uncertainty: [H, W], larger = less certain; only its order counts.
         valid: [H, W] bool; None = everywhere.
         steps: number of portions.
@@ -367,7 +368,7 @@ def _check_fields(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flow, ground_truth = _field("flow", flow, 3), _field("ground_truth", ground_truth, 3)
     if flow.shape != ground_truth.shape:
-        raise ValueError(f"flow is {list(flow.shape)}, truth is {list(ground_truth.shape)}")
+        raise ValueError(f"flow is {list(flow.shape)}, ground truth is {list(ground_truth.shape)}")
     valid = np.ones(flow.shape[1:], bool) if valid is None else np.asarray(valid).astype(bool)
     if valid.shape != flow.shape[1:]:
         raise ValueError(f"valid must have shape {list(flow.shape[1:])}, got {list(valid.shape)}")

@@ -80,7 +80,7 @@ def draw_case(
         ("frame 0", frame0),
         ("frame 1", frame1),
         ("events", render_events(frame0, events)),
-        (f"true flow, up to {magnitude:.1f} px", colour_flow(ground_truth, valid, magnitude)),
+        (f"ground truth, up to {magnitude:.1f} px", colour_flow(ground_truth, valid, magnitude)),
         ("colours", _centred(legend(magnitude), valid.shape))
         if boundary is None
         else ("true B_e cyan, B_m orange red", render_boundary(frame0, boundary)),

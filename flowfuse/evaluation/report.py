@@ -38,10 +38,10 @@ COMPARED_WITHOUT_TRUTH = {"photometric": "photometric"}
 EXPLAINED = """\
 Values are pooled over all valid pixels of a set; brackets hold 95 % bootstrap intervals over \
 scenes, those of ratios paired. `boundary`: EPE within 5 px of motion discontinuities, `interior`: \
-elsewhere; within 2, 5, 10 px of B_m, or, where it is not known, of jumps of the true flow by more \
-than 1 px; occluded: not to be seen at the end. TEPE: EPE over times between the frames; beside \
-it, that of straight lines to the row's own and to the true end. Deviation error: 0 = the true \
-path, 1 = a straight line; sums over the set, where the true path deviates by more than 1 px. \
+elsewhere; within 2, 5, 10 px of B_m, or, where it is not known, of jumps of the ground truth \
+by more than 1 px; occluded: not to be seen at the end. TEPE: EPE over times between the frames; \
+beside it, that of straight lines to the row's own and to the true end. Deviation error: 0 = the \
+true path, 1 = a straight line; sums over the set, where the true path deviates by more than 1 px. \
 AUSE: mean over scenes, 0 = the uncertainty ranks as the errors do. Surest 80 %: the EPE of the \
 pixels that are called most certain, over that of all; of the set, the other 20 % are left out \
 wherever they are; the bounds are those of the 80 % with the smallest errors. Boundaries: at the \

@@ -193,7 +193,7 @@ def summarize(tally: Tally, references: Mapping[str, str], compared: Sequence[st
 
     Returns:
         row -> {"measures": {measure: interval}, "ratios": {reference: {measure: interval}},
-        "scene_epe": [N] EPE of every scene (NaN without truth)}; intervals as {"value", "low",
+        "scene_epe": [N] EPE of every scene (NaN without any)}; intervals as {"value", "low",
         "high"}.
     """
     weights = drawn_counts(len(tally))

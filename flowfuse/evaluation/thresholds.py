@@ -62,7 +62,7 @@ def boundary_histogram(probability: np.ndarray, ground_truth: np.ndarray) -> np.
 
     Args:
         probability: [H, W] in [0, 1]; NaN counts as 0.
-        truth: [H, W] bool.
+        ground_truth: [H, W] bool.
 
     Returns:
         [3, bins]: all pixels; those with a true boundary within TOLERANCE; the true pixels by the

@@ -29,7 +29,7 @@ def negative_log_likelihood(error: Tensor, uncertainty: Tensor) -> Tensor:
     """Negative log-likelihood of an error under the mixture.
 
     Args:
-        error: [..., 2, H, W], px, estimate minus truth per component.
+        error: [..., 2, H, W], px, estimate minus ground truth per component.
         uncertainty: [..., 2, H, W], as the network gives it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Losses that need no truth: what frames and events themselves say about the motion.
+"""Losses that need no ground truth: what frames and events themselves say about the motion.
 
 None of them is enough alone, and each has its way out: sharpness is greatest where all events
 gather in one place, photometric error is small where the image is flat. They are to be summed.
@@ -32,7 +32,7 @@ WINDOW = 7  # of the local correlation, px
 
 @dataclass(frozen=True)
 class SelfSupervisionConfig:
-    """Weights of the losses without truth.
+    """Weights of the losses without ground truth.
 
     Args:
         photometric: of the difference between frame 0 and frame 1 warped back, on sharp frames.
@@ -56,7 +56,7 @@ class SelfSupervisionConfig:
 def self_supervised_loss(
     output: ModelOutput, batch: Sample, config: SelfSupervisionConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the losses of one batch that need no truth.
+    """Sum the losses of one batch that need no ground truth.
 
     Args:
         output: of the network.
@@ -65,8 +65,9 @@ def self_supervised_loss(
         config: the weights.
 
     Returns:
-        The loss (scalar), and its parts for the last iteration; ``epe`` where there is truth. Of
-        several processes, each gets its share of every number (see flowfuse.losses.supervised).
+        The loss (scalar), and its parts for the last iteration; ``epe`` where there is ground
+        truth. Of several processes, each gets its share of every number (see
+        flowfuse.losses.supervised).
     """
     estimates = dense_estimates(output)
     total = output.control_points.new_zeros(())

@@ -129,7 +129,7 @@ def overall_mean(values: Tensor) -> Tensor:
 def likelihood_loss(output: ModelOutput, batch: Sample, absolute: float) -> Tensor:
     """Likelihood and absolute error of the final trajectories at all given times."""
     flow = bezier(output.control_points, batch.tau)  # [B, T, 2, H, W]
-    # An invalid truth may be NaN: it must not enter the backward at all.
+    # An invalid ground truth may be NaN: it must not enter the backward at all.
     error = torch.where(batch.valid.unsqueeze(2), flow - batch.flow, 0)
     nll = negative_log_likelihood(error, output.uncertainty.unsqueeze(1))
     return masked_mean((nll + absolute * error.abs()).mean(dim=2), batch.valid)
@@ -156,11 +156,11 @@ def at_cells(images: Tensor) -> Tensor:
 def boundary_loss(
     logits: Tensor, ground_truth: Tensor, positive_weight: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of B_e and of B_m, each with its own truth.
+    """Binary cross-entropy of B_e and of B_m, each with its own ground truth.
 
     Args:
         logits: [B, 2, H, W].
-        truth: [B, 2, H, W], 0 or 1; NaN where it is unknown, as in recordings.
+        ground_truth: [B, 2, H, W], 0 or 1; NaN where it is unknown, as in recordings.
         positive_weight: of a boundary pixel, for B_e and B_m.
     """
     known = torch.isfinite(ground_truth)
@@ -187,7 +187,7 @@ def matching_loss(output: ModelOutput, batch: Sample) -> Tensor:
     events, frames = output.event_latent.float(), output.frame_latent.float()
     slices = events.shape[1] - 1
     tau = batch.tau
-    # The truth is given at random times: a cubic through them gives it at the slices' times.
+    # The ground truth is given at random times: a cubic through them gives it at the slices' times.
     cells, hidden = at_cells(batch.flow), at_cells(batch.occluded)
     # E_0 shows only where something fires, and not noise or lamps alone: elsewhere there is nothing
     # to match. Where moving edges are not known, whatever fires may be one.

@@ -1,4 +1,5 @@
-"""Correlations of both senses: frame to frame, event slice to event slice, frame to event slice."""
+"""Correlations of both modalities: frame to frame, event slice to event slice, frame to event
+slice."""
 
 from __future__ import annotations
 
@@ -109,8 +110,8 @@ class WindowMatching(nn.Module):
         sum_p w_p |sum_i b_i(tau_p) P_i - d_p|^2 + s sum_i |P_(i+1) - 2 P_i + P_(i-1)|^2 -> min
 
     with Bernstein weights b. A pair counts (w_p) by how far its softmax is from flat: an absent
-    sense is flat and has no say. The learned stiffness s keeps the motion uniform where the pairs
-    do not say otherwise.
+    modality is flat and has no say. The learned stiffness s keeps the motion uniform where the
+    pairs do not say otherwise.
 
     Args:
         radius, levels: as of the look-ups.

@@ -14,13 +14,13 @@ LARGEST_CORRELATION = 12.0  # at the start: sharp enough for a softmax over a wi
 
 
 class Encoded(NamedTuple):
-    """What the encoders make of one sense, N slices or frames.
+    """What the encoders make of one modality, N slices or frames.
 
     Attributes:
-        stem: [B, C_stem, H/4, W/4], features of the first one; zero where the sense is absent.
+        stem: [B, C_stem, H/4, W/4], features of the first one; zero where the modality is absent.
         fine: [B, N, C_t, H/4, W/4], of all of them, to be matched at 1/4; the same everywhere where
-            the sense is absent, so that nothing matches best.
-        latents: [B, N, C, h, w], of all of them at 1/8; zero where the sense is absent.
+            the modality is absent, so that nothing matches best.
+        latents: [B, N, C, h, w], of all of them at 1/8; zero where the modality is absent.
     """
 
     stem: Tensor

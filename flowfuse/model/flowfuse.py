@@ -156,7 +156,7 @@ class FlowFuse(nn.Module):
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
             corrected: how gradients pass the gradient steps, see :func:`lucas_kanade_refine`; for
-                training without truth.
+                training without ground truth.
 
         Returns:
             :class:`ModelOutput`.

@@ -30,8 +30,9 @@ def lucas_kanade_refine(
     Frames tell where a trajectory ends, not how it gets there: every step is a uniform motion.
 
     What a step corrects anyway would get no gradient, yet a flow that is near before the steps is
-    worth having: its gradient is passed on unchanged. Without truth it must be ``corrected``, or
-    training pushes on and on at a flow that makes no difference, until the steps lose it.
+    worth having: its gradient is passed on unchanged. Without ground truth it must be
+    ``corrected``, or training pushes on and on at a flow that makes no difference, until the steps
+    lose it.
 
     Args:
         control_points: [B, n, 2, H, W] float32, px.

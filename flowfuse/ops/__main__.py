@@ -38,11 +38,11 @@ def deviation(found: Sequence[Tensor], wanted: Sequence[Tensor], rounding: float
     """Largest difference over the largest value and the tolerance; infinite where NaN differ."""
     worst = 0.0
     for ours, theirs in zip(found, wanted, strict=True):
-        values, truth = ours.detach().cpu().double(), theirs.double()
-        if not torch.equal(values.isfinite(), truth.isfinite()):
+        values, reference = ours.detach().cpu().double(), theirs.double()
+        if not torch.equal(values.isfinite(), reference.isfinite()):
             return float("inf")
-        scale = truth.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-30)
-        error = (values - truth).nan_to_num(0, 0, 0).abs().max() / scale
+        scale = reference.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-30)
+        error = (values - reference).nan_to_num(0, 0, 0).abs().max() / scale
         worst = max(worst, float(error) / rounding / TOLERANCE.get(ours.dtype, 1e-4))
     return worst
 

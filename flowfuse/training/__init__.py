@@ -8,7 +8,7 @@ trainer.py     the loop
 state.py       weights, their average, optimizer: saved and restored whole; the run directory
 log.py         log.csv, validation.csv, TensorBoard
 validation.py  errors on held-out scenes, and pictures of them
-finetune.py    the same for a recording without truth
+finetune.py    the same for a recording without ground truth
 devices.py     where a process computes
 stopping.py    Ctrl-C, SIGTERM, a time limit
 """

@@ -1,4 +1,5 @@
-"""Adapting a model to a recording without truth: what it learns from, and what tells if it helps.
+"""Adapting a model to a recording without ground truth: what it learns from, and what tells if it
+helps.
 
 The last frames of the recording are held out. Pairs of the frames before them are learned from, and
 pairs among them measured; a pair with one frame on each side is neither, so no frame is both.
@@ -40,7 +41,7 @@ FEWEST_FRAMES = 4  # two to learn from, two others to measure on
 
 
 class RecordingPairs(Dataset):
-    """Frame pairs of a recording with their events, as samples without truth.
+    """Frame pairs of a recording with their events, as samples without ground truth.
 
     Args:
         path: of the recording.

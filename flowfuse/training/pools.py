@@ -1,8 +1,8 @@
 """What a training learns from and is measured on.
 
 scenes:fast, scenes:fast=2,blur=1    generated scenes of a preset, or a mixture with weights
-recording:PATH                       a recording without truth, for self-supervision
-dsec:ROOT                            the sequences of DSEC with true flow, split by sequence
+recording:PATH                       a recording without ground truth, for self-supervision
+dsec:ROOT                            the sequences of DSEC with ground truth, split by sequence
 mvsec:PATH                           a sequence of MVSEC, or a directory of some
 """
 
@@ -34,7 +34,7 @@ def make_pool(config: TrainConfig) -> Pool:
     """Make what a configuration trains on.
 
     Raises:
-        FileNotFoundError: there is no such recording, or no sequence with true flow.
+        FileNotFoundError: there is no such recording, or no sequence with ground truth.
         ValueError: it cannot be learned from, or is smaller than the crops.
     """
     kind, rest = parse_data(config.data)
@@ -60,7 +60,7 @@ def make_pool(config: TrainConfig) -> Pool:
 
 
 def make_held_out(config: TrainConfig, pool: Pool) -> Pool:
-    """Make what a configuration measures on; a recording without truth holds it out itself.
+    """Make what a configuration measures on; a recording without ground truth holds it out itself.
 
     Args:
         config: how many, and of what kind.
@@ -110,9 +110,9 @@ def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> li
     """Open the sequences of MVSEC at a path, from one frame to the next.
 
     Args:
-        path: ``<seq>_data.hdf5``, or a directory of such files, with the true flow beside them.
+        path: ``<seq>_data.hdf5``, or a directory of such files, with the ground truth beside them.
         slices, bins: see :class:`flowfuse.model.ModelConfig`.
-        held_out: the last tenth of every sequence's pairs with true flow; else the pairs before,
+        held_out: the last tenth of every sequence's pairs with ground truth; else the pairs before,
             but for one that shares a frame with those.
 
     Raises:
@@ -129,7 +129,7 @@ def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> li
         count = len(pairs)
         if count < 3:
             raise ValueError(
-                f"{file}: {count} pair(s) of frames with true flow; 3 are needed, of which the "
+                f"{file}: {count} pair(s) of frames with ground truth; 3 are needed, of which the "
                 "last is held out"
             )
         split = count - max(1, round(MVSEC_HELD_OUT * count))

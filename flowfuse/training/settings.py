@@ -143,8 +143,8 @@ class TrainConfig:
             )
         if self.source == "recording" and (self.supervision != "self" or self.overfit):
             raise ValueError(
-                f"data {self.data} has no truth: it needs supervision = self and overfit = 0, "
-                f"got {self.supervision} and {self.overfit}"
+                f"data {self.data} has no ground truth: it needs supervision = self and "
+                f"overfit = 0, got {self.supervision} and {self.overfit}"
             )
 
     @property

@@ -135,7 +135,8 @@ class Trainer:
 
         Returns:
             loss, its parts, `gradient` (norm before clipping), `learning_rate`, and where there is
-            truth `epe` (px, at t1) and `epe_zero` (that of zero flow); all of the whole batch.
+            ground truth `epe` (px, at t1) and `epe_zero` (that of zero flow); all of the whole
+            batch.
 
         Raises:
             NotFiniteError: the loss or gradient is NaN or infinite; nothing is changed.

@@ -77,8 +77,9 @@ class Validator:
 
         Returns:
             Mean end-point errors over the valid pixels of all scenes, px: `epe` at t1, `tepe` at
-            the earlier times with truth, `epe_frames` and `epe_events` with one modality (where the
-            model has both), and, for comparison, `epe_zero` and `epe_dis` (OpenCV's DIS).
+            the earlier times with ground truth, `epe_frames` and `epe_events` with one modality
+            (where the model has both), and, for comparison, `epe_zero` and `epe_dis` (OpenCV's
+            DIS).
         """
         modes = MODES if model.config.frames and model.config.events else ("fused",)
         found = evaluate(self._pairs(model, modes), measure=endpoint_sums)
@@ -156,7 +157,7 @@ def gray_frames(sample: Sample) -> list[np.ndarray]:
 
 
 def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[str, np.ndarray]:
-    """The labelled pictures of one scene; the truth sets the scale of all."""
+    """The labelled pictures of one scene; the ground truth sets the scale of all."""
     ground_truth, valid = sample.flow[-1].numpy(), sample.valid[-1].numpy()
     frame = sample.frame0[0].numpy()
     magnitude = largest_magnitude(ground_truth, valid)
@@ -164,7 +165,7 @@ def _draw_scene(sample: Sample, flow: np.ndarray, boundary: np.ndarray) -> dict[
     mean = error[valid].mean() if valid.any() else float("nan")
     return {
         "events": render_events(frame, polarity_events(sample)),
-        f"true flow, up to {magnitude:.1f} px": colour_flow(ground_truth, valid, magnitude),
+        f"ground truth, up to {magnitude:.1f} px": colour_flow(ground_truth, valid, magnitude),
         "flow": colour_flow(flow, None, magnitude),
         "B_e cyan, B_m orange red": render_boundary(frame, boundary),
         f"error, mean {mean:.2f} px": render_heat(error, valid, magnitude / 4),

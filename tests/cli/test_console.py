@@ -133,7 +133,7 @@ def test_tools_explain_themselves(name, monkeypatch, capsys):
         ("evaluate_mvsec EMPTY", "EMPTY: no such file, expected <sequence>_data.hdf5"),
         ("check_submission FILE EMPTY", "EMPTY: no schedules SEQ.csv there"),
         ("check_submission FILE EMPTY --size 0x9", "--size: expected WIDTHxHEIGHT, got '0x9'"),
-        ("download_dsec new --split test --parts flow", "the test split have no true flow"),
+        ("download_dsec new --split test --parts flow", "the test split have no ground truth"),
     ],
 )
 def test_bad_arguments_are_told_at_once(line, message, tmp_path, monkeypatch, capsys):

@@ -49,5 +49,5 @@ def test_a_truth_without_any_valid_pixel_is_told():
     metrics.add(recording, window, flow, {}, (frame, frame))
     assert metrics.latest == ""
     told, photometric = metrics.lines()
-    assert told == "EPE: unknown, the truth of 1 pair has no valid pixel"
+    assert told == "EPE: unknown, the ground truth of 1 pair has no valid pixel"
     assert photometric.startswith("photometric error")

@@ -67,7 +67,7 @@ def test_plain_recordings_come_back(tmp_path, source, kind, capsys):
     assert run(source, tmp_path / "a", "--events-format", kind) == 0
     text = capsys.readouterr()
     assert "2500 events" in text.out and "3 frames" in text.out and text.err == ""
-    assert "3 fields of true flow" in text.out
+    assert "3 fields of ground truth" in text.out
     found, expected = open_recording(tmp_path / "a"), open_recording(source)
     check(found.events(0, 2 * START), make_events())
     window = int(TIMES[0]), int(TIMES[1])
@@ -89,7 +89,7 @@ def test_to_mvsec_and_back(tmp_path, source, capsys):
     assert run(source, tmp_path / "new" / "a_data.hdf5") == 0
     text = capsys.readouterr()
     assert "holds no exposures" in text.err and "at times in between" in text.err
-    assert "3 maps of true flow" in text.out
+    assert "3 maps of ground truth" in text.out
     assert run(tmp_path / "new" / "a_data.hdf5", tmp_path / "back") == 0
     found, expected = open_recording(tmp_path / "back"), open_recording(source)
     check(found.events(0, 2 * START), make_events())

@@ -31,7 +31,7 @@ def tool():
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """Six frames of MVSEC's size, true flow (3, 4) px per map of 50 ms."""
+    """Six frames of MVSEC's size, ground truth (3, 4) px per map of 50 ms."""
     rng = np.random.default_rng(0)
     t = np.sort(rng.integers(0, 140_000, 3000))
     x, y = rng.integers(0, 346, 3000), rng.integers(0, 260, 3000)
@@ -51,7 +51,7 @@ def test_the_command(tool, path, tmp_path, capsys):
     for part in (
         "protocol evflownet (other seconds), outdoor_day1, dt=1",
         "windows: 0.0 to 1.0 s after the first event or frame",
-        "the top 190 rows of the crop; pixels with truth and events",
+        "the top 190 rows of the crop; pixels with ground truth and events",
         "input: raw events and frames; the crop; one window in 2; model small",
         "2 windows",
     ):
@@ -83,7 +83,7 @@ def test_events_alone_and_the_full_frame(tool, path, capsys, monkeypatch):
 
 def test_other_seconds_take_the_place_of_all_that_the_paper_names(tool, path):
     recording = open_mvsec(path)
-    with pytest.raises(ValueError, match="no window of protocol dceiflow has truth"):
+    with pytest.raises(ValueError, match="no window of protocol dceiflow has ground truth"):
         tool.choose_protocol("dceiflow", recording.sequence, None).windows(recording)
     protocol = tool.choose_protocol("dceiflow", recording.sequence, (0.03, 0.1))
     # Seconds count from the first event, at about 0 ms: frames at 45, 70 and 95 ms lie within.
@@ -108,8 +108,8 @@ def test_crop_of_events(tool):
 def test_faults(tool, path, tmp_path, capsys):
     for argv, message in [
         ([str(tmp_path / "x_data.hdf5")], "no such file, expected <sequence>_data.hdf5"),
-        ([str(path)], "no window of protocol evflownet has truth"),
-        ([str(path), "--protocol", "dceiflow"], "no window of protocol dceiflow has truth"),
+        ([str(path)], "no window of protocol evflownet has ground truth"),
+        ([str(path), "--protocol", "dceiflow"], "no window of protocol dceiflow has ground truth"),
         ([str(path), "--dt", "3"], "dt must be 1 or 4, got 3"),
         ([str(path), "--model", "none"], "none"),
         ([str(path), "-o", str(tmp_path)], f"{tmp_path}: cannot write"),

@@ -53,7 +53,7 @@ def test_image_folders_that_do_not_fit_are_told(tmp_path: Path) -> None:
     (folder / "flow10.flo").rename(folder / "flow.flo")
     with pytest.raises(ValueError, match=r"flow.flo: its name must end in a number"):
         cases.ImageSet(folder)
-    with pytest.raises(FileNotFoundError, match="no true flow"):
+    with pytest.raises(FileNotFoundError, match="no ground truth"):
         cases.ImageSet(tmp_path)
 
 

@@ -183,7 +183,10 @@ def test_event_sharpness():
     ("call", "message"),
     [
         (lambda: flow_metrics(FLOW[0], TRUTH), r"flow must have shape \[2, H, W\], got \[1, 5\]"),
-        (lambda: flow_metrics(FLOW, TRUTH[:, :, 1:]), r"flow is \[2, 1, 5\], truth is \[2, 1, 4\]"),
+        (
+            lambda: flow_metrics(FLOW, TRUTH[:, :, 1:]),
+            r"flow is \[2, 1, 5\], ground truth is \[2, 1, 4\]",
+        ),
         (lambda: flow_metrics(FLOW, TRUTH, VALID.T), r"valid must have shape \[1, 5\]"),
         (lambda: flow_metrics(FLOW, TRUTH, boundary=FLOW), r"boundary must have shape \[1, 5\]"),
         (lambda: uncertainty_metrics(FLOW, TRUTH, FLOW), "uncertainty must have shape"),

@@ -85,7 +85,7 @@ def test_a_sequence_of_mvsec_may_be_too_short(tmp_path):
     events = Events([0], [0], [times[1]], [1], height=HEIGHT, width=WIDTH)
     frames = np.zeros((3, HEIGHT, WIDTH), np.uint8)
     write_mvsec(tmp_path / "a", events, frames, times, np.ones((3, 2, HEIGHT, WIDTH)), times)
-    with pytest.raises(ValueError, match=r"2 pair\(s\) of frames with true flow; 3 are needed"):
+    with pytest.raises(ValueError, match=r"2 pair\(s\) of frames with ground truth; 3 are needed"):
         mvsec_sequences(tmp_path, 2, 2, held_out=False)
 
 

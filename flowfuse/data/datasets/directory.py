@@ -10,7 +10,7 @@ A directory holds, where all but one of events and frames may be missing::
     one video                          its times are the container's, or timestamps.txt
     exposures.txt                      lines "start end" per frame, seconds
     sensor.txt                         "width height", needed when nothing else tells
-    flow/000000.flo                    true flow from frame 0 to frame 1 (.png: KITTI encoding)
+    flow/000000.flo                    ground truth from frame 0 to frame 1 (.png: KITTI encoding)
     flow_at/0.25/000000.flo            true displacement from frame 0 to tau = 0.25
 """
 
@@ -218,7 +218,7 @@ def _find_ground_truth(path: Path | None) -> dict[float, Path]:
         strange = [p.name for p in _visible(directory) if not _FLOW_NAME.fullmatch(p.name)]
         if strange:
             warnings.warn(
-                f"{directory}: {len(strange)} files are not used as true flow, e.g. "
+                f"{directory}: {len(strange)} files are not used as ground truth, e.g. "
                 f"{min(strange)!r}; expected names like 000000.flo (the index of the frame)",
                 stacklevel=5,
             )

@@ -1,4 +1,4 @@
-"""Generated scenes: from a seed to frames, events and exact truth at any time.
+"""Generated scenes: from a seed to frames, events and exact ground truth at any time.
 
 presets.py         what scenes are drawn from: every range
 motion.py          how layers move: curves in time, homographies
@@ -9,7 +9,7 @@ camera.py          the frame camera
 simulator.py       the event sensor
 sensor_readout.py  from its pixels to its recording
 rendering.py       a scene watched by both
-scenes.py          all of it together: a scene from a seed, with its truth
+scenes.py          all of it together: a scene from a seed, with its ground truth
 dataset.py         scenes as training samples
 
 camera.py, simulator.py and sensor_readout.py also serve alone, on images that come from elsewhere.

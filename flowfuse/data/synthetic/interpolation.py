@@ -1,11 +1,12 @@
 """Events simulated between two images whose flow is known.
 
 The images are up to tens of px apart, too far for an event simulator, so the light between them is
-interpolated along the TRUE flow, at constant velocity, in steps of half a pixel. That is what an
+interpolated along the ground truth, at constant velocity, in steps of half a pixel. That is what an
 event camera does: it sees the true motion. But it makes the events ideal in ways that real ones are
-not: nothing but the motion changes the light, velocities are constant (so there is no truth about
-the path, and none is measured), and what is hidden in one of the images is guessed. Before frame 0
-the motion is continued backwards at the same velocity, since most folders have no true flow there.
+not: nothing but the motion changes the light, velocities are constant (so there is no ground truth
+about the path, and none is measured), and what is hidden in one of the images is guessed. Before
+frame 0 the motion is continued backwards at the same velocity, since most folders have no ground
+truth there.
 
 Hence the rows that see frames only are measured on images that others made, untouched; those that
 see events tell how the network gets along with such textures and flow fields, not with a real
@@ -27,7 +28,7 @@ HISTORY = 0.5  # of an interval before frame 0: a slice, for networks of two sli
 STEP = 0.5  # px
 SEED = 7  # of the sensor's noise
 # Gray levels (1 = white, gamma-encoded) by which an image differs from the next one, warped back by
-# the true flow: how fast a pixel loses against others that move to the same place, and how fast
+# the ground truth: how fast a pixel loses against others that move to the same place, and how fast
 # what it shows in the next image is no longer believed.
 RIVALRY, TRUST = 0.02, 0.05
 LEAST_COVER = 0.25  # of a pixel by what moves there; below, it is a hole

@@ -1,4 +1,4 @@
-"""Generated scenes: frames, events and exact truth at any time, from a seed.
+"""Generated scenes: frames, events and exact ground truth at any time, from a seed.
 
 A scene is a list of textured planes under homographies (see
 :mod:`flowfuse.data.synthetic.layers`); a frame camera and an event sensor watch it. Truth comes
@@ -51,7 +51,7 @@ __all__ = ["PRESETS", "Scene", "SceneConfig", "generate_scene"]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A generated scene with its recording and its truth.
+    """A generated scene with its recording and its ground truth.
 
     Attributes:
         height, width: image size, px.
@@ -61,7 +61,7 @@ class Scene:
         exposures: [F] int64, durations in us.
         planes: painter's order.
         sensor: the event sensor that watched.
-        view: what it saw otherwise than the frame camera; the truth is the frame camera's.
+        view: what it saw otherwise than the frame camera; the ground truth is the frame camera's.
         readout: how its events were read out.
     """
 

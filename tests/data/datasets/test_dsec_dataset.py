@@ -56,7 +56,7 @@ def test_data_sets_by_split(root):
         DsecDataset(root, "test", 2, 2)
     with pytest.raises(FileNotFoundError, match="no such directory"):
         DsecDataset(root / "nowhere", "train", 2, 2)
-    with pytest.raises(FileNotFoundError, match="with true flow for 'train'; sequences there: zur"):
+    with pytest.raises(FileNotFoundError, match="ground truth for 'train'; sequences there: zur"):
         DsecDataset(root / "train_events", "train", 2, 2)
 
 

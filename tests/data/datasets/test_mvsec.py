@@ -1,4 +1,4 @@
-"""MVSEC: windows read from the disk, true flow by hand, undistortion, and an error per fault."""
+"""MVSEC: windows read from the disk, ground truth by hand, undistortion, and an error per fault."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_windows_across_blocks(path, monkeypatch, events):
             np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
 
 
-# True flow. Maps of 1 x 6 px make hand computation possible: position + flow, rounded, is the next
-# look-up.
+# Ground truth. Maps of 1 x 6 px make hand computation possible: position + flow, rounded, is the
+# next look-up.
 
 
 def propagate(maps, times, t0, t1, **options):
@@ -307,7 +307,7 @@ def test_faults_inside_of_windows(tmp_path, events):
 
 
 def test_faults_of_truth(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match="no such file of true flow"):
+    with pytest.raises(FileNotFoundError, match="no such file of ground truth"):
         FlowMaps(tmp_path / "a_gt.hdf5")
     good = {
         "timestamps": FLOW_TIMES / 1e6,
@@ -418,8 +418,8 @@ def test_faults_of_samples(path, tmp_path, events):
         MvsecDataset(recording, slices=2, bins=3)[9]
     with pytest.raises(ValueError, match="slices must be at least 2"):
         MvsecDataset(recording, slices=1, bins=3)
-    with pytest.raises(ValueError, match=r"no pair of frames \[5, 6\) has true flow"):
+    with pytest.raises(ValueError, match=r"no pair of frames \[5, 6\) has ground truth"):
         MvsecDataset(recording, slices=2, bins=3, frames=(5, 6))
     bare = open_mvsec(write_mvsec(tmp_path / "a", events, make_frames(), FRAME_TIMES))
-    with pytest.raises(ValueError, match="no true flow beside it"):
+    with pytest.raises(ValueError, match="no ground truth beside it"):
         MvsecDataset(bare, slices=2, bins=3)

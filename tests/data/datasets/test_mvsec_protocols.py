@@ -142,7 +142,7 @@ def test_descriptions_say_everything():
         assert part in text
     text = "\n".join(PROTOCOLS["dceiflow"].describe("indoor_flying1", 1))
     assert "frames [314, 2199)" in text and "> 3 px and > 5 %" in text and "rows" not in text
-    assert "all pixels with truth / pixels with truth and events" in text
+    assert "all pixels with ground truth / pixels with ground truth and events" in text
     text = "\n".join(PROTOCOLS["eraft20"].describe("outdoor_day1", 1))
     assert "flow map to flow map" in text and "flow maps [4356, 4706)" in text
     assert "rows below 193 of the full frame" in text
@@ -156,9 +156,11 @@ def test_faults(open_sequence, tmp_path):
         PROTOCOLS["evflownet"].windows(recording, 2)
     with pytest.raises(ValueError, match="eraft45 is defined for outdoor_day1, not for 'indoor"):
         PROTOCOLS["eraft45"].windows(recording, 1)
-    with pytest.raises(ValueError, match=r"no window of protocol dceiflow has truth; .* 10 frames"):
+    with pytest.raises(
+        ValueError, match=r"no window of protocol dceiflow has ground truth; .* 10 fr"
+    ):
         PROTOCOLS["dceiflow"].windows(recording, 1)
     events = Events.empty(HEIGHT, WIDTH)
     path = write_mvsec(tmp_path / "a", events, np.zeros((1, 12, 16), np.uint8), [5])
-    with pytest.raises(ValueError, match="no true flow beside it"):
+    with pytest.raises(ValueError, match="no ground truth beside it"):
         Protocol("p", steps=(1,)).windows(open_mvsec(path))

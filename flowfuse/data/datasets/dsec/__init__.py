@@ -1,7 +1,7 @@
 """DSEC: its sequences read, written, and as training samples.
 
 files.py     where its files lie, and the small ones of them
-sequence.py  events, frames and true flow of a sequence, in one view
+sequence.py  events, frames and ground truth of a sequence, in one view
 dataset.py   training samples
 writer.py    writing sequences in its files
 """

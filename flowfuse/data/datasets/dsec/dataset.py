@@ -1,4 +1,4 @@
-"""Training samples of the sequences of DSEC with true flow."""
+"""Training samples of the sequences of DSEC with ground truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfuse.data.datasets.dsec.sequence import DsecSequence
 from flowfuse.data.samples import Sample, labelled_sample
 from flowfuse.inputs import InputSpec, input_interval
 
-# The training sequences that have true flow.
+# The training sequences that have ground truth.
 FLOW_SEQUENCES = (
     "thun_00_a",
     "zurich_city_01_a",
@@ -46,7 +46,7 @@ VALIDATION_SEQUENCES = (
 
 
 class DsecDataset(Dataset):
-    """Training samples (:func:`labelled_sample`) of the sequences with true flow below a root.
+    """Training samples (:func:`labelled_sample`) of the sequences with ground truth below a root.
 
     Args:
         root: of the data set, in any layout.
@@ -80,7 +80,7 @@ class DsecDataset(Dataset):
         if not files:
             names = ", ".join(f.name for f in found) or "none"
             raise FileNotFoundError(
-                f"{root}: no sequence with true flow for {split!r}; sequences there: {names}"
+                f"{root}: no sequence with ground truth for {split!r}; sequences there: {names}"
             )
         self.sequences = [DsecSequence(f) for f in files]
         self.items: list[tuple[int, int, int]] = []

@@ -1,4 +1,4 @@
-"""DSEC: driving sequences of an event camera and a frame camera side by side, with true flow.
+"""DSEC: driving sequences of an event camera and a frame camera side by side, with ground truth.
 
 Everything is given in the rectified view of the left event camera, where the flow lives: events
 have float coordinates there, frames are warped into it. All times are absolute microseconds.
@@ -70,7 +70,7 @@ class DsecSequence:
             depth; False when they lie in ``images/left/ev_inf``.
         has_events, has_frames: True.
         ground_truth_step: 2, as a flow map leads to the second next frame.
-        ground_truth_times: (), as there is no truth between the ends of a flow map.
+        ground_truth_times: (), as there is no ground truth between the ends of a flow map.
 
     Raises:
         FileNotFoundError: listing the files that are missing.
@@ -132,7 +132,7 @@ class DsecSequence:
 
     @cached_property
     def frame_pairs(self) -> list[tuple[int, int]]:
-        """Frames between which flow is wanted: those of the true flow where there is some, else
+        """Frames between which flow is wanted: those of the ground truth where there is some, else
         every second frame and the second next, 100 ms later."""
         if self._flow_maps:
             return [(first, last) for first, (last, _) in self._flow_maps.items()]
@@ -176,7 +176,7 @@ class DsecSequence:
         return image
 
     def ground_truth(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Read the true flow that starts at frame ``index``.
+        """Read the ground truth that starts at frame ``index``.
 
         Returns:
             flow [2, H, W] float32, px, and valid [H, W] bool; None where there is no map.

@@ -1,6 +1,6 @@
 """MVSEC: its sequences read, written, as training samples, and how papers evaluate on them.
 
-recording.py     events, frames and true flow of a sequence
+recording.py     events, frames and ground truth of a sequence
 ground_truth.py  its flow maps, followed from one frame time to another
 dataset.py       training samples
 protocols.py     evaluation: windows, pixels, outliers

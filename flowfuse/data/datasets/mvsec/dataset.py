@@ -10,17 +10,17 @@ from flowfuse.inputs import InputSpec
 
 
 class MvsecDataset(Dataset):
-    """Training samples (:func:`labelled_sample`) of one sequence with true flow.
+    """Training samples (:func:`labelled_sample`) of one sequence with ground truth.
 
     Args:
-        recording: with true flow (:func:`flowfuse.data.datasets.mvsec.recording.open_mvsec`).
+        recording: with ground truth (:func:`flowfuse.data.datasets.mvsec.recording.open_mvsec`).
         slices: K >= 2.
         bins: temporal bins per slice.
         step: a pair is a frame and the one so many frames later ("dt").
         frames: half-open range of frames to take pairs from; None = all.
 
     Raises:
-        ValueError: the recording has no true flow, or no pair in the range is covered by it.
+        ValueError: the recording has no ground truth, or no pair in the range is covered by it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class MvsecDataset(Dataset):
             if value < least:
                 raise ValueError(f"MvsecDataset: {name} must be at least {least}, got {value}")
         if recording.maps is None:
-            raise ValueError(f"{recording.path}: no true flow beside it (_gt.hdf5)")
+            raise ValueError(f"{recording.path}: no ground truth beside it (_gt.hdf5)")
         self.recording, self.slices, self.bins, self.step = recording, slices, bins, step
         times, (first, last) = recording.frame_times, frames or (0, len(recording.frame_times))
         begin, end = recording.maps.times[[0, -1]]
@@ -47,8 +47,8 @@ class MvsecDataset(Dataset):
         ]
         if not self.starts:
             raise ValueError(
-                f"{recording.path}: no pair of frames [{first}, {last}) has true flow, which goes "
-                f"from {begin} to {end} us"
+                f"{recording.path}: no pair of frames [{first}, {last}) has ground truth, which "
+                f"goes from {begin} to {end} us"
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""True flow of MVSEC: maps at about 20 Hz, followed from one frame time to another."""
+"""Ground truth of MVSEC: maps at about 20 Hz, followed from one frame time to another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Flow = tuple[np.ndarray, np.ndarray]  # flow [2, H, W] float32 px, valid [H, W] 
 
 
 class FlowMaps:
-    """True flow: map i holds the displacement of every pixel from times[i] to times[i + 1].
+    """Ground truth: map i holds the displacement of every pixel from times[i] to times[i + 1].
 
     Args:
         path: ``_gt.hdf5`` (``davis/left/flow_dist`` [F, 2, H, W] px and ``flow_dist_ts`` [F] s) or
@@ -32,7 +32,7 @@ class FlowMaps:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file of true flow")
+            raise FileNotFoundError(f"{path}: no such file of ground truth")
         self.path = path
         self._arrays = _map_arrays(path) if path.suffix == ".npz" else None
         if self._arrays is None:
@@ -65,7 +65,7 @@ class FlowMaps:
             return np.asarray(file[f"{GROUP}/flow_dist"][index], np.float32)
 
     def between(self, t0: int, t1: int, *, straddle: bool = False) -> Flow | None:
-        """True flow from t0 to t1 (microseconds); see :func:`propagate_flow`.
+        """Ground truth from t0 to t1 (microseconds); see :func:`propagate_flow`.
 
         Returns:
             flow [2, H, W] float32 px, and where it is valid [H, W] bool: finite and not (0, 0),

@@ -49,8 +49,8 @@ class Protocol:
         crop: side of the square in the centre that counts, px.
         outdoor_rows: outdoors, so many rows from the top of the crop count; None = all.
         full_rows: so many rows from the top of the full frame count; None = all.
-        masks: which pixels with valid truth count: "dense" all, "events" those with an event in the
-            window. The first is the headline.
+        masks: which pixels with valid ground truth count: "dense" all, "events" those with an event
+            in the window. The first is the headline.
         straddle: see :func:`flowfuse.data.datasets.mvsec.ground_truth.propagate_flow`.
         outlier_fraction: an outlier is off by more than 3 px and by more than this fraction of the
             true magnitude.
@@ -91,36 +91,39 @@ class Protocol:
         window = f"dt={step}: frame i to frame i + {step}" if self.steps else "flow map to flow map"
         passing = "only its first map, scaled" if self.straddle else "both maps in turn"
         relative = f" and > {100 * self.outlier_fraction:g} %" if self.outlier_fraction else ""
-        masks = {"dense": "all pixels with truth", "events": "pixels with truth and events"}
+        masks = {
+            "dense": "all pixels with ground truth",
+            "events": "pixels with ground truth and events",
+        }
         return [
             f"protocol {self.name}, {sequence}, {window}",
             f"windows: {', '.join(spans) or 'the whole sequence'}",
             f"pixels: {self.crop} x {self.crop} centre crop{''.join(f', {r}' for r in rows)}; "
             + " / ".join(masks[name] for name in self.masks),
-            "truth: finite and not (0, 0); a window shorter than a map's interval that passes into "
-            f"the next map gets {passing}",
+            "ground truth: finite and not (0, 0); a window shorter than a map's interval that "
+            f"passes into the next map gets {passing}",
             f"outlier: > {OUTLIER_PIXELS} px{relative}; average: mean of the windows' means",
         ]
 
     def windows(
         self, recording: MvsecRecording, step: int = 1, stride: int = 1
     ) -> list[EvaluationInterval]:
-        """List the windows of a recording that have truth.
+        """List the windows of a recording that have ground truth.
 
         Args:
-            recording: with true flow.
+            recording: with ground truth.
             step: frames that a window spans; ignored without ``steps``.
             stride: only every so many-th window.
 
         Raises:
             ValueError: the protocol does not know the sequence or the step, the recording has no
-                truth, or no window is left.
+                ground truth, or no window is left.
         """
         if self.steps and step not in self.steps:
             known = " or ".join(map(str, self.steps))
             raise ValueError(f"protocol {self.name}: dt must be {known}, got {step}")
         if recording.maps is None:
-            raise ValueError(f"{recording.path}: no true flow beside it (_gt.hdf5)")
+            raise ValueError(f"{recording.path}: no ground truth beside it (_gt.hdf5)")
         sequence, limits = recording.sequence, {**self.frames, **self.starts}
         if self.only_listed and sequence not in limits:
             known = ", ".join(sorted(limits))
@@ -141,15 +144,15 @@ class Protocol:
         ]
         if not found:
             raise ValueError(
-                f"{recording.path}: no window of protocol {self.name} has truth; the sequence has "
-                f"{len(times)} {'frames' if self.steps else 'flow maps'}, truth from "
-                f"{recording.maps.times[0]} to {recording.maps.times[-1]} us, frames from "
-                f"{recording.frame_times[0]} to {recording.frame_times[-1]} us"
+                f"{recording.path}: no window of protocol {self.name} has ground truth; the "
+                f"sequence has {len(times)} {'frames' if self.steps else 'flow maps'}, "
+                f"ground truth from {recording.maps.times[0]} to {recording.maps.times[-1]} us, "
+                f"frames from {recording.frame_times[0]} to {recording.frame_times[-1]} us"
             )
         return found
 
     def ground_truth(self, recording: MvsecRecording, window: EvaluationInterval) -> Flow:
-        """True flow of the crop [2, c, c], and where it is valid, before any mask of events."""
+        """Ground truth of the crop [2, c, c], and where it is valid, before any mask of events."""
         assert recording.maps is not None, "windows() has looked"
         found = recording.maps.between(window.t0, window.t1, straddle=self.straddle)
         assert found is not None, "the maps cover every window"
@@ -224,7 +227,7 @@ PROTOCOLS = {
             masks=("dense", "events"),
             outlier_fraction=0.05,
         ),
-        # Gehrig et al., E-RAFT, 3DV 2021: at the rate of the truth, which is not that of dt=4 ...
+        # Gehrig et al., E-RAFT, 3DV 2021: at the rate of the ground truth, not that of dt=4 ...
         Protocol(
             "eraft20",
             steps=(),

@@ -1,4 +1,4 @@
-"""MVSEC (346 x 260 DAVIS): events and gray frames of ``<seq>_data.hdf5``, true flow beside them.
+"""MVSEC (346 x 260 DAVIS): events and gray frames of ``<seq>_data.hdf5``, ground truth beside them.
 
 Opening reads the frame times alone. Events of a window are found by binary search on the disk, and
 flow maps are read one by one, so a sequence of any length takes the memory of one window.
@@ -39,7 +39,7 @@ class MvsecRecording(FileRecording):
 
     Attributes:
         sequence: such as "indoor_flying1".
-        maps: the true flow, or None.
+        maps: the ground truth, or None.
         undistorted: whether events and frames are at rectified positions.
     """
 
@@ -62,7 +62,7 @@ class MvsecRecording(FileRecording):
             )
 
     def ground_truth_at(self, index: int, tau: float) -> Flow | None:
-        """True flow from frame ``index`` to the next (tau = 1); None where no map covers it."""
+        """Ground truth from frame ``index`` to the next (tau = 1); None where no map covers it."""
         if self.maps is None or tau != 1 or index + 1 >= len(self.frame_times):
             return None
         return self.maps.between(*(int(t) for t in self.frame_times[index : index + 2]))
@@ -189,12 +189,12 @@ def open_mvsec(
 
     Args:
         path: ``<seq>_data.hdf5``.
-        ground_truth: file of true flow; None = ``<seq>_gt.hdf5`` or ``<seq>_gt_flow_dist.npz``
+        ground_truth: file of ground truth; None = ``<seq>_gt.hdf5`` or ``<seq>_gt_flow_dist.npz``
             beside it, where there is one.
         undistort: directory with ``*_left_x_map.txt`` and ``*_left_y_map.txt``, [H, W] tables of
             the rectified position of each raw pixel. Events then have float positions, frames are
-            resampled. None = raw, as published protocols feed them (though the true flow belongs to
-            rectified positions).
+            resampled. None = raw, as published protocols feed them (though the ground truth
+            belongs to rectified positions).
 
     Raises:
         FileNotFoundError, ValueError: naming the file, the key and what was expected.

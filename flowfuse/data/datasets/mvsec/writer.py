@@ -31,7 +31,8 @@ def write_mvsec(
     *,
     ground_truth_format: str = "hdf5",
 ) -> Path:
-    """Write ``<prefix>_data.hdf5`` and, with flow maps, its truth; each complete or not at all.
+    """Write ``<prefix>_data.hdf5`` and, with flow maps, its ground truth; each complete or not at
+    all.
 
     Args:
         prefix: directory and name of the sequence.
