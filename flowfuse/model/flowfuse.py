@@ -247,7 +247,7 @@ class FlowFuse(nn.Module):
         An absent modality would still give the features of an empty image: stem and latents are
         made zero.
         """
-        first = torch.empty(0)
+        first: Tensor | None = None
         fine: list[Tensor] = []
         latents: list[Tensor] = []
         for part in in_turn(images):
@@ -256,10 +256,11 @@ class FlowFuse(nn.Module):
             features = features * there.to(features.dtype)
             latent = self.trunk(features)
             latent = latent * there.to(latent.dtype)
-            if not fine:
+            if first is None:
                 first = features.unflatten(0, part.shape[:2])[:, 0]
             fine += self.fine(features).unflatten(0, part.shape[:2]).unbind(dim=1)
             latents += latent.unflatten(0, part.shape[:2]).unbind(dim=1)
+        assert first is not None, "images has one part or more"
         return Encoded(first, stack_maps(fine), stack_maps(latents))
 
     def _estimate(

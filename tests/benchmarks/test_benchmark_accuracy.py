@@ -78,7 +78,8 @@ def test_scenes_of_two_slicings_are_generated_once(
     assert generated[0]["max_step"] == 0.5 and generated[0]["split"] == "test"
     assert {len(sample.slices) for sample in case.samples.values()} == {5, 6}
     four, five = case.samples[4, 3], case.samples[5, 3]
-    assert all(torch.equal(four[name], five[name]) for name in ("flow", "tau", "frame0"))
+    names = ("flow", "tau", "frame0")
+    assert all(torch.equal(getattr(four, name), getattr(five, name)) for name in names)
     assert case.frames[0].shape == (64, 80) and case.tau[-1] == 1 and 0 < case.facts.light < 1
     again = scenes[1]  # from the cache
     assert len(generated) == 1 and np.array_equal(

@@ -260,7 +260,11 @@ def test_crossover_writes_its_table(
 ) -> None:
     table = tmp_path / "crossover.md"
     monkeypatch.setattr(script, "CROSSOVER_SIZES", ((8, 10), (12, 16)))
-    assert script.main(["--crossover", "--quick", "--markdown", str(table)]) == 0
+    report = tmp_path / "crossover.json"
+    written = ["--markdown", str(table), "--json", str(report)]
+    assert script.main(["--crossover", "--quick", *written]) == 0
     rows = [line.split("|")[1:-1] for line in table.read_text().splitlines() if " x " in line]
     assert len(rows) == 2 * 3 * 2  # sizes, channels, directions
-    assert all(float(cell) > 0 for row in rows for cell in (row[1], *row[3:]))
+    assert all(float(row[1]) > 0 for row in rows)
+    ratios = [row["ratios"] for row in json.loads(report.read_text())["rows"]]
+    assert len(ratios) == len(rows) and all(r > 0 for found in ratios for r in found)

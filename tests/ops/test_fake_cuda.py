@@ -75,10 +75,10 @@ def test_training_stays_on_its_device(supervision, bf16):
         pytest.skip("autocast of another device needs a GPU")
     inputs = make_inputs(TINY, batch=2, channels=3)
     names = ("frame0", "frame1", "event_sum", "exposure")
-    batch = make_batch(inputs) | {name: getattr(inputs, name) for name in names}
+    batch = make_batch(inputs)._replace(**{name: getattr(inputs, name) for name in names})
     model = FakeModel(TINY)
     inputs = ModelInputs(*(fake(model.mode, tensor) for tensor in inputs))
-    batch = fakes(model.mode, batch)
+    batch = batch.map(lambda tensor: fake(model.mode, tensor))
     with model.mode, kernels_on("cpu", OTHER):
         with torch.autocast(OTHER, torch.bfloat16, enabled=bf16):
             output = model(inputs)
