@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from dsec_cases import FIRST, OFFSET, write
 
-from flowfuse.cli.infer_settings import build_parser, parse_config
+from flowfuse.cli.infer_options import build_parser, parse_config
 from flowfuse.data.calibration import read_calibration
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
+from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
-from flowfuse.cli.infer_settings import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_submission import submit
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording

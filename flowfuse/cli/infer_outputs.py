@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flowfuse import __version__
 from flowfuse.cli.infer_figures import PICTURES, write_figures
-from flowfuse.cli.infer_settings import InferenceConfig
+from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned

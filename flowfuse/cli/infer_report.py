@@ -14,8 +14,8 @@ import torch
 
 from flowfuse import __version__
 from flowfuse.cli.infer_figures import LEAST_MAGNITUDE
+from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.cli.infer_outputs import OutputDirectory
-from flowfuse.cli.infer_settings import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.boundaries import DISTANCES

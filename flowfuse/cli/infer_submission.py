@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse.cli.console import ListedError
-from flowfuse.cli.infer_settings import InferenceConfig
+from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.datasets.dsec.files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
 from flowfuse.data.datasets.dsec.sequence import DsecSequence, missing_files
 from flowfuse.estimator import Estimator

@@ -26,7 +26,7 @@ from torch.distributed import DistError
 
 from flowfuse import distributed
 from flowfuse.cli.console import INTERRUPTED
-from flowfuse.cli.train_settings import PROGRAM, RunOptions, read_command_line
+from flowfuse.cli.train_options import PROGRAM, RunOptions, read_command_line
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.model.checkpoint import resolve_checkpoint
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16

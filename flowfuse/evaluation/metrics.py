@@ -164,7 +164,7 @@ def trajectory_metrics(
 
     Args:
         estimates: [T, 2, H, W] estimated displacement from t0 to each tau, px.
-        truths: [T, 2, H, W] true displacement at the same times, px.
+        ground_truths: [T, 2, H, W] true displacement at the same times, px.
         tau: [T] in (0, 1).
         end: [2, H, W] estimated displacement at tau = 1.
         true_end: [2, H, W] true displacement at tau = 1.
@@ -195,14 +195,14 @@ def trajectory_sums(
         ``deviation_error`` weighs a pair by how much deviates there, and a pair in which a few
         pixels do cannot outweigh the others.
     """
-    estimates, ground_truths = _field("estimates", estimates, 4), _field("truths", ground_truths, 4)
+    estimates, ground_truths = _field("estimates", estimates, 4), _field("ground_truths", ground_truths, 4)
     end, true_end = _field("end", end, 3), _field("true_end", true_end, 3)
     tau = np.asarray(tau, np.float64)
     if estimates.shape != ground_truths.shape or {end.shape, true_end.shape} != {
         ground_truths.shape[1:]
     }:
         raise ValueError(
-            f"estimates {list(estimates.shape)}, truths {list(ground_truths.shape)}, end "
+            f"estimates {list(estimates.shape)}, ground_truths {list(ground_truths.shape)}, end "
             f"{list(end.shape)} and true_end {list(true_end.shape)} do not belong together"
         )
     if tau.shape != ground_truths.shape[:1]:

@@ -155,8 +155,8 @@ class FlowFuse(nn.Module):
             flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
-            corrected: how gradients pass the gradient steps, see :func:`lucas_kanade_refine`; for
-                training without ground truth.
+            grad_through_steps: whether gradients pass through the last steps, see
+                :func:`lucas_kanade_refine`; for training without ground truth.
 
         Returns:
             :class:`ModelOutput`.

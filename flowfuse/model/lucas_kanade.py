@@ -29,16 +29,15 @@ def lucas_kanade_refine(
 
     Frames tell where a trajectory ends, not how it gets there: every step is a uniform motion.
 
-    What a step corrects anyway would get no gradient, yet a flow that is near before the steps is
-    worth having: its gradient is passed on unchanged. Without ground truth it must be
-    ``corrected``, or training pushes on and on at a flow that makes no difference, until the steps
-    lose it.
+    With ground truth, the gradient passes the steps unchanged: a flow that is near before them is
+    worth having, though a step would correct it anyway. Without ground truth it must go through
+    the steps, or training pushes on at a flow that makes no difference until the steps lose it.
 
     Args:
         control_points: [B, n, 2, H, W] float32, px.
         frame0, frame1: [B, 1, H, W] float32 in [0, 1], zero where they are absent.
         priors: [B, S, h, w], see :func:`lucas_kanade_step`.
-        corrected: the flow has the gradient that the steps leave it.
+        grad_through_steps: differentiate the steps instead of passing the gradient unchanged.
 
     Returns:
         [B, n, 2, H, W] float32, px.

@@ -17,7 +17,7 @@ import torch
 from flowfuse.cli import infer
 from flowfuse.cli import infer_outputs as outputs
 from flowfuse.cli.infer import main
-from flowfuse.cli.infer_settings import parse_duration, parse_range, parse_times
+from flowfuse.cli.infer_options import parse_duration, parse_range, parse_times
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import load

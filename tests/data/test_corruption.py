@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowfuse.cli.train_settings import read_command_line
+from flowfuse.cli.train_options import read_command_line
 from flowfuse.config import ConfigError
 from flowfuse.data import augment as tr
 from flowfuse.data import corruption as co

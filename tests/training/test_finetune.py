@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import flowfuse
 from flowfuse.cli import train
-from flowfuse.cli.train_settings import read_command_line
+from flowfuse.cli.train_options import read_command_line
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import Estimator

@@ -7,7 +7,7 @@ import pytest
 from dsec_cases import write
 
 from flowfuse.cli import train
-from flowfuse.cli.train_settings import read_command_line
+from flowfuse.cli.train_options import read_command_line
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.events import Events
 from flowfuse.training.data_spec import parse_data, scene_weights

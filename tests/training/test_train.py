@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from flowfuse.cli import train, train_settings
+from flowfuse.cli import train, train_options
 from flowfuse.config import ConfigError
 from flowfuse.data.augment import AugmentConfig
 from flowfuse.data.samples import Sample
@@ -293,7 +293,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
 ):
     def start(*words):
         given = ["--config", str(recipe), "-o", str(tmp_path / "run"), "--init", str(finished)]
-        config, options = train_settings.read_command_line(
+        config, options = train_options.read_command_line(
             [*given, "--model.iterations", "1", *words]
         )
         return train.prepare(config, options, torch.device("cpu"))
@@ -409,9 +409,9 @@ def test_settings_of_a_run_hold_in_any_directory(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "a").mkdir(parents=True)
     given = ["--config", str(recipe), "-o", "run", "--cache", "pool", "--init", "runs/a"]
-    config = train_settings.read_command_line(given)[0]
+    config = train_options.read_command_line(given)[0]
     assert (config.cache, config.init) == (str(tmp_path / "pool"), str(tmp_path / "runs/a"))
-    assert train_settings.read_command_line([*given[:-1], "small"])[0].init == "small"  # shipped
+    assert train_options.read_command_line([*given[:-1], "small"])[0].init == "small"  # shipped
 
 
 @pytest.mark.parametrize(
@@ -505,30 +505,30 @@ def test_table_drops_what_comes_after_and_half_rows(tmp_path):
 
 
 def test_settings_from_recipe_and_command_line(recipe):
-    config, options = train_settings.read_command_line(
+    config, options = train_options.read_command_line(
         ["--config", str(recipe), "-o", "runs/x", "--learning-rate=1e-3", "--model.fusion",
          "concatenation", "--augment.drop-frames", "0.2", "--bf16", "--stop-after-minutes", "3"]
     )  # fmt: skip
-    assert options == train_settings.RunOptions(Path("runs/x"), False, 3.0)
+    assert options == train_options.RunOptions(Path("runs/x"), False, 3.0)
     assert (config.learning_rate, config.bf16, config.steps) == (1e-3, True, 16)
     assert (config.model.fusion, config.model.channels) == ("concatenation", 8)
     assert config.augment == AugmentConfig(drop_frames=0.2)
-    config, _ = train_settings.read_command_line(
+    config, _ = train_options.read_command_line(
         ["--config", str(recipe), "-o", "x", "--model", "base", "--crop", "16", "24"]
     )
     assert config.model == CONFIGS["base"] and config.crop == (16, 24)
 
 
 def test_shipped_recipes():
-    for path in train_settings.RECIPES.glob("*.yaml"):
+    for path in train_options.RECIPES.glob("*.yaml"):
         data = ["--data", "dsec:there"] if path.stem == "dsec" else []
-        config, _ = train_settings.read_command_line(["--config", path.stem, "-o", "x", *data])
+        config, _ = train_options.read_command_line(["--config", path.stem, "-o", "x", *data])
         assert config.model.name in CONFIGS
 
 
 def test_help_documents_every_setting(capsys):
     with pytest.raises(SystemExit) as caught:
-        train_settings.read_command_line(["--help"])
+        train_options.read_command_line(["--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert all(word in text for word in ("--learning-rate", "--model.fusion", "--resume", "--crop"))
@@ -590,7 +590,7 @@ def test_the_final_stage_numbers_on_with_its_own_crop_and_batch():
         [0, 1, 2], [3, 4, 5], [6, 7], [8, 9],
     ]  # fmt: skip
     assert plan.crop_of(5) == (8, 12) and plan.crop_of(6) == (16, 16)
-    config, _ = train_settings.read_command_line(
+    config, _ = train_options.read_command_line(
         ["-o", "x", "--steps", "10", "--final-share", "0.25", "--final-crop", "144", "160"]
     )
     # 0.25 of 10 steps: Python rounds a half to the even number, 2.
@@ -599,16 +599,16 @@ def test_the_final_stage_numbers_on_with_its_own_crop_and_batch():
 
 def test_seeds_of_held_out_scenes_are_refused():
     with pytest.raises(ConfigError, match="kept for the held-out"):
-        train_settings.read_command_line(["-o", "x", "--seed", str(sampling.VALIDATION_SEED)])
+        train_options.read_command_line(["-o", "x", "--seed", str(sampling.VALIDATION_SEED)])
 
 
 def test_a_recipe_may_need_the_command_line(tmp_path):
     """Its crops fit the frames of DSEC, not the scenes that are the default."""
     arguments = ["--config", "dsec", "-o", str(tmp_path / "run")]
-    config, _ = train_settings.read_command_line([*arguments, "--data", "dsec:there"])
+    config, _ = train_options.read_command_line([*arguments, "--data", "dsec:there"])
     assert config.source == "dsec" and config.crop == (288, 384) and config.init == "small"
     with pytest.raises(ConfigError, match=r"dsec.yaml: crop \(288, 384\) must not be larger"):
-        train_settings.read_command_line(arguments)
+        train_options.read_command_line(arguments)
 
 
 def test_training_without_truth(recipe, tmp_path):
@@ -619,4 +619,4 @@ def test_training_without_truth(recipe, tmp_path):
     assert {"photometric", "gradient_constancy", "sharpness", "smoothness", "epe"} <= rows[0].keys()
     assert "boundary_event" not in rows[0]
     with pytest.raises(ConfigError, match="supervision"):
-        train_settings.read_command_line(["-o", "x", "--supervision", "none"])
+        train_options.read_command_line(["-o", "x", "--supervision", "none"])
