@@ -195,7 +195,8 @@ def trajectory_sums(
         ``deviation_error`` weighs a pair by how much deviates there, and a pair in which a few
         pixels do cannot outweigh the others.
     """
-    estimates, ground_truths = _field("estimates", estimates, 4), _field("ground_truths", ground_truths, 4)
+    estimates = _field("estimates", estimates, 4)
+    ground_truths = _field("ground_truths", ground_truths, 4)
     end, true_end = _field("end", end, 3), _field("true_end", true_end, 3)
     tau = np.asarray(tau, np.float64)
     if estimates.shape != ground_truths.shape or {end.shape, true_end.shape} != {
