@@ -135,7 +135,7 @@ def test_descriptions_say_everything():
     for part in (
         "protocol evflownet, outdoor_day1, dt=4: frame i to frame i + 4",
         "222.4 to 240.4 s after the first event or frame",
-        "256 x 256 centre crop, the top 190 rows of the crop; pixels with truth and events",
+        "256 x 256 centre crop, the top 190 rows of the crop; pixels with ground truth and events",
         "passes into the next map gets only its first map, scaled",
         "outlier: > 3 px; average: mean of the windows' means",
     ):
