@@ -41,7 +41,7 @@ lint: setup
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_out .pytest_cache .ruff_cache .hypothesis flowfuse/_C*.so
+	rm -rf $(VENV) build dist *.egg-info demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis flowfuse/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:

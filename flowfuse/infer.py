@@ -1,4 +1,4 @@
-"""``python -m flowfuse.infer``: the command ``flowfuse-infer``, as torchrun starts it."""
+"""``python -m flowfuse.infer``: the command ``flowfuse-infer``, without an installation."""
 
 from flowfuse.cli.infer import command
 

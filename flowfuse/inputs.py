@@ -1,6 +1,6 @@
 """The one way from frames and events to the tensors that a network takes.
 
-Estimator, training samples, adaptation and evaluation all call :func:`prepare_inputs`.
+The estimator and all training samples call :func:`prepare_inputs`.
 """
 
 from __future__ import annotations

@@ -462,7 +462,7 @@ def test_scenes_rendered_on_the_device():
         assert difference.mean() < 0.1 and difference.max() <= 32
         assert len(there.events) == pytest.approx(len(here.events), rel=0.02, abs=20)
         a, b = (scene_sample(s, spec=InputSpec(2, 2), seed=1) for s in (here, there))
-        assert all(tensor.device.type == "cpu" for tensor in b.values())
+        assert all(tensor.device.type == "cpu" for tensor in b.tensors().values())
         same = (a.flow - b.flow).abs().amax(dim=(0, 1)) < 0.05
         assert same.float().mean() > 0.99  # but where an edge falls on another pixel
 

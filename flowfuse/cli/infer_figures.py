@@ -53,7 +53,7 @@ def write_figures(
         result: the estimate.
         frame0: uint8 [H, W] or [H, W, 3]; None = white paper.
         events: those to draw over the frame.
-        truths: true displacement at those tau where it is known (1.0 = the flow).
+        ground_truths: true displacement at those tau where it is known (1.0 = the flow).
         times: the tau of the contact sheet; () = SHEET_TIMES.
 
     Returns:
@@ -85,7 +85,7 @@ def _draw_flow(flow: np.ndarray, ground_truth: Truth | None) -> np.ndarray:
     error = np.hypot(*(flow - ground_truth_flow))
     panels = {
         "estimate": colour_flow(flow, max_magnitude=largest),
-        "truth": colour_flow(ground_truth_flow, valid, largest),
+        "ground truth": colour_flow(ground_truth_flow, valid, largest),
         f"endpoint error, 0 to {heat_maximum(error, valid):.2g} px": render_heat(error, valid),
     }
     return add_legend(contact_sheet(list(panels.values()), list(panels), columns=3), largest)
@@ -113,5 +113,8 @@ def _draw_times(
             else blank
             for tau in times
         ]
-        labels += [f"truth at {tau:g}" if tau in ground_truths else "no truth" for tau in times]
+        labels += [
+            f"ground truth at {tau:g}" if tau in ground_truths else "no ground truth"
+            for tau in times
+        ]
     return add_legend(contact_sheet(panels, labels, columns=len(times)), largest)

@@ -1,4 +1,4 @@
-"""flowfuse-train: train a model on generated scenes, DSEC or MVSEC, or adapt one to a recording.
+"""flowfuse-train: train a model on generated scenes, DSEC or MVSEC, or finetune it on a recording.
 
     flowfuse-train --model small --data scenes:fast --steps 20000 -o runs/small
     flowfuse-train --config dsec --data dsec:ROOT -o runs/dsec

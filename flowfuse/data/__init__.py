@@ -15,4 +15,5 @@ remapping.py         events and frames looked up in maps from pixel to pixel
 inspection.py        what a recording is like
 samples.py           two frames and their events as a training sample
 augment.py           augmentation of samples
+corruption.py        corruption of one modality of a sample
 """

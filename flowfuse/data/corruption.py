@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse.data.samples import Sample
+from flowfuse.data.synthetic.presets import log_uniform
 from flowfuse.geometry.grid import pixel_grid
 from flowfuse.geometry.grid import sample as sample_image
 
@@ -102,19 +103,19 @@ def shift_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """Events that are late or early; the first or last ones repeat where none are known."""
     slices = sample.slices
     steps = (len(slices) - 1) * max(slices.shape[1] - 1, 1)  # between the frames
-    late = _log_uniform(rng, SHIFT) * rng.choice((-1.0, 1.0))
+    late = log_uniform(rng, SHIFT) * rng.choice((-1.0, 1.0))
     return _with_slices(sample, _shift(slices, late * steps))
 
 
 def scale_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """Events of another contrast threshold than that which frames and events were trained with."""
-    gain = _log_uniform(rng, GAIN)
+    gain = log_uniform(rng, GAIN)
     return sample.map(lambda sums: sums * gain, EVENT_FIELDS)
 
 
 def unbalance_polarity(sample: Sample, rng: np.random.Generator) -> Sample:
     """ON and OFF events of different gains."""
-    slices, ratio = sample.slices, _log_uniform(rng, BALANCE) ** rng.choice((-0.5, 0.5))
+    slices, ratio = sample.slices, log_uniform(rng, BALANCE) ** rng.choice((-0.5, 0.5))
     return _with_slices(sample, slices.clamp(min=0) * ratio + slices.clamp(max=0) / ratio)
 
 
@@ -139,7 +140,7 @@ def heat_lines(sample: Sample, rng: np.random.Generator) -> Sample:
     for _ in range(rng.integers(1, LINES + 1)):
         axis = int(rng.choice((-2, -1)))
         line = slices.select(axis, int(rng.integers(slices.shape[axis])))
-        count = torch.from_numpy(rng.poisson(_log_uniform(rng, LINE_RATE), line.shape)).float()
+        count = torch.from_numpy(rng.poisson(log_uniform(rng, LINE_RATE), line.shape)).float()
         signs = ((1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0))[rng.integers(3)]
         line += count * torch.from_numpy(rng.choice(np.array(signs, np.float32), line.shape))
     return _with_slices(sample, slices)
@@ -149,7 +150,7 @@ def add_noise_events(sample: Sample, rng: np.random.Generator) -> Sample:
     """Dense noise events of both polarities."""
     slices = sample.slices
     cells = slices.shape[0] * slices.shape[1]
-    count = rng.poisson(_log_uniform(rng, NOISE_RATE) / cells, slices.shape)
+    count = rng.poisson(log_uniform(rng, NOISE_RATE) / cells, slices.shape)
     signs = rng.choice(np.array([-1.0, 1.0], np.float32), slices.shape)
     return _with_slices(sample, slices + torch.from_numpy(count * signs).float())
 
@@ -176,7 +177,7 @@ def expose_wrongly(sample: Sample, rng: np.random.Generator) -> Sample:
     def change(frame: Tensor, gain: float) -> Tensor:
         return ((frame * gain).clamp(max=1) * 255).round() / 255
 
-    return _change_frames(sample, rng, change, lambda: _log_uniform(rng, EXPOSURE))
+    return _change_frames(sample, rng, change, lambda: log_uniform(rng, EXPOSURE))
 
 
 def defocus(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -191,7 +192,7 @@ def defocus(sample: Sample, rng: np.random.Generator) -> Sample:
             frame = _filtered(frame, kernel.view(shape))
         return frame
 
-    return _change_frames(sample, rng, change, lambda: _log_uniform(rng, DEFOCUS))
+    return _change_frames(sample, rng, change, lambda: log_uniform(rng, DEFOCUS))
 
 
 def smear(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -218,7 +219,7 @@ def add_grain(sample: Sample, rng: np.random.Generator) -> Sample:
         noise = torch.from_numpy(rng.standard_normal(frame.shape, dtype=np.float32))
         return (frame + deviation * noise).clamp(0, 1)
 
-    return _change_frames(sample, rng, change, lambda: _log_uniform(rng, GRAIN))
+    return _change_frames(sample, rng, change, lambda: log_uniform(rng, GRAIN))
 
 
 def roll_shutter(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -363,7 +364,3 @@ def _span(rng: np.random.Generator, length: int) -> slice:
     """A part of an axis, at least one element."""
     first, last = sorted(rng.integers(0, length, 2))
     return slice(int(first), int(last) + 1)
-
-
-def _log_uniform(rng: np.random.Generator, bounds: Range) -> float:
-    return float(np.exp(rng.uniform(*np.log(bounds))))

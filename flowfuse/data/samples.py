@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from flowfuse.data.recording import Recording
 from flowfuse.geometry.grid import inside, pixel_grid
 from flowfuse.inputs import Exposures, InputSpec, ModelInputs, input_interval, prepare_inputs
 from flowfuse.io.images import as_gray
-
-if TYPE_CHECKING:
-    from flowfuse.data.datasets.dsec.sequence import DsecSequence
-    from flowfuse.data.recording import Recording
 
 # The fields that are images: their last two axes are rows and columns.
 IMAGES = ("slices", "frame0", "frame1", "event_sum", "flow", "valid", "occluded", "boundary")
@@ -85,9 +82,7 @@ class Sample(NamedTuple):
         return Sample(**default_collate([sample.tensors() for sample in samples]))
 
 
-def unlabelled_sample(
-    recording: Recording | DsecSequence, first: int, last: int, spec: InputSpec
-) -> Sample:
+def unlabelled_sample(recording: Recording, first: int, last: int, spec: InputSpec) -> Sample:
     """Make a sample without ground truth.
 
     Args:
@@ -120,7 +115,7 @@ def unlabelled_sample(
 
 
 def labelled_sample(
-    recording: Recording | DsecSequence,
+    recording: Recording,
     first: int,
     last: int,
     ground_truth: tuple[np.ndarray, np.ndarray],
@@ -135,7 +130,7 @@ def labelled_sample(
     Returns:
         The sample with one time, tau = 1. ``valid`` is where there is ground truth; the flow is 0
         elsewhere. ``occluded`` covers, beside what leaves the image, all pixels without ground
-        ground truth, where nothing can be matched; what is hidden by something else is not known.
+        truth, where nothing can be matched; what is hidden by something else is not known.
         ``boundary`` is NaN: unknown.
     """
     flow, valid = (torch.from_numpy(values)[None] for values in ground_truth)

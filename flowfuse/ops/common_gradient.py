@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .examples import Example, draw, exact
-from .operator import FEATURE_DTYPES, Gradient, Operator, Shapes, require, sum_dtype
+from .examples import Example, draw, sum_dtype
+from .operator import FEATURE_DTYPES, Gradient, Operator, Shapes, require
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 LOG_OFFSET = 1e-3
@@ -149,8 +149,8 @@ def example(dtype: torch.dtype, size: tuple, with_flow: bool = True) -> Example:
     batch, height, width = size
     shape = (batch, 3 if with_flow else 1, height, width)
     frames = [torch.sigmoid(draw(*shape, dtype=torch.float64, seed=i)).to(dtype) for i in (0, 1)]
-    events = 2 * draw(batch, 1, height, width, dtype=exact(dtype), seed=2)
-    flow = [draw(batch, 2, height, width, dtype=exact(dtype), seed=3)] * with_flow
+    events = 2 * draw(batch, 1, height, width, dtype=sum_dtype(dtype), seed=2)
+    flow = [draw(batch, 2, height, width, dtype=sum_dtype(dtype), seed=3)] * with_flow
 
     gradients = partial(common_gradient, linear=not with_flow)
     return Example(gradients, (*frames, events, *flow), tuple(range(3 + with_flow)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .examples import Example, draw, exact
+from .examples import Example, draw, sum_dtype
 from .operator import (
     COORDINATE_DTYPES,
     FEATURE_DTYPES,
@@ -15,7 +15,6 @@ from .operator import (
     Shapes,
     check_range,
     full_precision,
-    sum_dtype,
 )
 
 
@@ -83,7 +82,7 @@ def backward(ctx, grad):
 
 def example(dtype: torch.dtype, size: tuple) -> Example:
     batch, height, width = size
-    field = draw(batch, 5, height, width, dtype=exact(dtype))
+    field = draw(batch, 5, height, width, dtype=sum_dtype(dtype))
     mask = draw(batch, 9 * 16, height, width, dtype=dtype, seed=1)
     return Example(lambda field, mask: convex_upsample(field, mask, 4), (field, mask), (0, 1))
 

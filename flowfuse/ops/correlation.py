@@ -13,9 +13,9 @@ from .correlation_volume import (
     correlation_volume,
     pyramid,
 )
-from .examples import Example, draw, exact, places
+from .examples import Example, draw, places, sum_dtype
 from .extension import FACTS
-from .operator import EXAMPLES, check_range, require, sum_dtype
+from .operator import EXAMPLES, check_range, require
 from .volume_lookup import MAX_RADIUS, volume_lookup
 
 MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
@@ -118,7 +118,7 @@ def example(strategy: str, dtype: torch.dtype, size: tuple, channels: int = 20) 
     def look_up(f0: Tensor, f1: Tensor, coords: Tensor) -> Tensor:
         return Correlation(f0, f1, levels=3, radius=2, strategy=strategy)(coords)
 
-    return Example(look_up, (f0, f1, places(batch, height, width, exact(dtype))), (0, 1, 2))
+    return Example(look_up, (f0, f1, places(batch, height, width, sum_dtype(dtype))), (0, 1, 2))
 
 
 def scattered_example(dtype: torch.dtype, size: tuple) -> Example:
@@ -126,7 +126,7 @@ def scattered_example(dtype: torch.dtype, size: tuple) -> Example:
     batch, height, width = size
     f0 = draw(batch, 20, height, width, dtype=dtype)
     f1 = draw(batch, 20, 30, 40, dtype=dtype, seed=1)
-    coords = 20 + 12 * draw(batch, 2, height, width, dtype=exact(dtype), seed=2)
+    coords = 20 + 12 * draw(batch, 2, height, width, dtype=sum_dtype(dtype), seed=2)
 
     def look_up(f0: Tensor, f1: Tensor, coords: Tensor) -> Tensor:
         return Correlation(f0, f1, levels=3, radius=3, strategy="on_demand")(coords)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .correlation_volume import autocast_features, check_features, empty_channels_last
 from .correlation_volume import reference as make_volume
-from .examples import Example, draw, exact, places
-from .operator import COORDINATE_DTYPES, Gradient, Operator, check_tensor, sum_dtype
+from .examples import Example, draw, places, sum_dtype
+from .operator import COORDINATE_DTYPES, Gradient, Operator, check_tensor
 from .volume_lookup import check_window, empty_windows
 from .volume_lookup import reference as look_up
 
@@ -76,7 +76,7 @@ def example(dtype: torch.dtype, size: tuple) -> Example:
     batch, height, width = size
     f0 = draw(batch, 37, height, width, dtype=dtype)
     levels = [draw(batch, 37, height >> n, width >> n, dtype=dtype, seed=1 + n) for n in range(3)]
-    coords = places(batch, height, width, exact(dtype))
+    coords = places(batch, height, width, sum_dtype(dtype))
     return Example(
         lambda f0, a, b, c, coords: correlation_lookup(f0, [a, b, c], coords, 4),
         (f0, *levels, coords),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .examples import Example, draw
+from .examples import Example, draw, sum_dtype
 from .operator import (
     FEATURE_DTYPES,
     Gradient,
@@ -19,7 +19,6 @@ from .operator import (
     check_tensor,
     full_precision,
     require,
-    sum_dtype,
 )
 
 MAX_LEVELS = 16

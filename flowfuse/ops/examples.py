@@ -106,8 +106,8 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def exact(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of coordinates, flow and sums beside features of `dtype`."""
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, coordinates and flow beside features of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

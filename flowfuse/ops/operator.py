@@ -239,11 +239,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 # ---- what references and fake kernels share ------------------------------------------------------
 
 
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are made in: float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
     """Keep autocast out: it would compute and sum an einsum in half precision."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .correlation_volume import MAX_LEVELS
-from .examples import Example, draw, exact, places
+from .examples import Example, draw, places, sum_dtype
 from .operator import COORDINATE_DTYPES, Gradient, Operator, Shapes, check_range, require
 
 MAX_RADIUS = 16
@@ -112,7 +112,7 @@ def backward(ctx, grad):
 
 def example(dtype: torch.dtype, size: tuple) -> Example:
     batch, height, width = size
-    dtype = exact(dtype)
+    dtype = sum_dtype(dtype)
     shape = (batch, height, width, height, width)
     volumes = draw(*shape, dtype=dtype), draw(*shape[:3], height // 2, width // 2, dtype=dtype)
     coords = places(batch, height, width, torch.float32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .events import check_events, check_values, event_items
-from .examples import Example, event_arrays, exact, times
+from .examples import Example, event_arrays, sum_dtype, times
 from .operator import Operator, check_range
 
 TIME_BITS = 15  # fraction bits of the time weight
@@ -139,6 +139,6 @@ OPERATOR = Operator(
     gradient=None,
     examples={
         "voxelize, pixels": lambda dtype, size: example(torch.int16, size),
-        "voxelize, rectified": lambda dtype, size: example(exact(dtype), size),
+        "voxelize, rectified": lambda dtype, size: example(sum_dtype(dtype), size),
     },
 )

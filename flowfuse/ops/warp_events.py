@@ -11,7 +11,7 @@ from torch import Tensor
 from flowfuse.geometry.bezier import bernstein
 
 from .events import check_events, check_values, event_items
-from .examples import Example, draw, event_arrays, exact, times
+from .examples import Example, draw, event_arrays, sum_dtype, times
 from .operator import COORDINATE_DTYPES, Gradient, Operator, require
 
 MAX_POINTS = 16  # control points of a trajectory
@@ -172,7 +172,7 @@ def backward(ctx, grad):
 
 def example(dtype: torch.dtype, size: tuple, mode: str = "signed", points: int = 0) -> Example:
     batch, height, width = size
-    dtype = exact(dtype)
+    dtype = sum_dtype(dtype)
     events = event_arrays(batch, height, width, dtype)
     shape = (batch, *([points] if points else []), 2, height, width)
     trajectory = 2 * draw(*shape, dtype=dtype)

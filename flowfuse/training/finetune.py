@@ -1,4 +1,4 @@
-"""Adapting a model to a recording without ground truth: what it learns from, and what tells if it
+"""Finetuning on a recording without ground truth: what it learns from, and what tells if it
 helps.
 
 The last frames of the recording are held out. Pairs of the frames before them are learned from, and
@@ -66,11 +66,11 @@ class RecordingPairs(Dataset):
         count = len(recording.frame_times)
         if count < FEWEST_FRAMES:
             raise ValueError(
-                f"{path}: has {count} frame(s); adaptation needs {FEWEST_FRAMES}: a pair to learn "
+                f"{path}: has {count} frame(s); finetuning needs {FEWEST_FRAMES}: a pair to learn "
                 "from, and another to measure on"
             )
         if recording.event_range is None:
-            raise ValueError(f"{path}: has no events; adaptation learns from frames and events")
+            raise ValueError(f"{path}: has no events; finetuning learns from frames and events")
         held = max(1, round(held_out * (count - 1))) + 1
         learned = count - held
         if learned < 2:
@@ -189,7 +189,7 @@ class RecordingValidator:
 
 
 def compare(table: Path) -> str:
-    """Say what an adaptation has changed, from its validation.csv."""
+    """Say what a finetuning has changed, from its validation.csv."""
     with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     before, after = ({k: float(v) for k, v in rows[i].items()} for i in (0, -1))

@@ -149,7 +149,7 @@ class TrainConfig:
 
     @property
     def source(self) -> str:
-        """The kind of the data, one of :data:`flowfuse.training.pools.KINDS`."""
+        """The kind of the data, one of :data:`flowfuse.training.data_spec.KINDS`."""
         return parse_data(self.data)[0]
 
     def plan(self) -> StepPlan:

@@ -31,7 +31,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module; it and its neighbours import each other by name."""
     monkeypatch.syspath_prepend(str(FOLDER))
     module = importlib.import_module("model")
-    limits = load("measuring").Limits(1e9, 1e9, 1e9, None)  # tests/test_benchmark_operators.py
+    limits = load("measuring").Limits(1e9, 1e9, 1e9, None)  # see test_benchmark_operators.py
     monkeypatch.setattr(module, "measure_limits", lambda device, quick: limits)
     return module
 

@@ -1,4 +1,4 @@
-"""data/transforms.py: symmetries, sensor variation and dropout of training samples."""
+"""data/augment.py: symmetries, sensor variation and dropout of training samples."""
 
 from __future__ import annotations
 

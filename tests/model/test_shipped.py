@@ -55,7 +55,7 @@ def test_small_is_shipped():
     assert "small" in available()
 
 
-def test_both_senses_are_better_than_either_on_the_sample(recording):
+def test_both_modalities_are_better_than_either_on_the_sample(recording):
     estimator = flowfuse.load("small")
     errors = {"both": [], "frames": [], "events": [], "zero": []}
     for index, (t0, t1) in enumerate(

@@ -120,7 +120,9 @@ def test_no_frame_is_both_learned_from_and_measured(recording):
 
 
 @pytest.mark.parametrize("supervision", ["self", "truth"])
-def test_gradients_are_corrected_without_truth_alone(tiny, tmp_path, monkeypatch, supervision):
+def test_gradients_pass_the_steps_where_there_is_no_ground_truth(
+    tiny, tmp_path, monkeypatch, supervision
+):
     grad_through_steps = set()
     forward = FlowFuse.forward
 
@@ -269,10 +271,10 @@ def test_self_supervised_takes_the_recipe_for_it(recording):
         (["--self-supervised", "{absent}"], "absent: no such recording"),
         (
             ["--self-supervised", "{events}"],
-            "events.h5: has 0 frame(s); adaptation needs 4: a pair",
+            "events.h5: has 0 frame(s); finetuning needs 4: a pair",
         ),
-        (["--self-supervised", "{short}"], "short: has 3 frame(s); adaptation needs 4: a pair to"),
-        (["--self-supervised", "{frames}"], "frames: has no events; adaptation learns from frames"),
+        (["--self-supervised", "{short}"], "short: has 3 frame(s); finetuning needs 4: a pair to"),
+        (["--self-supervised", "{frames}"], "frames: has no events; finetuning learns from frames"),
         (["--self-supervised", "{late}"], "no event lies between the frames to learn from: "),
         (["--self-supervised", "{good}", "--held-out", "0.9"], "with 5 of 6 frames held out, no"),
         (["--self-supervised", "{good}", "--held-out", "1"], "held_out must be in [0, 1), got 1.0"),
@@ -281,7 +283,10 @@ def test_self_supervised_takes_the_recipe_for_it(recording):
             ["--self-supervised", "{good}", "--data", "scenes:fast"],
             "--self-supervised says what --data is: give one of them",
         ),
-        (["--data", "recording:{good}"], "has no truth: it needs supervision = self and overfit"),
+        (
+            ["--data", "recording:{good}"],
+            "has no ground truth: it needs supervision = self and overfit",
+        ),
         (
             ["--self-supervised", "{good}", "--crop", "24", "32", "--model", "base"],
             "has model.blocks = 1, this training 2: its weights cannot begin it",

@@ -9,6 +9,7 @@ camera.py          the frame camera
 simulator.py       the event sensor
 sensor_readout.py  from its pixels to its recording
 rendering.py       a scene watched by both
+interpolation.py   events between two images whose flow is known
 scenes.py          all of it together: a scene from a seed, with its ground truth
 dataset.py         scenes as training samples
 

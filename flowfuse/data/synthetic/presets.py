@@ -171,8 +171,8 @@ def draw_sensor(rng: Generator, config: SceneConfig) -> SensorConfig:
         threshold_off=threshold / asymmetry,
         threshold_spread=float(rng.uniform(0.01, 0.06)),
         log_offset=float(np.exp(rng.uniform(np.log(5e-4), np.log(5e-3)))),
-        cutoff_hz=_log_uniform(rng, config.cutoff_hz),
-        shot_noise_hz=_log_uniform(rng, config.shot_noise_hz),
+        cutoff_hz=log_uniform(rng, config.cutoff_hz),
+        shot_noise_hz=log_uniform(rng, config.shot_noise_hz),
         leak_hz=float(rng.uniform(*config.leak_hz)),
         hot_pixel_fraction=float(rng.choice((0.0, 1e-4, 5e-4))),
         hot_pixel_hz=float(rng.uniform(50, 500)),
@@ -184,8 +184,8 @@ def draw_readout(rng: Generator, config: SceneConfig) -> ReadoutConfig:
     """Draw how the events of one scene are read out; most readouts are perfect."""
     drawn = ReadoutConfig(
         jitter_us=round(rng.uniform(*config.jitter_us)),
-        rate_cap_hz=_log_uniform(rng, config.rate_cap_hz),
-        batch_us=max(round(_log_uniform(rng, config.batch_us)), 1),
+        rate_cap_hz=log_uniform(rng, config.rate_cap_hz),
+        batch_us=max(round(log_uniform(rng, config.batch_us)), 1),
     )
     return drawn if rng.random() < config.readout_share else ReadoutConfig()
 
@@ -206,8 +206,8 @@ def draw_exposures(
 def draw_camera(rng: Generator, config: SceneConfig) -> CameraConfig:
     """Draw the noise of the frame camera."""
     return CameraConfig(
-        read_noise=_log_uniform(rng, config.read_noise),
-        full_well=_log_uniform(rng, config.full_well),
+        read_noise=log_uniform(rng, config.read_noise),
+        full_well=log_uniform(rng, config.full_well),
         black=float(rng.uniform(*config.black)),
     )
 
@@ -231,5 +231,5 @@ def draw_gains(
     return gains
 
 
-def _log_uniform(rng: Generator, bounds: Range) -> float:
+def log_uniform(rng: Generator, bounds: Range) -> float:
     return float(np.exp(rng.uniform(*np.log(bounds))))

@@ -39,7 +39,7 @@ def two_planes(velocity: float = 6.0) -> list[Plane]:
     return [Plane(ground, still), Plane(square, moving, mask=mask)]
 
 
-def pool_index(planes: list[Plane], sensor: SensorConfig | None = None) -> Scene:
+def scene_of(planes: list[Plane], sensor: SensorConfig | None = None) -> Scene:
     frames = np.zeros((2, H, W), dtype=np.uint8)
     times = np.array((1000, 2000))
     sensor = sensor or SensorConfig.noiseless()
@@ -59,7 +59,7 @@ def sharp(preset: str, family: str):
 
 
 def test_flow_and_occlusion_of_two_planes_by_hand():
-    scene = pool_index(two_planes())
+    scene = scene_of(two_planes())
     flow, valid, occluded = scene.ground_truth(1.0)
     expected = np.zeros((2, H, W))
     expected[0, 10:20, 20:30] = 6
@@ -76,13 +76,13 @@ def test_flow_and_occlusion_of_two_planes_by_hand():
 def test_what_leaves_the_image_is_occluded():
     planes = two_planes()[:1]
     planes[0].motion = LayerMotion(straight(2.5, 0, 0, 0), np.zeros(2), np.zeros(2))
-    occluded = pool_index(planes).occluded(1.0)
+    occluded = scene_of(planes).occluded(1.0)
     # Column 60 goes to 62.5, column 61 to 63.5: beyond the last pixel centre, 63.
     assert not occluded[:, :61].any() and occluded[:, 61:].all()
 
 
 def test_motion_boundary_band():
-    band = pool_index(two_planes()).boundary()[1].bool().numpy()
+    band = scene_of(two_planes()).boundary()[1].bool().numpy()
     # The border runs half-way between the square's outermost pixels (rows 10 .. 19, columns
     # 20 .. 29) and their neighbours: two pixels to each side are within 1.5 px of it. The outer
     # corners are further away.
@@ -92,7 +92,7 @@ def test_motion_boundary_band():
     expected[np.ix_((8, 21), (18, 31))] = False
     np.testing.assert_array_equal(band, expected)
     # Motion that differs by less than 1 px is no boundary.
-    assert not pool_index(two_planes(0.9)).boundary()[1].any()
+    assert not scene_of(two_planes(0.9)).boundary()[1].any()
 
 
 def test_moving_edge_is_where_an_event_is_likely():
@@ -103,7 +103,7 @@ def test_moving_edge_is_where_an_event_is_likely():
     planes = [Plane(radiance.astype(np.float32), motion)]
     for threshold, edge in ((0.19, True), (0.21, False)):
         sensor = SensorConfig.noiseless(threshold, log_offset=1e-6)
-        inner = pool_index(planes, sensor).boundary()[0, 2:-2, 2:-2]
+        inner = scene_of(planes, sensor).boundary()[0, 2:-2, 2:-2]
         assert (inner == edge).all()
 
 
