@@ -285,7 +285,7 @@ def test_self_supervised_takes_the_recipe_for_it(recording):
         ),
         (
             ["--data", "recording:{good}"],
-            "has no ground truth: it needs supervision = self and overfit",
+            "no ground truth: it needs supervision = self and overfit",
         ),
         (
             ["--self-supervised", "{good}", "--crop", "24", "32", "--model", "base"],
