@@ -17,7 +17,7 @@ from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import CONFIGS
 from flowfuse.ops import EXAMPLES
 from flowfuse.ops.correlation import example as correlation
-from flowfuse.ops.examples import DTYPES, LAYOUTS, TOLERANCE, Example, draw, exact, moved
+from flowfuse.ops.examples import DTYPES, LAYOUTS, TOLERANCE, Example, draw, moved, sum_dtype
 from flowfuse.ops.extension import kernels_on
 
 pytestmark = [
@@ -108,7 +108,7 @@ def test_correlation_of_windows_that_lie_far_apart(channels, dtype):
     """On the first levels; on the last one they overlap."""
     f0 = draw(1, channels, 12, 19, dtype=dtype)
     f1 = draw(1, channels, 60, 83, dtype=dtype, seed=1)
-    coords = 40 + 30 * draw(1, 2, 12, 19, dtype=exact(dtype), seed=2)
+    coords = 40 + 30 * draw(1, 2, 12, 19, dtype=sum_dtype(dtype), seed=2)
 
     def look_up(f0: torch.Tensor, f1: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
         return ops.Correlation(f0, f1, levels=4, radius=4, strategy="on_demand")(coords)
@@ -503,7 +503,7 @@ def test_moved_keeps_strides():
     tensor = torch.arange(24.0).view(2, 3, 4)[:, ::2, 1:]
     there = moved(tensor.expand(2, 2, 3), DEVICE)
     assert there.stride() == tensor.stride() and torch.equal(there.cpu(), tensor)
-    assert exact(torch.bfloat16) == torch.float32
+    assert sum_dtype(torch.bfloat16) == torch.float32
 
 
 # At the end: a kernel that took such a gradient would leave no working device to the other tests.
