@@ -68,7 +68,7 @@ def measure_set(networks: Sequence[Network], cases: CaseSet) -> Tally:
         evaluation.add(estimates, case.known)
         tally.add(
             case.facts,
-            evaluation.pairs[-1][ALL],
+            evaluation.latest[ALL],
             {row: histograms(found, case) for row, found in estimates.items()},
         )
     return tally

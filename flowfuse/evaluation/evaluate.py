@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,13 @@ class GroundTruth:
         """Of flow alone: [2, H, W] px and [H, W] bool."""
         return cls(flow[None], valid[None], **known)
 
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """[H, W] bool: B_m where it is known, else where the ground truth jumps."""
+        if self.motion_boundary is not None:
+            return np.asarray(self.motion_boundary) > 0.5
+        return motion_discontinuities(self.displacements[-1], self.valid[-1])
+
 
 # (estimate, ground truth, [H, W] bool pixels that count, outlier_fraction) -> sums
 Measure = Callable[[Estimate, GroundTruth, np.ndarray, float], Sums]
@@ -91,9 +99,7 @@ def pair_sums(
     flow, target = estimate.displacements[-1], ground_truth.displacements[-1]
     boundary = ground_truth.motion_boundary
     sums = flow_sums(flow, target, counted, boundary, outlier_fraction=outlier_fraction)
-    if boundary is None:
-        boundary = motion_discontinuities(target, ground_truth.valid[-1])
-    sums |= boundary_sums(flow, target, counted, np.asarray(boundary) > 0.5)
+    sums |= boundary_sums(flow, target, counted, ground_truth.edges)
     if ground_truth.occluded is not None:
         for name, part in (("occluded", True), ("visible", False)):
             chosen = counted & (ground_truth.occluded == part)
@@ -137,13 +143,13 @@ class Evaluation:
         measure: what is measured.
 
     Attributes:
-        pairs: of each pair, mask -> row -> sums, for statistics over pairs.
+        latest: of the last pair, mask -> row -> sums, for statistics over pairs.
     """
 
     def __init__(self, *, outlier_fraction: float = 0.0, measure: Measure = pair_sums) -> None:
         self.outlier_fraction = outlier_fraction
         self.measure = measure
-        self.pairs: list[dict[str, dict[str, Sums]]] = []
+        self.latest: dict[str, dict[str, Sums]] = {}
         self._metrics: dict[str, dict[str, FlowMetrics]] = {}
 
     def add(
@@ -165,7 +171,7 @@ class Evaluation:
                 sums[mask][row] = one
                 metrics = self._metrics.setdefault(mask, {}).setdefault(row, FlowMetrics())
                 found[mask][row] = metrics.add_sums(one)
-        self.pairs.append(sums)
+        self.latest = sums
         return found
 
     @property

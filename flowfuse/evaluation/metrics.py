@@ -97,7 +97,7 @@ def flow_sums(
 
 
 class FlowMetrics:
-    """Accumulates :func:`flow_metrics` over frames.
+    """Accumulates :func:`flow_sums` over frames.
 
     Two averages are in use and differ: over all valid pixels of the set, and over the frames, of
     each frame's average. Both are given, by name.
@@ -106,27 +106,14 @@ class FlowMetrics:
         pixel_sums: measure -> (sum, divisor) over all frames.
     """
 
-    def __init__(self, *, outlier_fraction: float = 0.0) -> None:
-        self.outlier_fraction = outlier_fraction
+    def __init__(self) -> None:
         self.frames = 0
         self.valid_pixels = 0
         self.pixel_sums: Sums = {}
         self._frame_sums: Sums = {}
 
-    def add(
-        self,
-        flow: np.ndarray,
-        ground_truth: np.ndarray,
-        valid: np.ndarray | None = None,
-        boundary: np.ndarray | None = None,
-    ) -> dict[str, float]:
-        """Add a frame; arguments and result as in :func:`flow_metrics`."""
-        return self.add_sums(
-            flow_sums(flow, ground_truth, valid, boundary, outlier_fraction=self.outlier_fraction)
-        )
-
     def add_sums(self, sums: Sums) -> dict[str, float]:
-        """Add a frame by its sums; ``epe`` must be among them."""
+        """Add a frame by its sums, with ``epe`` among them; returns what they are on their own."""
         self.frames += 1
         self.valid_pixels += int(sums["epe"][1])
         for name, (total, pixels) in sums.items():

@@ -45,7 +45,7 @@ def test_pairs_masks_and_rows():
     assert top["per_pixel"]["epe"] == (5 * 4 + 5 * 1) / 20 and top["valid_pixels"] == 20
     assert whole["per_pixel"]["3pe"] == pytest.approx(100 * 5 / 30)
     assert found.summary("zero")["per_pixel"]["epe"] == 10 and whole["frames"] == 2
-    assert found.pairs[1]["top"]["fused"]["epe"] == (5.0, 10)
+    assert found.latest["top"]["fused"]["epe"] == (5.0, 10)
     # 4 px is more than 3 px, and not more than 0.5 of 10 px.
     relative = evaluate(pairs, outlier_fraction=0.5)
     assert relative.summary("fused")["per_pixel"]["3pe"] == 0

@@ -12,6 +12,7 @@ from flowfuse.evaluation.metrics import (
     boundary_band,
     event_sharpness,
     flow_metrics,
+    flow_sums,
     photometric_error,
     trajectory_metrics,
     trajectory_sums,
@@ -91,9 +92,13 @@ def test_invalid_pixels_have_no_say():
 
 def test_both_averages():
     metrics = FlowMetrics()
-    metrics.add(field(1, 0), field(0, 0), np.arange(48).reshape(6, 8) < 10)  # 10 px, EPE 1
-    metrics.add(field(4, 0), field(0, 0), np.arange(48).reshape(6, 8) < 30)  # 30 px, EPE 4
-    metrics.add(field(9, 0), field(0, 0), np.zeros((6, 8), bool))
+    metrics.add_sums(
+        flow_sums(field(1, 0), field(0, 0), np.arange(48).reshape(6, 8) < 10)
+    )  # 10 px, EPE 1
+    metrics.add_sums(
+        flow_sums(field(4, 0), field(0, 0), np.arange(48).reshape(6, 8) < 30)
+    )  # 30 px, EPE 4
+    metrics.add_sums(flow_sums(field(9, 0), field(0, 0), np.zeros((6, 8), bool)))
     found = metrics.summary()
     assert found["per_pixel"]["epe"] == (10 * 1 + 30 * 4) / 40
     assert found["per_frame"]["epe"] == (1 + 4) / 2

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+from evaluation_cases import texture
 
 from flowfuse.data.synthetic import interpolation
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import SensorConfig
-
-
-def texture(height: int = 48, width: int = 64) -> np.ndarray:
-    noise = np.random.default_rng(1).random((height, width), np.float32)
-    smooth = cv2.GaussianBlur(noise, None, 1.5)
-    return cv2.normalize(smooth, None, 30, 220, cv2.NORM_MINMAX).astype(np.uint8)
 
 
 def test_light_between_images_follows_the_flow() -> None:
