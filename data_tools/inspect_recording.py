@@ -13,6 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from flowfuse.cli.console import leave, parse_count, run_command
+from flowfuse.cli.reading_options import (
+    add_reading_options,
+    keyword_arguments,
+    reading_options,
+)
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
@@ -49,6 +54,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         frames=arguments.frames,
         times=arguments.frame_times,
         calibration=arguments.calibration,
+        **keyword_arguments(reading_options(arguments)),
     )
     named = arguments.recording or arguments.events or arguments.frames
     print(f"{named}: {recording.width} x {recording.height}")
@@ -77,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=Path, help="frames, likewise")
     add("--frame-times", type=Path, help="times of the frames, likewise")
     add("--calibration", type=Path, help="of the rig")
+    add_reading_options(parser)
     add(
         "--reach",
         metavar="MS",

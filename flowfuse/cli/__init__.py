@@ -3,6 +3,7 @@
 console.py           what all commands share: how they end, and what they then say
 infer.py             flowfuse-infer
 infer_options.py     its options
+reading_options.py   options of all commands that read recordings
 infer_outputs.py     its output directory
 infer_figures.py     its pictures
 infer_report.py      metrics.json, and what is printed

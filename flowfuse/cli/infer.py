@@ -17,6 +17,7 @@ from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, p
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
 from flowfuse.cli.infer_submission import submit
+from flowfuse.cli.reading_options import keyword_arguments
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator, load, select_device
@@ -79,6 +80,7 @@ def run(config: InferenceConfig) -> None:
         frames=config.frames,
         times=config.frame_times,
         calibration=config.calibration,
+        **keyword_arguments(config.reading),
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:

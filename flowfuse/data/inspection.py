@@ -194,6 +194,8 @@ def estimate_offset(recording: Recording, reach: int = 50_000, most_pairs: int =
 def _log_image(recording: Recording, index: int, factor: int) -> np.ndarray:
     """Log intensity of a frame, reduced."""
     gray = as_gray(recording.frame(index))
+    if gray.dtype == np.uint16:
+        gray = gray.astype(np.float32) / np.float32(257)
     height, width = (side // factor for side in gray.shape)
     whole = gray[: height * factor, : width * factor].astype(np.float32)
     blocks = whole.reshape(height, factor, width, factor).mean(axis=(1, 3))

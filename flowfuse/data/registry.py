@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
+from flowfuse.data.formats.wrapped_frames import DeepFrames, frames_in_order
 
 
 class Offered(Protocol):
@@ -138,8 +139,12 @@ def find_format(path: Path, holds: str) -> Format | None:
     return next(found, named[0] if named else None)
 
 
-def open_event_file(path: str | os.PathLike) -> EventFile:
+def open_event_file(path: str | os.PathLike, *, check: bool = True) -> EventFile:
     """Open an event file; the modules of ``flowfuse/data/formats`` say what each kind must hold.
+
+    Args:
+        path: of a file, or of a directory that is one recording, as of ROS 2.
+        check: whether to refuse times that go back, see :meth:`EventFile.check_order`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -154,7 +159,10 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
             f"{path}: unknown event format {path.suffix.lower()!r}, expected one of "
             f"{', '.join(event_suffixes())}"
         )
-    return found.open_events(path)
+    file = found.open_events(path)
+    if check:
+        file.check_order()
+    return file
 
 
 def check_event_path(path: Path) -> None:
@@ -173,8 +181,14 @@ def check_event_path(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such event file")
 
 
-def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = None) -> FrameSource:
-    """Open frames.
+def open_frames(
+    source: str | os.PathLike,
+    times: str | os.PathLike | None = None,
+    *,
+    bit_depth: int | None = None,
+    repair: bool = False,
+) -> FrameSource:
+    """Open frames: uint8, or uint16 whose white is 65535, whatever depth the camera has.
 
     Args:
         source: a directory of images, sorted by the numbers in their names; a video; a text file
@@ -184,6 +198,9 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
             the images inside the directory ``source`` or beside the file. None for a video: the
             container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it; for a text
             file: its own, which are replaced by those given.
+        bit_depth: of frames stored in 16 bits; None: stated by the file, or found by the largest
+            value of all, with a warning.
+        repair: leave out, with a warning, frames whose times do not increase.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -203,4 +220,5 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         )
     if times is not None and found.has_frame_times:
         raise ValueError(f"{times}: frame times were given, but {source} has its own")
-    return found.open_frames(source, None if times is None else Path(times))
+    frames = found.open_frames(source, None if times is None else Path(times))
+    return DeepFrames(frames_in_order(frames, repair), bit_depth)

@@ -29,6 +29,8 @@ from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
 from flowfuse.data.formats.frames import list_images, read_exposures
+from flowfuse.data.formats.wrapped_frames import ShiftedFrames
+from flowfuse.data.reading import ReadingOptions
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import (
     check_event_path,
@@ -38,6 +40,7 @@ from flowfuse.data.registry import (
     open_frames,
     video_suffixes,
 )
+from flowfuse.data.repair import put_in_order
 from flowfuse.io.flow import FLOW_SUFFIXES, read_flow
 
 MOST_SHIFT = 1000  # us between a frame's time and the middle of its exposure
@@ -110,6 +113,7 @@ def open_directory(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    options: ReadingOptions | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
 
@@ -117,6 +121,7 @@ def open_directory(
         path: of these; None where events or frames are named.
         events, frames, times: files or directories, in place of the directory's.
         calibration: a file of :mod:`flowfuse.data.calibration`.
+        options: of reading.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -149,14 +154,42 @@ def open_directory(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    event_file = None if events is None else open_event_file(events)
-    frame_source = None if frames is None else open_frames(frames, times)
+    options = options or ReadingOptions()
+    frame_source = None
+    if frames is not None:
+        frame_source = open_frames(
+            frames, times, bit_depth=options.bit_depth, repair=options.repair
+        )
+        if options.time_offset is not None:
+            shift = options.time_offset
+            frame_source = ShiftedFrames(frame_source, shift.offset, shift.drift)
+    event_file = None
+    if events is not None:
+        size = None
+        if options.repair:
+            size = _stated_size(path, frame_source if calibration is None else None)
+        event_file = put_in_order(
+            open_event_file(events, check=False),
+            repair=options.repair,
+            part=options.part,
+            size=size,
+        )
     if calibration is not None:
         rig = read_calibration(calibration)
         event_file, frame_source = apply_calibration(
             rig, event_file, frame_source, str(calibration)
         )
     return DirectoryRecording(path, event_file, frame_source)
+
+
+def _stated_size(path: Path | None, frames: FrameSource | None) -> tuple[int, int] | None:
+    """(height, width) of the sensor as sensor.txt or the first frame has it; None: not stated."""
+    if path is not None and (path / "sensor.txt").is_file():
+        return _read_sensor(path / "sensor.txt")
+    if frames is not None and len(frames.times):
+        height, width = frames.read(0).shape[:2]
+        return height, width
+    return None
 
 
 class DirectoryDataSet(DataSet):

@@ -147,12 +147,6 @@ class Aedat4Frames(FrameSource):
         self._starts = np.array(starts, np.int64)
         exposures = np.array(durations, np.int64)
         self.times = self._starts + exposures // 2
-        if (np.diff(self.times) <= 0).any():
-            index = int(np.argmax(np.diff(self.times) <= 0)) + 1
-            raise ValueError(
-                f"{path}: frame times must increase, frame {index} has {self.times[index]} us "
-                f"after {self.times[index - 1]} us"
-            )
         if (exposures > 0).all():
             self.exposures = np.stack((self._starts, self._starts + exposures), axis=1)
 
@@ -166,8 +160,8 @@ class Aedat4Frames(FrameSource):
         if not found:
             raise ValueError(f"{self.name(index)} cannot be read; is the file damaged?")
         image = np.array(found[0].image)
-        if image.dtype != np.uint8:
-            raise ValueError(f"{self.name(index)}: 8 bits expected, found {image.dtype}")
+        if image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"{self.name(index)}: 8 or 16 bits expected, found {image.dtype}")
         if image.ndim == 3 and image.shape[2] == 1:
             return image[:, :, 0]
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
+from flowfuse.io.images import as_8_bits
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
+_MAX_SAMPLE_VALUE, _SHORT = 281, 3  # of TIFF: a tag, and the type of its value
 _LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
 
 
@@ -30,11 +34,12 @@ def list_images(directory: Path) -> list[Path]:
     )
 
 
-def read_frame_list(path: Path) -> tuple[np.ndarray, list[str] | None]:
+def read_frame_list(path: Path, *, increasing: bool = True) -> tuple[np.ndarray, list[str] | None]:
     """Read frame times.
 
     Args:
         path: lines ``t`` or ``t name``, t in seconds; # starts a comment.
+        increasing: refuse times that do not increase.
 
     Returns:
         [F] int64 microseconds, strictly increasing and not negative; the names, or None.
@@ -50,7 +55,7 @@ def read_frame_list(path: Path) -> tuple[np.ndarray, list[str] | None]:
             ) from None
         if time < 0:
             raise ValueError(f"{path}, line {number}: negative time {fields[0]} s")
-        if times and time <= times[-1]:
+        if increasing and times and time <= times[-1]:
             raise ValueError(
                 f"{path}, line {number}: times must increase, found {time} us after {times[-1]} us"
             )
@@ -112,6 +117,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Returns:
         uint8 [H, W], or [H, W, 3] in RGB order. 16-bit images are scaled from their full range
         (65535 becomes 255), whatever part of it they use; an alpha channel is dropped.
+        :func:`decode_image` keeps all bits.
 
     Raises:
         FileNotFoundError, ValueError: naming the file.
@@ -119,15 +125,21 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
-    return decode_image(str(path), path.read_bytes())
+    return as_8_bits(decode_image(str(path), path.read_bytes()))
 
 
 def decode_image(name: str, data: bytes) -> np.ndarray:
-    """Decode the content of an image file; as :func:`read_image`.
+    """Decode the content of an image file.
 
     Args:
         name: what an error message calls it.
         data: the bytes.
+
+    Returns:
+        uint8 or uint16, as in the file, [H, W], or [H, W, 3] in RGB order, without alpha.
+
+    Raises:
+        ValueError: naming the image.
     """
     # Decoders give a partly filled image when the end is missing, so the end marker is looked for.
     cut_png = data.startswith(b"\x89PNG") and b"IEND" not in data[-12:]
@@ -137,12 +149,49 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError(f"{name}: not an image that OpenCV can decode, or it is damaged")
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{name}: images of 8 or 16 bits expected, found {image.dtype}")
     if image.ndim == 3 and image.shape[2] == 1:
         return image[:, :, 0]
     if image.ndim == 3:
         return np.ascontiguousarray(image[:, :, 2::-1])  # BGR or BGRA to RGB
     return image
+
+
+def stated_white(data: bytes) -> int | None:
+    """The value of white that an image file of 16 bits states: 4095 for 12 bits.
+
+    PNG states how many bits are significant (sBIT); of less than 16 it is not clear whether the
+    values are scaled, so they count as nothing said. PGM and PPM state the largest value, TIFF may.
+
+    Args:
+        data: the content of a file.
+
+    Returns:
+        The value; None where nothing is stated.
+    """
+    if data.startswith(b"\x89PNG"):
+        place = data.find(b"sBIT", 0, 1024)
+        return 65535 if place > 0 and data[place + 4] == 16 else None
+    if data[:2] in (b"P5", b"P6"):
+        fields = re.match(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*)(\d+)\s+(\d+)\s+(\d+)\s", data[:1024])
+        return int(fields[3]) if fields else None
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return _tiff_white(data)
+    return None
+
+
+def _tiff_white(data: bytes) -> int | None:
+    """Tag 281, MaxSampleValue, of the first image of a TIFF file."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(data[place : place + size], order)
+
+    directory = number(4, 4)
+    for entry in range(number(directory, 2)):
+        place = directory + 2 + 12 * entry
+        if number(place, 2) == _MAX_SAMPLE_VALUE and number(place + 2, 2) == _SHORT:
+            value = number(place + 8, 2) if number(place + 4, 4) <= 2 else 0
+            return value if value > 255 else None
+    return None

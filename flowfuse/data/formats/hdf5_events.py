@@ -28,12 +28,16 @@ class Hdf5Events(ColumnFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._handle: Hdf5Handle[Columns] = Hdf5Handle(path)
-        self._check_ends()  # a fault of the layout shows now, too, not at the first window
+        _ = self.time_range  # a fault of the layout shows now, too, not at the first window
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:
         with self._handle.reading(self._find_columns) as columns:
             yield columns
+
+    def _set_wraps(self, wraps: tuple[tuple[int, int], ...]) -> None:
+        super()._set_wraps(wraps)
+        self._handle.close()
 
     def _find_columns(self, file: h5py.File) -> Columns:
         group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
@@ -49,7 +53,9 @@ class Hdf5Events(ColumnFile):
         start = 0 if offset is None else int(offset[()])
         if abs(start) > _LAST_TIME:
             raise ValueError(f"t_offset must be microseconds, got {start}")
-        return Columns(**columns, offset=start, ms_to_idx=table)
+        # A table by time counts as the times do, which go back where they overflow.
+        table = None if self._wraps else table
+        return Columns(**columns, offset=start, ms_to_idx=table, wraps=self._wraps)
 
     @property
     def sensor_size(self) -> tuple[int, int] | None:

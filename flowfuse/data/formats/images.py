@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from flowfuse.data.formats.base import FRAMES, Format, FrameSource
-from flowfuse.data.formats.frames import list_images, read_frame_list, read_image
+from flowfuse.data.formats.frames import (
+    decode_image,
+    list_images,
+    read_frame_list,
+    stated_white,
+)
 
 
 class ImageFrames(FrameSource):
@@ -24,7 +29,13 @@ class ImageFrames(FrameSource):
         return self.paths
 
     def read(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])
+        path = self.paths[index]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such image")
+        return decode_image(str(path), path.read_bytes())
+
+    def white(self, index: int) -> int | None:
+        return stated_white(self.paths[index].read_bytes())
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -49,11 +60,11 @@ FORMAT = ImagesFormat()
 
 
 def _open_list(path: Path, times: Path | None) -> ImageFrames:
-    stamps, names = read_frame_list(path)
+    stamps, names = read_frame_list(path, increasing=False)
     if names is None:
         raise ValueError(f"{path}: lines of 't path' expected, found one column")
     if times is not None:
-        stamps = read_frame_list(times)[0]
+        stamps = read_frame_list(times, increasing=False)[0]
     if len(stamps) != len(names):
         raise ValueError(f"{times}: {len(stamps)} times for {len(names)} images of {path}")
     return ImageFrames([path.parent / name for name in names], stamps)
@@ -70,7 +81,7 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
                 f"{directory}: the times of these images are unknown; put them into "
                 f"{candidates[0]}, one per line in seconds, or name a file of times"
             )
-    stamps, names = read_frame_list(times)
+    stamps, names = read_frame_list(times, increasing=False)
     if names is not None:
         paths = [directory / name for name in names]
         if paths and not paths[0].is_file():

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ class NpzEvents(ColumnFile):
             arrays: dict[str, Any] = {name: map_member(path, archive, name) for name in names}
             check_columns(arrays, "arrays", sorted(stored))
         self._arrays = Columns(**arrays)
-        self._check_ends()
+        _ = self.time_range
+
+    def _set_wraps(self, wraps: tuple[tuple[int, int], ...]) -> None:
+        super()._set_wraps(wraps)
+        self._arrays = replace(self._arrays, wraps=wraps)
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:
