@@ -28,7 +28,7 @@ from flowfuse.data.calibration import apply_calibration, read_calibration
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
-from flowfuse.data.formats.frames import list_images, read_exposures
+from flowfuse.data.formats.frames import has_images, read_exposures
 from flowfuse.data.formats.wrapped_frames import ShiftedFrames
 from flowfuse.data.reading import ReadingOptions
 from flowfuse.data.recording import Flow
@@ -279,7 +279,7 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
     candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
     times = next((path for path in candidates if path.is_file()), None)
     for place in (directory / "images", directory / "frames", directory):
-        if place.is_dir() and list_images(place):
+        if place.is_dir() and has_images(place):
             return place, times
     videos = sorted(p for p in directory.iterdir() if p.suffix.lower() in video_suffixes())
     if len(videos) > 1:

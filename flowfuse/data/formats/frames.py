@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -22,16 +24,106 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def list_images(directory: Path) -> list[Path]:
-    """The images of a directory, ``frame_2`` before ``frame_10``."""
-    images = [path for path in directory.iterdir() if is_image(path)]
-    return sorted(
-        images,
-        key=lambda path: [
-            (int(part), "") if part.isdigit() else (0, part)
-            for part in re.split(r"(\d+)", path.name)
-        ],
+def has_images(directory: Path) -> bool:
+    """Whether a directory holds images."""
+    return any(is_image(path) for path in directory.iterdir())
+
+
+def list_images(directory: Path, times: np.ndarray | None = None) -> list[Path]:
+    """The images of a directory in the order of the numbers in their names.
+
+    ``frame_2`` comes before ``frame_10``, and ``0.012284`` before ``0.06142``.
+
+    Args:
+        directory: of the images.
+        times: [F] microseconds, increasing, of as many images: names that state the same times go
+            in their order. None: unknown.
+
+    Raises:
+        ValueError: the names leave the order open, as of 1.5 and 1.25 or of 1.png and 01.png.
+    """
+    images = sorted(path for path in directory.iterdir() if is_image(path))
+    whole, decimal = (
+        {path: _numbers_of(path.stem, pattern) for path in images} for pattern in _NUMBERS
     )
+    if all(_is_decimal(path.stem) for path in images):  # 5e-05, -0.5
+        decimal = {path: [(Decimal(path.stem), "")] for path in images}
+    by_whole, by_decimal = (sorted(images, key=key.__getitem__) for key in (whole, decimal))
+    same_whole, same = _first_equal(by_whole, whole), _first_equal(by_decimal, decimal)
+    if same_whole is not None and same is not None:
+        raise ValueError(
+            f"{directory}: {same[0].name} and {same[1].name} have the same numbers, so their order "
+            "is open; list the images with their times ('t path' per line)"
+        )
+    if same_whole is not None or _states_times([decimal[path] for path in by_decimal], times):
+        return by_decimal
+    if same is not None or by_whole == by_decimal:
+        return by_whole
+    as_decimals = _are_decimals(by_whole)
+    if as_decimals is None:
+        pair = next((a, b) for a, b in zip(by_whole, by_decimal, strict=True) if a != b)
+        raise ValueError(
+            f"{directory}: the order of the images is open: {pair[0].name} or {pair[1].name} may "
+            "come first, as counters or as decimals; list the images with their times ('t path' "
+            "per line)"
+        )
+    return by_decimal if as_decimals else by_whole
+
+
+# Numbers in a name: without and with a decimal point.
+_NUMBERS = (re.compile(r"(\d+)"), re.compile(r"(\d+\.\d+|\d+)"))
+_CLOCK_UNITS = (1e6, 1e3, 1, 1e-3)  # us in a second, ms, us, ns
+_SAME_TIME = 2.0  # us, between a time in a name and one in a list: both round
+_LONG_FRACTION = 3  # digits, as of a time
+
+
+def _numbers_of(stem: str, pattern: re.Pattern) -> list[tuple[Decimal, str]]:
+    parts = pattern.split(stem)  # the odd ones are numbers
+    return [(Decimal(part), "") if i % 2 else (Decimal(0), part) for i, part in enumerate(parts)]
+
+
+def _is_decimal(stem: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", stem) is not None
+
+
+def _first_equal(paths: list[Path], keys: dict[Path, list]) -> tuple[Path, Path] | None:
+    return next(((a, b) for a, b in pairwise(paths) if keys[a] == keys[b]), None)
+
+
+def _states_times(keys: list[list[tuple[Decimal, str]]], times: np.ndarray | None) -> bool:
+    """Whether the only number of each name is its time, in any unit and from any start."""
+    if times is None or len(times) != len(keys) or len(keys) < 2:
+        return False
+    numbers = [[number for number, text in key if not text] for key in keys]
+    numbers = [[n for n in found if n] or found[:1] for found in numbers]
+    if any(len(found) != 1 for found in numbers):
+        return False
+    stated = np.array([float(found[0] - numbers[0][0]) for found in numbers])
+    given = (times - times[0]).astype(np.float64)
+    return any(bool((np.abs(stated * unit - given) <= _SAME_TIME).all()) for unit in _CLOCK_UNITS)
+
+
+def _are_decimals(by_whole: list[Path]) -> bool | None:
+    """Whether 1.10 is 1.1, and not what follows 1.9; None if the names do not tell."""
+    stems = [path.stem for path in by_whole]
+    if all(map(_is_decimal, stems)) and any(set("-eE") & set(stem) for stem in stems):
+        return True
+    found = [re.findall(r"(\d+)\.(\d+)", path.stem) for path in by_whole]
+    fractions = [fraction for pairs in found for _, fraction in pairs]
+    if len({len(fraction) for fraction in fractions}) < 2:
+        return None
+    leading = any(len(f) > 1 and f.startswith("0") for f in fractions)
+    trailing = any(len(f) > 1 and f.endswith("0") for f in fractions)
+    if leading != trailing:
+        return leading
+    if any(
+        not _is_decimal(path.stem) or len(p) != 1 for path, p in zip(by_whole, found, strict=True)
+    ):
+        return None
+    steps = [int(b[0][1]) - int(a[0][1]) for a, b in pairwise(found) if a[0][0] == b[0][0]]
+    if not leading and steps and set(steps) == {1}:
+        return False
+    return True if max(map(len, fractions)) >= _LONG_FRACTION else None
 
 
 def read_frame_list(path: Path, *, increasing: bool = True) -> tuple[np.ndarray, list[str] | None]:

@@ -9,6 +9,7 @@ import numpy as np
 from flowfuse.data.formats.base import FRAMES, Format, FrameSource
 from flowfuse.data.formats.frames import (
     decode_image,
+    has_images,
     list_images,
     read_frame_list,
     stated_white,
@@ -74,7 +75,7 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
     if times is None:
         candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
         times = next((path for path in candidates if path.is_file()), None)
-        if times is None and not list_images(directory):
+        if times is None and not has_images(directory):
             raise FileNotFoundError(f"{directory}: no images in this folder")
         if times is None:
             raise FileNotFoundError(
@@ -87,7 +88,7 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
         if paths and not paths[0].is_file():
             paths = [times.parent / name for name in names]
         return ImageFrames(paths, stamps)
-    paths = list_images(directory)
+    paths = list_images(directory, stamps)
     if len(paths) != len(stamps):
         raise ValueError(f"{times}: {len(stamps)} times for {len(paths)} images in {directory}")
     return ImageFrames(paths, stamps)
