@@ -5,13 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from event_cases import (
-    HEIGHT,
-    WIDTH,
-)
 
 from flowfuse.data.formats.frames import list_images, read_image
-from flowfuse.data.opening import open_recording
 
 
 def test_image_values(tmp_path):
@@ -65,26 +60,3 @@ def test_an_open_order_is_refused_unless_times_tell(tmp_path):
     for names in (["1.png", "01.png"], ["7.png", "7.jpg"], ["0.5.png", "0.50.png", "0.05.png"]):
         with pytest.raises(ValueError, match="have the same numbers, so their order is open"):
             names_in_order(tmp_path / names[0], names)
-
-
-def test_video(tmp_path):
-    path = tmp_path / "video.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 20, (32, 24))
-    images = np.repeat(np.arange(6, dtype=np.uint8) * 40, HEIGHT * WIDTH * 12).reshape(6, 24, 32, 3)
-    for image in images:
-        writer.write(image)
-    writer.release()
-    recording = open_recording(path)
-    assert recording.frame_times.tolist() == [0, 50_000, 100_000, 150_000, 200_000, 250_000]
-    for index in (0, 1, 4, 3, 5, 0):  # forward, jump, back
-        # FFV1 is lossless; the conversion to and from YUV costs up to 2 grey levels.
-        assert np.abs(recording.frame(index).astype(int) - 40 * index).max() <= 2
-    (tmp_path / "timestamps.txt").write_text("0\n0.1\n")
-    with pytest.raises(ValueError, match="2 frame times for 6 frames"):
-        open_recording(tmp_path)
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"cannot open this video|no frame of this video"):
-        open_recording(path)
-    path = path.rename(tmp_path / "video\udcff.avi")
-    with pytest.raises(ValueError, match=r"video\\udcff.avi': OpenCV opens only names .* UTF-8"):
-        open_recording(path)
