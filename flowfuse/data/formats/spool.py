@@ -43,7 +43,7 @@ class Repairs:
 
 
 class SpooledEvents(ColumnFile):
-    """Events in unnamed temporary files of 13 bytes an event, which go with the process.
+    """Events in unnamed temporary files of 17 bytes an event, which go with the process.
 
     Args:
         path: where they come from, for messages.
