@@ -18,6 +18,7 @@ from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
 from flowfuse.cli.infer_submission import submit
 from flowfuse.cli.reading_options import keyword_arguments
+from flowfuse.data.diagnosis import find_cause
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator, load, select_device
@@ -88,6 +89,7 @@ def run(config: InferenceConfig) -> None:
     else:
         windows = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
+    _warn_of_cause(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     if config.video:
         opencv_name(outputs.video)  # refused now, not when all windows are estimated
@@ -104,6 +106,16 @@ def run(config: InferenceConfig) -> None:
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     print(report.summary(config, estimator, recording, outputs), flush=True)
+
+
+def _warn_of_cause(recording: Recording) -> None:
+    """Warn, in one line, where events and frames, or times, are evidently not what they seem."""
+    try:
+        cause = find_cause(recording)
+    except (OSError, ValueError):
+        return  # of frames or events that may not be asked for: told when they are read
+    if cause is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {cause}", stacklevel=2)
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:
