@@ -207,8 +207,8 @@ class Estimator:
             flow_init = initial
         start = _flow_init(flow_init, height, width)
         has_events = len(used.slice_time(t0, t1)) > 0
-        if events is not None and len(used) < len(events):
-            _check_times(events, t0, t1)
+        if events is not None:
+            _check_times(events, t0, t1, all_used=len(used) == len(events))
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
         self._check_modalities(has_frames, has_events, t0, t1)
@@ -372,8 +372,12 @@ def _check_depth(name: str, largest: int) -> None:
         )
 
 
-def _check_times(events: Events, t0: int, t1: int) -> None:
-    """Warn where next to none of the events lie in the time interval; guess why."""
+def _check_times(events: Events, t0: int, t1: int, all_used: bool) -> None:
+    """Warn where next to none of the events lie in the time interval; guess why.
+
+    Events that are all used may be those before t0 alone, and are warned of only where another unit
+    would bring them into the interval.
+    """
     inside = len(events.slice_time(t0, t1))
     if inside * FEWEST_USED >= len(events):
         return
@@ -387,6 +391,8 @@ def _check_times(events: Events, t0: int, t1: int) -> None:
             guess = f"; {found} would, were their times in {unit}: all times are microseconds"
             break
     else:
+        if all_used:
+            return
         if last < t0 or t1 <= first:
             guess = "; is it one clock?"
     warnings.warn(
