@@ -18,9 +18,9 @@ flow.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -36,6 +36,7 @@ from accuracy_rows import (
     prepare,
     sums_without_truth,
 )
+from jsonargparse import Namespace
 from measuring import commit, machine, versions
 from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
@@ -140,7 +141,7 @@ def describe_run(networks: Sequence[Network]) -> dict:
     }
 
 
-def load_networks(options: argparse.Namespace) -> list[Network]:
+def load_networks(options: Namespace) -> list[Network]:
     """The checkpoints asked for.
 
     Raises:
@@ -157,7 +158,7 @@ def load_networks(options: argparse.Namespace) -> list[Network]:
     return networks
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     """Measure, print and write what was asked for."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -241,11 +242,9 @@ def fused_and_single(network: Network) -> tuple[str, list[str]]:
     return first, others
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> OneLineParser:
     """Build the command line."""
-    parser = OneLineParser(
-        prog="accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(__doc__, prog="accuracy", formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", action="append", metavar="[LABEL=]CHECKPOINT",
         help="shipped name or path; repeat for several (default: small)",
@@ -278,14 +277,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_set_arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
+def add_set_arguments(parser: OneLineParser, sets: Sequence[str]) -> None:
     """Add what every measurement on generated scenes can be told."""
     parser.add_argument(
         "--sets", nargs="*", default=list(sets), choices=list(PRESETS), metavar="SET",
         help=f"presets of generated scenes ({' '.join(sets)})",
     )  # fmt: skip
     parser.add_argument("--scenes", type=parse_count, default=64, help="of each set (64)")
-    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
+    parser.add_argument("--size", type=int, nargs=2, default=[240, 320], metavar=("H", "W"))
     parser.add_argument("--cache", type=Path, help="folder that keeps the scenes between runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     parser.add_argument("--bf16", action="store_true", help="run the networks in bfloat16")
@@ -295,9 +294,9 @@ def output_name(text: str) -> Path:
     """A name beside which results can be written, known before anything is measured."""
     path = Path(text)
     if not path.name:
-        raise argparse.ArgumentTypeError(f"{path} is a directory, expected a name in it")
+        raise ArgumentTypeError(f"{path} is a directory, expected a name in it")
     if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} exists and is no directory for pictures")
+        raise ArgumentTypeError(f"{path} exists and is no directory for pictures")
     for suffix in (".json", ".md"):
         result_file(f"{path}{suffix}")
     return path

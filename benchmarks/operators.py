@@ -15,14 +15,15 @@ strategy "auto" knows the shape and not the look-ups to come.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
 import torch
 from correlation_cases import Correlated, correlation_cases
+from jsonargparse import Namespace
 from measuring import (
     FULL,
     QUICK,
@@ -340,10 +341,8 @@ def crossover_markdown(report: Mapping) -> str:
     return "\n".join([*heading(report), told, "", *table(CROSSOVER_COLUMNS, rows)]) + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(__doc__, prog="operators", formatter_class=RawDescriptionHelpFormatter)
     add_run_arguments(parser, "operator, size, direction and dtype")
     parser.add_argument(
         "--no-compiled-peers", action="store_true",
@@ -390,7 +389,7 @@ def add_noise_note(row: Row, before: Sequence[Row]) -> None:
             row["note"] = f"{row['note']}; {speed}" if row["note"] else speed
 
 
-def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run(options: Namespace, parser: OneLineParser) -> int:
     set_up(options, parser)
     if options.crossover:
         report = new_report(options.device, options.quick, measure_limits(options.device, True))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -12,42 +12,43 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from measuring import Limits, commit, machine, versions
 
 from flowfuse import ops
-from flowfuse.cli.console import parse_count
+from flowfuse.cli.console import CommandParser, parse_count
 from flowfuse.evaluation.report import head, line
 from flowfuse.io.atomic import atomic_path, check_file_path
 
 Row = dict[str, object]
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(CommandParser):
     """Says in one line what is wrong with an argument."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
 def result_file(text: str) -> Path:
     """A path that can be written, known before anything is measured."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a directory")
+        raise ArgumentTypeError(f"{path} is a directory")
     try:
         check_file_path(path)
     except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise ArgumentTypeError(str(error)) from None
     return path
 
 
-def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+def add_result_arguments(parser: OneLineParser) -> None:
     """Where the report goes."""
     parser.add_argument("--json", type=result_file, metavar="FILE", help="write the report")
     parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the table")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, only: str) -> None:
+def add_run_arguments(parser: OneLineParser, only: str) -> None:
     """Where and how much is measured.
 
     Args:
@@ -68,12 +69,12 @@ def chosen(label: str, only: Sequence[str]) -> bool:
     return any(part in label for part in only)
 
 
-def refuse_only(parser: argparse.ArgumentParser, only: Sequence[str]) -> NoReturn:
+def refuse_only(parser: OneLineParser, only: Sequence[str]) -> NoReturn:
     """End with a message: no row has the name."""
     parser.error(f"--only {' '.join(only)}: no row has this in its name")
 
 
-def set_up(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def set_up(options: Namespace, parser: OneLineParser) -> None:
     """Take up what add_run_arguments read, or end with a message."""
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
@@ -101,7 +102,7 @@ def fill(
     report: dict[str, Any],
     key: str,
     rows: Iterable[Row],
-    options: argparse.Namespace,
+    options: Namespace,
     as_markdown: Callable[[Mapping], str],
 ) -> None:
     """Add rows to a report as they come, and write it each time: a run cut short keeps them.

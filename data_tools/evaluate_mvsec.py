@@ -7,17 +7,18 @@ The ground truth (<sequence>_gt.hdf5 or <sequence>_gt_flow_dist.npz) is looked f
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from tqdm import tqdm
 
-from flowfuse.cli.console import accept_former_name, leave, parse_count, run_command
+from flowfuse.cli.console import CommandParser, leave, parse_count, run_command
 from flowfuse.data.datasets.mvsec.protocols import (
     PROTOCOLS,
     EvaluationInterval,
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def measure(arguments: Namespace) -> None:
     """Print the errors, and write them where that is asked for."""
     if arguments.output is not None:
         check_file_path(arguments.output)
@@ -69,12 +70,9 @@ def measure(arguments: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("recording", type=Path, help="<sequence>_data.hdf5")
     add("--protocol", choices=tuple(PROTOCOLS), default="evflownet", help="of which paper")
@@ -102,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-o", "--output", metavar="FILE", type=Path, help="write the numbers as JSON")
-    accept_former_name(parser, "--truth", "--ground-truth")
+    parser.accept_former_name("--truth", "--ground-truth")
     return parser
 
 
@@ -113,7 +111,7 @@ def interval(text: str) -> tuple[float, float]:
         if not 0 <= first < last:
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}") from None
+        raise ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}") from None
     return first, last
 
 
@@ -132,9 +130,7 @@ def choose_protocol(name: str, sequence: str, seconds: tuple[float, float] | Non
     )
 
 
-def describe(
-    recording: MvsecRecording, protocol: Protocol, arguments: argparse.Namespace
-) -> list[str]:
+def describe(recording: MvsecRecording, protocol: Protocol, arguments: Namespace) -> list[str]:
     """Say all that the numbers depend on."""
     inputs = "rectified" if recording.undistorted else "raw"
     frames = "events and frames" if protocol.steps else "events alone, there are no frames then"

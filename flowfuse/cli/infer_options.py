@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flowfuse.cli.console import CommandParser
 from flowfuse.model.checkpoint import available
 
 COMMAND = "flowfuse-infer"
@@ -100,10 +101,14 @@ class InferenceConfig:
 
 
 def build_parser() -> ArgumentParser:
-    """Return the command line of ``flowfuse-infer``."""
-    parser = ArgumentParser(
+    """Return the command line of ``flowfuse-infer``.
+
+    It is written by hand, unlike that of ``flowfuse-train``: many options are not typed as the
+    fields are (10ms, 0:10, --no-video), and which ones go together depends on what is asked for.
+    """
+    parser = CommandParser(
+        DESCRIPTION,
         prog=COMMAND,
-        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

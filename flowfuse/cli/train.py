@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the training is done or its time is up; 1 when it failed; 2 when what was asked for
         cannot be done; 130 after Ctrl-C.
     """
+    # Not by run_command: the exit codes say more, and of several processes one speaks for all.
     started = time.monotonic()
     try:
         processes = distributed.launched()
