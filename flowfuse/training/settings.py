@@ -31,8 +31,8 @@ class TrainConfig:
         self_loss: weights of the self-supervised losses.
         augment: how samples are varied.
         data: what to train on: generated scenes (scenes:PRESET, or a mixture,
-            scenes:fast=2,blur=1), dsec:ROOT, mvsec:PATH, or, unlabelled, a recording,
-            recording:PATH.
+            scenes:fast=2,blur=1), a data set (dsec:ROOT, mvsec:PATH), or, unlabelled, a
+            recording, recording:PATH.
         held_out: share of a recording's frame pairs, the last ones, to measure on.
         scenes: size of the pool of generated scenes.
         scene_size: height and width of the scenes, px.
@@ -149,7 +149,7 @@ class TrainConfig:
 
     @property
     def source(self) -> str:
-        """The kind of the data, one of :data:`flowfuse.training.data_spec.KINDS`."""
+        """The kind of the data, see :func:`flowfuse.training.data_spec.parse_data`."""
         return parse_data(self.data)[0]
 
     def plan(self) -> StepPlan:
