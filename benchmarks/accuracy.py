@@ -19,9 +19,8 @@ flow.
 from __future__ import annotations
 
 import json
-import math
 from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -53,7 +52,7 @@ from flowfuse.evaluation.cases import (
 )
 from flowfuse.evaluation.evaluate import ALL, Evaluation
 from flowfuse.evaluation.pictures import draw_case, pick
-from flowfuse.evaluation.report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown
+from flowfuse.evaluation.report import COMPARED, COMPARED_WITHOUT_TRUTH, as_markdown, without_nan
 from flowfuse.evaluation.statistics import Tally, compare_seeds, fusion_ratio, summarize, sweeps
 from flowfuse.model import CONFIGS
 
@@ -109,15 +108,6 @@ def draw_picks(
         draw_case(path, case.frames, case.events_between, case.known, case.boundary, estimates)
         found[f"{name} ({case.facts.name})"] = f"{output.name}/{path.name}"
     return found
-
-
-def without_nan(value: object) -> object:
-    """The same with None for NaN and infinity, which JSON has no words for."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(report: dict, markdown: str, output: Path | None) -> None:

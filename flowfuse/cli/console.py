@@ -50,7 +50,7 @@ def run_command(
         The exit code: the action's, 1 after an error, INTERRUPTED, or CLOSED_PIPE.
     """
     try:
-        with _plain_warnings(name):
+        with plain_warnings(name):
             code = action() or 0
             sys.stdout.flush()
             return code
@@ -70,6 +70,18 @@ def leave(code: int) -> NoReturn:
     if code == CLOSED_PIPE:  # or Python fails again, and says so, when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+@contextmanager
+def plain_warnings(name: str) -> Iterator[None]:
+    """Show warnings as lines of the command, beside a progress bar."""
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 class CommandParser(jsonargparse.ArgumentParser):
@@ -147,15 +159,3 @@ def _describe(error: BaseException, output: Path | None) -> str:
         where = error.filename or output
         return f"{where}: {error.strerror}" if where else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def _plain_warnings(name: str) -> Iterator[None]:
-    """Show warnings as lines of the command, beside a progress bar."""
-
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
-        tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield

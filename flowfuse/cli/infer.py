@@ -131,7 +131,7 @@ def _estimate_all(
     # disable=None: no bar where the output is no terminal.
     bar = tqdm(present, unit=" windows" if config.every else " pairs", disable=None)
     for window in bar:
-        pictures = window.index in pictured
+        pictures, uncertainty = window.index in pictured, None
         if window.index in known:
             pass
         elif outputs.is_done(window.index, pictures):
@@ -147,6 +147,7 @@ def _estimate_all(
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
             outputs.write(recording, window, result, pictures=pictures)
+            uncertainty = result.uncertainty
         # What was written is what is measured: an interrupted run gives the same numbers.
         flow = outputs.read(window.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
@@ -154,7 +155,9 @@ def _estimate_all(
             flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
             frame0, frame1 = reader.frames(window)
             assert frame0 is not None and frame1 is not None
-            report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
+            report.metrics.add(
+                recording, window, flow, flow_at, (frame0, frame1), uncertainty=uncertainty
+            )
             bar.set_postfix_str(report.metrics.latest)
     outputs.write_windows(present)
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -36,9 +35,6 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(name)
-
-
-# Statistics
 
 
 # Rows
@@ -129,14 +125,6 @@ def test_scenes_are_prepared_by_several_processes(tmp_path: Path) -> None:
     assert load("accuracy").main([*arguments, "--prepare", "--workers", "2"]) == 0
     slicings = {(config.slices, config.bins) for config in CONFIGS.values()}
     assert len(list(tmp_path.glob("*/*.npz"))) == 2 * len(slicings)
-
-
-def test_without_nan() -> None:
-    without_nan = load("accuracy").without_nan
-    assert without_nan({"a": [1.5, math.nan, (math.inf, "x")], "b": 2}) == {
-        "a": [1.5, None, [None, "x"]],
-        "b": 2,
-    }
 
 
 # The commands

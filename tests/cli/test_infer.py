@@ -137,7 +137,8 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
     for text in (
         "3 pairs of 28 x 20 px: 3 estimated, 0 were there already",
         "1 pair without any event: flow from the frames alone",
-        "EPE: ", "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
+        "EPE: ", "AUSE: ", "of 3 pairs estimated by this call",
+        "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
         str(out / "flow.mp4"), str(out / "pictures" / pictures[0]), str(out / "metrics.json"),
     ):  # fmt: skip
         assert text in printed
