@@ -50,7 +50,7 @@ class RunMetrics:
     def add(
         self,
         recording: Recording,
-        window: Interval,
+        interval: Interval,
         flow: np.ndarray,
         flow_at: dict[float, np.ndarray],
         frames: tuple[np.ndarray, np.ndarray],
@@ -61,7 +61,7 @@ class RunMetrics:
 
         Args:
             recording: asked for its ground truth.
-            window: of the pair.
+            interval: of the pair.
             flow: [2, H, W] px, to its second frame.
             flow_at: tau -> [2, H, W] px.
             frames: both frames, uint8; a gray and a colour one are compared in gray.
@@ -71,14 +71,14 @@ class RunMetrics:
             frames = (as_gray(frames[0]), as_gray(frames[1]))
         still = np.zeros_like(flow)
         pair: dict[str, Any] = {
-            "index": window.index,
-            "t0_us": window.t0,
-            "t1_us": window.t1,
+            "index": interval.index,
+            "t0_us": interval.t0,
+            "t1_us": interval.t1,
             "photometric_error": photometric_error(*frames, flow),
             "photometric_error_zero_flow": photometric_error(*frames, still),
         }
         flows = {**flow_at, 1.0: flow}
-        asked = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
+        asked = {tau: recording.ground_truth_at(interval.index, tau) for tau in flows}
         known = {tau: answer for tau, answer in asked.items() if answer is not None}
         for tau in known:
             # With the flow to the second frame goes the path to it, as far as it is known.
@@ -215,7 +215,7 @@ def _mean(values: list[float]) -> float:
 
 @dataclass
 class RunReport:
-    """What happened to the windows of a run."""
+    """What happened to the intervals of a run."""
 
     total: int
     gaps: int
@@ -235,7 +235,7 @@ class RunReport:
         outputs: OutputDirectory,
     ) -> str:
         """Say it in a few lines."""
-        unit = "window" if config.every else "pair"
+        unit = "time interval" if config.every else "pair"
         found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
         for count, text in (

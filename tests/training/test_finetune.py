@@ -187,7 +187,7 @@ def test_true_motion_measures_better_than_none(recording, monkeypatch):
 def test_pairs_to_measure_are_spread(recording):
     pairs = RecordingPairs(recording, 0.2, slices=2, bins=2)
     validator = RecordingValidator(pairs, 2, torch.device("cpu"))
-    assert [w.frames for w in validator._windows["_learned"]] == [(0, 1), (2, 3)]
+    assert [w.frames for w in validator._intervals["_learned"]] == [(0, 1), (2, 3)]
 
 
 def test_a_run_is_measured_before_and_after_and_resumes_exactly(
