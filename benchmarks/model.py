@@ -30,31 +30,29 @@ from jsonargparse import Namespace
 from measuring import (
     FULL,
     QUICK,
-    Timing,
-    extra_memory,
-    measure_limits,
-    synchronize,
-    time_interleaved,
-)
-from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence
-from operators import Measurement
-from reporting import (
     OneLineParser,
     Row,
+    Timing,
     add_result_arguments,
     add_run_arguments,
     chosen,
+    extra_memory,
     fill,
     heading,
     limits_text,
+    measure_limits,
     new_report,
     number,
     reason,
     refuse_only,
     set_up,
+    synchronize,
     table,
     tell_failures,
+    time_interleaved,
 )
+from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence
+from operators import Measurement
 from torch import Tensor
 
 from flowfuse.evaluation.report import head, line

@@ -22,35 +22,22 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
-from correlation_cases import Correlated, correlation_cases
 from jsonargparse import Namespace
 from measuring import (
     FULL,
     QUICK,
     Budget,
     Limits,
-    Timing,
-    extra_memory,
-    measure_limits,
-    time_interleaved,
-)
-from operator_cases import (
-    Algorithm,
-    Case,
-    Setting,
-    Work,
-    floor_seconds,
-    operator_cases,
-    with_gradients,
-)
-from reporting import (
     OneLineParser,
     Row,
+    Timing,
     add_result_arguments,
     add_run_arguments,
+    extra_memory,
     fill,
     heading,
     limits_text,
+    measure_limits,
     new_report,
     number,
     reason,
@@ -58,6 +45,17 @@ from reporting import (
     set_up,
     table,
     tell_failures,
+    time_interleaved,
+)
+from operator_cases import (
+    Algorithm,
+    Case,
+    Correlated,
+    Setting,
+    Work,
+    floor_seconds,
+    operator_cases,
+    with_gradients,
 )
 from torch import Tensor
 
@@ -355,14 +353,8 @@ def build_parser() -> OneLineParser:
     return parser
 
 
-def all_cases(setting: Setting) -> Iterator[Case]:
-    """Every case; the largest operator first."""
-    yield from correlation_cases(setting)
-    yield from operator_cases(setting)
-
-
 def chosen_cases(setting: Setting, only: Sequence[str]) -> list[Case]:
-    cases = [case.only(only) for case in all_cases(setting)]
+    cases = [case.only(only) for case in operator_cases(setting)]
     return [case for case in cases if case.names]
 
 

@@ -31,14 +31,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from measuring import measure_limits
-from reporting import (
+from measuring import (
     OneLineParser,
     Row,
     add_result_arguments,
     fill,
     heading,
     limits_text,
+    measure_limits,
     new_report,
     number,
     reason,
