@@ -105,8 +105,8 @@ def plan_fixed_rate(
     end = last + 1 if end is None else end
     count = (end - start) // every
     if not 1 <= count <= MAX_INTERVALS:
-        found = f"at most {MAX_INTERVALS} expected, {count} time intervals"
-        found = "no time interval" if count < 1 else found
+        many = f"at most {MAX_INTERVALS} expected, {count} time intervals"
+        found = "no time interval" if count < 1 else many
         raise ValueError(
             f"{found} of {every} us {'fits' if count < 1 else 'fit'} between "
             f"{_seconds(start, end)} (the events go from {_seconds(first, last, 'to')})"

@@ -185,6 +185,9 @@ class Asks(DataSet):
 
 class Unnamed(Asks):
     name = None
+
+class Placeless(Asks):
+    training_data = "asks"
 """
 
 
@@ -200,12 +203,13 @@ class Unnamed(Asks):
         ("formats", "faulty:nothing", "ValueError: holds must have 'events', 'frames' or both"),
         ("datasets", "faulty:asks", "OSError: no network"),
         ("datasets", "faulty:unnamed", "TypeError: name must be a string"),
+        ("datasets", "faulty:placeless", "ValueError: training_data must be a name, a colon and"),
     ],
 )
 def test_a_faulty_entry_point_is_named_once(install, events, tmp_path, group, value, message):
     instances = "\n".join(
         f"{name.lower()} = {name}()"
-        for name in ("Raises", "Shape", "Shouts", "Nothing", "Asks", "Unnamed")
+        for name in ("Raises", "Shape", "Shouts", "Nothing", "Asks", "Unnamed", "Placeless")
     )
     install({"faulty.py": FAULTY + instances}, f"[flowfuse.{group}]\nbad = {value}\n")
     np.savez(tmp_path / "a.npz", x=events.x, y=events.y, t=events.t, p=events.p)

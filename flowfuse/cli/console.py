@@ -1,4 +1,4 @@
-"""What the commands and the scripts of data_tools share: how they end, and what they then say."""
+"""What the commands and the scripts of data_tools share: how they are told, and how they end."""
 
 from __future__ import annotations
 
@@ -93,10 +93,11 @@ class CommandParser(jsonargparse.ArgumentParser):
     """
 
     def __init__(self, description: str, **kwargs: Any) -> None:
-        # Before the base class, which adds --help.
-        self._former_names: dict[str, str] = {}
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(description=description, **{"allow_abbrev": True, **kwargs})
+        # The tools have always taken --ground for --ground-truth; unless told, jsonargparse warns.
+        kwargs.setdefault("allow_abbrev", True)
+        super().__init__(description=description, **kwargs)
+        self._former_names: dict[str, str] = {}
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         """Add an option; ``type`` is a function of its text."""

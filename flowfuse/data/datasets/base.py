@@ -56,7 +56,7 @@ class DataSet(ABC):
         kind, _, place = self.training_data.partition(":")
         if self.training_data and not (kind.isidentifier() and place):
             raise ValueError(
-                f"training_data must be a name, a colon and what follows, such as dsec:ROOT, "
+                "training_data must be a name, a colon and what follows, such as dsec:ROOT, "
                 f"got {self.training_data!r}"
             )
 
