@@ -10,11 +10,12 @@ Events are read and written part by part, and come back to the microsecond and t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.cli.console import leave, run_command
+from jsonargparse import Namespace
+
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.cli.reading_options import (
     add_reading_options,
     keyword_arguments,
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("convert", lambda: convert(arguments), interrupted="nothing is written")
 
 
-def convert(arguments: argparse.Namespace) -> None:
+def convert(arguments: Namespace) -> None:
     """Copy the recording, or each part of it, and say what was written."""
     if not arguments.split:
         copy(arguments)
@@ -54,7 +55,7 @@ def convert(arguments: argparse.Namespace) -> None:
         copy(arguments)
 
 
-def copy(arguments: argparse.Namespace) -> None:
+def copy(arguments: Namespace) -> None:
     """Copy the recording, and say what was written."""
     recording = open_recording(
         arguments.source,
@@ -68,12 +69,9 @@ def copy(arguments: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("source", type=Path, help="recording directory or file, as flowfuse-infer takes it")
     add(
