@@ -70,7 +70,9 @@ def inspect(arguments: Namespace) -> None:
     statistics = count_events(recording)
     lines = describe_frames(recording) + describe_events(recording, statistics)
     if arguments.calibration is not None:
-        share = read_calibration(arguments.calibration).overlap()
+        share = read_calibration(
+            arguments.calibration, (recording.height, recording.width)
+        ).overlap()
         lines.append(f"field of view: the frames show {100 * share:.1f} % of the events' view")
     if statistics.count and statistics.fault is None:
         lines += describe_agreement(recording, arguments.reach * 1000)

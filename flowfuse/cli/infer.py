@@ -18,6 +18,7 @@ from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
 from flowfuse.cli.infer_submission import submit
 from flowfuse.cli.reading_options import keyword_arguments
+from flowfuse.data.calibration import calibration_files
 from flowfuse.data.diagnosis import find_cause
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
@@ -93,8 +94,10 @@ def run(config: InferenceConfig) -> None:
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     if config.video:
         opencv_name(outputs.video)  # refused now, not when all intervals are estimated
-    given = (config.events, config.frames, config.frame_times, config.calibration)
+    given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
+    if config.calibration is not None:
+        sources += calibration_files(config.calibration)
     outputs.prepare(
         run_settings(config, sources, recording, estimator.info["path"]),
         sources,

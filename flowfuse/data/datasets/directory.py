@@ -175,9 +175,13 @@ def open_directory(
             size=size,
         )
     if calibration is not None:
-        rig = read_calibration(calibration)
+        sizes = (
+            None if event_file is None else event_file.sensor_size,
+            _stated_size(None, frame_source),
+        )
+        rig = read_calibration(calibration, *sizes)
         event_file, frame_source = apply_calibration(
-            rig, event_file, frame_source, str(calibration)
+            rig, event_file, frame_source, str(calibration), options.depth
         )
     return DirectoryRecording(path, event_file, frame_source)
 

@@ -1,6 +1,6 @@
 """AEDAT 4 files (iniVation cameras), read by dv-processing, which finds windows by itself.
 
-Frames: opening reads every frame once for its time, as of a video.
+Opening goes through all packets of events and frames once: their times are checked.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from flowfuse.data.formats.base import (
     EventFile,
     Format,
     FrameSource,
+    UnsortedError,
     off_sensor_hint,
     starts_with,
 )
 from flowfuse.data.formats.spool import SpooledEvents
 from flowfuse.events import Events
-
-_FIRST_SPAN = 100_000  # us, looked through for the last event, doubled until there is one
 
 
 def open_aedat4(path: Path) -> Any:
@@ -76,7 +75,12 @@ class Aedat4Events(EventFile):
             raise ValueError(f"{path}: stream 'events' expected, found {names}")
         size = recording.getEventResolution()
         self._size = None if size is None else (int(size[1]), int(size[0]))
+        self._fault: str | None = None
         self._range = self._find_range(recording)
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
 
     @property
     def is_searchable(self) -> bool:
@@ -84,7 +88,7 @@ class Aedat4Events(EventFile):
         if self._range is None:
             return True
         start, end = self._reader.get().getTimeRange()
-        return bool(start <= self._range[0] and self._range[1] <= end)
+        return self._fault is not None or bool(start <= self._range[0] and self._range[1] <= end)
 
     def stream(self) -> Iterator[Arrays]:
         recording = self._reader.get()
@@ -138,21 +142,21 @@ class Aedat4Events(EventFile):
 
     def _find_range(self, recording: Any) -> tuple[int, int] | None:
         recording.resetSequentialRead()
+        first = last_time = None
         while (batch := recording.getNextEventBatch()) is not None:
-            if batch.size():
-                break
-        else:
+            if not batch.size():
+                continue
+            start, end = int(batch.getLowestTime()), int(batch.getHighestTime())
+            first = start if first is None else first
+            if last_time is not None and start < last_time and self._fault is None:
+                self._fault = (
+                    f"{self.path}: times must be sorted, found a packet from {start} us after one "
+                    f"up to {last_time} us"
+                )
+            last_time = end
+        if first is None or last_time is None:
             return None
-        # The file's range is that of all its streams: the last event is looked for from the end.
-        start, end = recording.getTimeRange()
-        span, first = _FIRST_SPAN, int(batch.getLowestTime())
-        if not start <= first <= end:
-            return first, int(batch.getHighestTime())  # the table has no times
-        while not len(last := self._between(recording, max(start, end + 1 - span), end + 1)):
-            if span > end - start:
-                return first, end + 1  # the table does not fit the events
-            span *= 2
-        return first, int(last["timestamp"][-1])
+        return first, last_time
 
 
 _NO_EVENTS = np.empty(

@@ -98,6 +98,36 @@ def test_a_table_without_times(tmp_path, events):
         np.testing.assert_array_equal(recording.frame(index), images()[index])
 
 
+class Batches:
+    """Packets of events as dv-processing gives them: first and last time of each."""
+
+    def __init__(self, spans):
+        self.spans, self.left = spans, []
+
+    def resetSequentialRead(self):  # noqa: N802 - of dv-processing
+        self.left = list(self.spans)
+
+    def getNextEventBatch(self):  # noqa: N802
+        return Batch(*self.left.pop(0)) if self.left else None
+
+
+class Batch:
+    def __init__(self, first, last):
+        self.size = lambda: last - first + 1
+        self.getLowestTime, self.getHighestTime = lambda: first, lambda: last
+
+
+def test_packets_that_go_back_are_refused(tmp_path, events):
+    """Its writer refuses to make such a file."""
+    file = open_event_file(write_aedat4(tmp_path / "a.aedat4", events))
+    assert file._find_range(Batches([(5, 9), (9, 8), (9, 20)])) == (5, 20)
+    file.check_order()
+    assert file._find_range(Batches([])) is None
+    file._find_range(Batches([(5, 90), (7, 20)]))
+    with pytest.raises(ValueError, match="found a packet from 7 us after one up to 90 us"):
+        file.check_order()
+
+
 def test_deep_frames(tmp_path):
     dv = pytest.importorskip("dv_processing")
     kind = dv.io.MonoCameraWriter.FrameOnlyConfig("camera", (WIDTH, HEIGHT))
