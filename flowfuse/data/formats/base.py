@@ -122,6 +122,17 @@ class EventFile(ABC):
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
         """The events in [t0, t1), microseconds, checked against the sensor size."""
 
+    def triggers(self) -> np.ndarray:
+        """The edges at the camera's trigger inputs, in the order of the file.
+
+        Returns:
+            [N] of the fields t (int64, microseconds), p (1 rising, 0 falling), id (of the input).
+
+        Raises:
+            ValueError: files of this format hold none, or the file is damaged.
+        """
+        raise ValueError(f"{self.path}: files of this format hold no triggers of the camera")
+
 
 class IndexedEventFile(EventFile):
     """A file that knows the index of a window's first event, to name the one at fault."""
