@@ -108,7 +108,8 @@ FORMATS: Registry[Format] = Registry(Format, "flowfuse.data.formats", "FORMAT", 
 
 def event_suffixes() -> tuple[str, ...]:
     """The suffixes of event files, with the dot, those of this package first."""
-    return tuple(suffix for item in FORMATS if EVENTS in item.holds for suffix in item.suffixes)
+    found = (suffix for item in FORMATS if EVENTS in item.holds for suffix in item.suffixes)
+    return tuple(dict.fromkeys(found))
 
 
 def video_suffixes() -> tuple[str, ...]:
@@ -138,8 +139,12 @@ def find_format(path: Path, holds: str) -> Format | None:
     return next(found, named[0] if named else None)
 
 
-def open_event_file(path: str | os.PathLike) -> EventFile:
+def open_event_file(path: str | os.PathLike, columns: str | None = None) -> EventFile:
     """Open an event file; the modules of ``flowfuse/data/formats`` say what each kind must hold.
+
+    Args:
+        path: a file, or a directory such as a ROS 2 bag.
+        columns: of a table, such as "x,y,t_us,p"; None: as the file shows them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -154,7 +159,7 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
             f"{path}: unknown event format {path.suffix.lower()!r}, expected one of "
             f"{', '.join(event_suffixes())}"
         )
-    return found.open_events(path)
+    return found.open_events(path) if columns is None else found.open_columns(path, columns)
 
 
 def check_event_path(path: Path) -> None:

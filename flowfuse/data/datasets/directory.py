@@ -110,6 +110,7 @@ def open_directory(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
 
@@ -117,6 +118,7 @@ def open_directory(
         path: of these; None where events or frames are named.
         events, frames, times: files or directories, in place of the directory's.
         calibration: a file of :mod:`flowfuse.data.calibration`.
+        columns: of a table of events, as :func:`flowfuse.data.registry.open_event_file` takes them.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -149,7 +151,7 @@ def open_directory(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    event_file = None if events is None else open_event_file(events)
+    event_file = None if events is None else open_event_file(events, columns)
     frame_source = None if frames is None else open_frames(frames, times)
     if calibration is not None:
         rig = read_calibration(calibration)

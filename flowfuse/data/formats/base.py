@@ -75,6 +75,19 @@ class Format:
         """
         raise NotImplementedError(f"{self.name} holds no events")
 
+    def open_columns(self, path: Path, columns: str) -> EventFile:
+        """As :meth:`open_events`, of a table whose columns are stated.
+
+        Args:
+            path: exists.
+            columns: see :func:`flowfuse.data.formats.column_order.parse_columns`.
+
+        Raises:
+            ModuleNotFoundError, ValueError: as of :meth:`open_events`; files of the format name
+                their columns themselves.
+        """
+        raise ValueError(f"{path}: columns are stated, but files of {self.name} name their own")
+
     def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
         """Open the frames of a file or directory; asked only where ``holds`` has "frames".
 
