@@ -16,10 +16,10 @@ import numpy as np
 
 from flowfuse.data.formats.base import EventFile, Format, starts_with
 from flowfuse.data.formats.columns import ColumnFile, Columns, check_columns
-from flowfuse.data.formats.hdf5 import Hdf5Handle, open_hdf5
+from flowfuse.data.formats.hdf5 import HDF5_FAULTS, Hdf5Handle, open_hdf5
 
 _LAST_TIME = 1 << 62  # us
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class Hdf5Events(ColumnFile):
@@ -77,7 +77,14 @@ class Hdf5Format(Format):
     rank = 10
 
     def recognizes(self, path: Path) -> bool:
-        return starts_with(path, _SIGNATURE)
+        if not starts_with(path, SIGNATURE):
+            return False
+        try:
+            with open_hdf5(path) as file:
+                group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
+                return all(isinstance(group.get(name), h5py.Dataset) for name in "xytp")
+        except (ValueError, *HDF5_FAULTS):
+            return False
 
     def open_events(self, path: Path) -> EventFile:
         return Hdf5Events(path)

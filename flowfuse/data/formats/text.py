@@ -176,7 +176,7 @@ class TextIndex:
                 continue
             if size is None and named is None and _is_size(fields):
                 here = file.tell()
-                behind = next((found for found in map(_fields, file) if found), ())
+                behind = next((found for found in map(_fields, _lines(file)) if found), ())
                 file.seek(here)
                 if len(behind) == 4:
                     size = int(fields[1]), int(fields[0])
@@ -347,6 +347,10 @@ class TextFormat(Format):
 
 
 FORMAT = TextFormat()
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(_LONGEST_LINE), b"")
 
 
 def _is_size(fields: list[bytes]) -> bool:
