@@ -41,7 +41,8 @@ def open_recording(
             ``<seq>_data.hdf5`` of MVSEC; a recording of an added data set; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
-        times: a file of frame times in seconds, likewise.
+        times: a file of frame times in seconds, likewise; or "triggers[:rising|falling][:INPUT]",
+            those at the trigger inputs of the event camera.
         calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
             brought into their view.
         columns: of a table of events, such as "x,y,t_us,p" for t in microseconds; None: as the

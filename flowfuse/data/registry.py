@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
 
 
 class Offered(Protocol):
@@ -178,7 +178,9 @@ def check_event_path(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such event file")
 
 
-def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = None) -> FrameSource:
+def open_frames(
+    source: str | os.PathLike, times: str | os.PathLike | StatedTimes | None = None
+) -> FrameSource:
     """Open frames.
 
     Args:
@@ -186,9 +188,9 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
             with lines ``t path`` (t in seconds, paths relative to the file); or an .aedat4 file or
             a ROS bag, which have their own times.
         times: a text file with the times in seconds: one column, or lines ``t path`` that then name
-            the images inside the directory ``source`` or beside the file. None for a video: the
-            container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it; for a text
-            file: its own, which are replaced by those given.
+            the images inside the directory ``source`` or beside the file. Or known times. None for
+            a video: the container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it;
+            for a text file: its own, which are replaced by those given.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -196,8 +198,10 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         ValueError: naming the file, what was found and what was expected.
     """
     source = Path(source)
-    if times is not None and not Path(times).is_file():
-        raise FileNotFoundError(f"{times}: no such file of frame times")
+    if times is not None and not isinstance(times, StatedTimes):
+        times = Path(times)
+        if not times.is_file():
+            raise FileNotFoundError(f"{times}: no such file of frame times")
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such directory of images, nor video")
     found = find_format(source, FRAMES)
@@ -208,4 +212,4 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         )
     if times is not None and found.has_frame_times:
         raise ValueError(f"{times}: frame times were given, but {source} has its own")
-    return found.open_frames(source, None if times is None else Path(times))
+    return found.open_frames(source, times)

@@ -1,4 +1,4 @@
-"""AEDAT 2.0 files (iniVation cameras recorded by jAER): events, indexed by one pass, read by blocks.
+"""AEDAT 2.0 files (iniVation cameras recorded by jAER): indexed by one pass, read by blocks.
 
 Behind header lines that start with # stand pairs of an address and a time in microseconds, both of
 32 bits, the highest byte first. What an address means depends on the chip, which a header line
@@ -169,7 +169,7 @@ class Aedat2Format(Format):
     """Events of AEDAT 2.0 files."""
 
     name = "AEDAT 2"
-    suffixes = (".aedat",)
+    suffixes = (".aedat", ".dat")  # the latter in the first years
     rank = 52
 
     def recognizes(self, path: Path) -> bool:

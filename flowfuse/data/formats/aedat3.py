@@ -25,6 +25,7 @@ from flowfuse.data.formats.base import (
     Format,
     FrameSource,
     IndexedEventFile,
+    StatedTimes,
     starts_with,
 )
 from flowfuse.data.formats.prophesee_words import TRIGGER
@@ -293,7 +294,7 @@ class Aedat3Format(Format):
     def open_events(self, path: Path) -> EventFile:
         return Aedat3Events(path)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return Aedat3Frames(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,22 @@ import numpy as np
 from flowfuse.events import Events
 
 EVENTS, FRAMES = "events", "frames"
+
+
+@dataclass(frozen=True)
+class StatedTimes:
+    """Times of frames that are in no file of their own.
+
+    Attributes:
+        times: [F] int64, microseconds, strictly increasing.
+        source: what a message calls them.
+    """
+
+    times: np.ndarray
+    source: str
+
+    def __str__(self) -> str:
+        return self.source
 
 
 class Format:
@@ -88,13 +105,14 @@ class Format:
         """
         raise ValueError(f"{path}: columns are stated, but files of {self.name} name their own")
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         """Open the frames of a file or directory; asked only where ``holds`` has "frames".
 
         Args:
             path: exists.
-            times: a file of frame times, see :func:`flowfuse.data.formats.frames.read_frame_list`;
-                always None where ``has_frame_times``.
+            times: a file of frame times, or times that are known, which
+                :func:`flowfuse.data.formats.frames.read_frame_list` reads both; always None where
+                ``has_frame_times``.
 
         Raises:
             FileNotFoundError, ModuleNotFoundError, ValueError: as of :meth:`open_events`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Evimo2Events(ColumnFile):
         xy = _load(xy_path)
         if xy.ndim != 2 or xy.shape[1] != 2:
             raise ValueError(f"{xy_path}: shape [N, 2] expected, got {list(xy.shape)}")
-        arrays = {"x": xy[:, 0], "y": xy[:, 1], "t": t, "p": p}
+        arrays: dict[str, Any] = {"x": xy[:, 0], "y": xy[:, 1], "t": t, "p": p}
         try:
             check_columns(arrays, "arrays", sorted(arrays))
         except ValueError as error:

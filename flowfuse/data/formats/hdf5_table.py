@@ -53,7 +53,7 @@ class Hdf5TableEvents(Hdf5Events):
         if table.dtype.names is not None:
             if self._order is not None:
                 raise ValueError(f"columns are stated, but {table.name} has named fields")
-            columns = {name: Field(table, name) for name in "xytp"}
+            columns: dict[str, Any] = {name: Field(table, name) for name in "xytp"}
             check_columns(columns, f"fields of {table.name}", list(table.dtype.names))
             return Columns(**columns)
         found, self._told = table_columns(table, self._order)

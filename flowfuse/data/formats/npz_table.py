@@ -31,8 +31,8 @@ class NpzTableEvents(ColumnFile):
             info = archive.getinfo(f"{_MEMBER}.npy")
             if info.compress_type != zipfile.ZIP_STORED:
                 warnings.warn(
-                    f"{path} is compressed: {_MEMBER} is unpacked into a temporary file of "
-                    f"{info.file_size / 2**20:.1f} MiB; np.savez (not savez_compressed) avoids that",
+                    f"{path} is compressed and {_MEMBER} is unpacked into a temporary file of "
+                    f"{info.file_size / 2**20:.1f} MiB; np.savez avoids that",
                     stacklevel=6,
                 )
             table = map_member(path, archive, _MEMBER)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -86,7 +87,7 @@ class PropheseeHdf5Events(Hdf5Events):
         records = file.get(_EVENTS)
         if not isinstance(records, h5py.Dataset) or not is_table(records):
             raise ValueError(f"{_EVENTS} must be records of x, y, p and t, got {records}")
-        columns: dict = {name: Field(records, name) for name in "xytp"}
+        columns: dict[str, Any] = {name: Field(records, name) for name in "xytp"}
         plist = records.id.get_create_plist()
         filters = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
         if FILTER in filters:

@@ -19,7 +19,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.base import (
+    EVENTS,
+    FRAMES,
+    EventFile,
+    Format,
+    FrameSource,
+    StatedTimes,
+    starts_with,
+)
 from flowfuse.data.formats.event_packets import PACKET_TYPES, PacketEvents
 from flowfuse.data.formats.frames import decode_image
 from flowfuse.events import Events
@@ -394,7 +402,7 @@ class RosBagFormat(Format):
             return PacketEvents(path, bag, topic)
         return BagEvents(path, bag, topic)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return BagFrames(path)
 
 

@@ -80,7 +80,7 @@ def test_evident_orders(names, signed):
 def test_orders_in_doubt():
     rows = make_rows()
     rows[:, 1] = 1  # x could be the polarity
-    with pytest.raises(ValueError, match="the columns may be .*; state them"):
+    with pytest.raises(ValueError, match=r"the columns may be .*; state them"):
         infer_order(rows[:, [1, 2, 3, 0]])
     assert infer_order(rows) == (ColumnOrder("txyp"), True)  # the usual order fits, too
     # Too few rows, or rows of which nothing is sorted, keep the usual order.
@@ -155,7 +155,7 @@ def test_a_first_line_with_the_size(tmp_path):
         assert file.sensor_size == (30, 40)
         np.testing.assert_array_equal(found, rows)
     path.write_text("40 30\n0.1 1 1\n")
-    with pytest.raises(ValueError, match="line 1: 4 columns .* found 2"):
+    with pytest.raises(ValueError, match=r"line 1: 4 columns .* found 2"):
         columns_of(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ ENDS = [0, 1, 3, 3, 400, 400, 650, 900]  # messages of one, no and many events
 
 def write_bag(path, storage, encoding, rows):
     writer = PacketWriter(path, storage)
-    for number, (first, last) in enumerate(zip(ENDS[:-1], ENDS[1:], strict=True)):
+    for number, (first, last) in enumerate(pairwise(ENDS)):
         part = rows[first:last]
         stamp = part[0][2] if part else rows[first][2]
         data, base = encode(encoding, part, rows[first][2])

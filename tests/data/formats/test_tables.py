@@ -125,7 +125,7 @@ def test_a_folder_of_evimo2_is_a_recording(tmp_path, events):
     with pytest.raises(FileNotFoundError, match=r"dataset_events_p.npy: no such file"):
         open_recording(tmp_path / "scene")
     np.save(tmp_path / "scene" / "dataset_events_p.npy", events.p[:-1])
-    with pytest.raises(ValueError, match="same length, got x has 3000, .* p has 2999"):
+    with pytest.raises(ValueError, match=r"same length, got x has 3000, .* p has 2999"):
         open_recording(tmp_path / "scene")
     np.save(tmp_path / "scene" / "dataset_events_xy.npy", events.x)
     with pytest.raises(ValueError, match=r"xy.npy: shape \[N, 2\] expected, got \[3000\]"):
