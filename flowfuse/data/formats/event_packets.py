@@ -229,6 +229,12 @@ class PacketEvents(EventFile):
                 "events with them",
                 stacklevel=5,
             )
+        if len(self._recorded) < bag.count(topic):
+            warnings.warn(
+                f"{path}: {len(self._recorded)} messages of {topic} are found, but the bag counts "
+                f"{bag.count(topic)}; is it damaged?",
+                stacklevel=5,
+            )
         self._offset = self._find_offset(delays)
         self._bounds = np.array(bounds, np.int64).reshape(-1, 2) + self._offset
 
@@ -276,8 +282,10 @@ class PacketEvents(EventFile):
         return found
 
     def _columns(self, first: int, last: int) -> Iterator[Columns]:
-        """x, y, t, p of each of the messages [first, last), first < last, and a few beside."""
+        """x, y, t, p of each of the messages [first, last), and of a few beside."""
         span = self._recorded[first:last]
+        if not span:
+            return
         # Several may have been recorded at one time: reading begins with their first.
         begin = self._recorded.index(span[0])
         state = self._states[begin]

@@ -172,6 +172,10 @@ class Bag:
         """The type of a topic's messages."""
         return next(str(c.msgtype) for c in self.get().connections if c.topic == topic)
 
+    def count(self, topic: str) -> int:
+        """How many messages of a topic the bag itself counts."""
+        return sum(c.msgcount for c in self.get().connections if c.topic == topic)
+
     def messages(
         self, topic: str, start: int | None = None, stop: int | None = None
     ) -> Iterator[tuple[Any, int, bytes]]:

@@ -19,6 +19,7 @@ from flowfuse.data.formats.event_packets import (
     decode_mono,
     parse_packet,
 )
+from flowfuse.data.formats.ros_bag import Bag
 from flowfuse.data.opening import open_recording
 from flowfuse.data.registry import open_event_file
 
@@ -107,6 +108,14 @@ def test_a_single_file_and_a_bag_without_its_metadata(tmp_path, rows):
     (tmp_path / "short.mcap").write_bytes(file.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"short.mcap: not a readable ROS bag, is it truncated"):
         open_recording(tmp_path / "short.mcap")
+
+
+def test_messages_that_only_the_index_knows_are_told(tmp_path, monkeypatch, rows):
+    path = write_bag(tmp_path / "a", "mcap", "libcaer_cmp", rows)
+    monkeypatch.setattr(Bag, "messages", lambda *given: iter(()))  # as of a damaged one
+    with pytest.warns(UserWarning, match="0 messages of .* are found, but the bag counts 7"):
+        opened = open_event_file(path)
+    assert opened.time_range is None and opened.coordinate_extent() == (1, 1)
 
 
 def test_triggers_are_on_the_clock_of_ros(tmp_path):
