@@ -189,8 +189,8 @@ def estimate_interval(
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
 
     Returns:
-        The result, None where there is neither a frame pair nor an event; seconds spent in the
-        estimator, without reading.
+        The result, None where the network has nothing to go by: no event in the interval, and
+        neither frames nor a use for them; seconds spent in the estimator, without reading.
 
     Raises:
         ValueError: naming the window, or the file at fault.
@@ -198,7 +198,8 @@ def estimate_interval(
     exposures = reader.exposures(window)
     start, end = input_interval(window.t0, window.t1, estimator.model.config.slices, *exposures)
     events = recording.events(max(start, 0), end)
-    if window.frames is None and not len(events.slice_time(window.t0, window.t1)):
+    uses_frames = window.frames is not None and estimator.model.config.frames
+    if not uses_frames and not len(events.slice_time(window.t0, window.t1)):
         return None, 0.0
     frame0, frame1 = reader.frames(window)
     begin = time.perf_counter()

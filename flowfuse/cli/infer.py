@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from flowfuse import __version__
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
@@ -20,7 +20,8 @@ from flowfuse.cli.infer_submission import submit
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator, load, select_device
-from flowfuse.io.opencv import opencv_name
+from flowfuse.io.history import record_call
+from flowfuse.io.progress import progress
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.runner import (
     FrameReader,
@@ -57,11 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or wrong usage after its message
         return int(stop.code or 0)
     then = "nothing is written" if config.submission else "the same command goes on from here"
-    return run_command(COMMAND, lambda: run(config), interrupted=then, output=config.output)
+    return run_command(
+        COMMAND, lambda: run(config, arguments), interrupted=then, output=config.output
+    )
 
 
-def run(config: InferenceConfig) -> None:
+def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     """Estimate, write and evaluate everything that ``config`` asks for.
+
+    Args:
+        config: the settings.
+        arguments: what was typed, for the output directory's history.
 
     Raises:
         OSError, ValueError: with a message that names the file or setting at fault.
@@ -87,21 +94,19 @@ def run(config: InferenceConfig) -> None:
         windows = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
-    if config.video:
-        opencv_name(outputs.video)  # refused now, not when all windows are estimated
     given = (config.events, config.frames, config.frame_times, config.calibration)
     sources = [*recording.source_files, *(path for path in given if path)]
-    outputs.prepare(
-        run_settings(config, sources, recording, estimator.info["path"]),
-        sources,
-        overwrite=config.overwrite,
-    )
+    settings = run_settings(config, sources, recording, estimator.info["path"])
+    outputs.prepare(settings, sources, overwrite=config.overwrite)
+    record_call(config.output, COMMAND, arguments, asdict(config), __version__)
     report = _estimate_all(config, estimator, recording, windows, outputs)
     report.metrics.write(outputs.metrics, config.checkpoint)
     found = [window for window in windows if outputs.flow(window.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
-    print(report.summary(config, estimator, recording, outputs), flush=True)
+    summary = report.summary(config, estimator, recording, outputs)
+    # A name of a file that is not UTF-8 must not end a run that is done.
+    print(summary.encode(errors="backslashreplace").decode(), flush=True)
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:
@@ -128,8 +133,7 @@ def _estimate_all(
     known = {window.index for window in earlier}
     present = sorted([*windows, *earlier], key=lambda window: window.index)
     reader = FrameReader(recording)
-    # disable=None: no bar where the output is no terminal.
-    bar = tqdm(present, unit=" windows" if config.every else " pairs", disable=None)
+    bar = progress(present, unit=" windows" if config.every else " pairs")
     for window in bar:
         pictures = window.index in pictured
         if window.index in known:
@@ -155,8 +159,14 @@ def _estimate_all(
             frame0, frame1 = reader.frames(window)
             assert frame0 is not None and frame1 is not None
             report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
-            bar.set_postfix_str(report.metrics.latest)
+            bar.set_postfix_str(report.metrics.latest, refresh=False)
     outputs.write_windows(present)
+    if report.skipped == report.total and not config.every:
+        warnings.warn(
+            f"no event in any pair asked for, and {config.checkpoint} uses events alone: nothing "
+            f"was estimated",
+            stacklevel=2,
+        )
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
     return report

@@ -173,7 +173,11 @@ class RecordingValidator:
     def _estimate(self, model: FlowFuse, window: Interval) -> Result:
         estimator, recording = Estimator(model, device=self._device), self._pairs.recording
         result, _ = estimate_interval(estimator, recording, FrameReader(recording), window, None)
-        assert result is not None, "there are frames"
+        if result is None:
+            raise ValueError(
+                f"{self._pairs.path}, frames {window.pair}: no event between them, and this "
+                "network uses events alone"
+            )
         return result
 
     def _measure(self, result: Result, window: Interval) -> dict[str, float]:

@@ -245,10 +245,20 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
         return directory / "images.txt", None
     candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
     times = next((path for path in candidates if path.is_file()), None)
-    for place in (directory / "images", directory / "frames", directory):
+    for place in (directory / "images", directory / "frames"):
         if place.is_dir() and list_images(place):
             return place, times
     videos = sorted(p for p in directory.iterdir() if p.suffix.lower() in video_suffixes())
+    images = list_images(directory)
+    # A single image beside a video is its thumbnail, or a picture of the rig.
+    if len(images) > 1 or (images and not videos):
+        if videos:
+            warnings.warn(
+                f"{directory}: {len(images)} images and {videos[0].name}; the images are taken as "
+                "the frames, name the video (frames=, --frames) to use it",
+                stacklevel=4,
+            )
+        return directory, times
     if len(videos) > 1:
         names = ", ".join(path.name for path in videos)
         raise ValueError(f"{directory}: several videos ({names}); name one with frames=")
