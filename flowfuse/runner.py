@@ -82,6 +82,55 @@ def plan_frame_pairs(
     return windows
 
 
+def has_intervals(recording: Recording) -> bool:
+    """Whether a recording has no frames, but time intervals with ground truth."""
+    return not recording.has_frames and len(_intervals(recording)) > 0
+
+
+def plan_intervals(
+    recording: Recording,
+    wanted: tuple[int | None, int | None] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> list[Interval]:
+    """List the time intervals with ground truth of a recording without frames.
+
+    Args:
+        recording: one that :func:`has_intervals`.
+        wanted: first interval and the one after the last; None = open.
+        start, end: microseconds; an interval lies in [start, end].
+
+    Raises:
+        ValueError: when there is none.
+    """
+    every = _intervals(recording)
+    intervals = [
+        Interval(index, t0, t1, None)
+        for index, (t0, t1) in list(enumerate(every))[slice(*(wanted or (None, None)))]
+        if (start is None or start <= t0) and (end is None or t1 <= end)
+    ]
+    if not intervals:
+        raise ValueError(
+            f"no interval with ground truth in the range asked for: the recording has "
+            f"{len(every)}, from {_seconds(every[0][0], every[-1][1], 'to')}"
+        )
+    return intervals
+
+
+def is_measured(recording: Recording, window: Interval) -> bool:
+    """Whether ``recording.ground_truth_at(window.index, tau)`` is that of a window."""
+    if window.frames is not None:
+        return True
+    known = _intervals(recording)
+    return window.index < len(known) and known[window.index] == (window.t0, window.t1)
+
+
+def _intervals(recording: Recording) -> list[tuple[int, int]]:
+    # Not of the interface: recordings of other packages need not have any.
+    found = getattr(recording, "ground_truth_intervals", ())
+    return [(int(t0), int(t1)) for t0, t1 in found]
+
+
 def plan_fixed_rate(
     recording: Recording, every: int, start: int | None = None, end: int | None = None
 ) -> list[Interval]:
@@ -125,6 +174,9 @@ def find_earlier(
     """
     planned, first = {window.index for window in windows}, windows[0]
     earlier = [index for index in written if index not in planned]
+    if first.frames is None and is_measured(recording, first):
+        known = _intervals(recording)
+        return [Interval(i, *known[i], None) for i in earlier if i < len(known)]
     if first.frames is None:
         every = first.t1 - first.t0
         starts = [first.t0 + (index - first.index) * every for index in earlier]

@@ -15,7 +15,7 @@ from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
-from flowfuse.cli.infer_report import RunReport
+from flowfuse.cli.infer_report import RunMetrics, RunReport
 from flowfuse.cli.infer_submission import submit
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
@@ -31,8 +31,11 @@ from flowfuse.runner import (
     describe_times,
     estimate_interval,
     find_earlier,
+    has_intervals,
+    is_measured,
     plan_fixed_rate,
     plan_frame_pairs,
+    plan_intervals,
 )
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
@@ -90,6 +93,8 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
         windows = plan_fixed_rate(recording, config.every, start, end)
+    elif has_intervals(recording):
+        windows = plan_intervals(recording, config.pairs, start, end)
     else:
         windows = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
@@ -125,7 +130,10 @@ def _estimate_all(
     outputs: OutputDirectory,
 ) -> RunReport:
     """Estimate the windows that are not done; measure these and those of earlier calls."""
-    report = RunReport(len(windows), 0 if config.every else count_gaps(windows))
+    unit = "window" if config.every else "pair" if windows[0].frames else "interval"
+    gaps = count_gaps(windows) if windows[0].frames else 0
+    metrics = RunMetrics(config.outlier_fraction)
+    report = RunReport(len(windows), gaps, unit=unit, metrics=metrics)
     count = min(len(windows), config.max_pictures)
     chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
     pictured = {windows[position].index for position in chosen}
@@ -133,7 +141,7 @@ def _estimate_all(
     known = {window.index for window in earlier}
     present = sorted([*windows, *earlier], key=lambda window: window.index)
     reader = FrameReader(recording)
-    bar = progress(present, unit=" windows" if config.every else " pairs")
+    bar = progress(present, unit=f" {unit}s")
     for window in bar:
         pictures = window.index in pictured
         if window.index in known:
@@ -154,17 +162,15 @@ def _estimate_all(
         # What was written is what is measured: an interrupted run gives the same numbers.
         flow = outputs.read(window.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
-        if window.frames:
+        if is_measured(recording, window):
             flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            frame0, frame1 = reader.frames(window)
-            assert frame0 is not None and frame1 is not None
-            report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
+            report.metrics.add(recording, window, flow, flow_at, reader.frames(window))
             bar.set_postfix_str(report.metrics.latest, refresh=False)
     outputs.write_windows(present)
     if report.skipped == report.total and not config.every:
         warnings.warn(
-            f"no event in any pair asked for, and {config.checkpoint} uses events alone: nothing "
-            f"was estimated",
+            f"no event in any {unit} asked for, and no frames that {config.checkpoint} uses: "
+            "nothing was estimated",
             stacklevel=2,
         )
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:

@@ -20,7 +20,7 @@ from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
 from flowfuse.io.progress import progress
 from flowfuse.result import Result
-from flowfuse.runner import Interval
+from flowfuse.runner import Interval, is_measured
 from flowfuse.visualization import (
     EVENT_COLOURS,
     add_legend,
@@ -153,7 +153,7 @@ class OutputDirectory:
             return
         frame0, events = _beginning(recording, window)
         ground_truths = {}
-        if window.frames:
+        if is_measured(recording, window):
             for tau in (*recording.ground_truth_times, 1.0):
                 ground_truth = recording.ground_truth_at(window.index, tau)
                 if ground_truth is not None:

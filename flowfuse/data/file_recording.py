@@ -15,7 +15,9 @@ from flowfuse.events import Events
 class FileRecording:
     """A :class:`~flowfuse.data.recording.Recording` of an event file and frames, either optional.
 
-    Data sets whose ground truth is known override :meth:`ground_truth_at`.
+    Data sets whose ground truth is known override :meth:`ground_truth_at`. Those without frames
+    list its time intervals in ``ground_truth_intervals``, [N, 2] int64, start and end in
+    microseconds; the index of :meth:`ground_truth_at` then counts these.
 
     Args:
         path: the directory or file, or None.
@@ -30,6 +32,7 @@ class FileRecording:
 
     ground_truth_step = 1
     ground_truth_times: tuple[float, ...] = ()
+    ground_truth_intervals: np.ndarray = np.empty((0, 2), np.int64)
 
     def __init__(
         self,

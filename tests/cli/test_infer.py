@@ -589,7 +589,7 @@ def test_a_network_of_events_alone_skips_pairs_without_any(run, recording, tmp_p
     assert files(out / "flow") == ["000000.flo", "000001.flo"]
     assert (out / "windows.csv").read_text().splitlines()[-1].endswith(",")
     assert run(recording, "--checkpoint", path, "--pairs", "2:3", *QUIET, out=tmp_path / "b") == 0
-    assert "uses events alone: nothing was estimated" in capsys.readouterr().err
+    assert "uses: nothing was estimated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
