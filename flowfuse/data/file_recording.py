@@ -130,6 +130,10 @@ class FileRecording:
         """
         return None
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether :meth:`ground_truth_at` has some for tau = 1; quicker where a class knows it."""
+        return self.ground_truth_at(index, 1.0) is not None
+
     def _find_size(self, stated_size: tuple[str, tuple[int, int]] | None) -> tuple[int, int]:
         """(height, width); what states it goes to _size_source. Statements must agree."""
         events, frames = self._event_file, self._frame_source

@@ -70,6 +70,11 @@ class BlinkFlowRecording(FileRecording):
         flow = np.moveaxis(found[:, :, :2], 2, 0).astype(np.float32)
         return flow, np.isfinite(flow).all(axis=0)
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether there is a file of flow of an interval; it is not read."""
+        path = self._files.get(index + 1)
+        return path is not None and path.is_file()
+
 
 class BlinkFlowDataSet(DataSet):
     """Sequences of BlinkFlow."""

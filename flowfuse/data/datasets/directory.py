@@ -102,6 +102,13 @@ class DirectoryRecording(FileRecording):
                     return flow, valid
         return None
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether there is a file of flow from frame ``index`` to the next; it is not read."""
+        directory = self._ground_truth_directories.get(1.0)
+        return directory is not None and any(
+            (directory / f"{index:06d}{suffix}").is_file() for suffix in FLOW_SUFFIXES
+        )
+
 
 def open_directory(
     path: Path | None,

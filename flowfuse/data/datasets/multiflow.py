@@ -118,6 +118,10 @@ class MultiFlowRecording(FileRecording):
             flow = bezier(torch.from_numpy(self.control_points())[None], tau)[0].numpy()
         return flow, np.isfinite(flow).all(axis=0)
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether it is the frame at 400 ms."""
+        return index == self._pair[0]
+
     def control_points(self) -> np.ndarray:
         """The Bezier curve of the ground truth.
 

@@ -67,6 +67,13 @@ class RotationRecording(DirectoryRecording):
         t0, t1 = (int(time) for time in self.frame_times[index : index + 2])
         return self.rotation_flow(t0, t0 + round(tau * (t1 - t0)))
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether the rates cover the time from frame ``index`` to the next."""
+        if not 0 <= index < len(self.frame_times) - 1:
+            return False
+        t0, t1 = (int(time) for time in self.frame_times[index : index + 2])
+        return integrate(self._times, self._rates, t0, t1) is not None
+
     def rotation_flow(self, t0: int, t1: int) -> Flow | None:
         """Ground truth of any time interval [t0, t1), microseconds, as :meth:`ground_truth_at`."""
         turned = integrate(self._times, self._rates, t0, t1)

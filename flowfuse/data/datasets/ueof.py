@@ -93,6 +93,10 @@ class UeofRecording(FileRecording):
             )
         return flow, valid & (flow != 0).any(axis=0)
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether there is a file of flow from an image to the next; it is not read."""
+        return self.path is not None and (self.path / "gt_flow" / f"{index:05d}.flo").is_file()
+
 
 class UeofDataSet(DataSet):
     """Scenes of UEOF."""
