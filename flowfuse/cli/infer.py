@@ -92,11 +92,11 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
-        windows = plan_fixed_rate(recording, config.every, start, end)
+        intervals = plan_fixed_rate(recording, config.every, start, end)
     elif has_intervals(recording):
-        windows = plan_intervals(recording, config.pairs, start, end)
+        intervals = plan_intervals(recording, config.pairs, start, end)
     else:
-        windows = plan_frame_pairs(recording, config.pairs, start, end)
+        intervals = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     given = (config.events, config.frames, config.frame_times, config.calibration)
@@ -104,9 +104,9 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     settings = run_settings(config, sources, recording, estimator.info["path"])
     outputs.prepare(settings, sources, overwrite=config.overwrite)
     record_call(config.output, COMMAND, arguments, asdict(config), __version__)
-    report = _estimate_all(config, estimator, recording, windows, outputs)
+    report = _estimate_all(config, estimator, recording, intervals, outputs)
     report.metrics.write(outputs.metrics, config.checkpoint)
-    found = [window for window in windows if outputs.flow(window.index).is_file()]
+    found = [interval for interval in intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     summary = report.summary(config, estimator, recording, outputs)
@@ -126,31 +126,31 @@ def _estimate_all(
     config: InferenceConfig,
     estimator: Estimator,
     recording: Recording,
-    windows: list[Interval],
+    intervals: list[Interval],
     outputs: OutputDirectory,
 ) -> RunReport:
-    """Estimate the windows that are not done; measure these and those of earlier calls."""
-    unit = "window" if config.every else "pair" if windows[0].frames else "interval"
-    gaps = count_gaps(windows) if windows[0].frames else 0
+    """Estimate the intervals that are not done; measure these and those of earlier calls."""
+    unit = "pair" if intervals[0].frames else "time interval"
+    gaps = count_gaps(intervals) if intervals[0].frames else 0
     metrics = RunMetrics(config.outlier_fraction)
-    report = RunReport(len(windows), gaps, unit=unit, metrics=metrics)
-    count = min(len(windows), config.max_pictures)
-    chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
-    pictured = {windows[position].index for position in chosen}
-    earlier = find_earlier(recording, windows, outputs.written())
-    known = {window.index for window in earlier}
-    present = sorted([*windows, *earlier], key=lambda window: window.index)
+    report = RunReport(len(intervals), gaps, unit=unit, metrics=metrics)
+    count = min(len(intervals), config.max_pictures)
+    chosen = np.linspace(0, len(intervals) - 1, count).astype(int).tolist()
+    pictured = {intervals[position].index for position in chosen}
+    earlier = find_earlier(recording, intervals, outputs.written())
+    known = {interval.index for interval in earlier}
+    present = sorted([*intervals, *earlier], key=lambda interval: interval.index)
     reader = FrameReader(recording)
     bar = progress(present, unit=f" {unit}s")
-    for window in bar:
-        pictures = window.index in pictured
-        if window.index in known:
+    for interval in bar:
+        pictures, uncertainty = interval.index in pictured, None
+        if interval.index in known:
             pass
-        elif outputs.is_done(window.index, pictures):
+        elif outputs.is_done(interval.index, pictures):
             report.done += 1
         else:
             result, seconds = estimate_interval(
-                estimator, recording, reader, window, config.iterations
+                estimator, recording, reader, interval, config.iterations
             )
             if result is None:
                 report.skipped += 1
@@ -158,15 +158,23 @@ def _estimate_all(
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
-            outputs.write(recording, window, result, pictures=pictures)
+            outputs.write(recording, interval, result, pictures=pictures)
+            uncertainty = result.uncertainty
         # What was written is what is measured: an interrupted run gives the same numbers.
-        flow = outputs.read(window.index)
+        flow = outputs.read(interval.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
-        if is_measured(recording, window):
-            flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            report.metrics.add(recording, window, flow, flow_at, reader.frames(window))
+        if is_measured(recording, interval):
+            flow_at = {tau: outputs.read(interval.index, tau) for tau in config.times if tau < 1}
+            report.metrics.add(
+                recording,
+                interval,
+                flow,
+                flow_at,
+                reader.frames(interval),
+                uncertainty=uncertainty,
+            )
             bar.set_postfix_str(report.metrics.latest, refresh=False)
-    outputs.write_windows(present)
+    outputs.write_intervals(present)
     if report.skipped == report.total and not config.every:
         warnings.warn(
             f"no event in any {unit} asked for, and no frames that {config.checkpoint} uses: "

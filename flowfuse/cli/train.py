@@ -26,7 +26,7 @@ import torch
 from torch.distributed import DistError
 
 from flowfuse import __version__, distributed
-from flowfuse.cli.console import INTERRUPTED
+from flowfuse.cli.console import INTERRUPTED, plain_warnings
 from flowfuse.cli.train_options import PROGRAM, RunOptions, read_command_line
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.io.history import record_call
@@ -107,6 +107,8 @@ def prepare(
                 f"got {config.steps}"
             )
         _tell(f"resuming from {path}")
+        if settings.get("supervision") == "truth":  # what it was called before
+            settings = {**settings, "supervision": "ground_truth"}
         for key, (old, new) in changed_keys(settings, config_to_dict(config)).items():
             _tell(f"changed since then: {key} = {new} (was {old})")
     elif options.resume:
@@ -133,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the training is done or its time is up; 1 when it failed; 2 when what was asked for
         cannot be done; 130 after Ctrl-C.
     """
+    # Not by run_command: the exit codes say more, and of several processes one speaks for all.
     started = time.monotonic()
     try:
         processes = distributed.launched()
@@ -152,7 +155,8 @@ def _run(
 ) -> int:
     """Read the settings, prepare, train and say how it ended; returns the exit code."""
     try:
-        config, options = read_command_line(argv)
+        with plain_warnings(PROGRAM):
+            config, options = read_command_line(argv)
         if options.stop_after_minutes is not None:
             stop.deadline = started + 60.0 * options.stop_after_minutes
         check_shares(config)
@@ -206,7 +210,7 @@ def _run(
         _tell(f"stopped after step {state.step}, checkpoint saved; --resume goes on from there")
         _tell(run.describe_models(state))
         return INTERRUPTED if stop.requested else 0
-    if processes.is_first and config.source == "recording":
+    if processes.is_first and config.is_unlabelled:
         _tell(compare(run.validation))
     _tell(f"done: step {state.step}; {run.describe_models(state)}")
     return 0

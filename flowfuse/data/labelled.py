@@ -89,7 +89,10 @@ class LabelledRecordings(Dataset):
             recording = self.recording(number)
             items = list_labelled(recording, number)
             if not items:
-                raise ValueError(f"{path}: no ground truth in this recording")
+                raise ValueError(
+                    f"{path}: no ground truth in this recording (flow/000000.flo, ...); training "
+                    f"without any is --self-supervised {path}"
+                )
             if by == "time":
                 items = divide(items, held_out, split, path)
             self.items += items

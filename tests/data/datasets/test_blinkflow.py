@@ -53,7 +53,7 @@ def test_from_files_to_the_number(sequence, tmp_path, capsys):
     given = [sequence, "-o", out, "--pairs", "0:1", "--no-video", "--max-pictures", 0]
     given += ["--iterations", 1]
     assert main([str(word) for word in given]) == 0
-    assert "1 interval of 640 x 480 px: 1 estimated" in capsys.readouterr().out
+    assert "1 time interval of 640 x 480 px: 1 estimated" in capsys.readouterr().out
     found = json.loads((out / "metrics.json").read_text())
     assert found["average"]["zero_flow"]["per_pixel"]["epe"] == pytest.approx(1)
     assert found["average"]["photometric_error"] is None
