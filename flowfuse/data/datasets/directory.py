@@ -27,8 +27,9 @@ import numpy as np
 from flowfuse.data.calibration import apply_calibration, read_calibration
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
 from flowfuse.data.formats.frames import list_images, read_exposures
+from flowfuse.data.formats.triggers import is_trigger_spec, trigger_times
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import (
     check_event_path,
@@ -117,13 +118,16 @@ def open_directory(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
 
     Args:
         path: of these; None where events or frames are named.
-        events, frames, times: files or directories, in place of the directory's.
+        events, frames, times: files or directories, in place of the directory's; ``times`` may be
+            "triggers[:rising|falling][:INPUT]", those of the event file.
         calibration: a file of :mod:`flowfuse.data.calibration`.
+        columns: of a table of events, as :func:`flowfuse.data.registry.open_event_file` takes them.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -156,8 +160,13 @@ def open_directory(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    event_file = None if events is None else open_event_file(events)
-    frame_source = None if frames is None else open_frames(frames, times)
+    event_file = None if events is None else open_event_file(events, columns)
+    stated: str | os.PathLike | StatedTimes | None = times
+    if times is not None and is_trigger_spec(str(times)):
+        if event_file is None:
+            raise ValueError(f"{times}: frame times of triggers need an event file")
+        stated = trigger_times(event_file, str(times))
+    frame_source = None if frames is None else open_frames(frames, stated)
     if calibration is not None:
         rig = read_calibration(calibration)
         event_file, frame_source = apply_calibration(

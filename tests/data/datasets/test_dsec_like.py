@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -124,7 +125,10 @@ def test_vector(tmp_path):
     path = tmp_path / "desk-fast"
     path.mkdir()
     file = path / "desk_fast1.synced.left_event.hdf5"
-    write_raw_events(file, make_events("vector"), 7_000_000)
+    write_raw_events(file, make_events("vector"), 0)
+    with h5py.File(file, "a") as content:
+        del content["t_offset"]
+        content["t_offset"] = [7_000_000]  # an array of one number
     for given in (path, file):
         recording = open_recording(given)
         assert (recording.height, recording.width) == (480, 640)
