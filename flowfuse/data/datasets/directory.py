@@ -103,6 +103,13 @@ class DirectoryRecording(FileRecording):
                     return flow, valid
         return None
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether there is a file of flow from frame ``index`` to the next; it is not read."""
+        directory = self._ground_truth_directories.get(1.0)
+        return directory is not None and any(
+            (directory / f"{index:06d}{suffix}").is_file() for suffix in FLOW_SUFFIXES
+        )
+
 
 def open_directory(
     path: Path | None,
@@ -254,10 +261,20 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
         return directory / "images.txt", None
     candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
     times = next((path for path in candidates if path.is_file()), None)
-    for place in (directory / "images", directory / "frames", directory):
+    for place in (directory / "images", directory / "frames"):
         if place.is_dir() and list_images(place):
             return place, times
     videos = sorted(p for p in directory.iterdir() if p.suffix.lower() in video_suffixes())
+    images = list_images(directory)
+    # A single image beside a video is its thumbnail, or a picture of the rig.
+    if len(images) > 1 or (images and not videos):
+        if videos:
+            warnings.warn(
+                f"{directory}: {len(images)} images and {videos[0].name}; the images are taken as "
+                "the frames, name the video (frames=, --frames) to use it",
+                stacklevel=4,
+            )
+        return directory, times
     if len(videos) > 1:
         names = ", ".join(path.name for path in videos)
         raise ValueError(f"{directory}: several videos ({names}); name one with frames=")

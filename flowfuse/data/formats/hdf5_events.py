@@ -44,9 +44,11 @@ class Hdf5Events(ColumnFile):
         table = file.get("ms_to_idx", group.get("ms_to_idx"))
         for name, item, shape in (("t_offset", offset, "[]"), ("ms_to_idx", table, "[M]")):
             wanted = isinstance(item, h5py.Dataset) and item.dtype.kind in "iu"
-            if item is not None and not (wanted and item.ndim == (name == "ms_to_idx")):
+            # One number in an array, as in VECtor, is a number.
+            fits = wanted and (item.ndim == 1 if name == "ms_to_idx" else item.shape in ((), (1,)))
+            if item is not None and not fits:
                 raise ValueError(f"{name} must be integers of shape {shape}, got {item}")
-        start = 0 if offset is None else int(offset[()])
+        start = 0 if offset is None else int(np.ravel(offset[()])[0])
         if abs(start) > _LAST_TIME:
             raise ValueError(f"t_offset must be microseconds, got {start}")
         return Columns(**columns, offset=start, ms_to_idx=table)
