@@ -242,7 +242,8 @@ class Estimator:
             output.boundary.float().clone(),
             t0=t0,
             t1=t1,
-            modalities=("frames",) * has_frames + ("events",) * has_events,
+            modalities=("frames",) * (has_frames and self.model.config.frames)
+            + ("events",) * (has_events and self.model.config.events),
             as_torch=as_torch,
         )
 

@@ -427,3 +427,11 @@ def test_frames_are_not_copied_to_the_host(monkeypatch, dtype):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     result = estimator(frame, frame, None, t0=0, t1=1000)
     assert isinstance(result.flow, torch.Tensor)
+
+
+def test_modalities_are_those_that_the_network_used(frames, events):
+    times = {"t0": T0, "t1": T1}
+    assert Estimator(make_model())(*frames, events, **times).modalities == ("frames", "events")
+    for given, used in (({"frames": False}, "events"), ({"events": False}, "frames")):
+        result = Estimator(make_model(**given))(*frames, events, **times)
+        assert result.modalities == (used,)

@@ -32,6 +32,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
     bit_depth: int | None = None,
     repair: bool = False,
     part: int | None = None,
@@ -46,9 +47,12 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
             ``<seq>_data.hdf5`` of MVSEC; a recording of an added data set; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
-        times: a file of frame times in seconds, likewise.
+        times: a file of frame times in seconds, likewise; or "triggers[:rising|falling][:INPUT]",
+            those at the trigger inputs of the event camera.
         calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
             brought into their view.
+        columns: of a table of events, such as "x,y,t_us,p" for t in microseconds; None: as the
+            file shows them.
         bit_depth: of a camera whose frames are stored in 16 bits; None: stated by the file, or
             found by the largest value of all, with a warning.
         repair: drop, and count in a warning, events out of order or off the sensor, and frames out
@@ -80,6 +84,8 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
                 raise ValueError(
                     f"{calibration}: no calibration file is taken here: {dataset.own_calibration}"
                 )
+            if columns is not None:
+                raise ValueError(f"{path}: columns are stated, but {dataset.name} has its own")
             if options.stated():
                 raise ValueError(
                     f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
@@ -93,6 +99,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
             frames=frames,
             times=times,
             calibration=calibration,
+            columns=columns,
             options=options,
         )
     except NothingRecordedError:

@@ -21,6 +21,7 @@ from flowfuse.data.formats.base import (
     EventFile,
     Format,
     FrameSource,
+    StatedTimes,
     UnsortedError,
     off_sensor_hint,
     starts_with,
@@ -256,7 +257,7 @@ class Aedat4Format(Format):
         )
         return SpooledEvents(path, events.stream(), events.sensor_size)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return Aedat4Frames(path)
 
 

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -105,21 +105,25 @@ class Columns:
 class ColumnFile(IndexedEventFile):
     """A file of events in columns x, y, t, p."""
 
-    _wraps: tuple[tuple[int, int], ...] = ()  # of the Columns, once _check_times has looked
+    _wraps: tuple[tuple[int, int], ...] = ()  # of Order, once check_order has looked
+    _continued: tuple[Columns, Columns] | None = None  # as found, and with the overflows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_continued": None}
 
     @abstractmethod
     def _columns(self) -> Any:
         """A context manager that gives the Columns."""
 
-    def _set_wraps(self, wraps: tuple[tuple[int, int], ...]) -> None:
-        """Let the Columns that are given from now on have these overflows."""
-        self._wraps = wraps
-
     @contextmanager
     def _open(self) -> Iterator[Columns]:
         try:
             with self._columns() as columns:
-                yield columns
+                if self._wraps and (self._continued is None or self._continued[0] is not columns):
+                    # A table by time counts as the times do, which go back where they overflow.
+                    continued = replace(columns, wraps=self._wraps, ms_to_idx=None)
+                    self._continued = columns, continued
+                yield self._continued[1] if self._continued else columns
         except ValueError as error:
             if str(error).startswith(str(self.path)):
                 raise
@@ -147,7 +151,7 @@ class ColumnFile(IndexedEventFile):
         if order is not None and order.wraps:
             base = self._wraps[-1][1] if self._wraps else 0
             added = ((row, base + value) for row, value in order.wraps)
-            self._set_wraps((*self._wraps, *added))
+            self._wraps = (*self._wraps, *added)
             warnings.warn(f"{self.path}: {order.describe_wraps()}", stacklevel=4)
         first = self.time_range
         if first is not None and first[0] < 0:
@@ -158,7 +162,7 @@ class ColumnFile(IndexedEventFile):
 
     def _continue_signed(self) -> None:
         """Times of a signed counter of 32 bits that begin below zero: it overflowed before."""
-        self._set_wraps(((0, 1 << 32),))
+        self._wraps = ((0, 1 << 32),)
         warnings.warn(
             f"{self.path}: the first times are negative, in 32 bits with a sign: the clock "
             "overflowed before; 2^32 us (71.6 min) are added",

@@ -12,6 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from flowfuse.data.formats.base import StatedTimes
 from flowfuse.io.images import as_8_bits
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
@@ -126,16 +127,20 @@ def _are_decimals(by_whole: list[Path]) -> bool | None:
     return True if max(map(len, fractions)) >= _LONG_FRACTION else None
 
 
-def read_frame_list(path: Path, *, increasing: bool = True) -> tuple[np.ndarray, list[str] | None]:
+def read_frame_list(
+    path: Path | StatedTimes, *, increasing: bool = True
+) -> tuple[np.ndarray, list[str] | None]:
     """Read frame times.
 
     Args:
-        path: lines ``t`` or ``t name``, t in seconds; # starts a comment.
+        path: lines ``t`` or ``t name``, t in seconds; # starts a comment. Or times that are known.
         increasing: refuse times that do not increase.
 
     Returns:
         [F] int64 microseconds, strictly increasing and not negative; the names, or None.
     """
+    if isinstance(path, StatedTimes):
+        return path.times, None
     times: list[int] = []
     names: list[str] = []
     for number, fields in _numbered_fields(path):

@@ -38,10 +38,6 @@ class Hdf5Handle(Generic[Content]):
         """The process that has it open, or None."""
         return None if self._opened is None else self._opened[0]
 
-    def close(self) -> None:
-        """Close it; the next read opens it again."""
-        self._opened = None
-
     @contextmanager
     def reading(self, find: Callable[[h5py.File], Content]) -> Iterator[Content]:
         """Give what ``find`` found in the file when it was opened.

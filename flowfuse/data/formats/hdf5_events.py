@@ -16,10 +16,10 @@ import numpy as np
 
 from flowfuse.data.formats.base import EventFile, Format, starts_with
 from flowfuse.data.formats.columns import ColumnFile, Columns, check_columns
-from flowfuse.data.formats.hdf5 import Hdf5Handle, open_hdf5
+from flowfuse.data.formats.hdf5 import HDF5_FAULTS, Hdf5Handle, open_hdf5
 
 _LAST_TIME = 1 << 62  # us
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class Hdf5Events(ColumnFile):
@@ -35,10 +35,6 @@ class Hdf5Events(ColumnFile):
         with self._handle.reading(self._find_columns) as columns:
             yield columns
 
-    def _set_wraps(self, wraps: tuple[tuple[int, int], ...]) -> None:
-        super()._set_wraps(wraps)
-        self._handle.close()
-
     def _find_columns(self, file: h5py.File) -> Columns:
         group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
         found = {name: group.get(name) for name in "xytp"}
@@ -48,14 +44,14 @@ class Hdf5Events(ColumnFile):
         table = file.get("ms_to_idx", group.get("ms_to_idx"))
         for name, item, shape in (("t_offset", offset, "[]"), ("ms_to_idx", table, "[M]")):
             wanted = isinstance(item, h5py.Dataset) and item.dtype.kind in "iu"
-            if item is not None and not (wanted and item.ndim == (name == "ms_to_idx")):
+            # One number in an array, as in VECtor, is a number.
+            fits = wanted and (item.ndim == 1 if name == "ms_to_idx" else item.shape in ((), (1,)))
+            if item is not None and not fits:
                 raise ValueError(f"{name} must be integers of shape {shape}, got {item}")
-        start = 0 if offset is None else int(offset[()])
+        start = 0 if offset is None else int(np.ravel(offset[()])[0])
         if abs(start) > _LAST_TIME:
             raise ValueError(f"t_offset must be microseconds, got {start}")
-        # A table by time counts as the times do, which go back where they overflow.
-        table = None if self._wraps else table
-        return Columns(**columns, offset=start, ms_to_idx=table, wraps=self._wraps)
+        return Columns(**columns, offset=start, ms_to_idx=table)
 
     @property
     def sensor_size(self) -> tuple[int, int] | None:
@@ -83,7 +79,14 @@ class Hdf5Format(Format):
     rank = 10
 
     def recognizes(self, path: Path) -> bool:
-        return starts_with(path, _SIGNATURE)
+        if not starts_with(path, SIGNATURE):
+            return False
+        try:
+            with open_hdf5(path) as file:
+                group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
+                return all(isinstance(group.get(name), h5py.Dataset) for name in "xytp")
+        except (ValueError, *HDF5_FAULTS):
+            return False
 
     def open_events(self, path: Path) -> EventFile:
         return Hdf5Events(path)

@@ -9,7 +9,6 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,6 @@ class NpzEvents(ColumnFile):
             check_columns(arrays, "arrays", sorted(stored))
         self._arrays = Columns(**arrays)
         _ = self.time_range
-
-    def _set_wraps(self, wraps: tuple[tuple[int, int], ...]) -> None:
-        super()._set_wraps(wraps)
-        self._arrays = replace(self._arrays, wraps=wraps)
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,6 @@ class SpooledEvents(ColumnFile):
     @contextmanager
     def _columns(self) -> Iterator[Columns]:
         yield self._arrays
-
-    def _set_wraps(self, wraps: tuple[tuple[int, int], ...]) -> None:
-        super()._set_wraps(wraps)
-        self._arrays = replace(self._arrays, wraps=wraps)
 
     @property
     def sensor_size(self) -> tuple[int, int] | None:
