@@ -30,7 +30,8 @@ class Result:
     Attributes:
         t0, t1: window in microseconds.
         height, width: image size in px.
-        modalities: what the flow was estimated from: "frames", "events", or both.
+        modalities: what the flow was estimated from: "frames", "events", or both; "frame0" and
+            "events" where there was one frame alone.
     """
 
     def __init__(

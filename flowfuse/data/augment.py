@@ -46,6 +46,7 @@ class AugmentConfig:
         frame_noise: standard deviation of the frame noise, at most (frames are in [0, 1]).
         drop_frames: probability that the frames are missing.
         drop_events: probability that the events are missing (never both).
+        drop_second_frame: probability that frame 1 is missing where both modalities are there.
         drop_history: probability that the events before t0 are missing.
         drop_exposure: probability that the exposure times are unknown.
         corrupt_events: probability that the events are wrong where both modalities are there, see
@@ -64,6 +65,7 @@ class AugmentConfig:
     frame_noise: float = 0.02
     drop_frames: float = 0.1
     drop_events: float = 0.1
+    drop_second_frame: float = 0.0
     drop_history: float = 0.1
     drop_exposure: float = 0.1
     corrupt_events: float = 0.0
@@ -238,7 +240,15 @@ def drop_frames(sample: Sample) -> Sample:
     return drop_exposure(sample)._replace(
         frame0=torch.zeros_like(sample.frame0),
         frame1=torch.zeros_like(sample.frame1),
-        modality_mask=_without(sample, Modality.FRAMES),
+        modality_mask=_without(sample, Modality.FRAMES, Modality.SECOND_FRAME),
+    )
+
+
+def drop_second_frame(sample: Sample) -> Sample:
+    """Take frame 1 away, and with it what is known of the exposures: few know only the first."""
+    return drop_exposure(sample)._replace(
+        frame1=torch.zeros_like(sample.frame1),
+        modality_mask=_without(sample, Modality.SECOND_FRAME),
     )
 
 
@@ -325,6 +335,8 @@ def augment(
         result = drop_frames(result)
     elif modality < config.drop_frames + config.drop_events:
         result = drop_events(result)
+    elif config.drop_second_frame > 0 and rng.random() < config.drop_second_frame:
+        result = drop_second_frame(result)
     return result.contiguous()
 
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse import distributed
-from flowfuse.data.corruption import CROSS_PAIR, EVENT_PAIRS, FRAME_PAIR
 from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier, fit_bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
 from flowfuse.geometry.laplace import negative_log_likelihood
-from flowfuse.inputs import Modality
+from flowfuse.inputs import PairKind
+from flowfuse.model.evidence import present_kinds
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
 
@@ -37,6 +37,8 @@ class LossConfig:
         decay: an earlier iteration counts this much of the next one.
         boundary: weight of the boundary maps' cross-entropy.
         matching: weight of the matching cross-entropy, which makes the latent common.
+        evidence: weight of the likelihood of what each kind of pairs proposes, which teaches how
+            far to trust it.
         positive_event: weight of a B_e pixel over one that is none; such pixels are rare.
         positive_motion: the same for B_m.
     """
@@ -47,6 +49,7 @@ class LossConfig:
     decay: float = 0.8
     boundary: float = 1.0
     matching: float = 1.0
+    evidence: float = 0.2
     positive_event: float = 2.0
     positive_motion: float = 6.0
 
@@ -74,7 +77,7 @@ def supervised_loss(
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
-        ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient). Of several
+        ``boundary_motion``, ``matching``, ``evidence``, and ``epe`` (px, at t1; no gradient). Of several
         processes, each gets its share of every number.
     """
     with torch.autocast(batch.flow.device.type, enabled=False):
@@ -86,11 +89,13 @@ def supervised_loss(
             output.boundary, batch.boundary, (config.positive_event, config.positive_motion)
         )
         parts["matching"] = matching_loss(output, batch)
+        parts["evidence"] = evidence_loss(output, batch)
         loss = (
             config.flow * parts["flow"]
             + config.coarse * parts["coarse"]
             + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
             + config.matching * parts["matching"]
+            + config.evidence * parts["evidence"]
         )
     parts["epe"] = end_point_error(output, batch)
     return loss, parts
@@ -145,6 +150,23 @@ def sequence_loss(output: ModelOutput, batch: Sample, decay: float) -> Tensor:
         error = torch.where(valid.unsqueeze(2), bezier(points, batch.tau) - ground_truth, 0)
         loss = loss + decay ** (iterations - 1 - i) * masked_mean(error.abs().mean(dim=2), valid)
     return loss
+
+
+def evidence_loss(output: ModelOutput, batch: Sample) -> Tensor:
+    """Likelihood of the flow to t1 under what each kind of pairs proposes, a Laplace distribution.
+
+    In px of the latent; of every look-up. Zero where the fusion is not by evidence.
+    """
+    if not len(output.proposals):
+        return output.control_points.new_zeros(())
+    flow, valid = at_cells(batch.flow[:, -1]), at_cells(batch.valid[:, -1])
+    height, width = flow.shape[-2:]
+    error = (output.proposals[..., :height, :width] - flow.unsqueeze(1)).abs().mean(dim=3) / STRIDE
+    log_scale = output.proposal_scale[..., :height, :width]
+    present = present_kinds(batch.modality_mask)[:, :, None, None] > 0
+    mask = (present & valid.unsqueeze(1)).expand_as(error)
+    error = torch.where(mask, error, 0)  # an invalid ground truth may be NaN
+    return masked_mean(log_scale + error * torch.exp(-log_scale), mask)
 
 
 def at_cells(images: Tensor) -> Tensor:
@@ -203,11 +225,11 @@ def matching_loss(output: ModelOutput, batch: Sample) -> Tensor:
     fires = activity[..., :height, :width] > 0
     # A corrupted modality may show nothing at the true displacement.
     mask = batch.modality_mask
-    matching = torch.ones_like(mask) if batch.matching is None else batch.matching
-    with_frames, with_events, with_history = (mask[:, modality] for modality in Modality)
-    history = (with_events * with_history * matching[:, EVENT_PAIRS]).view(-1, 1, 1, 1) > 0
-    both = (with_frames * with_events * matching[:, CROSS_PAIR]).view(-1, 1, 1, 1) > 0
-    has_frames = (with_frames * matching[:, FRAME_PAIR]).view(-1, 1, 1, 1) > 0
+    matching = mask.new_ones(len(mask), len(PairKind))
+    if batch.matching is not None:
+        matching = batch.matching
+    matching = matching * present_kinds(mask)
+    has_frames, history, both = (matching[:, kind].view(-1, 1, 1, 1) > 0 for kind in PairKind)
 
     pairs = [
         (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)

@@ -1,6 +1,6 @@
 """The network: event slices and two frames in, Bezier trajectories out.
 
-slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations ----------------+
+slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations -> evidence ----+
 frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
 frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
                                                       |                           v
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bezier
-from flowfuse.inputs import Modality, ModelInputs
+from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
-from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
+from flowfuse.model.correlation import Matches, PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import (
     Encoded,
     EventStem,
@@ -30,6 +30,13 @@ from flowfuse.model.encoders import (
     group_count,
     in_turn,
     stack_maps,
+)
+from flowfuse.model.evidence import (
+    Evidence,
+    EvidenceHead,
+    by_pair,
+    precision_weights,
+    present_kinds,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
@@ -47,6 +54,8 @@ from flowfuse.ops import common_gradient
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
 MINIMUM_SIZE = 16
+CUES = slice(Modality.SECOND_FRAME)  # flags that the convolutions see; the evidence knows all four
+NO_STEP = 1e6  # prior of a gradient step that goes nowhere
 
 
 class ModelOutput(NamedTuple):
@@ -61,6 +70,11 @@ class ModelOutput(NamedTuple):
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
         event_latent: [B, K + 1, C, h, w] latents of the event slices.
         frame_latent: [B, 2, C, h, w] latents of the frames.
+        proposals: [I + 1, B, 3, 2, h, w] float32, px: the flow that each kind of pairs proposes, at
+            rest and before every iteration, see :class:`flowfuse.model.evidence.Evidence`; of no
+            length unless the fusion is by evidence.
+        proposal_scale: [I + 1, B, 3, h, w] float32, log of the Laplace scale, in px of the latent,
+            of the error of each.
     """
 
     control_points: Tensor
@@ -69,6 +83,8 @@ class ModelOutput(NamedTuple):
     boundary: Tensor
     event_latent: Tensor
     frame_latent: Tensor
+    proposals: Tensor
+    proposal_scale: Tensor
 
 
 class Coarse(NamedTuple):
@@ -78,11 +94,13 @@ class Coarse(NamedTuple):
         points: I + 1 times [B, 2 n, h, w] float32, as :class:`ModelOutput` has them, px of 1/8.
         state: [B, hidden, h, w], recurrent state.
         boundary: [B, 2, H, W] float32 logits.
+        evidence: of every look-up.
     """
 
     points: list[Tensor]
     state: Tensor
     boundary: Tensor
+    evidence: list[Evidence]
 
 
 class FlowFuse(nn.Module):
@@ -99,7 +117,6 @@ class FlowFuse(nn.Module):
         self.config = config
         slices, channels, hidden = config.slices, config.channels, config.hidden
         pairs = slices + 2
-        guided = config.fusion == "guided"
         if config.events:
             self.event_stem = EventStem(config.bins, config.stem_channels)
         if config.frames:
@@ -120,10 +137,12 @@ class FlowFuse(nn.Module):
         cue_channels = 1 + (slices + 1) + 2 + 3
         self.context = nn.Conv2d(3 * channels + cue_channels, 2 * hidden, 3, padding=1)
         self.context_norm = nn.GroupNorm(group_count(2 * hidden), 2 * hidden)
-        if guided:
+        if config.guided:
             self.gates = TokenGates(2 + cue_channels, pairs)
             self.boundary_context = start_at_zero(nn.Conv2d(2, 2 * hidden, 3, padding=1))
             self.propagation = BoundaryPropagation(hidden, hidden, config.dilations)
+        if config.weighs_evidence:
+            self.evidence = EvidenceHead()
         self.motion = MotionEncoder(pairs * config.token_channels, config.degree, hidden)
         self.update = ConvGRU(hidden, hidden, hidden)
         self.head = UpdateHead(hidden, config.degree)
@@ -131,7 +150,7 @@ class FlowFuse(nn.Module):
             config.stem_channels,
             config.token_channels,
             hidden,
-            guided=guided,
+            guided=config.guided,
             slices=slices,
             degree=config.degree,
             radius=config.radius,
@@ -177,6 +196,7 @@ class FlowFuse(nn.Module):
         del slices
         coarse = self._estimate(scene, events, frames, iterations, flow_init)
         frame0, frame1 = scene.frame0, scene.frame1
+        has_second = scene.modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
         del scene
         refined = self.refinement(
             coarse.points[-1].detach(),
@@ -184,13 +204,15 @@ class FlowFuse(nn.Module):
             events,
             frames,
             coarse.boundary,
+            coarse.evidence[-1] if coarse.evidence else None,
             config.correlation,
         )
+        priors = torch.where(has_second > 0, refined.priors, NO_STEP)
         control_points = lucas_kanade_refine(
             refined.control_points,
             frame0,
             frame1,
-            refined.priors,
+            priors,
             grad_through_steps=grad_through_steps,
         )
         return ModelOutput(
@@ -200,6 +222,7 @@ class FlowFuse(nn.Module):
             boundary=coarse.boundary[..., :height, :width],
             event_latent=events.latents,
             frame_latent=frames.latents,
+            **_stack_evidence(coarse),
         )
 
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
@@ -227,31 +250,32 @@ class FlowFuse(nn.Module):
     def _encode(self, slices: Tensor, scene: Scene) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
+        mask = scene.modality_mask
         if self.config.events:
-            events = self._encode_modality(
-                self.event_stem, slices, scene.modality_mask[:, Modality.EVENTS]
-            )
+            present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
+            events = self._encode_modality(self.event_stem, slices, present)
         if self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
-            frames = self._encode_modality(
-                self.frame_stem, images, scene.modality_mask[:, Modality.FRAMES]
+            present = torch.stack(
+                (mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1
             )
+            frames = self._encode_modality(self.frame_stem, images, present)
         return (
             events or zero_features(cast(Encoded, frames), slices.shape[1]),
             frames or zero_features(cast(Encoded, events), 2),
         )
 
     def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
-        """Encode images [B, N, channels, H, W].
+        """Encode images [B, N, channels, H, W], of which some are present, [B, N].
 
-        An absent modality would still give the features of an empty image: stem and latents are
-        made zero.
+        An absent one would still give the features of an empty image: stem and latents are made
+        zero.
         """
         first: Tensor | None = None
         fine: list[Tensor] = []
         latents: list[Tensor] = []
-        for part in in_turn(images):
-            there = present.view(-1, 1, 1, 1).repeat_interleave(part.shape[1], dim=0)
+        for part, here in zip(in_turn(images), in_turn(present), strict=True):
+            there = here.reshape(-1, 1, 1, 1)
             features = stem(part.flatten(0, 1))
             features = features * there.to(features.dtype)
             latent = self.trunk(features)
@@ -274,16 +298,24 @@ class FlowFuse(nn.Module):
         """Estimate at 1/8: first points, boundaries, and the recurrent updates that they guide."""
         config = self.config
         correlations = self._correlate(events.latents, frames.latents)
-        points = self._first_points(events.latents, frames.latents, correlations)
+        evidence: list[Evidence] = []
+        present = present_kinds(scene.modality_mask)
+        points = self._first_points(events.latents, frames.latents, correlations, present, evidence)
         if flow_init is not None:
             points = self._replace_first(points, flow_init)
         boundary, agreement = self._localize(scene, events, frames, points.detach())
         coarse_boundary = max_pool(boundary, STRIDE)
         cues = self._cues(scene, agreement)
-        state, context = self._context(events.latents, frames.latents, cues, coarse_boundary)
+        context_events = events.latents
+        if config.weighs_evidence:
+            # What the frames show looks alike from camera to camera; what events look like does
+            # not, and where the frames are there, it adds little to what its motion tells.
+            has_frames = scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1, 1)
+            context_events = context_events * (1 - has_frames).to(context_events.dtype)
+        state, context = self._context(context_events, frames.latents, cues, coarse_boundary)
         update_context = self.update.context(context)
         gates = None
-        if config.fusion == "guided":
+        if config.guided:
             gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
             weights = self.propagation.weights(context, coarse_boundary)
 
@@ -291,13 +323,13 @@ class FlowFuse(nn.Module):
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            motion = self._motion_features(correlations, here, gates)
-            if config.fusion == "guided":
+            motion = self._motion_features(correlations, here, gates, present, evidence)
+            if config.guided:
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
             points = (points if iteration == 0 else here) + self.head(state)
             coarse.append(points)
-        return Coarse(coarse, state, boundary)
+        return Coarse(coarse, state, boundary, evidence)
 
     def _correlate(self, events: Tensor, frames: Tensor) -> list[PairCorrelations]:
         """Pair <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>."""
@@ -314,23 +346,61 @@ class FlowFuse(nn.Module):
         )
 
     def _first_points(
-        self, events: Tensor, frames: Tensor, correlations: Sequence[PairCorrelations]
+        self,
+        events: Tensor,
+        frames: Tensor,
+        correlations: Sequence[PairCorrelations],
+        present: Tensor,
+        evidence: list[Evidence],
     ) -> Tensor:
         """Return first control points [B, 2 n, h, w]: matches around rest, and a regressed part."""
         regressed = self.init_head(torch.cat((events, frames), dim=1).flatten(1, 2))
         still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
         matches = [self.matching(part(still)) for part in correlations]
-        return regressed + self.matching.fit(matches, self.tau).flatten(1, 2)
+        return regressed + self._fit(still, matches, present, evidence)[0].flatten(1, 2)
+
+    def _fit(
+        self,
+        control_points: Tensor,
+        matches: Sequence[Matches],
+        present: Tensor,
+        evidence: list[Evidence],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fit trajectories to what the pairs say.
+
+        Args:
+            control_points: [B, n, 2, h, w], where the pairs were looked up.
+            matches: of all pairs.
+            present: [B, 3], 1 where there are pairs of a kind.
+            evidence: what the pairs say is added to it, where the fusion is by evidence.
+
+        Returns:
+            The change of the control points [B, n, 2, h, w], and how much each pair counts,
+            [B, P, 1, h, w]; None: all the same.
+        """
+        if not self.config.weighs_evidence:
+            return self.matching.fit(matches, self.tau), None
+        evidence.append(self.evidence(control_points[:, -1], matches, self.tau, present))
+        kinds = [PairKind.EVENTS] * self.config.slices + [PairKind.FRAMES, PairKind.CROSS]
+        log_scale = evidence[-1].log_scale
+        weights = by_pair(precision_weights(log_scale, present), kinds)
+        return self.matching.fit(matches, self.tau, by_pair(log_scale, kinds)), weights
 
     def _motion_features(
-        self, correlations: Sequence[PairCorrelations], points: Tensor, gates: Tensor | None
+        self,
+        correlations: Sequence[PairCorrelations],
+        points: Tensor,
+        gates: Tensor | None,
+        present: Tensor,
+        evidence: list[Evidence],
     ) -> Tensor:
         """Return motion features [B, hidden, h, w]: what is found where the points lead."""
         control_points = points.unflatten(1, (self.config.degree, 2))
         tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
-        if gates is not None:
-            tokens = tokens * gates.to(tokens.dtype)
-        change = self.matching.fit(matches, self.tau)
+        change, weights = self._fit(control_points, matches, present, evidence)
+        for factor in (gates, weights):
+            if factor is not None:
+                tokens = tokens * factor.to(tokens.dtype)
         return self.motion(tokens.flatten(1, 2), torch.cat((points, change.flatten(1, 2)), dim=1))
 
     def _context(
@@ -339,7 +409,7 @@ class FlowFuse(nn.Module):
         """Return the first recurrent state and the features that stay, [B, hidden, h, w] each."""
         features = (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype))
         context = self.context(torch.cat(features, dim=1))
-        if self.config.fusion == "guided":
+        if self.config.guided:
             context = context + self.boundary_context(boundary)
         state, context = self.context_norm(context).chunk(2, dim=1)
         return torch.tanh(state), activate(context)
@@ -381,14 +451,25 @@ class FlowFuse(nn.Module):
             agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
             gradients = 4 * gradients.float()
             raw = (compress(gradients), scene.first_sum)
-        present = scene.modality_mask[:, :, None, None].expand(-1, -1, height, width)
+        present = scene.modality_mask[:, CUES][..., None, None].expand(-1, -1, height, width)
         return torch.cat((*raw, present), dim=1), agreement
 
     def _cues(self, scene: Scene, agreement: Tensor) -> Tensor:
         """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
-        flat = torch.cat((scene.exposure, scene.modality_mask), dim=1)[:, :, None, None]
+        flat = torch.cat((scene.exposure, scene.modality_mask[:, CUES]), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
         return torch.cat((agreement, scene.density, flat), dim=1)
+
+
+def _stack_evidence(coarse: Coarse) -> dict[str, Tensor]:
+    """Stack what is known of every look-up, as :class:`ModelOutput` has it."""
+    if not coarse.evidence:
+        none = coarse.points[0].new_zeros(0)
+        return {"proposals": none, "proposal_scale": none}
+    return {
+        "proposals": STRIDE * torch.stack([found.proposals for found in coarse.evidence]),
+        "proposal_scale": torch.stack([found.log_scale for found in coarse.evidence]),
+    }
 
 
 def zero_features(other: Encoded, count: int) -> Encoded:

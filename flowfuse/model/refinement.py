@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.inputs import PairKind
 from flowfuse.model.correlation import WindowMatching, correlate
 from flowfuse.model.encoders import Encoded, ResidualBlock, activate, group_count
+from flowfuse.model.evidence import (
+    Evidence,
+    by_pair,
+    precision_weights,
+)
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
@@ -103,6 +109,7 @@ class Refinement(nn.Module):
         events: Encoded,
         frames: Encoded,
         boundary: Tensor,
+        evidence: Evidence | None,
         strategy: str,
     ) -> Refined:
         """Refine.
@@ -113,10 +120,11 @@ class Refinement(nn.Module):
             events: the K + 1 slices, of whose latents nothing is used.
             frames: the two frames, likewise.
             boundary: [B, 2, H, W] logits of B_e and B_m.
+            evidence: at 1/8, how far frame pair and event pairs may be off; None: all the same.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        tokens, proposed = self._match(points, events.fine, frames.fine, strategy)
+        tokens, proposed = self._match(points, events.fine, frames.fine, evidence, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
         )
@@ -144,7 +152,12 @@ class Refinement(nn.Module):
         return merged
 
     def _match(
-        self, points: Tensor, events: Tensor, frames: Tensor, strategy: str
+        self,
+        points: Tensor,
+        events: Tensor,
+        frames: Tensor,
+        evidence: Evidence | None,
+        strategy: str,
     ) -> tuple[Tensor, Tensor]:
         """Return tokens [B, (K + 1) channels, ..] and the change they propose, [B, 2 n, ..]."""
         correlations = correlate(
@@ -156,7 +169,18 @@ class Refinement(nn.Module):
         )
         control_points = points.unflatten(1, (self.degree, 2))
         tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
-        return tokens.flatten(1, 2), self.matching.fit(matches, self.tau).flatten(1, 2)
+        log_scale = None
+        if evidence is not None:
+            # Of the kinds that are matched here, the first two.
+            fine = F.interpolate(
+                evidence.log_scale[:, :2], scale_factor=float(FACTOR), mode="bilinear"
+            )
+            kinds = [PairKind.FRAMES] + [PairKind.EVENTS] * (len(self.tau) - 1)
+            log_scale = by_pair(fine, kinds)
+            weights = by_pair(precision_weights(fine, evidence.present[:, :2]), kinds)
+            tokens = tokens * weights.to(tokens.dtype)
+        change = self.matching.fit(matches, self.tau, log_scale)
+        return tokens.flatten(1, 2), change.flatten(1, 2)
 
 
 def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
