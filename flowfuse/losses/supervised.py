@@ -8,8 +8,9 @@ which an average over processes would not be where their numbers of valid pixels
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier, fit_bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
 from flowfuse.geometry.laplace import negative_log_likelihood
-from flowfuse.inputs import PairKind
+from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.model.evidence import present_kinds
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
@@ -37,8 +38,8 @@ class LossConfig:
         decay: an earlier iteration counts this much of the next one.
         boundary: weight of the boundary maps' cross-entropy.
         matching: weight of the matching cross-entropy, which makes the latent common.
-        evidence: weight of the likelihood of what each kind of pairs proposes, which teaches how
-            far to trust it.
+        evidence: weight of the likelihood of the errors that each modality alone makes, which
+            teaches how far to trust it.
         positive_event: weight of a B_e pixel over one that is none; such pixels are rare.
         positive_motion: the same for B_m.
     """
@@ -66,7 +67,7 @@ def check_loss_weights(config: Any) -> None:
 
 
 def supervised_loss(
-    output: ModelOutput, batch: Sample, config: LossConfig
+    output: ModelOutput, batch: Sample, config: LossConfig, single: SingleErrors | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the supervised losses of one batch.
 
@@ -74,6 +75,7 @@ def supervised_loss(
         output: of the network.
         batch: collated samples with ground truth.
         config: the weights.
+        single: what each modality alone makes of it, where the evidence is to be taught.
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
@@ -89,7 +91,9 @@ def supervised_loss(
             output.boundary, batch.boundary, (config.positive_event, config.positive_motion)
         )
         parts["matching"] = matching_loss(output, batch)
-        parts["evidence"] = evidence_loss(output, batch)
+        parts["evidence"] = (
+            batch.flow.new_zeros(()) if single is None else evidence_loss(output, single)
+        )
         loss = (
             config.flow * parts["flow"]
             + config.coarse * parts["coarse"]
@@ -152,20 +156,44 @@ def sequence_loss(output: ModelOutput, batch: Sample, decay: float) -> Tensor:
     return loss
 
 
-def evidence_loss(output: ModelOutput, batch: Sample) -> Tensor:
-    """Likelihood of the flow to t1 under what each kind of pairs proposes, a Laplace distribution.
+class SingleErrors(NamedTuple):
+    """What frames alone and events alone make of the samples that have both.
 
-    In px of the latent; of every look-up. Zero where the fusion is not by evidence.
+    Attributes:
+        error: [B, 2, h, w] float32, mean absolute error per component in every cell, px.
+        valid: [B, h, w] bool, where it is known.
     """
-    if not len(output.proposals):
-        return output.control_points.new_zeros(())
-    flow, valid = at_cells(batch.flow[:, -1]), at_cells(batch.valid[:, -1])
-    height, width = flow.shape[-2:]
-    error = (output.proposals[..., :height, :width] - flow.unsqueeze(1)).abs().mean(dim=3) / STRIDE
-    log_scale = output.proposal_scale[..., :height, :width]
-    present = present_kinds(batch.modality_mask)[:, :, None, None] > 0
-    mask = (present & valid.unsqueeze(1)).expand_as(error)
-    error = torch.where(mask, error, 0)  # an invalid ground truth may be NaN
+
+    error: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) -> SingleErrors:
+    """Run a network on each modality alone: what it is to expect of each."""
+    inputs, errors = batch.inputs, []
+    mask = inputs.modality_mask
+    for kept in ((Modality.FRAMES, Modality.SECOND_FRAME), (Modality.EVENTS, Modality.HISTORY)):
+        only = torch.zeros_like(mask)
+        only[:, kept] = mask[:, kept]
+        flow = network(inputs._replace(modality_mask=only)).control_points[:, -1].float()
+        error = torch.where(batch.valid[:, -1:], flow - batch.flow[:, -1], 0)
+        errors.append(error.abs().mean(dim=1))
+    valid = batch.valid[:, -1].float().unsqueeze(1)
+    share, sums = (F.avg_pool2d(x, STRIDE) for x in (valid, torch.stack(errors, dim=1)))
+    both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1) > 0
+    return SingleErrors(sums / share.clamp(min=1e-6), (share[:, 0] > 0.5) & both)
+
+
+def evidence_loss(output: ModelOutput, single: SingleErrors) -> Tensor:
+    """Likelihood of the errors that each modality alone makes, Laplace distributions.
+
+    Of every estimate of their scales. In px of the latent.
+    """
+    height, width = single.valid.shape[-2:]
+    log_scale = output.evidence[..., :height, :width]
+    error = single.error / STRIDE
+    mask = single.valid.unsqueeze(1).expand_as(log_scale)
     return masked_mean(log_scale + error * torch.exp(-log_scale), mask)
 
 

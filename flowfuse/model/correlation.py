@@ -151,14 +151,14 @@ class WindowMatching(nn.Module):
             return Matches(moments[:, :, :2] / total, -total.log())
 
     def fit(
-        self, matches: Sequence[Matches], tau: Tensor, log_scale: Tensor | None = None
+        self, matches: Sequence[Matches], tau: Tensor, scores: Tensor | None = None
     ) -> Tensor:
         """Fit trajectories to all pairs.
 
         Args:
             matches: of some pairs each.
             tau: [P], when each pair's motion has got to.
-            log_scale: [B, P, 1, h, w], log of the scale of each pair's error; None: all are equal.
+            scores: [B, P, 1, h, w], how much each pair counts, as logits; None: all the same.
 
         Returns:
             [B, n, 2, h, w] float32, change of the control points.
@@ -166,8 +166,8 @@ class WindowMatching(nn.Module):
         residual, certainty = (torch.cat(parts, dim=1) for parts in zip(*matches, strict=True))
         with torch.autocast(residual.device.type, enabled=False):
             trust = certainty * self.log_trust.exp()
-            if log_scale is not None:
-                trust = trust - log_scale
+            if scores is not None:
+                trust = trust + scores
             share = trust.softmax(dim=1)
             return self._fit(residual, share, tau.expand(len(residual), -1))
 

@@ -1,10 +1,10 @@
-"""How far each kind of match can be trusted: its expected error, pixel by pixel.
+"""How far each modality can be trusted: the error that it alone would make, pixel by pixel.
 
 Frames and events are wrong in different ways: frames where the image is dark, blurred or repeated,
 events where little moves, where they are noise or have another clock. What the images look like
-does not tell it, and differs from one camera to the next; whether the matches agree does. So the
-error is estimated from the matches alone: how sure each is, how well the event pairs fit one
-motion, and how far the kinds are apart, here and over the whole image.
+does not tell it, and differs from one camera to the next; how fast the motion is, how sure the
+matches are and whether they agree does. So the error is estimated from these alone, here and over
+the whole image. What is right is known in training: there, the network is also run on one modality.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from flowfuse.model.correlation import Matches
 from flowfuse.model.encoders import activate
 from flowfuse.model.update import start_near_zero
 
-KINDS = len(PairKind)
+SOURCES = 2  # frames alone and events alone, in the order of PairKind
 MAX_LOG_SCALE = 4.0  # 55 cells: beyond any window; and 0.02 cells: less than a match resolves
 FLAT = -1e4  # score of what is absent, in a softmax
 
 
 class Evidence(NamedTuple):
-    """What each kind of pairs proposes, and how far it may be off.
+    """How good each kind of pairs is.
 
     Attributes:
-        proposals: [B, 3, 2, h, w] float32, flow to t1, px of the latent, that each
-            :class:`~flowfuse.inputs.PairKind` proposes; no gradient.
-        log_scale: [B, 3, h, w] float32, log of the Laplace scale of the error of each, px of the
-            latent; the largest where the kind is absent.
+        log_scale: [B, 2, h, w] float32, log of the Laplace scale of the error, px of the latent,
+            that frames alone and events alone would make.
+        scores: [B, 3, h, w] float32, how much each :class:`~flowfuse.inputs.PairKind` counts, as
+            the logits of a softmax; no gradient to ``log_scale``.
         present: [B, 3], 1 where there are pairs of the kind.
     """
 
-    proposals: Tensor
     log_scale: Tensor
+    scores: Tensor
     present: Tensor
 
 
 class EvidenceHead(nn.Module):
-    """Estimate the error of what each kind of pairs proposes.
+    """Estimate the error of each modality from the matches of all pairs.
 
     Args:
         channels: width.
@@ -51,11 +51,13 @@ class EvidenceHead(nn.Module):
 
     def __init__(self, channels: int = 32) -> None:
         super().__init__()
-        gaps = KINDS * (KINDS - 1) // 2
-        self.local = nn.Conv2d(3 * KINDS + gaps + 1, channels, 3, padding=1)
+        kinds = len(PairKind)
+        gaps = kinds * (kinds - 1) // 2
+        self.local = nn.Conv2d(3 * kinds + gaps + 2, channels, 3, padding=1)
         self.scene = nn.Linear(channels, channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
-        self.out = nn.Conv2d(channels, KINDS, 1)
+        self.out = nn.Conv2d(channels, SOURCES, 1)
+        self.log_strength = nn.Parameter(torch.zeros(()))
         start_near_zero(self.out)
 
     def forward(
@@ -84,19 +86,22 @@ class EvidenceHead(nn.Module):
         sure = torch.cat((certainty[:, count], slices_sure, certainty[:, count + 1]), dim=1)
 
         there = present[:, :, None, None]
-        distances = [proposals.norm(dim=2) * there, spread * there[:, PairKind.EVENTS, None]]
-        for a, b in combinations(range(KINDS), 2):
-            both = there[:, a : a + 1] * there[:, b : b + 1]
-            gap = proposals[:, a] - proposals[:, b]
-            distances.append(gap.norm(dim=1, keepdim=True) * both)
+        distances = [flow.detach().norm(dim=1, keepdim=True), proposals.norm(dim=2) * there]
+        distances.append(spread * there[:, PairKind.EVENTS, None])
+        for a, b in combinations(PairKind, 2):
+            both = there[:, a, None] * there[:, b, None]
+            distances.append((proposals[:, a] - proposals[:, b]).norm(dim=1, keepdim=True) * both)
         known = torch.cat((sure * there, torch.cat(distances, dim=1).log1p()), dim=1)
         flags = there.expand(-1, -1, *known.shape[-2:])
         x = activate(self.local(torch.cat((known, flags), dim=1)))
         x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
-        log_scale = self.out(activate(self.mix(x))).float()
-        log_scale = log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
-        log_scale = torch.where(there > 0, log_scale, MAX_LOG_SCALE)
-        return Evidence(flow.detach().unsqueeze(1) + proposals, log_scale, present)
+        log_scale = self.out(activate(self.mix(x))).float().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+
+        frames, events = log_scale.detach().split(1, dim=1)
+        # A cross pair is as bad as the worse of its two images; of frame 0 alone nothing is known.
+        cross = torch.where(there[:, PairKind.FRAMES, None] > 0, torch.max(frames, events), events)
+        scores = -self.log_strength.exp() * torch.cat((frames, events, cross), dim=1)
+        return Evidence(log_scale, torch.where(there > 0, scores, -MAX_LOG_SCALE), present)
 
 
 def present_kinds(modality_mask: Tensor) -> Tensor:
@@ -111,16 +116,16 @@ def by_pair(values: Tensor, kinds: Sequence[PairKind]) -> Tensor:
     return torch.stack([values[:, kind] for kind in kinds], dim=1).unsqueeze(2)
 
 
-def precision_weights(log_scale: Tensor, present: Tensor) -> Tensor:
-    """How much each kind counts: its precision over the mean precision of those that are there.
+def relative_weights(scores: Tensor, present: Tensor) -> Tensor:
+    """How much each kind counts: its share, over the mean share of those that are there.
 
     Args:
-        log_scale: [B, 3, h, w], log of the scale of each kind's error.
-        present: [B, 3], 1 where the kind is there.
+        scores: [B, N, h, w], logits of the shares.
+        present: [B, N], 1 where the kind is there.
 
     Returns:
-        [B, 3, h, w] in [0, 3]: 1 where all are equally good, and where a kind is absent.
+        [B, N, h, w] in [0, N]: 1 where all are equally good, and where a kind is absent.
     """
     there = present[:, :, None, None]
-    share = torch.where(there > 0, -log_scale, FLAT).softmax(dim=1)
+    share = torch.where(there > 0, scores, FLAT).softmax(dim=1)
     return torch.where(there > 0, share * there.sum(dim=1, keepdim=True), 1.0)

@@ -35,7 +35,7 @@ from flowfuse.model.evidence import (
     Evidence,
     EvidenceHead,
     by_pair,
-    precision_weights,
+    relative_weights,
     present_kinds,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
@@ -70,11 +70,9 @@ class ModelOutput(NamedTuple):
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
         event_latent: [B, K + 1, C, h, w] latents of the event slices.
         frame_latent: [B, 2, C, h, w] latents of the frames.
-        proposals: [I + 1, B, 3, 2, h, w] float32, px: the flow that each kind of pairs proposes, at
-            rest and before every iteration, see :class:`flowfuse.model.evidence.Evidence`; of no
-            length unless the fusion is by evidence.
-        proposal_scale: [I + 1, B, 3, h, w] float32, log of the Laplace scale, in px of the latent,
-            of the error of each.
+        evidence: [I + 1, B, 2, h, w] float32, log of the Laplace scale of the error, px of the
+            latent, that frames alone and events alone would make, as estimated at rest and before
+            every iteration; of no length unless the fusion is by evidence.
     """
 
     control_points: Tensor
@@ -83,8 +81,7 @@ class ModelOutput(NamedTuple):
     boundary: Tensor
     event_latent: Tensor
     frame_latent: Tensor
-    proposals: Tensor
-    proposal_scale: Tensor
+    evidence: Tensor
 
 
 class Coarse(NamedTuple):
@@ -222,7 +219,9 @@ class FlowFuse(nn.Module):
             boundary=coarse.boundary[..., :height, :width],
             event_latent=events.latents,
             frame_latent=frames.latents,
-            **_stack_evidence(coarse),
+            evidence=torch.stack([found.log_scale for found in coarse.evidence])
+            if coarse.evidence
+            else control_points.new_zeros(0),
         )
 
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
@@ -382,9 +381,9 @@ class FlowFuse(nn.Module):
             return self.matching.fit(matches, self.tau), None
         evidence.append(self.evidence(control_points[:, -1], matches, self.tau, present))
         kinds = [PairKind.EVENTS] * self.config.slices + [PairKind.FRAMES, PairKind.CROSS]
-        log_scale = evidence[-1].log_scale
-        weights = by_pair(precision_weights(log_scale, present), kinds)
-        return self.matching.fit(matches, self.tau, by_pair(log_scale, kinds)), weights
+        scores = evidence[-1].scores
+        weights = by_pair(relative_weights(scores, present), kinds)
+        return self.matching.fit(matches, self.tau, by_pair(scores, kinds)), weights
 
     def _motion_features(
         self,
@@ -459,17 +458,6 @@ class FlowFuse(nn.Module):
         flat = torch.cat((scene.exposure, scene.modality_mask[:, CUES]), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
         return torch.cat((agreement, scene.density, flat), dim=1)
-
-
-def _stack_evidence(coarse: Coarse) -> dict[str, Tensor]:
-    """Stack what is known of every look-up, as :class:`ModelOutput` has it."""
-    if not coarse.evidence:
-        none = coarse.points[0].new_zeros(0)
-        return {"proposals": none, "proposal_scale": none}
-    return {
-        "proposals": STRIDE * torch.stack([found.proposals for found in coarse.evidence]),
-        "proposal_scale": torch.stack([found.log_scale for found in coarse.evidence]),
-    }
 
 
 def zero_features(other: Encoded, count: int) -> Encoded:

@@ -15,7 +15,7 @@ from flowfuse.model.encoders import Encoded, ResidualBlock, activate, group_coun
 from flowfuse.model.evidence import (
     Evidence,
     by_pair,
-    precision_weights,
+    relative_weights,
 )
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
@@ -120,7 +120,7 @@ class Refinement(nn.Module):
             events: the K + 1 slices, of whose latents nothing is used.
             frames: the two frames, likewise.
             boundary: [B, 2, H, W] logits of B_e and B_m.
-            evidence: at 1/8, how far frame pair and event pairs may be off; None: all the same.
+            evidence: at 1/8, how much frame pair and event pairs count; None: all the same.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
@@ -169,17 +169,17 @@ class Refinement(nn.Module):
         )
         control_points = points.unflatten(1, (self.degree, 2))
         tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
-        log_scale = None
+        scores = None
         if evidence is not None:
             # Of the kinds that are matched here, the first two.
             fine = F.interpolate(
-                evidence.log_scale[:, :2], scale_factor=float(FACTOR), mode="bilinear"
+                evidence.scores[:, :2], scale_factor=float(FACTOR), mode="bilinear"
             )
             kinds = [PairKind.FRAMES] + [PairKind.EVENTS] * (len(self.tau) - 1)
-            log_scale = by_pair(fine, kinds)
-            weights = by_pair(precision_weights(fine, evidence.present[:, :2]), kinds)
+            scores = by_pair(fine, kinds)
+            weights = by_pair(relative_weights(fine, evidence.present[:, :2]), kinds)
             tokens = tokens * weights.to(tokens.dtype)
-        change = self.matching.fit(matches, self.tau, log_scale)
+        change = self.matching.fit(matches, self.tau, scores)
         return tokens.flatten(1, 2), change.flatten(1, 2)
 
 
