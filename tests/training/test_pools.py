@@ -1,6 +1,7 @@
 """Every kind of data can be named, trained on and validated on."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flowfuse.cli.train_options import read_command_line
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.events import Events
 from flowfuse.training.data_spec import parse_data, scene_weights
-from flowfuse.training.pools import make_pool, mvsec_sequences
+from flowfuse.training.pools import make_pool, make_scenes, mvsec_sequences
 
 HEIGHT, WIDTH, FRAMES = 20, 24, 21
 TINY = [
@@ -56,6 +57,17 @@ def test_data_is_a_kind_and_a_rest():
             parse_data(wrong)
     with pytest.raises(ValueError, match="named twice"):
         parse_data("scenes:fast,fast")
+
+
+def test_textures_reach_the_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [*TINY, "--data", "scenes:thin=2,fast=3", "--textures", "photographs", "-o", "run"]
+    config, _ = read_command_line(given)
+    assert config.textures == str(tmp_path / "photographs")  # a resumed run finds it
+    assert make_scenes(config, 0, 1).textures == tmp_path / "photographs"
+    assert make_scenes(replace(config, textures=None), 0, 1).textures is None
+    with pytest.raises(FileNotFoundError, match=r"texture folder .*photographs does not exist"):
+        make_pool(config)[0]
 
 
 @pytest.mark.parametrize("kind", ["dsec", "mvsec"])
