@@ -33,7 +33,7 @@ def make_sample() -> Sample:
         frame1=frame0.roll((int(FLOW[1]), int(FLOW[0])), (1, 2)),
         event_sum=slices[1:].sum((0, 1))[None] + 1,
         exposure=torch.tensor([0.5, 0.25]),
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
         tau=tau,
         flow=flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
         valid=torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.2,
@@ -164,7 +164,7 @@ def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 
         slices=torch.zeros(slices + 1, bins, HEIGHT, WIDTH),
         event_sum=torch.zeros(1, HEIGHT, WIDTH),
         exposure=torch.tensor(exposure),
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
     )
 
 
@@ -272,7 +272,7 @@ def test_config_errors():
 def test_samples_without_truth_are_varied_as_those_with_it(seed):
     whole = make_sample()
     ground_truth = ("tau", "flow", "valid", "occluded", "boundary")
-    whole = whole._replace(modality_mask=torch.tensor([1.0, 1.0, 0.0]))
+    whole = whole._replace(modality_mask=torch.tensor([1.0, 1.0, 0.0, 1.0]))
     bare = whole._replace(**dict.fromkeys(ground_truth))
     expected, found = (
         tr.augment(sample, np.random.default_rng(seed), tr.AugmentConfig(), (12, 16))
