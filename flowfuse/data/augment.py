@@ -46,12 +46,12 @@ class AugmentConfig:
         frame_noise: standard deviation of the frame noise, at most (frames are in [0, 1]).
         drop_frames: probability that the frames are missing.
         drop_events: probability that the events are missing (never both).
-        drop_second_frame: probability that frame 1 is missing where both modalities are there.
         drop_history: probability that the events before t0 are missing.
         drop_exposure: probability that the exposure times are unknown.
         corrupt_events: probability that the events are wrong where both modalities are there, see
             :mod:`flowfuse.data.corruption`.
         corrupt_frames: the same of the frames (never both).
+        drop_second_frame: probability that frame 1 is missing where both modalities are there.
     """
 
     flip: float = 0.5
@@ -65,11 +65,11 @@ class AugmentConfig:
     frame_noise: float = 0.02
     drop_frames: float = 0.1
     drop_events: float = 0.1
-    drop_second_frame: float = 0.0
     drop_history: float = 0.1
     drop_exposure: float = 0.1
     corrupt_events: float = 0.0
     corrupt_frames: float = 0.0
+    drop_second_frame: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

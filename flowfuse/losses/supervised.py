@@ -79,8 +79,8 @@ def supervised_loss(
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
-        ``boundary_motion``, ``matching``, ``evidence``, and ``epe`` (px, at t1; no gradient). Of several
-        processes, each gets its share of every number.
+        ``boundary_motion``, ``matching``, ``evidence``, and ``epe`` (px, at t1; no gradient). Of
+        several processes, each gets its share of every number.
     """
     with torch.autocast(batch.flow.device.type, enabled=False):
         parts = {
@@ -188,7 +188,7 @@ def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) 
 def evidence_loss(output: ModelOutput, single: SingleErrors) -> Tensor:
     """Likelihood of the errors that each modality alone makes, Laplace distributions.
 
-    Of every estimate of their scales. In px of the latent.
+    In px of the latent.
     """
     height, width = single.valid.shape[-2:]
     log_scale = output.evidence[..., :height, :width]

@@ -150,9 +150,7 @@ class WindowMatching(nn.Module):
             total = moments[:, :, 2:]
             return Matches(moments[:, :, :2] / total, -total.log())
 
-    def fit(
-        self, matches: Sequence[Matches], tau: Tensor, scores: Tensor | None = None
-    ) -> Tensor:
+    def fit(self, matches: Sequence[Matches], tau: Tensor, scores: Tensor | None = None) -> Tensor:
         """Fit trajectories to all pairs.
 
         Args:

@@ -20,7 +20,7 @@ from flowfuse.geometry.bezier import bezier
 from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
-from flowfuse.model.correlation import Matches, PairCorrelations, WindowMatching, correlate
+from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import (
     Encoded,
     EventStem,
@@ -34,9 +34,6 @@ from flowfuse.model.encoders import (
 from flowfuse.model.evidence import (
     Evidence,
     EvidenceHead,
-    by_pair,
-    relative_weights,
-    present_kinds,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
@@ -55,6 +52,7 @@ STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
 MINIMUM_SIZE = 16
 CUES = slice(Modality.SECOND_FRAME)  # flags that the convolutions see; the evidence knows all four
+KINDS = (PairKind.EVENTS, PairKind.FRAMES, PairKind.CROSS)  # as they are correlated
 NO_STEP = 1e6  # prior of a gradient step that goes nowhere
 
 
@@ -70,9 +68,9 @@ class ModelOutput(NamedTuple):
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
         event_latent: [B, K + 1, C, h, w] latents of the event slices.
         frame_latent: [B, 2, C, h, w] latents of the frames.
-        evidence: [I + 1, B, 2, h, w] float32, log of the Laplace scale of the error, px of the
-            latent, that frames alone and events alone would make, as estimated at rest and before
-            every iteration; of no length unless the fusion is by evidence.
+        evidence: [B, 2, h, w] float32, log of the Laplace scale of the error, px of the latent,
+            that frames alone and events alone would make, as estimated; zero unless the fusion is
+            by evidence.
     """
 
     control_points: Tensor
@@ -91,13 +89,11 @@ class Coarse(NamedTuple):
         points: I + 1 times [B, 2 n, h, w] float32, as :class:`ModelOutput` has them, px of 1/8.
         state: [B, hidden, h, w], recurrent state.
         boundary: [B, 2, H, W] float32 logits.
-        evidence: of every look-up.
     """
 
     points: list[Tensor]
     state: Tensor
     boundary: Tensor
-    evidence: list[Evidence]
 
 
 class FlowFuse(nn.Module):
@@ -191,7 +187,20 @@ class FlowFuse(nn.Module):
         )
         events, frames = self._encode(slices, scene)
         del slices
-        coarse = self._estimate(scene, events, frames, iterations, flow_init)
+        latents = events.latents, frames.latents
+        correlations = self._correlate(*latents)
+        evidence, change = self._match_at_rest(correlations, scene.modality_mask)
+        if evidence is not None:
+            frames, events = (
+                faded(encoded, fade)
+                for encoded, fade in zip((frames, events), evidence.fade.split(1, 1), strict=True)
+            )
+        regressed = self.init_head(torch.cat((events.latents, frames.latents), dim=1).flatten(1, 2))
+        points = regressed + change
+        if flow_init is not None:
+            points = self._replace_first(points, flow_init)
+        coarse = self._estimate(scene, events, frames, correlations, evidence, points, iterations)
+        del correlations
         frame0, frame1 = scene.frame0, scene.frame1
         has_second = scene.modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
         del scene
@@ -201,7 +210,7 @@ class FlowFuse(nn.Module):
             events,
             frames,
             coarse.boundary,
-            coarse.evidence[-1] if coarse.evidence else None,
+            evidence,
             config.correlation,
         )
         priors = torch.where(has_second > 0, refined.priors, NO_STEP)
@@ -217,11 +226,9 @@ class FlowFuse(nn.Module):
             uncertainty=refined.uncertainty[..., :height, :width],
             coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
             boundary=coarse.boundary[..., :height, :width],
-            event_latent=events.latents,
-            frame_latent=frames.latents,
-            evidence=torch.stack([found.log_scale for found in coarse.evidence])
-            if coarse.evidence
-            else control_points.new_zeros(0),
+            event_latent=latents[0],
+            frame_latent=latents[1],
+            evidence=torch.zeros_like(points[:, :2]) if evidence is None else evidence.log_scale,
         )
 
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
@@ -255,9 +262,7 @@ class FlowFuse(nn.Module):
             events = self._encode_modality(self.event_stem, slices, present)
         if self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
-            present = torch.stack(
-                (mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1
-            )
+            present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
             frames = self._encode_modality(self.frame_stem, images, present)
         return (
             events or zero_features(cast(Encoded, frames), slices.shape[1]),
@@ -291,17 +296,13 @@ class FlowFuse(nn.Module):
         scene: Scene,
         events: Encoded,
         frames: Encoded,
+        correlations: Sequence[PairCorrelations],
+        evidence: Evidence | None,
+        points: Tensor,
         iterations: int,
-        flow_init: Tensor | None,
     ) -> Coarse:
-        """Estimate at 1/8: first points, boundaries, and the recurrent updates that they guide."""
+        """Estimate at 1/8, from first points: boundaries, and recurrent updates guided by them."""
         config = self.config
-        correlations = self._correlate(events.latents, frames.latents)
-        evidence: list[Evidence] = []
-        present = present_kinds(scene.modality_mask)
-        points = self._first_points(events.latents, frames.latents, correlations, present, evidence)
-        if flow_init is not None:
-            points = self._replace_first(points, flow_init)
         boundary, agreement = self._localize(scene, events, frames, points.detach())
         coarse_boundary = max_pool(boundary, STRIDE)
         cues = self._cues(scene, agreement)
@@ -322,13 +323,13 @@ class FlowFuse(nn.Module):
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            motion = self._motion_features(correlations, here, gates, present, evidence)
+            motion = self._motion_features(correlations, here, gates, evidence)
             if config.guided:
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
             points = (points if iteration == 0 else here) + self.head(state)
             coarse.append(points)
-        return Coarse(coarse, state, boundary, evidence)
+        return Coarse(coarse, state, boundary)
 
     def _correlate(self, events: Tensor, frames: Tensor) -> list[PairCorrelations]:
         """Pair <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>."""
@@ -344,62 +345,36 @@ class FlowFuse(nn.Module):
             strategy=self.config.correlation,
         )
 
-    def _first_points(
-        self,
-        events: Tensor,
-        frames: Tensor,
-        correlations: Sequence[PairCorrelations],
-        present: Tensor,
-        evidence: list[Evidence],
-    ) -> Tensor:
-        """Return first control points [B, 2 n, h, w]: matches around rest, and a regressed part."""
-        regressed = self.init_head(torch.cat((events, frames), dim=1).flatten(1, 2))
-        still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
+    def _match_at_rest(
+        self, correlations: Sequence[PairCorrelations], mask: Tensor
+    ) -> tuple[Evidence | None, Tensor]:
+        """Match around rest: how good each modality is, and control points [B, 2 n, h, w]."""
+        size = correlations[0].grid.shape[-2:]
+        still = mask.new_zeros(len(mask), self.config.degree, 2, *size)
         matches = [self.matching(part(still)) for part in correlations]
-        return regressed + self._fit(still, matches, present, evidence)[0].flatten(1, 2)
-
-    def _fit(
-        self,
-        control_points: Tensor,
-        matches: Sequence[Matches],
-        present: Tensor,
-        evidence: list[Evidence],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Fit trajectories to what the pairs say.
-
-        Args:
-            control_points: [B, n, 2, h, w], where the pairs were looked up.
-            matches: of all pairs.
-            present: [B, 3], 1 where there are pairs of a kind.
-            evidence: what the pairs say is added to it, where the fusion is by evidence.
-
-        Returns:
-            The change of the control points [B, n, 2, h, w], and how much each pair counts,
-            [B, P, 1, h, w]; None: all the same.
-        """
-        if not self.config.weighs_evidence:
-            return self.matching.fit(matches, self.tau), None
-        evidence.append(self.evidence(control_points[:, -1], matches, self.tau, present))
-        kinds = [PairKind.EVENTS] * self.config.slices + [PairKind.FRAMES, PairKind.CROSS]
-        scores = evidence[-1].scores
-        weights = by_pair(relative_weights(scores, present), kinds)
-        return self.matching.fit(matches, self.tau, by_pair(scores, kinds)), weights
+        evidence = scores = None
+        if self.config.weighs_evidence:
+            evidence = self.evidence(matches, self.tau, mask)
+            kinds = [PairKind.EVENTS] * self.config.slices + [PairKind.FRAMES, PairKind.CROSS]
+            scores = torch.stack([evidence.of_pair(kind).log() for kind in kinds], dim=1)
+        return evidence, self.matching.fit(matches, self.tau, scores).flatten(1, 2)
 
     def _motion_features(
         self,
         correlations: Sequence[PairCorrelations],
         points: Tensor,
         gates: Tensor | None,
-        present: Tensor,
-        evidence: list[Evidence],
+        evidence: Evidence | None,
     ) -> Tensor:
         """Return motion features [B, hidden, h, w]: what is found where the points lead."""
         control_points = points.unflatten(1, (self.config.degree, 2))
-        tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
-        change, weights = self._fit(control_points, matches, present, evidence)
-        for factor in (gates, weights):
-            if factor is not None:
-                tokens = tokens * factor.to(tokens.dtype)
+        fades = None if evidence is None else [evidence.of_pair(kind) for kind in KINDS]
+        tokens, matches = read_pairs(
+            correlations, control_points, self.matching, self.tokens, fades
+        )
+        if gates is not None:
+            tokens = tokens * gates.to(tokens.dtype)
+        change = self.matching.fit(matches, self.tau)
         return self.motion(tokens.flatten(1, 2), torch.cat((points, change.flatten(1, 2)), dim=1))
 
     def _context(
@@ -458,6 +433,15 @@ class FlowFuse(nn.Module):
         flat = torch.cat((scene.exposure, scene.modality_mask[:, CUES]), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
         return torch.cat((agreement, scene.density, flat), dim=1)
+
+
+def faded(encoded: Encoded, fade: Tensor) -> Encoded:
+    """Shrink features by [B, 1, h, w]; those that are only correlated stay, see `read_pairs`."""
+    stem = F.interpolate(fade, scale_factor=STRIDE / STEM_STRIDE, mode="bilinear")
+    return encoded._replace(
+        stem=encoded.stem * stem.to(encoded.stem.dtype),
+        latents=encoded.latents * fade.unsqueeze(1).to(encoded.latents.dtype),
+    )
 
 
 def zero_features(other: Encoded, count: int) -> Encoded:

@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from flowfuse.inputs import PairKind
 from flowfuse.model.correlation import WindowMatching, correlate
 from flowfuse.model.encoders import Encoded, ResidualBlock, activate, group_count
-from flowfuse.model.evidence import (
-    Evidence,
-    by_pair,
-    relative_weights,
-)
+from flowfuse.model.evidence import Evidence
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
@@ -120,7 +116,7 @@ class Refinement(nn.Module):
             events: the K + 1 slices, of whose latents nothing is used.
             frames: the two frames, likewise.
             boundary: [B, 2, H, W] logits of B_e and B_m.
-            evidence: at 1/8, how much frame pair and event pairs count; None: all the same.
+            evidence: how good each modality is, at 1/8; None: nothing is faded.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
@@ -168,19 +164,16 @@ class Refinement(nn.Module):
             strategy=strategy,
         )
         control_points = points.unflatten(1, (self.degree, 2))
-        tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
-        scores = None
+        fades = None
         if evidence is not None:
-            # Of the kinds that are matched here, the first two.
-            fine = F.interpolate(
-                evidence.scores[:, :2], scale_factor=float(FACTOR), mode="bilinear"
-            )
-            kinds = [PairKind.FRAMES] + [PairKind.EVENTS] * (len(self.tau) - 1)
-            scores = by_pair(fine, kinds)
-            weights = by_pair(relative_weights(fine, evidence.present[:, :2]), kinds)
-            tokens = tokens * weights.to(tokens.dtype)
-        change = self.matching.fit(matches, self.tau, scores)
-        return tokens.flatten(1, 2), change.flatten(1, 2)
+            fades = [
+                F.interpolate(evidence.of_pair(kind), scale_factor=float(FACTOR), mode="bilinear")
+                for kind in (PairKind.FRAMES, PairKind.EVENTS)
+            ]
+        tokens, matches = read_pairs(
+            correlations, control_points, self.matching, self.tokens, fades
+        )
+        return tokens.flatten(1, 2), self.matching.fit(matches, self.tau).flatten(1, 2)
 
 
 def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:

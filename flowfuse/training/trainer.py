@@ -29,9 +29,8 @@ from flowfuse.training.settings import TrainConfig
 from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
 from flowfuse.training.validation import Validator
 
-
 # Steps from one that runs the network on each modality alone to the next: it takes two forwards.
-EVIDENCE_EVERY = 3
+EVIDENCE_EVERY = 2
 
 
 class NotFiniteError(RuntimeError):
@@ -156,7 +155,7 @@ class Trainer:
                 iterations=self._iterations(step),
                 grad_through_steps=config.supervision == "self",
             )
-        if config.supervision == "truth":
+        if config.supervision == "ground_truth":
             single = None
             if state.model.config.weighs_evidence and step % EVIDENCE_EVERY == 0:
                 single = single_errors(state.average, moved)

@@ -103,7 +103,7 @@ def test_same_seed_same_bits_and_inputs_untouched():
     for seed in range(20):
         first = tr.augment(sample, np.random.default_rng(seed), config, (16, 20))
         assert_same(first, tr.augment(sample, np.random.default_rng(seed), config, (16, 20)))
-        assert first.slices.shape == (4, 2, 16, 20) and first.modality_mask.shape == (3,)
+        assert first.slices.shape == (4, 2, 16, 20) and first.modality_mask.shape == (4,)
         assert all(t.is_contiguous() for t in first.tensors().values())
         assert first.frame0.min() >= 0 and first.frame0.max() <= 1
     assert_same(sample, again)
@@ -242,11 +242,14 @@ def test_dropout_marks_and_empties():
     sample = make_sample()
     frames, events = tr.drop_frames(sample), tr.drop_events(sample)
     history, exposure = tr.drop_history(sample), tr.drop_exposure(sample)
-    assert frames.modality_mask.tolist() == [0, 1, 1] and not frames.frame0.any()
+    assert frames.modality_mask.tolist() == [0, 1, 1, 0] and not frames.frame0.any()
     assert not frames.frame1.any() and not frames.exposure.any()
-    assert events.modality_mask.tolist() == [1, 0, 0] and not events.slices.any()
+    assert events.modality_mask.tolist() == [1, 0, 0, 1] and not events.slices.any()
     assert not events.event_sum.any() and torch.equal(events.frame0, sample.frame0)
-    assert history.modality_mask.tolist() == [1, 1, 0] and not history.slices[0].any()
+    second = tr.drop_second_frame(sample)
+    assert second.modality_mask.tolist() == [1, 1, 1, 0] and not second.frame1.any()
+    assert torch.equal(second.frame0, sample.frame0) and not second.exposure.any()
+    assert history.modality_mask.tolist() == [1, 1, 0, 1] and not history.slices[0].any()
     assert torch.equal(history.slices[1:], sample.slices[1:])
     assert not exposure.exposure.any()
     assert torch.equal(exposure.event_sum, sample.slices[1:].sum((0, 1))[None])
@@ -258,7 +261,7 @@ def test_never_both_modalities_dropped():
         tr.augment(make_sample(), np.random.default_rng(s), config, (16, 16)) for s in range(40)
     )
     seen = {tuple(sample.modality_mask.tolist()) for sample in samples}
-    assert seen == {(0, 1, 1), (0, 1, 0), (1, 0, 0)}
+    assert seen == {(0, 1, 1, 0), (0, 1, 0, 0), (1, 0, 0, 1)}
 
 
 def test_config_errors():
