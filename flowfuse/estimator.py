@@ -365,7 +365,7 @@ class Estimator:
             _exposure("exposure0", given_exposures[0]),
             _exposure("exposure1", given_exposures[1]),
         )
-        frames = [_frame("frame0", frame0), _frame("frame1", frame1)]
+        frames = [as_frame("frame0", frame0), as_frame("frame1", frame1)]
         has_frames = frames[0] is not None and frames[1] is not None
         if not has_frames:
             exposures = (None, None)
@@ -552,8 +552,19 @@ def _is_torch(frame0: Any, frame1: Any, events: Any) -> bool:
     return isinstance(events, tuple) and any(isinstance(value, Tensor) for value in events)
 
 
-def _frame(name: str, frame: Any) -> Tensor | None:
-    """An image, [H, W] or [H, W, 3], uint8 or float32 in [0, 1], on the device it came on."""
+def as_frame(name: str, frame: Any) -> Tensor | None:
+    """Check an image that a caller gives.
+
+    Args:
+        name: of the argument, for messages.
+        frame: [H, W], [H, W, 1] or [H, W, 3]; uint8, or floating in [0, 1]; None: there is none.
+
+    Returns:
+        It as uint8 or as float32 in [0, 1], on the device it came on; a copy of a numpy array.
+
+    Raises:
+        ValueError: it is none; naming what was found and what was expected.
+    """
     if frame is None:
         return None
     if not isinstance(frame, (np.ndarray, Tensor)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flowfuse.config import parse_duration
 from flowfuse.model.checkpoint import available
 
 COMMAND = "flowfuse-infer"
@@ -41,7 +41,6 @@ _OF_RECORDINGS = (
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
-_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -283,18 +282,6 @@ def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
         if given[name] != parser.get_default(name):
             option = name.replace("_", "-")
             parser.error(f"--submission writes one zip of fixed content: leave out --{option}")
-
-
-def parse_duration(text: str) -> int:
-    """Read "10ms", "5000us" or "0.01s" as microseconds."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
-    try:
-        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
-    except ValueError:
-        value = -1.0
-    if not 1 <= value < math.inf:
-        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
-    return round(value)
 
 
 def parse_times(text: str) -> tuple[float, ...]:
