@@ -11,7 +11,8 @@ from flowfuse.events import Events
 POLICIES = ("latest", "all", "thin")
 _LOOK = 10_000  # us of the events' clock between two decisions
 _SHORTEST = 500  # us, the first of the times in which a pixel counts once
-_LONGEST = 64_000
+_LONGEST = 16_000
+_SPREAD = 7919  # a prime number: neighbouring pixels begin their times far from each other
 
 
 @dataclass
@@ -61,10 +62,11 @@ class StreamStats:
 class Thinner:
     """Lowers the rate of events: of those of one pixel and polarity within a time, the first stays.
 
-    Edges keep all their pixels; what goes is that a pixel fires again and again. The time is that
-    of a fixed grid on the events' clock. It is chosen anew every 10 ms: twice as long while more
-    than ``rate`` events are left, half as long when half of the rate comes in, and zero (all stay)
-    below. How the events are divided into packets changes nothing.
+    Edges keep all their pixels; what goes is that a pixel fires again and again. The times of a
+    pixel are a fixed grid on the events' clock, shifted from pixel to pixel, so that events do not
+    come in beats. Their length is chosen anew every 10 ms: from 0.5 ms to 16 ms, twice as long
+    while more than ``rate`` events are left, half as long when less than half of the rate comes in,
+    and then zero: all stay. How the events are divided into packets changes nothing.
 
     Args:
         height, width: of the sensor, px.
@@ -118,7 +120,7 @@ class Thinner:
             for values, side in ((events.x, self.width), (events.y, self.height))
         )
         pixel, polarity = y * self.width + x, events.p[part].astype(np.int64)
-        cell = events.t[part] // self.blind
+        cell = (events.t[part] + pixel * _SPREAD % self.blind) // self.blind
         # Sorted by time, so that an earlier event of the same cell of time stands right before.
         place = polarity * (self.height * self.width) + pixel
         order = np.argsort(place, kind="stable")

@@ -102,7 +102,8 @@ class FixedRate:
             self._next = last
         while self._next <= last:
             span = self._span(self._next, frames)
-            if span.frames is not None or events.count(span.t0, span.t1):
+            lost = events.complete_from > span.t0  # it only looks empty
+            if span.frames is not None or lost or events.count(span.t0, span.t1):
                 found.span = span
                 return found
             # On to the first interval that ends after the next event.

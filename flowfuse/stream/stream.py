@@ -240,7 +240,7 @@ class Stream:
                 f"push_frame: image is of {picture.shape[1]} x {picture.shape[0]} px, the stream "
                 f"is of {self.width} x {self.height} px"
             )
-        if picture is image:
+        if isinstance(image, torch.Tensor):  # numpy arrays were copied
             picture = picture.clone()
         with self._changed:
             self._check_open("push_frame")
@@ -455,7 +455,7 @@ class Stream:
                 events = self._merge_late(events)
                 if not len(events):
                     return
-        self._newest = int(events.t[-1])
+        last = int(events.t[-1])
         if self._thinner is not None:
             kept = self._thinner(events)
             self._stats.events_thinned += len(events) - len(kept)
@@ -464,8 +464,10 @@ class Stream:
             room = min(self._room("push_events"), len(events))
             self._count_overwritten(room)
             self._events.append(events[:room])
+            self._newest = int(events.t[room - 1])  # the rest has not come yet
             events = events[room:]
             self._note_arrival()
+        self._newest = last
 
     def _merge_late(self, events: Events) -> Events:
         """Put late events in their place, and give the rest, which is not late."""
