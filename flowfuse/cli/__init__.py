@@ -5,6 +5,7 @@ infer.py             flowfuse-infer
 infer_options.py     its options
 infer_outputs.py     its output directory
 infer_figures.py     its pictures
+infer_motion.py      its tracks, and the velocity of events
 infer_report.py      metrics.json, and what is printed
 infer_submission.py  the predictions that the benchmark of DSEC asks for
 live.py              flowfuse-live

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
+from flowfuse.cli.infer_motion import MotionFiles
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
@@ -89,6 +90,7 @@ def run(config: InferenceConfig) -> None:
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     if config.video:
         opencv_name(outputs.video)  # refused now, not when all windows are estimated
+    motion = MotionFiles(config.output, config.tracks, config.event_flow)
     given = (config.events, config.frames, config.frame_times, config.calibration)
     sources = [*recording.source_files, *(path for path in given if path)]
     outputs.prepare(
@@ -96,12 +98,14 @@ def run(config: InferenceConfig) -> None:
         sources,
         overwrite=config.overwrite,
     )
-    report = _estimate_all(config, estimator, recording, windows, outputs)
+    with motion:
+        report = _estimate_all(config, estimator, recording, windows, outputs, motion)
     report.metrics.write(outputs.metrics, config.checkpoint)
     found = [window for window in windows if outputs.flow(window.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
-    print(report.summary(config, estimator, recording, outputs), flush=True)
+    told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
+    print("\n".join(told), flush=True)
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:
@@ -118,6 +122,7 @@ def _estimate_all(
     recording: Recording,
     windows: list[Interval],
     outputs: OutputDirectory,
+    motion: MotionFiles,
 ) -> RunReport:
     """Estimate the windows that are not done; measure these and those of earlier calls."""
     report = RunReport(len(windows), 0 if config.every else count_gaps(windows))
@@ -134,7 +139,7 @@ def _estimate_all(
         pictures = window.index in pictured
         if window.index in known:
             pass
-        elif outputs.is_done(window.index, pictures):
+        elif outputs.is_done(window.index, pictures) and motion.is_done(window.index):
             report.done += 1
         else:
             result, seconds = estimate_interval(
@@ -146,6 +151,7 @@ def _estimate_all(
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
+            motion.write(recording, window, result)
             outputs.write(recording, window, result, pictures=pictures)
         # What was written is what is measured: an interrupted run gives the same numbers.
         flow = outputs.read(window.index)

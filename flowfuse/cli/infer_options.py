@@ -26,6 +26,8 @@ file (for --every, or with --frames); or a video. OUT gets
   windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
+  tracks.csv       with --tracks: id,t_us,x,y,lost of points that are followed
+  event_flow/      with --event-flow: the velocity of every event
 
 for all frame pairs or time intervals of this and earlier calls. The video covers the last call
 that made new ones. The same command again continues an interrupted run.
@@ -37,7 +39,7 @@ test sequences, and one zip is written instead of OUT.
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
-    "format", "png_encoding", "max_pictures", "no_video",
+    "format", "png_encoding", "max_pictures", "no_video", "tracks", "event_flow",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
@@ -70,6 +72,8 @@ class InferenceConfig:
         submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
         schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
         warm_start: a prediction starts from the one before.
+        tracks: a file of points to follow through all pairs, or "auto"; None = no tracks.
+        event_flow: write the velocity of every event.
     """
 
     input: Path | None
@@ -96,6 +100,8 @@ class InferenceConfig:
     submission: Path | None = None
     schedules: Path | None = None
     warm_start: bool = False
+    tracks: str | None = None
+    event_flow: bool = False
 
 
 def build_parser() -> ArgumentParser:
@@ -205,6 +211,14 @@ def build_parser() -> ArgumentParser:
         action="store_true",
         help="with --submission: predict all windows between those asked for, each from the last",
     )
+    add(
+        "--tracks",
+        metavar="POINTS.csv",
+        type=str,
+        help="follow the points of a file, lines x,y in px of the first frame, through all pairs "
+        "of this call, which are estimated anew; auto: choose points",
+    )
+    add("--event-flow", action="store_true", help="also write the velocity of every event")
     return parser
 
 
@@ -263,6 +277,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         submission=path(given.submission),
         schedules=path(given.schedules),
         warm_start=given.warm_start,
+        tracks=given.tracks,
+        event_flow=given.event_flow,
     )
 
 

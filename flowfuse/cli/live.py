@@ -120,8 +120,8 @@ def _watch(config: LiveConfig, stream: Stream, view: View, meter: Meter) -> None
                 tracker = Tracker(max_points=config.tracks)
             end = result.t0 + max(1, round(_EVENT_SHARE * (result.t1 - result.t0)))
             step = None if tracker is None else tracker.update(result)
-            frame, events = stream.frame(result.t0), stream.events(result.t0, end)
-            view.show(Shot(result, frame, events, step, meter.rates()))
+            frames = stream.frame(result.t0), stream.frame(result.t1)
+            view.show(Shot(result, *frames, stream.events(result.t0, end), step, meter.rates()))
         if view.closed:
             return
 

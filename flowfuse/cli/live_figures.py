@@ -90,7 +90,7 @@ def draw_shot(shot: Shot, trails: Trails | None) -> np.ndarray:
         f"expected error, 0 to {heat_maximum(uncertainty):.2g} px": render_heat(uncertainty),
     }
     if trails is not None:
-        panels["tracks"] = draw_tracks(paper, trails)
+        panels["tracks"] = draw_tracks(paper if shot.frame1 is None else shot.frame1, trails)
     columns = 3 if trails is not None else 2
     sheet = add_legend(contact_sheet(list(panels.values()), list(panels), columns), largest)
     times = f"{result.t0 * 1e-6:.3f} to {result.t1 * 1e-6:.3f} s"

@@ -51,7 +51,7 @@ class Shot:
 
     Attributes:
         result: the newest.
-        frame: at its t0; None without.
+        frame, frame1: at its t0 and t1; None without.
         events: right after its t0.
         step: what it did to the tracks; None without.
         rates: present ones.
@@ -59,6 +59,7 @@ class Shot:
 
     result: Result
     frame: np.ndarray | None
+    frame1: np.ndarray | None
     events: Events
     step: TrackStep | None
     rates: Rates

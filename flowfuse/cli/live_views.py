@@ -171,7 +171,7 @@ class RerunView(View):
             ("flow", colour_flow(result.flow)),
             ("boundary", render_boundary(paper, result.boundary)),
             ("uncertainty", render_heat(result.uncertainty)),
-            ("tracks/frame", paper),
+            ("tracks/frame", paper if shot.frame1 is None else shot.frame1),
         ):
             log(name, self._rerun.Image(picture).compress(jpeg_quality=_JPEG))
         if shot.step is not None:
@@ -188,7 +188,7 @@ class RerunView(View):
         self._stream.disconnect()
 
 
-_RATES = ("latency in ms", "results per s", "events per s")
+_RATES = ("latency_ms", "results_per_s", "events_per_s")
 
 
 def make_view(kind: str, output: Path | None, title: str) -> View:

@@ -113,7 +113,7 @@ def open_network(host: str, ports: Sequence[int]) -> DvSource:
     try:
         readers = [dv.io.NetworkReader(host, port) for port in ports]
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition(" [")[0]  # behind it stands where in their sources
         raise ConnectionError(f"{name}: nobody sends there ({reason})") from error
     return DvSource(readers, name)
 
