@@ -444,3 +444,28 @@ def test_wrong_batches_are_refused(estimator, frames, events):
     ):
         with pytest.raises(ValueError, match=message):
             estimator.estimate_batch(*arguments, **times)
+
+
+def test_velocity_at_events_by_hand():
+    """x(tau) = x0 + 4 tau in x, 2 tau + 6 tau^2 in y, in 0.1 s: 40 px/s, and (20 + 120 tau)."""
+    result = known_result()
+    t = [1_000_000, 1_050_000, 1_100_000]
+    events = Events([10, 12, 14], [3, 6, 11], t, [1, 1, 0])
+    velocity = result.velocity_at_events(events)
+    assert np.allclose(velocity, [[40, 20], [40, 80], [40, 140]], atol=1e-3)
+    outside = result.velocity_at_events(Events([31], [3], [1_000_000], [1]))
+    assert np.isnan(outside).all() and result.velocity_at_events(Events.empty()).shape == (0, 2)
+    with pytest.raises(ValueError, match="velocity_at_events: events must lie in"):
+        result.velocity_at_events(Events([1], [1], [5], [1]))
+
+
+def test_origins_are_the_inverse_of_tracks():
+    result = known_result()
+    points = np.array([[3.5, 7.0], [12.0, 2.0]], np.float32)
+    back = result.origins(result.track(points, 0.5), 0.5)
+    assert np.allclose(back, points, atol=1e-4)
+    assert np.isnan(result.origins([[-5.0, 1.0]], 0.5)).all()
+    with pytest.raises(ValueError, match=r"origins: tau must be one number, got shape \[2\]"):
+        result.origins(points, [0.1, 0.2])
+    with pytest.raises(ValueError, match=r"origins: points must have shape \[N, 2\], got \[3\]"):
+        result.origins([1.0, 2.0, 3.0], 0.5)

@@ -398,7 +398,9 @@ def test_an_interval_that_does_not_fit_is_told(stream):
     with pytest.warns(RuntimeWarning, match="left the memory of 50 events before they were"):
         assert latest.take(0) is None
     every = stream(interval=STEP, memory=50, policy="all")
-    with pytest.raises(ValueError, match=r"more events than memory, which holds 50; .*another unit"):
+    with pytest.raises(
+        ValueError, match=r"more events than memory, which holds 50; .*another unit"
+    ):
         every.push(make_events(0, 25_000))
 
 
@@ -425,7 +427,9 @@ def test_all_waits_for_whoever_takes_results(stream):
 
 def test_nobody_takes_results(stream):
     one = stream(interval=STEP, memory=500, policy="all", wait=0.05)
-    with pytest.raises(TimeoutError, match=r"memory of 500 events is full, and has been for 0.05 s"):
+    with pytest.raises(
+        TimeoutError, match=r"memory of 500 events is full, and has been for 0.05 s"
+    ):
         one.push(make_events(0, 100_000, 2_000))
     frames = stream(frames=2, policy="all", wait=0.05)
     frames.push(make_events(0, 100_000))
