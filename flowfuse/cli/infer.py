@@ -83,13 +83,13 @@ def run(config: InferenceConfig) -> None:
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
-        windows = plan_fixed_rate(recording, config.every, start, end)
+        intervals = plan_fixed_rate(recording, config.every, start, end)
     else:
-        windows = plan_frame_pairs(recording, config.pairs, start, end)
+        intervals = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     if config.video:
-        opencv_name(outputs.video)  # refused now, not when all windows are estimated
+        opencv_name(outputs.video)  # refused now, not when all intervals are estimated
     motion = MotionFiles(config.output, config.tracks, config.event_flow)
     given = (config.events, config.frames, config.frame_times, config.calibration)
     sources = [*recording.source_files, *(path for path in given if path)]
@@ -99,9 +99,9 @@ def run(config: InferenceConfig) -> None:
         overwrite=config.overwrite,
     )
     with motion:
-        report = _estimate_all(config, estimator, recording, windows, outputs, motion)
+        report = _estimate_all(config, estimator, recording, intervals, outputs, motion)
     report.metrics.write(outputs.metrics, config.checkpoint)
-    found = [window for window in windows if outputs.flow(window.index).is_file()]
+    found = [interval for interval in intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
@@ -120,30 +120,30 @@ def _estimate_all(
     config: InferenceConfig,
     estimator: Estimator,
     recording: Recording,
-    windows: list[Interval],
+    intervals: list[Interval],
     outputs: OutputDirectory,
     motion: MotionFiles,
 ) -> RunReport:
-    """Estimate the windows that are not done; measure these and those of earlier calls."""
-    report = RunReport(len(windows), 0 if config.every else count_gaps(windows))
-    count = min(len(windows), config.max_pictures)
-    chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
-    pictured = {windows[position].index for position in chosen}
-    earlier = find_earlier(recording, windows, outputs.written())
-    known = {window.index for window in earlier}
-    present = sorted([*windows, *earlier], key=lambda window: window.index)
+    """Estimate the intervals that are not done; measure these and those of earlier calls."""
+    report = RunReport(len(intervals), 0 if config.every else count_gaps(intervals))
+    count = min(len(intervals), config.max_pictures)
+    chosen = np.linspace(0, len(intervals) - 1, count).astype(int).tolist()
+    pictured = {intervals[position].index for position in chosen}
+    earlier = find_earlier(recording, intervals, outputs.written())
+    known = {interval.index for interval in earlier}
+    present = sorted([*intervals, *earlier], key=lambda interval: interval.index)
     reader = FrameReader(recording)
     # disable=None: no bar where the output is no terminal.
-    bar = tqdm(present, unit=" windows" if config.every else " pairs", disable=None)
-    for window in bar:
-        pictures = window.index in pictured
-        if window.index in known:
+    bar = tqdm(present, unit=" intervals" if config.every else " pairs", disable=None)
+    for interval in bar:
+        pictures, uncertainty = interval.index in pictured, None
+        if interval.index in known:
             pass
-        elif outputs.is_done(window.index, pictures) and motion.is_done(window.index):
+        elif outputs.is_done(interval.index, pictures) and motion.is_done(interval.index):
             report.done += 1
         else:
             result, seconds = estimate_interval(
-                estimator, recording, reader, window, config.iterations
+                estimator, recording, reader, interval, config.iterations
             )
             if result is None:
                 report.skipped += 1
@@ -151,18 +151,21 @@ def _estimate_all(
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
-            motion.write(recording, window, result)
-            outputs.write(recording, window, result, pictures=pictures)
+            motion.write(recording, interval, result)
+            outputs.write(recording, interval, result, pictures=pictures)
+            uncertainty = result.uncertainty
         # What was written is what is measured: an interrupted run gives the same numbers.
-        flow = outputs.read(window.index)
+        flow = outputs.read(interval.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
-        if window.frames:
-            flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            frame0, frame1 = reader.frames(window)
+        if interval.frames:
+            flow_at = {tau: outputs.read(interval.index, tau) for tau in config.times if tau < 1}
+            frame0, frame1 = reader.frames(interval)
             assert frame0 is not None and frame1 is not None
-            report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
+            report.metrics.add(
+                recording, interval, flow, flow_at, (frame0, frame1), uncertainty=uncertainty
+            )
             bar.set_postfix_str(report.metrics.latest)
-    outputs.write_windows(present)
+    outputs.write_intervals(present)
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
     return report

@@ -86,22 +86,22 @@ class MotionFiles:
         self._stack.__exit__(*exception)
 
     def file(self, index: int) -> Path:
-        """The file of the events of a window."""
+        """The file of the events of an interval."""
         return self.event_flow / f"{index:06d}.npz"
 
     def is_done(self, index: int) -> bool:
-        """Whether nothing is left to write of a window; tracks go through all windows anew."""
+        """Whether nothing is left to write of an interval; tracks go through all of them anew."""
         return not self._follows and (not self._asks or self.file(index).is_file())
 
-    def write(self, recording: Recording, window: Interval, result: Result) -> None:
-        """Write what is asked for of one window; windows come in the order of time.
+    def write(self, recording: Recording, interval: Interval, result: Result) -> None:
+        """Write what is asked for of one time interval; they come in the order of time.
 
         Raises:
             OSError: a file cannot be written.
         """
         if self._asks:
-            events = recording.events(window.t0, window.t1)
-            with atomic_path(self.file(window.index)) as temporary:
+            events = recording.events(interval.t0, interval.t1)
+            with atomic_path(self.file(interval.index)) as temporary:
                 np.savez(
                     temporary,
                     x=events.x,

@@ -33,7 +33,7 @@ from flowfuse.visualization import (
 
 VIDEO_RATE = 10.0  # pictures per second
 VIDEO_WIDTH = 640  # px; smaller recordings are enlarged
-# Events drawn over the frame are those of this fraction of the window: they lie on the edges of t0.
+# Events of this fraction of the interval are drawn over the frame: they lie on the edges of t0.
 EVENT_SHARE = 0.2
 
 
@@ -50,7 +50,7 @@ def run_settings(
         "iterations": config.iterations,
         "precision": config.precision,
         "every_us": config.every,
-        # The grid of fixed-rate windows starts there; frame pairs are numbered by their frames.
+        # The grid of fixed-rate intervals starts there; frame pairs are numbered by their frames.
         "start_s": config.start if config.every else None,
         "times": list(config.times),
         "format": config.format,
@@ -86,82 +86,82 @@ class OutputDirectory:
         self.root, self.suffix, self.encoding, self.times = root, suffix, encoding, tuple(times)
         self.settings = root / "run.json"
         self.metrics = root / "metrics.json"
-        self.windows = root / "windows.csv"
+        self.intervals = root / "windows.csv"
         self.video = root / "flow.mp4"
         self.pictures = root / "pictures"
         self.tracks = root / TRACKS
 
     def flow(self, index: int, tau: float | None = None) -> Path:
-        """The flow file of a window; with ``tau``, that of the continuous flow."""
+        """The flow file of an interval; with ``tau``, that of the continuous flow."""
         directory = self.root / "flow"
         if tau is not None:
             directory = tau_directory(self.root / "flow_at", tau)
         return directory / f"{index:06d}.{self.suffix}"
 
     def picture(self, index: int, kind: str) -> Path:
-        """One of the PICTURES of a window."""
+        """One of the PICTURES of an interval."""
         return self.pictures / f"{index:06d}_{kind}.png"
 
     def is_done(self, index: int, pictures: bool) -> bool:
-        """Whether all files of a window are there."""
+        """Whether all files of an interval are there."""
         files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
         if pictures:
             files += [self.picture(index, kind) for kind in PICTURES]
         return all(path.is_file() for path in files)
 
     def written(self) -> list[int]:
-        """The windows whose flow is there, with ``times`` too."""
+        """The intervals whose flow is there, with ``times`` too."""
         names = (path.stem for path in (self.root / "flow").glob(f"[0-9]*.{self.suffix}"))
         return sorted(int(n) for n in names if n.isdigit() and self.is_done(int(n), False))
 
-    def write_windows(self, windows: Sequence[Interval]) -> None:
-        """Write windows.csv: the times of every window, and its flow file where it has one."""
+    def write_intervals(self, intervals: Sequence[Interval]) -> None:
+        """Write windows.csv: the times of every interval, and its flow file where it has one."""
         lines = ["index,t0_us,t1_us,file"]
-        for window in windows:
-            path = self.flow(window.index)
+        for interval in intervals:
+            path = self.flow(interval.index)
             name = path.relative_to(self.root).as_posix() if path.is_file() else ""
-            lines.append(f"{window.index},{window.t0},{window.t1},{name}")
-        with atomic_path(self.windows) as temporary:
+            lines.append(f"{interval.index},{interval.t0},{interval.t1},{name}")
+        with atomic_path(self.intervals) as temporary:
             temporary.write_text("\n".join(lines) + "\n")
 
     def read(self, index: int, tau: float | None = None) -> np.ndarray:
-        """Read back the flow of a window, [2, H, W] px."""
+        """Read back the flow of an interval, [2, H, W] px."""
         return read_flow(self.flow(index, tau), self.encoding)[0]
 
     def write(
-        self, recording: Recording, window: Interval, result: Result, *, pictures: bool
+        self, recording: Recording, interval: Interval, result: Result, *, pictures: bool
     ) -> None:
-        """Write the files of a window.
+        """Write the files of an interval.
 
         Raises:
             OSError: one cannot be written.
         """
         for tau in self.times:
-            write_flow(self.flow(window.index, tau), result.at(tau), encoding=self.encoding)
-        write_flow(self.flow(window.index), result.flow, encoding=self.encoding)
+            write_flow(self.flow(interval.index, tau), result.at(tau), encoding=self.encoding)
+        write_flow(self.flow(interval.index), result.flow, encoding=self.encoding)
         if not pictures:
             return
-        frame0, events = _beginning(recording, window)
+        frame0, events = _beginning(recording, interval)
         ground_truths = {}
-        if window.frames:
+        if interval.frames:
             for tau in (*recording.ground_truth_times, 1.0):
-                ground_truth = recording.ground_truth_at(window.index, tau)
+                ground_truth = recording.ground_truth_at(interval.index, tau)
                 if ground_truth is not None:
                     ground_truths[tau] = ground_truth
-        title = f"{window.index:06d}: {window.t0 * 1e-6:.6f} to {window.t1 * 1e-6:.6f} s"
+        title = f"{interval.index:06d}: {interval.t0 * 1e-6:.6f} to {interval.t1 * 1e-6:.6f} s"
         times = self.times or tuple(tau for tau in ground_truths if tau < 1)
         drawn = write_figures(title, result, frame0, events, ground_truths, times)
         for kind, image in drawn.items():
-            write_image(self.picture(window.index, kind), image)
+            write_image(self.picture(interval.index, kind), image)
 
     def write_video(
-        self, recording: Recording, windows: Sequence[Interval], max_magnitude: float
+        self, recording: Recording, intervals: Sequence[Interval], max_magnitude: float
     ) -> None:
         """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
 
         Args:
             recording: of the frames and events.
-            windows: those whose flow was written.
+            intervals: those whose flow was written.
             max_magnitude: px at the rim of the colour wheel, the same in all of the video.
 
         Raises:
@@ -169,9 +169,9 @@ class OutputDirectory:
         """
 
         def pictures() -> Iterator[np.ndarray]:
-            for window in tqdm(windows, unit=" pictures", desc="video", disable=None):
-                frame0, events = _beginning(recording, window)
-                flow = colour_flow(self.read(window.index), max_magnitude=max_magnitude)
+            for interval in tqdm(intervals, unit=" pictures", desc="video", disable=None):
+                frame0, events = _beginning(recording, interval)
+                flow = colour_flow(self.read(interval.index), max_magnitude=max_magnitude)
                 sides = np.concatenate((render_events(frame0, events), flow), axis=1)
                 yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
 
@@ -183,8 +183,8 @@ class OutputDirectory:
         if self.times:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
-        for name in ("windows", "metrics", "video"):
-            path = getattr(self, name)
+        files = {"time intervals": self.intervals, "metrics": self.metrics, "video": self.video}
+        for name, path in files.items():
             if path.is_file():
                 lines.append(f"{name}: {path}")
         drawn = sorted(self.pictures.glob("*.png"))
@@ -247,7 +247,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.windows, self.video, self.tracks]
+        files += [self.metrics, self.intervals, self.video, self.tracks]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -255,15 +255,15 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.windows, self.video, self.tracks):
+        for path in (self.metrics, self.intervals, self.video, self.tracks):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
         return self.root / "flow", self.root / "flow_at", self.pictures, self.root / EVENT_FLOW
 
 
-def _beginning(recording: Recording, window: Interval) -> tuple[np.ndarray | None, Events]:
+def _beginning(recording: Recording, interval: Interval) -> tuple[np.ndarray | None, Events]:
     """The frame at t0 and the events right after it."""
-    end = window.t0 + round(EVENT_SHARE * (window.t1 - window.t0))
-    frame0 = recording.frame(window.frames[0]) if window.frames else None
-    return frame0, recording.events(window.t0, max(end, window.t0 + 1))
+    end = interval.t0 + round(EVENT_SHARE * (interval.t1 - interval.t0))
+    frame0 = recording.frame(interval.frames[0]) if interval.frames else None
+    return frame0, recording.events(interval.t0, max(end, interval.t0 + 1))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from flowfuse.cli.console import CommandParser
 from flowfuse.config import parse_duration
 from flowfuse.model.checkpoint import available
 from flowfuse.stream.policy import POLICIES
@@ -68,11 +67,11 @@ class LiveConfig:
     threads: int | None = None
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the command line of ``flowfuse-live``."""
-    parser = ArgumentParser(
+    parser = CommandParser(
+        DESCRIPTION,
         prog=COMMAND,
-        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -158,7 +157,7 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> LiveConfig:
+def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
     """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
     given = parser.parse_args(list(arguments)).as_dict()
     for name in ("iterations", "threads", "memory"):

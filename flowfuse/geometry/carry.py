@@ -6,7 +6,7 @@ import numpy as np
 
 
 def carry_forward(flow: np.ndarray, moved: np.ndarray | None = None) -> np.ndarray:
-    """Take the flow of a window along itself: what starts the next window at the same velocity.
+    """Take the flow of an interval along itself: a start for the next, at the same velocity.
 
     Args:
         flow: [2, H, W] px.
