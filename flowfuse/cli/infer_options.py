@@ -126,7 +126,12 @@ def build_parser() -> ArgumentParser:
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
-    add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add(
+        "--frame-times",
+        metavar="FILE",
+        type=str,
+        help="times of the frames, likewise; or triggers[:rising|falling]",
+    )
     add(
         "--calibration",
         metavar="FILE",

@@ -71,6 +71,8 @@ def _without_paths(key: str, value: Any) -> Any:
 
 def _fingerprint(path: Path) -> tuple[int, int]:
     """Size (bytes) and newest modification (ns) of a file, or of the files right in a directory."""
+    if not path.exists():  # a statement in place of a file, such as triggers:rising
+        return 0, 0
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)

@@ -2,8 +2,8 @@
 
 A directory holds, where all but one of events and frames may be missing::
 
-    events.h5 | .npz | .txt | .csv     see flowfuse.data.formats; the last two may hold the frames,
-        | .raw | .aedat4 | .bag        too
+    events.h5 | .npz | .txt | .csv     see flowfuse.data.formats, which has more; .aedat4, .aedat
+        | .raw | .aedat4 | .bag ...    and bags may hold the frames, too
     images.txt                         lines "t path", t in seconds, mid-exposure; or
     images/ or frames/, or the images  with timestamps.txt or times.txt (one column of seconds, or
     themselves                         "t path"), beside them or in the directory; or
