@@ -142,8 +142,8 @@ def _build_parser() -> jsonargparse.ArgumentParser:
         prog=PROGRAM,
         exit_on_error=False,
         allow_abbrev=False,
-        description="Train a model on generated scenes, DSEC or MVSEC, or finetune one on a "
-        f"recording. --model NAME chooses an architecture ({', '.join(CONFIGS)}); --model.KEY "
+        description="Train a model on generated scenes, a data set or recordings with ground truth, "
+        f"or finetune one on a recording without. --model NAME chooses an architecture ({', '.join(CONFIGS)}); --model.KEY "
         "VALUE changes one of its settings. A recipe given with --config holds the same keys in "
         "YAML; the command line wins over it.",
     )
