@@ -144,8 +144,8 @@ def _build_parser() -> jsonargparse.ArgumentParser:
         allow_abbrev=False,
         description="Train a model on generated scenes, on a data set or on recordings with ground "
         "truth, or finetune one on a recording without. --model NAME chooses an architecture "
-        f"({', '.join(CONFIGS)}); --model.KEY VALUE changes one of its settings. A recipe given with --config holds the same keys in "
-        "YAML; the command line wins over it.",
+        f"({', '.join(CONFIGS)}); --model.KEY VALUE changes one of its settings. A recipe given "
+        "with --config holds the same keys in YAML; the command line wins over it.",
     )
     documented = docstring_parser.parse(TrainConfig.__doc__).params
     described = {entry.arg_name: entry.description for entry in documented}
