@@ -285,7 +285,7 @@ def test_self_supervised_takes_the_recipe_for_it(recording):
         ),
         (
             ["--data", "recording:{good}"],
-            "good: no ground truth in this recording (flow/000000.flo, ...); training without any",
+            "recording: no ground truth in this recording (flow/000000.flo, ...); training without any",
         ),
         (
             ["--self-supervised", "{good}", "--crop", "24", "32", "--model", "base"],
