@@ -56,7 +56,7 @@ def test_the_last_pairs_are_held_out_and_share_nothing(tmp_path):
     assert sample.flow[:, 0, 5, 5].tolist() == [3, 6] and not sample.flow[:, :, 0].any()
     assert not sample.valid[:, 0].any() and sample.valid[:, 1:].all()
     assert sample.occluded[1, 5].tolist() == [x + 6 > 31 for x in range(32)]
-    assert sample.modality_mask.tolist() == [1, 1, 1] and sample.boundary.isnan().all()
+    assert sample.modality_mask.tolist() == [1, 1, 1, 1] and sample.boundary.isnan().all()
     with pytest.raises(IndexError):
         measured[2]
 
