@@ -266,10 +266,10 @@ class Estimator:
         start = _flow_init(flow_init, height, width, count)
         inputs = ModelInputs(*(to_device(value, self.device) for value in inputs))
         output = self._forward(inputs, iterations, start)
-        modalities = []
-        for row in inputs.modality_mask.tolist():  # waits for a GPU, which is at work by now
-            has_frames, has_events = row[Modality.FRAMES] > 0, row[Modality.EVENTS] > 0
-            modalities.append(("frames",) * has_frames + ("events",) * has_events)
+        flags = inputs.modality_mask.tolist()  # waits for a GPU, which is at work by now
+        modalities = [
+            self._modalities(row[Modality.FRAMES] > 0, row[Modality.EVENTS] > 0) for row in flags
+        ]
         return _results(output, times, modalities, as_torch)
 
     def estimate_batch(  # noqa: PLR0913 - all that a user may know of frame pairs
@@ -340,7 +340,9 @@ class Estimator:
         inputs, times, modalities = zip(*prepared, strict=True)
         if iterations is not None:
             iterations = _integer("iterations", iterations, "an integer")
-        batch = _stack_inputs(inputs, ["frames" in found for found in modalities])
+        pairs = zip(columns[0], columns[1], strict=True)
+        has_frames = [first is not None and last is not None for first, last in pairs]
+        batch = _stack_inputs(inputs, has_frames)
         height, width = batch.frame0.shape[-2:]
         start = _flow_init(flow_init, height, width, count)
         output = self._forward(batch, iterations, start)
@@ -394,7 +396,12 @@ class Estimator:
             history=history,
             device=self.device,
         )
-        return inputs, (t0, t1), ("frames",) * has_frames + ("events",) * has_events
+        return inputs, (t0, t1), self._modalities(has_frames, has_events)
+
+    def _modalities(self, has_frames: bool, has_events: bool) -> tuple[str, ...]:
+        """What the network uses of what is there."""
+        frames = ("frames",) * (has_frames and self.model.config.frames)
+        return frames + ("events",) * (has_events and self.model.config.events)
 
     def _forward(
         self, inputs: ModelInputs, iterations: int | None, flow_init: Tensor | None

@@ -30,7 +30,8 @@ class Result:
     Attributes:
         t0, t1: time interval in microseconds.
         height, width: image size in px.
-        modalities: what the flow was estimated from: "frames", "events", or both.
+        modalities: what the flow was estimated from: "frames", "events", or both. What was given to
+            a network that does not use it is not named.
     """
 
     def __init__(

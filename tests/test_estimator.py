@@ -469,3 +469,11 @@ def test_origins_are_the_inverse_of_tracks():
         result.origins(points, [0.1, 0.2])
     with pytest.raises(ValueError, match=r"origins: points must have shape \[N, 2\], got \[3\]"):
         result.origins([1.0, 2.0, 3.0], 0.5)
+
+
+def test_modalities_are_those_that_the_network_used(frames, events):
+    times = {"t0": T0, "t1": T1}
+    assert Estimator(make_model())(*frames, events, **times).modalities == ("frames", "events")
+    for given, used in (({"frames": False}, "events"), ({"events": False}, "frames")):
+        result = Estimator(make_model(**given))(*frames, events, **times)
+        assert result.modalities == (used,)

@@ -40,7 +40,8 @@ test sequences, and one zip is written instead of OUT.
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
-    "format", "png_encoding", "max_pictures", "no_video", "tracks", "event_flow",
+    "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "tracks",
+    "event_flow",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
@@ -69,6 +70,8 @@ class InferenceConfig:
         png_encoding: "kitti" or "dsec".
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
+        outlier_fraction: 1PE, 2PE and 3PE also ask for an error of this fraction of the true
+            magnitude.
         overwrite: discard the results of a run with other settings, or a former submission.
         submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
         schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
@@ -97,6 +100,7 @@ class InferenceConfig:
     png_encoding: str = "kitti"
     max_pictures: int = 8
     video: bool = True
+    outlier_fraction: float = 0.0
     overwrite: bool = False
     submission: Path | None = None
     schedules: Path | None = None
@@ -128,7 +132,12 @@ def build_parser() -> ArgumentParser:
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
-    add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add(
+        "--frame-times",
+        metavar="FILE",
+        type=str,
+        help="times of the frames, likewise; or triggers[:rising|falling]",
+    )
     add(
         "--calibration",
         metavar="FILE",
@@ -173,6 +182,14 @@ def build_parser() -> ArgumentParser:
         help="draw pictures of at most N pairs, evenly spread; 0: none",
     )
     add("--no-video", action="store_true", help="do not write flow.mp4")
+    add(
+        "--outlier-fraction",
+        metavar="F",
+        type=float,
+        default=0.0,
+        help="count an error for 1PE, 2PE and 3PE only if it is at least this fraction of the true "
+        "magnitude; 0.05 gives the NPE of BFlow",
+    )
     add(
         "--checkpoint",
         metavar="NAME",
@@ -245,6 +262,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
             )
     if given.max_pictures < 0:
         parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
+    if not 0 <= given.outlier_fraction < 1:
+        parser.error(f"--outlier-fraction must be in [0, 1), got {given.outlier_fraction}")
     if given.every is not None and given.pairs is not None:
         parser.error("--every makes time intervals of its own: give --start and --end, not --pairs")
 
@@ -278,6 +297,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         png_encoding=given.png_encoding,
         max_pictures=given.max_pictures,
         video=not given.no_video,
+        outlier_fraction=given.outlier_fraction,
         overwrite=given.overwrite,
         submission=path(given.submission),
         schedules=path(given.schedules),

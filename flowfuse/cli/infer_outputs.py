@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from flowfuse import __version__
 from flowfuse.cli.infer_figures import PICTURES, write_figures
@@ -20,18 +19,24 @@ from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
+from flowfuse.io.progress import progress
 from flowfuse.result import Result
-from flowfuse.runner import Interval
+from flowfuse.runner import Interval, is_measured
 from flowfuse.visualization import (
+    EVENT_COLOURS,
     add_legend,
+    add_title,
     colour_flow,
     render_events,
+    title_height,
     upscale,
     write_image,
     write_video,
 )
 
-VIDEO_RATE = 10.0  # pictures per second
+LEAST_SHOWN = 1 / 60  # s of the video that a picture is shown, in the median: screens show no more
+SLOW_DOWNS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+LONGEST_SHOWN = 1.0  # s; where nothing was estimated for longer, the video goes on sooner
 VIDEO_WIDTH = 640  # px; smaller recordings are enlarged
 # Events of this fraction of the interval are drawn over the frame: they lie on the edges of t0.
 EVENT_SHARE = 0.2
@@ -58,8 +63,17 @@ def run_settings(
     }
 
 
+def _without_paths(key: str, value: Any) -> Any:
+    """A setting without what changes when a recording is moved: its size and dates tell it."""
+    if key != "recording" or not isinstance(value, list):
+        return value
+    return [entry[1:] if isinstance(entry, (list, tuple)) else entry for entry in value]
+
+
 def _fingerprint(path: Path) -> tuple[int, int]:
     """Size (bytes) and newest modification (ns) of a file, or of the files right in a directory."""
+    if not path.exists():  # a statement in place of a file, such as triggers:rising
+        return 0, 0
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
@@ -143,7 +157,7 @@ class OutputDirectory:
             return
         frame0, events = _beginning(recording, interval)
         ground_truths = {}
-        if interval.frames:
+        if is_measured(recording, interval):
             for tau in (*recording.ground_truth_times, 1.0):
                 ground_truth = recording.ground_truth_at(interval.index, tau)
                 if ground_truth is not None:
@@ -159,23 +173,35 @@ class OutputDirectory:
     ) -> None:
         """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
 
+        It runs in real time, or slowed down by a factor that is drawn beside the time.
+
         Args:
             recording: of the frames and events.
             intervals: those whose flow was written.
             max_magnitude: px at the rim of the colour wheel, the same in all of the video.
 
         Raises:
-            OSError: OpenCV cannot write it.
+            OSError: it cannot be written.
         """
 
+        times, slow_down = playback([interval.t0 for interval in intervals])
+        speed = "real time" if slow_down == 1 else f"slowed down {slow_down} x"
+
+        def title(interval: Interval) -> str:
+            return f"{interval.t0 * 1e-6:.4f} s, {speed}. Events ({EVENT_COLOURS}), flow"
+
         def pictures() -> Iterator[np.ndarray]:
-            for interval in tqdm(intervals, unit=" pictures", desc="video", disable=None):
+            height = None
+            for interval in progress(intervals, unit=" pictures", desc="video: "):
                 frame0, events = _beginning(recording, interval)
                 flow = colour_flow(self.read(interval.index), max_magnitude=max_magnitude)
                 sides = np.concatenate((render_events(frame0, events), flow), axis=1)
-                yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+                picture = add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+                # One height for all, with room for the longest time.
+                height = height or title_height(picture.shape[1], title(intervals[-1]) + "  ")
+                yield add_title(picture, title(interval), height)
 
-        write_video(self.video, pictures(), VIDEO_RATE)
+        write_video(self.video, pictures(), times)
 
     def lines(self) -> list[str]:
         """Say where things are."""
@@ -236,7 +262,7 @@ class OutputDirectory:
         changed = [
             f"{key} {found.get(key)} there, {value} now"
             for key, value in settings.items()
-            if found.get(key) != value
+            if _without_paths(key, found.get(key)) != _without_paths(key, value)
         ]
         if changed:
             raise ValueError(
@@ -260,6 +286,25 @@ class OutputDirectory:
 
     def _directories(self) -> tuple[Path, ...]:
         return self.root / "flow", self.root / "flow_at", self.pictures, self.root / EVENT_FLOW
+
+
+def playback(starts: Sequence[int]) -> tuple[list[float], int]:
+    """When a video shows what begins at some times, and how much slower than it happened.
+
+    Args:
+        starts: increasing, microseconds.
+
+    Returns:
+        Seconds of the video, from 0, and the factor by which they are longer: one of SLOW_DOWNS, so
+        that a picture is shown for LEAST_SHOWN in the median, and for LONGEST_SHOWN at most.
+    """
+    steps = np.diff(np.asarray(starts, np.int64)) * 1e-6
+    median = float(np.median(steps)) if len(steps) else LEAST_SHOWN
+    # A camera of nominally 60 Hz may be a little faster.
+    fitting = (factor for factor in SLOW_DOWNS if factor * median >= 0.9 * LEAST_SHOWN)
+    factor = next(fitting, SLOW_DOWNS[-1])
+    shown = np.minimum(steps * factor, max(LONGEST_SHOWN, median * factor))
+    return [0.0, *np.cumsum(np.maximum(shown, 1e-3)).tolist()], factor
 
 
 def _beginning(recording: Recording, interval: Interval) -> tuple[np.ndarray | None, Events]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from flowfuse.cli.console import ListedError
 from flowfuse.cli.infer_options import InferenceConfig
@@ -19,6 +18,7 @@ from flowfuse.estimator import Estimator
 from flowfuse.geometry.carry import carry_forward
 from flowfuse.io.atomic import atomic_path, check_file_path
 from flowfuse.io.flow import encode_flow
+from flowfuse.io.progress import progress
 from flowfuse.runner import FrameReader, Interval, estimate_interval
 
 # The test sequences with flow, and how many predictions the benchmark wants of each.
@@ -72,10 +72,10 @@ def submit(config: InferenceConfig, estimator: Estimator) -> str:
     with (
         atomic_path(path) as partial,
         zipfile.ZipFile(partial, "w") as archive,
-        tqdm(total=total, unit=" intervals", disable=None) as bar,
+        progress(total=total, unit=" intervals") as bar,
     ):
         for name, plan in plans.items():
-            bar.set_postfix_str(name)
+            bar.set_postfix_str(name, refresh=False)
             for interval, flow, duration in predict(estimator, plan, config):
                 seconds.append(duration)
                 bar.update()
@@ -202,7 +202,11 @@ def predict(
         result, seconds = estimate_interval(
             estimator, plan.sequence, reader, interval, config.iterations, flow_init
         )
-        assert result is not None, "there are frames"
+        if result is None:
+            raise ValueError(
+                f"{plan.sequence.name}, interval {interval.index}: no event, and this network uses "
+                "events alone; the benchmark wants flow of every interval"
+            )
         former, flow = interval, result.flow
         if not np.isfinite(flow).all():
             raise ValueError(
