@@ -385,6 +385,14 @@ def test_frames_are_not_copied_to_the_host(monkeypatch, dtype):
     assert isinstance(result.flow, torch.Tensor)
 
 
+def test_modalities_are_those_that_the_network_used(frames, events):
+    times = {"t0": T0, "t1": T1}
+    assert Estimator(make_model())(*frames, events, **times).modalities == ("frames", "events")
+    for given, used in (({"frames": False}, "events"), ({"events": False}, "frames")):
+        result = Estimator(make_model(**given))(*frames, events, **times)
+        assert result.modalities == (used,)
+
+
 def test_prepare_and_run_are_a_call(estimator, frames, events):
     """The same bits, from an item, from a batch of one, and through a DataLoader."""
     called = estimator(*frames, events, t0=T0, t1=T1, exposure0=4_000, iterations=1)
@@ -471,9 +479,15 @@ def test_origins_are_the_inverse_of_tracks():
         result.origins([1.0, 2.0, 3.0], 0.5)
 
 
-def test_modalities_are_those_that_the_network_used(frames, events):
-    times = {"t0": T0, "t1": T1}
-    assert Estimator(make_model())(*frames, events, **times).modalities == ("frames", "events")
-    for given, used in (({"frames": False}, "events"), ({"events": False}, "frames")):
-        result = Estimator(make_model(**given))(*frames, events, **times)
-        assert result.modalities == (used,)
+def test_encoded_frames_are_used_again(estimator, frames, events):
+    """The same bits; and a network without frames has none to encode."""
+    called = estimator(*frames, events, t0=T0, t1=T1)
+    item = estimator.prepare(*frames, events, t0=T0, t1=T1)
+    encoded = estimator.encode_frame(item.frame0), estimator.encode_frame(item.frame1[None])
+    (result,) = estimator.run(item, t0=T0, t1=T1, encoded_frames=encoded)
+    assert np.array_equal(result.control_points, called.control_points)
+    assert np.array_equal(result.boundary, called.boundary)
+    swapped = estimator.run(item, t0=T0, t1=T1, encoded_frames=encoded[::-1])[0]
+    assert not np.array_equal(swapped.flow, called.flow), "they are what counts"
+    with pytest.raises(ValueError, match="uses no frames, so none can be encoded"):
+        Estimator(make_model(frames=False)).encode_frame(item.frame0)

@@ -113,9 +113,8 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
-    summary = "\n".join(told)
     # A name of a file that is not UTF-8 must not end a run that is done.
-    print(summary.encode(errors="backslashreplace").decode(), flush=True)
+    print("\n".join(told).encode(errors="backslashreplace").decode(), flush=True)
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:

@@ -23,6 +23,7 @@ import torch
 from flowfuse.estimator import Estimator, as_frame, load
 from flowfuse.events import Events
 from flowfuse.geometry.carry import carry_forward
+from flowfuse.model.encoders import EncodedFrame
 from flowfuse.result import Array, Result
 from flowfuse.stream.buffers import FOREVER, EventBuffer, FrameBuffer, StoredFrame
 from flowfuse.stream.clocks import (
@@ -629,7 +630,7 @@ class Stream:
         with self._estimating:
             first, last = span.frames or (None, None)
             began = time.perf_counter()
-            result = self.estimator(
+            inputs = self.estimator.prepare(
                 None if first is None else first.image,
                 None if last is None else last.image,
                 events,
@@ -637,8 +638,20 @@ class Stream:
                 t1=span.t1,
                 exposure0=None if first is None else first.exposure,
                 exposure1=None if last is None else last.exposure,
+            )
+            encoded = None
+            if first is not None and last is not None and self.estimator.model.config.frames:
+                # The last frame of an interval is the first one of the next.
+                first_features = self._encode(first, inputs.frame0)
+                encoded = first_features, self._encode(last, inputs.frame1)
+            flow_init = self._carried(span)
+            (result,) = self.estimator.run(
+                inputs,
+                t0=span.t0,
+                t1=span.t1,
                 iterations=self._iterations,
-                flow_init=self._carried(span),
+                flow_init=None if flow_init is None else flow_init[None],
+                encoded_frames=encoded,
                 as_torch=self._as_torch,
             )
             if self.estimator.device.type == "cuda":
@@ -646,6 +659,12 @@ class Stream:
             seconds = time.perf_counter() - began
             self._last_result, self._last_timing = result, Timing(seconds, seconds)
             return result
+
+    def _encode(self, frame: StoredFrame, image: torch.Tensor) -> EncodedFrame:
+        """The features of a frame in memory, made at its first use."""
+        if frame.features is None:
+            frame.features = self.estimator.encode_frame(image)
+        return frame.features
 
     def _carried(self, span: Span) -> np.ndarray | None:
         """The flow of the last result, carried to the start of a span; None where it ends before

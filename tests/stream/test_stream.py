@@ -529,20 +529,39 @@ def test_waiting_ends_in_time(stream):
 
 def test_a_warm_start_begins_with_the_flow_before(stream, estimator, monkeypatch):
     given = []
-    called = type(estimator).__call__
+    called = type(estimator).run
 
     def spy(self, *arguments, **options):
         given.append(options["flow_init"])
         return called(self, *arguments, **options)
 
-    monkeypatch.setattr(type(estimator), "__call__", spy)
+    monkeypatch.setattr(type(estimator), "run", spy)
     one = stream(interval=STEP, every=5_000, policy="all", warm_start=True)
     one.push(make_events(0, 25_000))
     first = one.take(0)
     one.take(0)
-    assert given[0] is None and given[1].shape == (2, HEIGHT, WIDTH)
+    assert given[0] is None and given[1].shape == (1, 2, HEIGHT, WIDTH)
     known = np.isfinite(given[1])
     assert known.any() and np.abs(given[1][known]).max() <= np.abs(first.flow).max() + 1e-6
+
+
+def test_a_frame_is_encoded_once(stream, estimator, monkeypatch):
+    """By successive intervals, and by any other that is asked for."""
+    encoded = []
+    called = type(estimator).encode_frame
+
+    def spy(self, frame):
+        encoded.append(frame)
+        return called(self, frame)
+
+    monkeypatch.setattr(type(estimator), "encode_frame", spy)
+    one = stream(policy="all")
+    one.push(make_events(0, 90_000))
+    for index in range(4):
+        one.push_frame(make_frame(index), 1_000 + STEP * index)
+    results = [one.take(0) for _ in range(3)]
+    assert len(encoded) == 4
+    assert same(one.flow(11_000, 21_000), results[1]) and len(encoded) == 4
 
 
 def test_tensors_on_request(stream):
