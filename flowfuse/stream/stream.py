@@ -33,7 +33,7 @@ from flowfuse.stream.clocks import (
     microseconds,
 )
 from flowfuse.stream.policy import POLICIES, StreamStats, Thinner
-from flowfuse.stream.schedule import FixedRate, FramePairs, Schedule, Span, find_pair
+from flowfuse.stream.schedule import FixedRate, FramePairs, Schedule, Span, find_span
 
 BETWEEN_FRAMES = "frames"
 _ARRIVALS = 4096  # pushes whose time of arrival is remembered
@@ -59,9 +59,9 @@ class Stream:
 
     An interval is estimated when all of its events have come: when an event, or :meth:`advance`,
     says so, or a frame that is later by ``tolerance``. Where frames lie at both of its limits, the
-    flow comes from these and the events, as of a call of the estimator; otherwise from the events
-    alone. ``Result.modalities`` tells. docs/live.md has a table of what happens to late, repeated
-    and impossible times.
+    flow comes from these and the events, as of a call of the estimator; with one at its start
+    alone, as the estimator takes that; otherwise from the events. ``Result.modalities`` tells.
+    docs/live.md has a table of what happens to late, repeated and impossible times.
 
     Args:
         model: a checkpoint, see :func:`flowfuse.load`, or an estimator.
@@ -353,7 +353,7 @@ class Stream:
         """
         t0, t1 = int(t0), int(t1)
         with self._changed:
-            span = Span(t0, t1, find_pair(self._frames, t0, t1, self._slack))
+            span = find_span(self._frames, t0, t1, self._slack)
             first, last = span.needs(self._slices)
             clock = self._clock()
             if clock is None or clock < last:
@@ -387,7 +387,8 @@ class Stream:
                 return known
             first, last = span.needs(self._slices)
             lost = self._events.complete_from > span.t0
-            if lost or (span.frames is None and not self._events.count(span.t0, span.t1)):
+            empty = not (span.is_frame_pair or self._events.count(span.t0, span.t1))
+            if lost or empty:
                 return known
             events = self._events.between(self._kept_from(span, first), last)
         return self._estimate(span, events)
@@ -628,7 +629,7 @@ class Stream:
 
     def _estimate(self, span: Span, events: Events) -> Result:
         with self._estimating:
-            first, last = span.frames or (None, None)
+            first, last = span.first, span.last
             began = time.perf_counter()
             inputs = self.estimator.prepare(
                 None if first is None else first.image,
@@ -636,8 +637,8 @@ class Stream:
                 events,
                 t0=span.t0,
                 t1=span.t1,
-                exposure0=None if first is None else first.exposure,
-                exposure1=None if last is None else last.exposure,
+                exposure0=span.exposures[0],
+                exposure1=span.exposures[1],
             )
             encoded = None
             if first is not None and last is not None and self.estimator.model.config.frames:

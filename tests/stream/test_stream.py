@@ -192,10 +192,12 @@ def test_fixed_intervals_use_frames_at_their_limits(stream, estimator):
     for index, t in enumerate((400, 10_300, 25_000)):
         one.push_frame(make_frame(index), t)
     one.push(events.slice_time(5_000, 40_000))
-    first, second, *_ = one.take(0), one.take(0)
+    first, second, third = one.take(0), one.take(0), one.take(0)
     expected = estimator(make_frame(0), make_frame(1), events, t0=0, t1=STEP)
     assert same(first, expected)
-    assert second.modalities == ("events",)
+    # A frame near the start alone: this network can use it.
+    assert same(second, estimator(make_frame(1), None, events, t0=STEP, t1=2 * STEP))
+    assert second.modalities == ("frame0", "events") and third.modalities == ("events",)
     assert one.frame(25_000).tolist() == make_frame(2).tolist() and one.frame(30_000) is None
 
 
