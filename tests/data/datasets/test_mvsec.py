@@ -397,7 +397,7 @@ def test_samples_have_the_form_of_scenes(path):
         "frame1": (1, HEIGHT, WIDTH),
         "event_sum": (1, HEIGHT, WIDTH),
         "exposure": (2,),
-        "modality_mask": (3,),
+        "modality_mask": (4,),
         "tau": (1,),
         "flow": (1, 2, HEIGHT, WIDTH),
         "valid": (1, HEIGHT, WIDTH),
