@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowfuse.estimator import Estimator, load
     from flowfuse.events import Events
     from flowfuse.io.flow import read_flow, write_flow
-    from flowfuse.result import Result
+    from flowfuse.result import Result, load_result
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "Result",
     "__version__",
     "load",
+    "load_result",
     "open_recording",
     "ops",
     "read_flow",
@@ -42,6 +43,7 @@ _HOMES = {
     "Events": "flowfuse.events",
     "Result": "flowfuse.result",
     "load": "flowfuse.estimator",
+    "load_result": "flowfuse.result",
     "open_recording": "flowfuse.data.opening",
     "read_flow": "flowfuse.io.flow",
     "write_flow": "flowfuse.io.flow",

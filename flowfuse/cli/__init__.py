@@ -4,6 +4,7 @@ console.py           what all commands share: how they end, and what they then s
 infer.py             flowfuse-infer
 infer_options.py     its options
 infer_outputs.py     its output directory
+infer_extras.py      what it writes on request beside flow
 infer_figures.py     its pictures
 infer_report.py      metrics.json, and what is printed
 infer_submission.py  the predictions that the benchmark of DSEC asks for

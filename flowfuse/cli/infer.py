@@ -28,6 +28,7 @@ from flowfuse.runner import (
     check_events,
     count_gaps,
     describe_times,
+    estimate_backward,
     estimate_interval,
     find_earlier,
     plan_fixed_rate,
@@ -85,8 +86,11 @@ def run(config: InferenceConfig) -> None:
         windows = plan_fixed_rate(recording, config.every, start, end)
     else:
         windows = plan_frame_pairs(recording, config.pairs, start, end)
-        check_events(recording)
-    outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
+        if "events" in config.modalities:
+            check_events(recording)
+    outputs = OutputDirectory(
+        config.output, config.format, config.png_encoding, config.times, config.extras
+    )
     if config.video:
         opencv_name(outputs.video)  # refused now, not when all windows are estimated
     given = (config.events, config.frames, config.frame_times, config.calibration)
@@ -138,15 +142,21 @@ def _estimate_all(
             report.done += 1
         else:
             result, seconds = estimate_interval(
-                estimator, recording, reader, window, config.iterations
-            )
+                estimator, recording, reader, window, config.iterations,
+                modalities=config.modalities,
+            )  # fmt: skip
             if result is None:
                 report.skipped += 1
                 continue
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
-            outputs.write(recording, window, result, pictures=pictures)
+            backward = None
+            if outputs.needs_backward:
+                backward = estimate_backward(
+                    estimator, recording, reader, window, config.iterations, config.modalities
+                )
+            outputs.write(recording, window, result, backward, pictures=pictures)
         # What was written is what is measured: an interrupted run gives the same numbers.
         flow = outputs.read(window.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
@@ -157,7 +167,8 @@ def _estimate_all(
             report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
             bar.set_postfix_str(report.metrics.latest)
     outputs.write_windows(present)
-    if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:
+    asked = "events" in config.modalities and recording.event_range is not None
+    if asked and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
     return report
 

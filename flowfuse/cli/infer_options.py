@@ -11,7 +11,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flowfuse.cli.infer_extras import EXTRAS
 from flowfuse.model.checkpoint import available
+from flowfuse.runner import MODALITIES
 
 COMMAND = "flowfuse-infer"
 DESCRIPTION = """\
@@ -26,6 +28,7 @@ file (for --every, or with --frames); or a video. OUT gets
   windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
+  and with --write: flow_backward/, occlusion/, uncertainty/, boundaries/, control_points/
 
 for all frame pairs or time intervals of this and earlier calls. The video covers the last call
 that made new ones. The same command again continues an interrupted run.
@@ -37,7 +40,7 @@ test sequences, and one zip is written instead of OUT.
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
-    "format", "png_encoding", "max_pictures", "no_video",
+    "format", "png_encoding", "max_pictures", "no_video", "write", "events_only", "frames_only",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
@@ -65,6 +68,8 @@ class InferenceConfig:
         times: the tau in (0, 1] at which continuous flow is written.
         format: "flo", "png", "npy" or "npz".
         png_encoding: "kitti" or "dsec".
+        extras: what else is written of each window, names of EXTRAS.
+        modalities: what the network is given: "frames", "events" or both.
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
         overwrite: discard the results of a run with other settings, or a former submission.
@@ -91,6 +96,8 @@ class InferenceConfig:
     times: tuple[float, ...] = ()
     format: str = "flo"
     png_encoding: str = "kitti"
+    extras: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = MODALITIES
     max_pictures: int = 8
     video: bool = True
     overwrite: bool = False
@@ -154,6 +161,22 @@ def build_parser() -> ArgumentParser:
         choices=["kitti", "dsec"],
         default="kitti",
         help="scale of 16-bit PNG: kitti 1/64 px, dsec 1/128 px",
+    )
+    add(
+        "--write",
+        metavar="KIND,...",
+        type=str,
+        default="",
+        help=f"also write, of each pair or time interval: {', '.join(EXTRAS)}",
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--events-only",
+        action="store_true",
+        help="flow of the frame pairs without their frames, to compare",
+    )
+    only.add_argument(
+        "--frames-only", action="store_true", help="flow without the events, to compare"
     )
     add(
         "--max-pictures",
@@ -230,6 +253,9 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     if given.every is not None and given.pairs is not None:
         parser.error("--every makes windows of its own: give --start and --end, not --pairs")
 
+    if given.every is not None and given.frames_only:
+        parser.error("--every estimates flow from events: leave out --frames-only")
+
     def convert(option: str, parse: Callable, text: str | None):
         try:
             return None if text is None else parse(text)
@@ -258,6 +284,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         times=convert("--times", parse_times, given.times),
         format=given.format,
         png_encoding=given.png_encoding,
+        extras=convert("--write", parse_extras, given.write),
+        modalities=_modalities(given),
         max_pictures=given.max_pictures,
         video=not given.no_video,
         overwrite=given.overwrite,
@@ -265,6 +293,12 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         schedules=path(given.schedules),
         warm_start=given.warm_start,
     )
+
+
+def _modalities(given: Namespace) -> tuple[str, ...]:
+    if given.events_only:
+        return ("events",)
+    return ("frames",) if given.frames_only else MODALITIES
 
 
 def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
@@ -306,6 +340,15 @@ def parse_times(text: str) -> tuple[float, ...]:
     if not all(0 < tau <= 1 for tau in times) or list(times) != sorted(set(times)):
         raise ValueError("expected increasing fractions in (0, 1], such as 0.25,0.5,0.75")
     return times
+
+
+def parse_extras(text: str) -> tuple[str, ...]:
+    """Read "uncertainty,backward" as names of EXTRAS, in the order that EXTRAS has."""
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    for name in names:
+        if name not in EXTRAS:
+            raise ValueError(f"unknown kind {name!r}, expected some of {', '.join(EXTRAS)}")
+    return tuple(name for name in EXTRAS if name in names)
 
 
 def parse_range(text: str) -> tuple[int | None, int | None]:

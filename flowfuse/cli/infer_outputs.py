@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowfuse import __version__
+from flowfuse.cli.infer_extras import EXTRAS, Estimates
 from flowfuse.cli.infer_figures import PICTURES, write_figures
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
@@ -48,6 +49,7 @@ def run_settings(
         "checkpoint_sha256": digest,
         "iterations": config.iterations,
         "precision": config.precision,
+        "modalities": list(config.modalities),
         "every_us": config.every,
         # The grid of fixed-rate windows starts there; frame pairs are numbered by their frames.
         "start_s": config.start if config.every else None,
@@ -79,10 +81,19 @@ class OutputDirectory:
         suffix: of the flow files, without the dot.
         encoding: of 16-bit PNG, "kitti" or "dsec".
         times: the tau of the continuous flow.
+        extras: names of EXTRAS.
     """
 
-    def __init__(self, root: Path, suffix: str, encoding: str, times: Sequence[float]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        suffix: str,
+        encoding: str,
+        times: Sequence[float],
+        extras: Sequence[str] = (),
+    ) -> None:
         self.root, self.suffix, self.encoding, self.times = root, suffix, encoding, tuple(times)
+        self.extras = tuple(extras)
         self.settings = root / "run.json"
         self.metrics = root / "metrics.json"
         self.windows = root / "windows.csv"
@@ -96,6 +107,16 @@ class OutputDirectory:
             directory = tau_directory(self.root / "flow_at", tau)
         return directory / f"{index:06d}.{self.suffix}"
 
+    def extra(self, index: int, name: str) -> Path:
+        """The file of a window that one of the EXTRAS writes."""
+        kind = EXTRAS[name]
+        return self.root / kind.folder / f"{index:06d}.{kind.suffix or self.suffix}"
+
+    @property
+    def needs_backward(self) -> bool:
+        """Whether anything that is asked for needs the backward flow."""
+        return any(EXTRAS[name].backward for name in self.extras)
+
     def picture(self, index: int, kind: str) -> Path:
         """One of the PICTURES of a window."""
         return self.pictures / f"{index:06d}_{kind}.png"
@@ -103,6 +124,7 @@ class OutputDirectory:
     def is_done(self, index: int, pictures: bool) -> bool:
         """Whether all files of a window are there."""
         files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
+        files += [self.extra(index, name) for name in self.extras]
         if pictures:
             files += [self.picture(index, kind) for kind in PICTURES]
         return all(path.is_file() for path in files)
@@ -127,13 +149,25 @@ class OutputDirectory:
         return read_flow(self.flow(index, tau), self.encoding)[0]
 
     def write(
-        self, recording: Recording, window: Interval, result: Result, *, pictures: bool
+        self,
+        recording: Recording,
+        window: Interval,
+        result: Result,
+        backward: np.ndarray | None,
+        *,
+        pictures: bool,
     ) -> None:
         """Write the files of a window.
+
+        Args:
+            backward: its backward flow [2, H, W] px, where ``needs_backward``.
 
         Raises:
             OSError: one cannot be written.
         """
+        for name in self.extras:
+            estimates = Estimates(result, backward, self.encoding)
+            EXTRAS[name].write(self.extra(window.index, name), estimates)
         for tau in self.times:
             write_flow(self.flow(window.index, tau), result.at(tau), encoding=self.encoding)
         write_flow(self.flow(window.index), result.flow, encoding=self.encoding)
@@ -181,6 +215,7 @@ class OutputDirectory:
         if self.times:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
+        lines += [f"{name}: {self.extra(0, name).parent}" for name in self.extras]
         for name in ("windows", "metrics", "video"):
             path = getattr(self, name)
             if path.is_file():
@@ -213,7 +248,8 @@ class OutputDirectory:
         with atomic_path(self.settings) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
         remove_abandoned(self.root)
-        for path in (self.flow(0), self.picture(0, "flow"), *(self.flow(0, t) for t in self.times)):
+        made = [self.flow(0), self.picture(0, "flow"), *(self.flow(0, t) for t in self.times)]
+        for path in (*made, *(self.extra(0, name) for name in self.extras)):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(path.parent)
 
@@ -257,7 +293,8 @@ class OutputDirectory:
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
-        return self.root / "flow", self.root / "flow_at", self.pictures
+        extras = (self.root / kind.folder for kind in EXTRAS.values())
+        return self.root / "flow", self.root / "flow_at", self.pictures, *extras
 
 
 def _beginning(recording: Recording, window: Interval) -> tuple[np.ndarray | None, Events]:
