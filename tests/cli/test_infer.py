@@ -33,6 +33,7 @@ from flowfuse.runner import (
     plan_frame_pairs,
 )
 
+
 def expected_flow(recording: Path, checkpoint: Path, index: int):
     opened = open_recording(recording)
     t0, t1 = opened.frame_times[index : index + 2]
