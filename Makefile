@@ -18,7 +18,8 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 setup: $(VENV)/.installed
 
 demo: setup
-	$(BIN)/flowfuse-infer flowfuse/sample -o demo_out --times 0.25,0.5,0.75 --overwrite
+	$(BIN)/flowfuse-infer flowfuse/sample -o demo_out --times 0.25,0.5,0.75 --html --overwrite
+	@echo "open demo_out/index.html in a browser"
 
 test: setup
 	$(BIN)/python -m pytest -q tests

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,13 @@ from tqdm import tqdm
 
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
-from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
+from flowfuse.cli.infer_options import (
+    COMMAND,
+    MAX_VIEWED,
+    InferenceConfig,
+    build_parser,
+    parse_config,
+)
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunReport
 from flowfuse.cli.infer_submission import submit
@@ -35,6 +42,7 @@ from flowfuse.runner import (
     plan_frame_pairs,
 )
 
+LARGE_PAGE = 40_000_000  # bytes
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
 
@@ -105,7 +113,28 @@ def run(config: InferenceConfig) -> None:
     found = [window for window in windows if outputs.flow(window.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
+    if config.html:
+        name = recording.path or config.events or config.frames
+        title = f"{Path(name).name if name else 'recording'}: {config.checkpoint}"
+        size = outputs.write_page(title, spread(windows, MAX_VIEWED), report.metrics.pairs)
+        if len(windows) > MAX_VIEWED:
+            warnings.warn(
+                f"--html: {outputs.page} shows {MAX_VIEWED} of {len(windows)}, evenly spread; "
+                "--pairs A:B, or --start and --end, choose others",
+                stacklevel=2,
+            )
+        if size > LARGE_PAGE:
+            warnings.warn(
+                f"--html: {outputs.page} has {size / 1e6:.0f} MB; with fewer pairs it loads faster",
+                stacklevel=2,
+            )
     print(report.summary(config, estimator, recording, outputs), flush=True)
+
+
+def spread(windows: list[Interval], count: int) -> list[Interval]:
+    """At most ``count`` of the windows, evenly spread, with the first and the last."""
+    chosen = np.linspace(0, len(windows) - 1, min(len(windows), count)).astype(int)
+    return [windows[position] for position in chosen.tolist()]
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:
@@ -125,9 +154,8 @@ def _estimate_all(
 ) -> RunReport:
     """Estimate the windows that are not done; measure these and those of earlier calls."""
     report = RunReport(len(windows), 0 if config.every else count_gaps(windows))
-    count = min(len(windows), config.max_pictures)
-    chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
-    pictured = {windows[position].index for position in chosen}
+    pictured = {window.index for window in spread(windows, config.max_pictures)}
+    viewed = {window.index for window in spread(windows, MAX_VIEWED if config.html else 0)}
     earlier = find_earlier(recording, windows, outputs.written())
     known = {window.index for window in earlier}
     present = sorted([*windows, *earlier], key=lambda window: window.index)
@@ -135,10 +163,10 @@ def _estimate_all(
     # disable=None: no bar where the output is no terminal.
     bar = tqdm(present, unit=" windows" if config.every else " pairs", disable=None)
     for window in bar:
-        pictures = window.index in pictured
+        pictures, view = window.index in pictured, window.index in viewed
         if window.index in known:
             pass
-        elif outputs.is_done(window.index, pictures):
+        elif outputs.is_done(window.index, pictures, view):
             report.done += 1
         else:
             result, seconds = estimate_interval(
@@ -156,7 +184,7 @@ def _estimate_all(
                 backward = estimate_backward(
                     estimator, recording, reader, window, config.iterations, config.modalities
                 )
-            outputs.write(recording, window, result, backward, pictures=pictures)
+            outputs.write(recording, window, result, backward, pictures=pictures, viewed=view)
         # What was written is what is measured: an interrupted run gives the same numbers.
         flow = outputs.read(window.index)
         report.magnitude = max(report.magnitude, colour_range(flow))

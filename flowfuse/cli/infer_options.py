@@ -28,6 +28,7 @@ file (for --every, or with --frames); or a video. OUT gets
   windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
+  index.html       with --html: a page that shows all of it over time, in any browser
   and with --write: flow_backward/, occlusion/, uncertainty/, boundaries/, control_points/
 
 for all frame pairs or time intervals of this and earlier calls. The video covers the last call
@@ -41,8 +42,10 @@ test sequences, and one zip is written instead of OUT.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
     "format", "png_encoding", "max_pictures", "no_video", "write", "events_only", "frames_only",
+    "html",
 )  # fmt: skip
 MAX_THREADS = 1024
+MAX_VIEWED = 20  # pairs in index.html; at 640 x 480 px they take up to 30 MB
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
 _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
@@ -72,6 +75,7 @@ class InferenceConfig:
         modalities: what the network is given: "frames", "events" or both.
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
+        html: write index.html, the viewer.
         overwrite: discard the results of a run with other settings, or a former submission.
         submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
         schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
@@ -100,6 +104,7 @@ class InferenceConfig:
     modalities: tuple[str, ...] = MODALITIES
     max_pictures: int = 8
     video: bool = True
+    html: bool = False
     overwrite: bool = False
     submission: Path | None = None
     schedules: Path | None = None
@@ -184,6 +189,12 @@ def build_parser() -> ArgumentParser:
         type=int,
         default=8,
         help="draw pictures of at most N pairs, evenly spread; 0: none",
+    )
+    add(
+        "--html",
+        action="store_true",
+        help=f"write OUT/index.html: one file for a browser, with up to {MAX_VIEWED} pairs or time "
+        "intervals, evenly spread (--pairs, --start, --end choose)",
     )
     add("--no-video", action="store_true", help="do not write flow.mp4")
     add(
@@ -288,6 +299,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         modalities=_modalities(given),
         max_pictures=given.max_pictures,
         video=not given.no_video,
+        html=given.html,
         overwrite=given.overwrite,
         submission=path(given.submission),
         schedules=path(given.schedules),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flowfuse import __version__
 from flowfuse.cli.infer_extras import EXTRAS, Estimates
-from flowfuse.cli.infer_figures import PICTURES, write_figures
+from flowfuse.cli.infer_figures import PICTURES, colour_range, write_figures
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
@@ -22,6 +22,8 @@ from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
 from flowfuse.result import Result
 from flowfuse.runner import Interval
+from flowfuse.viewer.page import write_page
+from flowfuse.viewer.payload import encode_pair
 from flowfuse.visualization import (
     add_legend,
     colour_flow,
@@ -98,6 +100,7 @@ class OutputDirectory:
         self.metrics = root / "metrics.json"
         self.windows = root / "windows.csv"
         self.video = root / "flow.mp4"
+        self.page = root / "index.html"
         self.pictures = root / "pictures"
 
     def flow(self, index: int, tau: float | None = None) -> Path:
@@ -121,12 +124,18 @@ class OutputDirectory:
         """One of the PICTURES of a window."""
         return self.pictures / f"{index:06d}_{kind}.png"
 
-    def is_done(self, index: int, pictures: bool) -> bool:
-        """Whether all files of a window are there."""
+    def payload(self, index: int) -> Path:
+        """What the page shows of a window."""
+        return self.root / "viewer" / f"{index:06d}.json"
+
+    def is_done(self, index: int, pictures: bool, viewed: bool = False) -> bool:
+        """Whether all files of a window are there, with its pictures, and its part of the page."""
         files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
         files += [self.extra(index, name) for name in self.extras]
         if pictures:
             files += [self.picture(index, kind) for kind in PICTURES]
+        if viewed:
+            files.append(self.payload(index))
         return all(path.is_file() for path in files)
 
     def written(self) -> list[int]:
@@ -156,11 +165,14 @@ class OutputDirectory:
         backward: np.ndarray | None,
         *,
         pictures: bool,
+        viewed: bool = False,
     ) -> None:
         """Write the files of a window.
 
         Args:
             backward: its backward flow [2, H, W] px, where ``needs_backward``.
+            pictures: draw it.
+            viewed: make its part of the page.
 
         Raises:
             OSError: one cannot be written.
@@ -171,6 +183,8 @@ class OutputDirectory:
         for tau in self.times:
             write_flow(self.flow(window.index, tau), result.at(tau), encoding=self.encoding)
         write_flow(self.flow(window.index), result.flow, encoding=self.encoding)
+        if viewed:
+            self._write_payload(recording, window, result)
         if not pictures:
             return
         frame0, events = _beginning(recording, window)
@@ -185,6 +199,32 @@ class OutputDirectory:
         drawn = write_figures(title, result, frame0, events, ground_truths, times)
         for kind, image in drawn.items():
             write_image(self.picture(window.index, kind), image)
+
+    def _write_payload(self, recording: Recording, window: Interval, result: Result) -> None:
+        flows, frame, ground_truth = [result.flow], None, None
+        if window.frames:
+            frame = recording.frame(window.frames[0])
+            ground_truth = recording.ground_truth_at(window.index, 1.0)
+        if ground_truth is not None:
+            flows.append(ground_truth[0])
+        events = recording.events(window.t0, window.t1)
+        content = encode_pair(
+            result, frame, events, ground_truth,
+            index=window.index, colour_range=colour_range(*flows),
+        )  # fmt: skip
+        with atomic_path(self.payload(window.index)) as temporary:
+            temporary.write_text(content)
+
+    def write_page(
+        self, title: str, windows: Sequence[Interval], metrics: Mapping[int, dict[str, Any]]
+    ) -> int:
+        """Write index.html of the windows that have a payload; returns its size in bytes.
+
+        Args:
+            metrics: index -> entry of metrics.json.
+        """
+        files = [self.payload(window.index) for window in windows]
+        return write_page(self.page, title, [file for file in files if file.is_file()], metrics)
 
     def write_video(
         self, recording: Recording, windows: Sequence[Interval], max_magnitude: float
@@ -216,7 +256,7 @@ class OutputDirectory:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
         lines += [f"{name}: {self.extra(0, name).parent}" for name in self.extras]
-        for name in ("windows", "metrics", "video"):
+        for name in ("windows", "metrics", "video", "page"):
             path = getattr(self, name)
             if path.is_file():
                 lines.append(f"{name}: {path}")
@@ -248,7 +288,12 @@ class OutputDirectory:
         with atomic_path(self.settings) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
         remove_abandoned(self.root)
-        made = [self.flow(0), self.picture(0, "flow"), *(self.flow(0, t) for t in self.times)]
+        made = [
+            self.flow(0),
+            self.picture(0, "flow"),
+            self.payload(0),
+            *(self.flow(0, t) for t in self.times),
+        ]
         for path in (*made, *(self.extra(0, name) for name in self.extras)):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(path.parent)
@@ -281,7 +326,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.windows, self.video]
+        files += [self.metrics, self.windows, self.video, self.page]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -289,12 +334,13 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.windows, self.video):
+        for path in (self.metrics, self.windows, self.video, self.page):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
         extras = (self.root / kind.folder for kind in EXTRAS.values())
-        return self.root / "flow", self.root / "flow_at", self.pictures, *extras
+        folders = (self.root / name for name in ("flow", "flow_at", "viewer"))
+        return *folders, self.pictures, *extras
 
 
 def _beginning(recording: Recording, window: Interval) -> tuple[np.ndarray | None, Events]:

@@ -96,6 +96,11 @@ class RunMetrics:
             self.latest = told if math.isfinite(found["flow"]["epe"]) else ""
         self._pairs.append(pair)
 
+    @property
+    def pairs(self) -> dict[int, dict[str, Any]]:
+        """The entries of metrics.json, by the index of their flow file."""
+        return {pair["index"]: pair for pair in self._pairs}
+
     def averages(self) -> dict[str, Any]:
         """Average flow metrics per pixel and per frame, paths per pixel, the others per pair."""
         result: dict[str, Any] = {
