@@ -172,7 +172,8 @@ def build_plan(library: Path, nvcc: str | None) -> str:
         "  description = link $out",
     ]
     objects = []
-    for source in sources:
+    # Those that take longest come first, or one of them would keep a single core busy at the end.
+    for source in sorted(sources, key=lambda path: (path.suffix != ".cu", -path.stat().st_size)):
         name = f"{source.relative_to(ROOT)}.o"
         objects.append(name)
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
@@ -220,6 +221,9 @@ class BuildExtension(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(build_plan(library, nvcc))
+        kinds = "the CPU kernels" if nvcc is None else f"the CPU and, with {nvcc}, the CUDA kernels"
+        minutes = "one to two minutes" if nvcc is None else "several minutes"
+        print(f"flowfuse: compiling {kinds}; on two cores this takes {minutes}", flush=True)
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
 
