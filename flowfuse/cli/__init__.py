@@ -3,6 +3,7 @@
 console.py           what all commands share: how they end, and what they then say
 infer.py             flowfuse-infer
 infer_options.py     its options
+infer_recording.py   one recording, by one process or several
 infer_outputs.py     its output directory
 infer_extras.py      what it writes on request beside flow
 infer_figures.py     its pictures

@@ -19,9 +19,13 @@ COMMAND = "flowfuse-infer"
 DESCRIPTION = """\
 Estimate dense and continuous optical flow from a recording of frames and events.
 
-INPUT is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (lines `time path`, in
-seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of MVSEC; or an event
-file (for --every, or with --frames); or a video. OUT gets
+INPUT is a recording, or several, or a folder of recordings: several are written to OUT/NAME each,
+and their averages to OUT/recordings.json. `torchrun --nproc-per-node N -m flowfuse.infer ...`
+shares the pairs or time intervals of each recording among N processes.
+
+A recording is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (lines
+`time path`, in seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of
+MVSEC; or an event file (for --every, or with --frames); or a video. OUT gets
 
   flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of time interval 0, ...
   flow_at/TAU/     with --times: the same from each start to the fraction TAU of the way
@@ -56,6 +60,7 @@ class InferenceConfig:
 
     Args:
         input: recording directory, event file or video; None with ``events`` or ``frames``.
+        inputs: all that are given, folders of recordings too; ``input`` is the first.
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
         output: directory of the results.
@@ -105,6 +110,7 @@ class InferenceConfig:
     max_pictures: int = 8
     video: bool = True
     html: bool = False
+    inputs: tuple[Path, ...] = ()
     overwrite: bool = False
     submission: Path | None = None
     schedules: Path | None = None
@@ -123,9 +129,10 @@ def build_parser() -> ArgumentParser:
     add(
         "input",
         metavar="INPUT",
-        nargs="?",
+        nargs="*",
         type=str,
-        help="recording directory, event file or video",
+        help="recordings (directory, event file or video), folders of recordings, or @FILE with "
+        "one of these a line",
     )
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
@@ -246,7 +253,8 @@ def build_parser() -> ArgumentParser:
 def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceConfig:
     """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
     given: Namespace = parser.parse_args(list(arguments))
-    if given.input is None and given.events is None and given.frames is None:
+    inputs = _read_inputs(parser, given.input or [])
+    if not inputs and given.events is None and given.frames is None:
         parser.error("give a recording INPUT, --events or --frames")
     _check_submission(parser, given)
     for name in ("iterations", "threads"):
@@ -277,7 +285,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         return None if text is None else Path(text)
 
     return InferenceConfig(
-        input=path(given.input),
+        input=inputs[0] if inputs else None,
+        inputs=inputs,
         output=Path(given.output or given.submission),
         events=path(given.events),
         frames=path(given.frames),
@@ -307,6 +316,24 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     )
 
 
+def _read_inputs(parser: ArgumentParser, words: Sequence[str]) -> tuple[Path, ...]:
+    """The inputs, with those of an @FILE in its place."""
+    found: list[Path] = []
+    for word in words:
+        if not word.startswith("@"):
+            found.append(Path(word))
+            continue
+        try:
+            lines = Path(word[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"{word}: cannot read a list of inputs ({error})")
+        listed = [Path(line.strip()) for line in lines if line.strip()]
+        if not listed:
+            parser.error(f"{word}: the list is empty, expected one input a line")
+        found += listed
+    return tuple(found)
+
+
 def _modalities(given: Namespace) -> tuple[str, ...]:
     if given.events_only:
         return ("events",)
@@ -321,8 +348,8 @@ def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
             if given[name]:
                 parser.error(f"--{name.replace('_', '-')} belongs to --submission")
         return
-    if given.input is None:
-        parser.error("--submission needs INPUT, the root of DSEC")
+    if len(given.input or []) != 1:
+        parser.error(f"--submission needs INPUT, one root of DSEC, got {len(given.input or [])}")
     if not given.submission.endswith(".zip"):
         parser.error(f"--submission must name a .zip, got {given.submission!r}")
     for name in _OF_RECORDINGS:

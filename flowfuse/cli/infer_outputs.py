@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
+from flowfuse.io.lock import directory_lock
 from flowfuse.result import Result
 from flowfuse.runner import Interval
 from flowfuse.viewer.page import write_page
@@ -265,18 +267,30 @@ class OutputDirectory:
             lines += ["pictures:", *(f"  {path}" for path in drawn)]
         return lines
 
-    def prepare(
-        self, settings: dict[str, Any], sources: Sequence[Path], *, overwrite: bool
-    ) -> None:
-        """Make the directory, or take up the run in it.
+    @contextmanager
+    def claimed(self, sources: Sequence[Path]) -> Iterator[None]:
+        """Make the directory, and keep other commands out of it.
+
+        Args:
+            sources: files of the recording.
 
         Raises:
-            ValueError: it holds something else, or results of a run with other settings.
+            ValueError: it is one of them, or another command writes there.
             OSError: it cannot be written.
         """
         if any(self.root.resolve() == source.resolve() for source in sources):
             raise ValueError(f"{self.root}: the output directory must not be the recording itself")
         self.root.mkdir(parents=True, exist_ok=True)
+        with directory_lock(self.root):
+            yield
+
+    def prepare(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Begin a run in the directory, or take up the one in it.
+
+        Raises:
+            ValueError: it holds something else, or results of a run with other settings.
+            OSError: it cannot be written.
+        """
         if self.settings.is_file():
             found = self._read_settings()
             if overwrite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from flowfuse.cli.infer_outputs import OutputDirectory
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.boundaries import DISTANCES
-from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth
+from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth, PairSums
 from flowfuse.evaluation.metrics import means, photometric_error
 from flowfuse.io.atomic import atomic_path
 from flowfuse.io.images import as_gray
@@ -41,6 +42,7 @@ class RunMetrics:
     def __init__(self) -> None:
         self.latest = ""
         self._pairs: list[dict[str, Any]] = []
+        self._sums: list[dict[float, PairSums]] = []
         # 1.0 is the flow from frame to frame; other tau are continuous flow
         self._evaluations: dict[float, Evaluation] = {}
 
@@ -73,6 +75,7 @@ class RunMetrics:
         }
         flows = {**flow_at, 1.0: flow}
         asked = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
+        measured: dict[float, PairSums] = {}
         known = {tau: answer for tau, answer in asked.items() if answer is not None}
         for tau in known:
             # With the flow to the second frame goes the path to it, as far as it is known.
@@ -86,6 +89,7 @@ class RunMetrics:
             evaluation = self._evaluations.setdefault(tau, Evaluation())
             estimates = {"flow": Estimate(path), "zero_flow": Estimate(np.zeros_like(path))}
             found = evaluation.add(estimates, ground_truth)[ALL]
+            measured[tau] = evaluation.latest
             if tau < 1:
                 pair.setdefault("flow_at", {})[str(tau)] = found
                 continue
@@ -95,6 +99,28 @@ class RunMetrics:
             told = f"EPE {found['flow']['epe']:.2f}, zero flow {found['zero_flow']['epe']:.2f} px"
             self.latest = told if math.isfinite(found["flow"]["epe"]) else ""
         self._pairs.append(pair)
+        self._sums.append(measured)
+
+    def extend(self, other: RunMetrics) -> None:
+        """Add all that another has measured, pair by pair, as if it had been measured here."""
+        for pair, measured in zip(other._pairs, other._sums, strict=True):
+            self._pairs.append(pair)
+            self._sums.append(measured)
+            for tau, sums in measured.items():
+                self._evaluations.setdefault(tau, Evaluation()).add_sums(sums)
+
+    @classmethod
+    def merged(cls, parts: Sequence[RunMetrics]) -> RunMetrics:
+        """Those of one recording that several processes measured, in the order of its pairs.
+
+        Sums are taken pair by pair, so that the bits are those of one process.
+        """
+        both = [both for part in parts for both in zip(part._pairs, part._sums, strict=True)]
+        unsorted, result = cls(), cls()
+        both.sort(key=lambda entry: entry[0]["index"])
+        unsorted._pairs, unsorted._sums = [pair for pair, _ in both], [sums for _, sums in both]
+        result.extend(unsorted)
+        return result
 
     @property
     def pairs(self) -> dict[int, dict[str, Any]]:
@@ -137,7 +163,7 @@ class RunMetrics:
             "pairs": self._pairs,
         }
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(_without_nan(content), indent=1) + "\n")
+            temporary.write_text(json.dumps(without_nan(content), indent=1) + "\n")
         return True
 
     def lines(self) -> list[str]:
@@ -202,12 +228,12 @@ def _mean(values: list[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Replace NaN by None: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -215,8 +241,8 @@ def _without_nan(value: Any) -> Any:
 class RunReport:
     """What happened to the windows of a run."""
 
-    total: int
-    gaps: int
+    total: int = 0
+    gaps: int = 0
     done: int = 0
     new: int = 0
     from_frames: int = 0
@@ -224,6 +250,20 @@ class RunReport:
     magnitude: float = LEAST_MAGNITUDE
     seconds: list[float] = field(default_factory=list)
     metrics: RunMetrics = field(default_factory=RunMetrics)
+
+    @classmethod
+    def merged(cls, parts: Sequence[RunReport]) -> RunReport:
+        """What several processes report of one recording, together; ``total`` and ``gaps`` open."""
+        counts = {
+            name: sum(getattr(part, name) for part in parts)
+            for name in ("done", "new", "from_frames", "skipped")
+        }
+        return cls(
+            **counts,
+            magnitude=max(part.magnitude for part in parts),
+            seconds=[second for part in parts for second in part.seconds],
+            metrics=RunMetrics.merged([part.metrics for part in parts]),
+        )
 
     def summary(
         self,

@@ -79,6 +79,7 @@ class GroundTruth:
 
 # (estimate, ground truth, [H, W] bool pixels that count, outlier_fraction) -> sums
 Measure = Callable[[Estimate, GroundTruth, np.ndarray, float], Sums]
+PairSums = dict[str, dict[str, Sums]]  # mask -> row -> sums of a pair
 Pair = tuple[Mapping[str, Estimate], GroundTruth]  # row -> estimate
 
 
@@ -149,7 +150,7 @@ class Evaluation:
     def __init__(self, *, outlier_fraction: float = 0.0, measure: Measure = pair_sums) -> None:
         self.outlier_fraction = outlier_fraction
         self.measure = measure
-        self.latest: dict[str, dict[str, Sums]] = {}
+        self.latest: PairSums = {}
         self._metrics: dict[str, dict[str, FlowMetrics]] = {}
 
     def add(
@@ -160,15 +161,22 @@ class Evaluation:
         Returns:
             mask -> row -> measure -> value.
         """
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        sums: dict[str, dict[str, Sums]] = {}
+        sums: PairSums = {}
         valid = np.asarray(ground_truth.valid[-1], bool)
         for mask, pixels in ground_truth.masks.items():
             counted = valid if pixels is None else valid & pixels
-            sums[mask], found[mask] = {}, {}
-            for row, estimate in estimates.items():
-                one = self.measure(estimate, ground_truth, counted, self.outlier_fraction)
-                sums[mask][row] = one
+            sums[mask] = {
+                row: self.measure(estimate, ground_truth, counted, self.outlier_fraction)
+                for row, estimate in estimates.items()
+            }
+        return self.add_sums(sums)
+
+    def add_sums(self, sums: PairSums) -> dict[str, dict[str, dict[str, float]]]:
+        """Add a pair by what ``latest`` had of it; returns what :meth:`add` does."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for mask, rows in sums.items():
+            found[mask] = {}
+            for row, one in rows.items():
                 metrics = self._metrics.setdefault(mask, {}).setdefault(row, FlowMetrics())
                 found[mask][row] = metrics.add_sums(one)
         self.latest = sums

@@ -15,8 +15,8 @@ import pytest
 import torch
 from infer_cases import FIRST, FRAMES, QUIET, SHIFT, STEP, files
 
-from flowfuse.cli import infer
 from flowfuse.cli import infer_outputs as outputs
+from flowfuse.cli import infer_recording, infer_report
 from flowfuse.cli.infer import main
 from flowfuse.cli.infer_options import parse_duration, parse_range, parse_times
 from flowfuse.data.opening import open_recording
@@ -298,7 +298,7 @@ def test_a_closed_pipe_is_no_error_of_the_output(run, recording, capsys, monkeyp
     def closed(*args):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(infer.RunReport, "summary", closed)
+    monkeypatch.setattr(infer_report.RunReport, "summary", closed)
     assert run(recording, *QUIET) == 141
     assert "Broken pipe" not in capsys.readouterr().err
 
@@ -497,7 +497,7 @@ def test_a_video_that_cannot_be_written_is_refused_first(run, recording, tmp_pat
 
 def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
     def warn(*args):
-        infer.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)
+        infer_recording.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)
         return False
 
     monkeypatch.setattr(outputs.OutputDirectory, "is_done", warn)

@@ -159,6 +159,16 @@ def open_directory(
     return DirectoryRecording(path, event_file, frame_source)
 
 
+def holds_recording(path: Path) -> bool:
+    """Whether a directory has what :func:`open_directory` looks for, sound or not."""
+    if _find_any_format(path) is not None:
+        return True
+    try:
+        return _find_events(path) is not None or _find_frames(path)[0] is not None
+    except ValueError:  # too much of it
+        return True
+
+
 class DirectoryDataSet(DataSet):
     """What no other data set has: any directory or file."""
 
