@@ -10,11 +10,12 @@ Events are read and written part by part, and come back to the microsecond and t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.cli.console import leave, run_command
+from jsonargparse import Namespace
+
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.data.formats.event_writer import EVENT_FORMATS
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_copy import copy_recording
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("convert", lambda: convert(arguments), interrupted="nothing is written")
 
 
-def convert(arguments: argparse.Namespace) -> None:
+def convert(arguments: Namespace) -> None:
     """Copy the recording, and say what was written."""
     recording = open_recording(
         arguments.source,
@@ -39,12 +40,9 @@ def convert(arguments: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("source", type=Path, help="recording directory or file, as flowfuse-infer takes it")
     add(

@@ -5,14 +5,15 @@ python data_tools/inspect_recording.py RECORDING --sheet sheet.png
 
 from __future__ import annotations
 
-import argparse
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jsonargparse import Namespace
 
-from flowfuse.cli.console import leave, parse_count, run_command
+from flowfuse.cli.console import CommandParser, leave, parse_count, run_command
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("inspect_recording", lambda: inspect(arguments))
 
 
-def inspect(arguments: argparse.Namespace) -> None:
+def inspect(arguments: Namespace) -> None:
     """Print what the recording is like, and draw it."""
     if arguments.sheet is not None:
         check_picture_name(arguments.sheet)
@@ -65,12 +66,9 @@ def inspect(arguments: argparse.Namespace) -> None:
         print(f"contact sheet: {arguments.sheet}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("recording", type=Path, nargs="?", help="directory or file, as flowfuse-infer takes it")
     add("--events", type=Path, help="events, where not in the recording")
@@ -91,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_reach(text: str) -> int:
     """Read milliseconds; the events of every one of them are summed into an image that is held."""
     if (reach := parse_count(text)) > MAX_REACH:
-        raise argparse.ArgumentTypeError(f"expected at most {MAX_REACH} ms, got {reach}")
+        raise ArgumentTypeError(f"expected at most {MAX_REACH} ms, got {reach}")
     return reach
 
 

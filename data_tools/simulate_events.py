@@ -8,7 +8,6 @@ images needs timestamps.txt (seconds) or --frame-times or --rate.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jsonargparse import Namespace
 from tqdm import tqdm
 
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.data.formats.base import FrameSource
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.formats.frames import list_images
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def make_recording(arguments: argparse.Namespace) -> None:
+def make_recording(arguments: Namespace) -> None:
     """Write the recording, and say what is in it."""
     check_new_directory(arguments.output)
     if arguments.seed < 0:
@@ -78,12 +78,9 @@ def make_recording(arguments: argparse.Namespace) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("source", type=Path, help="a video, or a folder of images")
     add("output", type=Path, help="a directory that does not exist or is empty")
@@ -134,9 +131,7 @@ def estimate_motion(frames: FrameSource) -> float:
     return fastest
 
 
-def simulate(
-    frames: FrameSource, output: Path, config: SensorConfig, arguments: argparse.Namespace
-) -> int:
+def simulate(frames: FrameSource, output: Path, config: SensorConfig, arguments: Namespace) -> int:
     """Write the recording; one stretch of frames is in memory. Returns the number of events."""
     indices = range(len(frames.times))
 

@@ -9,11 +9,12 @@ calibration, and flow maps from every second frame to the second next.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.cli.console import leave, run_command
+from jsonargparse import Namespace
+
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.datasets.dsec.files import FLOW_STEP
 from flowfuse.data.datasets.dsec.writer import LAYOUTS, check_new_sequence, write_sequence
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("write_dsec", lambda: generate(arguments), interrupted="nothing is written")
 
 
-def generate(arguments: argparse.Namespace) -> None:
+def generate(arguments: Namespace) -> None:
     """Write the sequence, and say what is in it."""
     width, height = arguments.size
     if arguments.frames <= FLOW_STEP:
@@ -68,12 +69,9 @@ def generate(arguments: argparse.Namespace) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="directory of the data set; it may hold sequences")
     parser.add_argument("name", help="of the sequence, which must not be there yet")
     parser.add_argument("--layout", default="merged", choices=LAYOUTS, help="where files lie")

@@ -9,13 +9,13 @@ that of i + 1 and i + 2.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jsonargparse import Namespace
 
-from flowfuse.cli.console import accept_former_name, leave, run_command
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX
 from flowfuse.data.datasets.mvsec.writer import TRUTH_SUFFIXES, write_mvsec
 from flowfuse.data.synthetic.presets import PRESETS
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("write_mvsec", lambda: generate(arguments), interrupted="nothing is written")
 
 
-def generate(arguments: argparse.Namespace) -> None:
+def generate(arguments: Namespace) -> None:
     """Write the sequence, and say what is in it."""
     if arguments.frames < LEAST_FRAMES:
         raise ValueError(
@@ -56,12 +56,9 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{path}: {len(scene.frames)} frames, {len(scene.events)} events")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("output", type=Path, help="directory and name of the sequence, which must not be there yet")
     add("--preset", default="slow", choices=tuple(PRESETS), help="kind of motion and light")
@@ -75,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="hdf5",
         help="of the ground truth",
     )
-    accept_former_name(parser, "--truth-format", "--ground-truth-format")
+    parser.accept_former_name("--truth-format", "--ground-truth-format")
     return parser
 
 

@@ -31,7 +31,7 @@ from flowfuse.result import Array, Result, as_events
 
 # Of numpy; in the byte order of the machine, as torch takes them.
 FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
-MAX_TIME = 2**61  # us: what is a window or two earlier or later still fits into int64
+MAX_TIME = 2**61  # us: what is an interval or two earlier or later still fits into int64
 
 
 def load(
@@ -260,8 +260,8 @@ class Estimator:
         config = self.model.config
         if not (has_frames or has_events):
             raise ValueError(
-                "estimator: flow needs both frames, or events in the window; got no frame pair, "
-                f"and no event in [{t0}, {t1}) us"
+                "estimator: flow needs both frames, or events in the time interval; got no frame "
+                f"pair, and no event in [{t0}, {t1}) us"
             )
         if not (has_frames and config.frames) and not (has_events and config.events):
             kind = "frames" if config.frames else "events"

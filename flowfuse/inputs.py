@@ -232,7 +232,7 @@ def slice_events(
     limits = slice_times(t0, t1, slices)
     if t1 - t0 < slices:
         raise ValueError(
-            f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices "
+            f"slice_events: the time interval [{t0}, {t1}) us is too short for {slices} slices "
             "of at least 1 us"
         )
     return _voxelize_intervals(events, limits, limits[1:], bins, height, width)

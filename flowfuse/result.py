@@ -39,7 +39,7 @@ class Result:
     tau = (t - t0) / (t1 - t0) in [0, 1]. Arrays are numpy or torch, as the input was.
 
     Attributes:
-        t0, t1: window in microseconds.
+        t0, t1: time interval in microseconds.
         height, width: image size in px.
         modalities: what the flow was estimated from: "frames", "events", or both.
     """

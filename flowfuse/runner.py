@@ -1,4 +1,4 @@
-"""Which windows of a recording to estimate, and the estimate of one; nothing else is in memory."""
+"""Which time intervals of a recording to estimate, and the estimate of one, alone in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GAP_RATIO = 1.5
 # Wrong units make events and frames differ at least a thousandfold in duration.
 UNIT_RATIO = 300
 MODALITIES = ("frames", "events")
-MAX_WINDOWS = 1_000_000  # the names of flow files count with six digits
+MAX_INTERVALS = 1_000_000  # the names of flow files count with six digits
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Interval:
     """One flow field to estimate.
 
     Attributes:
-        index: number of the output file: the first frame's index, or the window's with ``--every``.
+        index: number of the output file: that of the first frame, or with ``--every`` its own.
         t0, t1: microseconds.
         frames: indices of the two frames; None for events alone.
     """
@@ -54,7 +54,7 @@ def plan_frame_pairs(
     start: int | None = None,
     end: int | None = None,
 ) -> list[Interval]:
-    """List the windows between frames: successive ones, or as the data set wants them.
+    """List the intervals between frames: successive ones, or as the data set wants them.
 
     Args:
         recording: with at least two frames.
@@ -71,31 +71,31 @@ def plan_frame_pairs(
             f"the recording has {len(times)} frame(s), and a pair needs two; "
             "use --every 10ms for flow from the events alone"
         )
-    windows = [
+    intervals = [
         Interval(i, times[i], times[j], (i, j))
         for i, j in wanted[slice(*(pairs or (None, None)))]
         if (start is None or start <= times[i]) and (end is None or times[j] <= end)
     ]
-    if not windows:
+    if not intervals:
         raise ValueError(
             f"no frame pair in the range asked for: the recording has {len(wanted)} pairs, "
             f"from {times[0] * 1e-6:.6f} to {times[-1] * 1e-6:.6f} s"
         )
-    return windows
+    return intervals
 
 
 def plan_fixed_rate(
     recording: Recording, every: int, start: int | None = None, end: int | None = None
 ) -> list[Interval]:
-    """List the successive windows of ``every`` microseconds, for flow from the events alone.
+    """List the successive intervals of ``every`` microseconds, for flow from the events alone.
 
     Args:
         recording: its events.
-        every: length of a window, us.
+        every: length of an interval, us.
         start, end: microseconds; from the first to the last event by default.
 
     Raises:
-        ValueError: when there are no events, no whole window fits, or more than MAX_WINDOWS do.
+        ValueError: when there are no events, no whole interval fits, or more than MAX_INTERVALS do.
     """
     if recording.event_range is None:
         raise ValueError(
@@ -106,8 +106,9 @@ def plan_fixed_rate(
     start = first if start is None else start
     end = last + 1 if end is None else end
     count = (end - start) // every
-    if not 1 <= count <= MAX_WINDOWS:
-        found = "no window" if count < 1 else f"at most {MAX_WINDOWS} expected, {count} windows"
+    if not 1 <= count <= MAX_INTERVALS:
+        many = f"at most {MAX_INTERVALS} expected, {count} time intervals"
+        found = "no time interval" if count < 1 else many
         raise ValueError(
             f"{found} of {every} us {'fits' if count < 1 else 'fit'} between "
             f"{_seconds(start, end)} (the events go from {_seconds(first, last, 'to')})"
@@ -116,16 +117,16 @@ def plan_fixed_rate(
 
 
 def find_earlier(
-    recording: Recording, windows: Sequence[Interval], written: Sequence[int]
+    recording: Recording, intervals: Sequence[Interval], written: Sequence[int]
 ) -> list[Interval]:
-    """List the windows that earlier runs with the same settings wrote, beside those planned now.
+    """List the intervals that earlier runs with the same settings wrote, beside those planned now.
 
     Args:
-        recording: of the windows.
-        windows: planned now by :func:`plan_frame_pairs` or :func:`plan_fixed_rate`.
+        recording: of the intervals.
+        intervals: planned now by :func:`plan_frame_pairs` or :func:`plan_fixed_rate`.
         written: indices of the flow files.
     """
-    planned, first = {window.index for window in windows}, windows[0]
+    planned, first = {interval.index for interval in intervals}, intervals[0]
     earlier = [index for index in written if index not in planned]
     if first.frames is None:
         every = first.t1 - first.t0
@@ -181,12 +182,12 @@ def estimate_interval(
     estimator: Estimator,
     recording: Recording,
     reader: FrameReader,
-    window: Interval,
+    interval: Interval,
     iterations: int | None,
     flow_init: np.ndarray | None = None,
     modalities: Sequence[str] = MODALITIES,
 ) -> tuple[Result | None, float]:
-    """Read what one window needs and estimate its flow.
+    """Read what one interval needs and estimate its flow.
 
     Args:
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
@@ -197,13 +198,13 @@ def estimate_interval(
         estimator, without reading.
 
     Raises:
-        ValueError: naming the window, or the file at fault.
+        ValueError: naming the interval, or the file at fault.
     """
-    used = _read_inputs(estimator, recording, reader, window, modalities)
+    used = _read_inputs(estimator, recording, reader, interval, modalities)
     if used is None:
         return None, 0.0
     begin = time.perf_counter()
-    result = _estimate(estimator, recording, window, used, iterations, flow_init)
+    result = _estimate(estimator, recording, interval, used, iterations, flow_init)
     if estimator.device.type == "cuda":
         torch.cuda.synchronize(estimator.device)
     return result, time.perf_counter() - begin
@@ -213,7 +214,7 @@ def estimate_backward(
     estimator: Estimator,
     recording: Recording,
     reader: FrameReader,
-    window: Interval,
+    interval: Interval,
     iterations: int | None,
     modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray | None:
@@ -226,17 +227,17 @@ def estimate_backward(
         [2, H, W] float32, px; None where there is neither a frame pair nor an event.
 
     Raises:
-        ValueError: naming the window, or the file at fault.
+        ValueError: naming the interval, or the file at fault.
     """
-    used = _read_inputs(estimator, recording, reader, window, modalities, backward=True)
+    used = _read_inputs(estimator, recording, reader, interval, modalities, backward=True)
     if used is None:
         return None
-    return _estimate(estimator, recording, window, used, iterations).flow
+    return _estimate(estimator, recording, interval, used, iterations).flow
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What the estimator is given for a window; forwards or backwards in time."""
+    """What the estimator is given for an interval; forwards or backwards in time."""
 
     frames: tuple[np.ndarray | None, np.ndarray | None]
     events: Events | None
@@ -249,16 +250,16 @@ def _read_inputs(
     estimator: Estimator,
     recording: Recording,
     reader: FrameReader,
-    window: Interval,
+    interval: Interval,
     modalities: Sequence[str],
     *,
     backward: bool = False,
 ) -> _Inputs | None:
     """Read frames and events, None where there is nothing to estimate flow from."""
-    exposures, frames = reader.exposures(window), reader.frames(window)
+    exposures, frames = reader.exposures(interval), reader.frames(interval)
     if "frames" not in modalities:
         exposures, frames = (None, None), (None, None)
-    t0, t1 = window.t0, window.t1
+    t0, t1 = interval.t0, interval.t1
     if backward:
         exposures, frames = exposures[::-1], frames[::-1]
     start, end = input_interval(t0, t1, estimator.model.config.slices, *exposures)
@@ -285,7 +286,7 @@ def _read_inputs(
 def _estimate(
     estimator: Estimator,
     recording: Recording,
-    window: Interval,
+    interval: Interval,
     used: _Inputs,
     iterations: int | None,
     flow_init: np.ndarray | None = None,
@@ -302,15 +303,15 @@ def _estimate(
             flow_init=flow_init,
         )
     except ValueError as error:
-        raise ValueError(f"{_name(recording, window)}: {error}") from error
+        raise ValueError(f"{_name(recording, interval)}: {error}") from error
 
 
-def _name(recording: Recording, window: Interval) -> str:
-    """What an error message calls a window."""
-    kind = f"window {window.index}"
-    if window.frames is not None:
-        kind = f"frames {window.frames[0]} and {window.frames[1]}"
-    times = _seconds(window.t0, window.t1, "to")
+def _name(recording: Recording, interval: Interval) -> str:
+    """What an error message calls an interval."""
+    kind = f"time interval {interval.index}"
+    if interval.frames is not None:
+        kind = f"frames {interval.frames[0]} and {interval.frames[1]}"
+    times = _seconds(interval.t0, interval.t1, "to")
     return f"{recording.path or 'the recording'}, {kind} ({times})"
 
 
@@ -321,27 +322,28 @@ class FrameReader:
         self.recording = recording
         self._kept: dict[int, np.ndarray] = {}
 
-    def frames(self, window: Interval) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return the two frames of a window, or two None."""
-        if window.frames is None:
+    def frames(self, interval: Interval) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the two frames of an interval, or two None."""
+        if interval.frames is None:
             return None, None
         self._kept = {
-            i: self._kept[i] if i in self._kept else self.recording.frame(i) for i in window.frames
+            i: self._kept[i] if i in self._kept else self.recording.frame(i)
+            for i in interval.frames
         }
-        first, last = window.frames
+        first, last = interval.frames
         return self._kept[first], self._kept[last]
 
-    def exposures(self, window: Interval) -> tuple[int | None, int | None]:
-        """Return the exposure durations of a window's frames in microseconds, None if unknown."""
-        intervals = self.recording.exposures
-        if window.frames is None or intervals is None:
+    def exposures(self, interval: Interval) -> tuple[int | None, int | None]:
+        """Return the exposure durations of both frames in microseconds, None if unknown."""
+        exposures = self.recording.exposures
+        if interval.frames is None or exposures is None:
             return None, None
-        first, last = (int(intervals[i][1] - intervals[i][0]) for i in window.frames)
+        first, last = (int(exposures[i][1] - exposures[i][0]) for i in interval.frames)
         return first, last
 
 
-def count_gaps(windows: list[Interval]) -> int:
+def count_gaps(intervals: list[Interval]) -> int:
     """Count the pairs much longer than the median one."""
-    durations = [window.t1 - window.t0 for window in windows]
+    durations = [interval.t1 - interval.t0 for interval in intervals]
     limit = GAP_RATIO * statistics.median(durations)
     return sum(duration > limit for duration in durations)

@@ -1,6 +1,6 @@
 """The commands.
 
-console.py           what all commands share: how they end, and what they then say
+console.py           what all commands share: how they are told, and how they end
 infer.py             flowfuse-infer
 infer_options.py     its options
 infer_recording.py   one recording, by one process or several

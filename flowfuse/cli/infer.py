@@ -15,10 +15,11 @@ from flowfuse import __version__, distributed
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_recording import by_first, run_recording
-from flowfuse.cli.infer_report import RunMetrics, RunReport, without_nan
+from flowfuse.cli.infer_report import RunMetrics, RunReport
 from flowfuse.cli.infer_submission import submit
 from flowfuse.data.opening import find_recordings
 from flowfuse.estimator import load, select_device
+from flowfuse.evaluation.report import without_nan
 from flowfuse.io.atomic import atomic_path
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.training.devices import own_device
@@ -135,7 +136,7 @@ def _write_summary(
             {
                 "name": name,
                 "input": str(runs[name].input),
-                "windows": report.total,
+                "intervals": report.total,
                 "without_events": report.skipped,
                 "average": report.metrics.averages(),
             }

@@ -1,4 +1,4 @@
-"""What ``flowfuse-infer --write`` writes of a window beside its flow; a file of each kind."""
+"""What ``flowfuse-infer --write`` writes of an interval beside its flow; a file of each kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowfuse.visualization import write_image
 
 @dataclass(frozen=True)
 class Estimates:
-    """What was estimated of a window.
+    """What was estimated of an interval.
 
     Attributes:
         result: forwards.
@@ -37,7 +37,7 @@ class Extra:
     Attributes:
         folder: in OUT.
         suffix: of its files, without the dot; None = that of the flow files.
-        write: makes the file of a window, complete or not at all.
+        write: makes the file of an interval, complete or not at all.
         backward: whether it needs the backward flow.
     """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flowfuse.cli.console import CommandParser
 from flowfuse.cli.infer_extras import EXTRAS
 from flowfuse.model.checkpoint import available
 from flowfuse.runner import MODALITIES
@@ -71,12 +72,12 @@ class InferenceConfig:
         iterations: recurrent updates; None = the network's default.
         threads: CPU threads; None = torch's choice.
         pairs: first and last (excluded) pair; None on either side = open.
-        start, end: window in seconds of the recording's clock.
+        start, end: of the time to estimate, in seconds of the recording's clock.
         every: flow from events alone, one field each so many microseconds; None = frame pairs.
         times: the tau in (0, 1] at which continuous flow is written.
         format: "flo", "png", "npy" or "npz".
         png_encoding: "kitti" or "dsec".
-        extras: what else is written of each window, names of EXTRAS.
+        extras: what else is written of each interval, names of EXTRAS.
         modalities: what the network is given: "frames", "events" or both.
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
@@ -118,10 +119,14 @@ class InferenceConfig:
 
 
 def build_parser() -> ArgumentParser:
-    """Return the command line of ``flowfuse-infer``."""
-    parser = ArgumentParser(
+    """Return the command line of ``flowfuse-infer``.
+
+    It is written by hand, unlike that of ``flowfuse-train``: many options are not typed as the
+    fields are (10ms, 0:10, --no-video), and which ones go together depends on what is asked for.
+    """
+    parser = CommandParser(
+        DESCRIPTION,
         prog=COMMAND,
-        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -245,7 +250,7 @@ def build_parser() -> ArgumentParser:
     add(
         "--warm-start",
         action="store_true",
-        help="with --submission: predict all windows between those asked for, each from the last",
+        help="with --submission: predict the time intervals in between too, each from the last",
     )
     return parser
 
@@ -270,7 +275,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     if given.max_pictures < 0:
         parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
     if given.every is not None and given.pairs is not None:
-        parser.error("--every makes windows of its own: give --start and --end, not --pairs")
+        parser.error("--every makes time intervals of its own: give --start and --end, not --pairs")
 
     if given.every is not None and given.frames_only:
         parser.error("--every estimates flow from events: leave out --frames-only")

@@ -37,7 +37,7 @@ from flowfuse.visualization import (
 
 VIDEO_RATE = 10.0  # pictures per second
 VIDEO_WIDTH = 640  # px; smaller recordings are enlarged
-# Events drawn over the frame are those of this fraction of the window: they lie on the edges of t0.
+# Events of this fraction of the interval are drawn over the frame: they lie on the edges of t0.
 EVENT_SHARE = 0.2
 
 
@@ -55,7 +55,7 @@ def run_settings(
         "precision": config.precision,
         "modalities": list(config.modalities),
         "every_us": config.every,
-        # The grid of fixed-rate windows starts there; frame pairs are numbered by their frames.
+        # The grid of fixed-rate intervals starts there; frame pairs are numbered by their frames.
         "start_s": config.start if config.every else None,
         "times": list(config.times),
         "format": config.format,
@@ -100,20 +100,20 @@ class OutputDirectory:
         self.extras = tuple(extras)
         self.settings = root / "run.json"
         self.metrics = root / "metrics.json"
-        self.windows = root / "windows.csv"
+        self.intervals = root / "windows.csv"
         self.video = root / "flow.mp4"
         self.page = root / "index.html"
         self.pictures = root / "pictures"
 
     def flow(self, index: int, tau: float | None = None) -> Path:
-        """The flow file of a window; with ``tau``, that of the continuous flow."""
+        """The flow file of an interval; with ``tau``, that of the continuous flow."""
         directory = self.root / "flow"
         if tau is not None:
             directory = tau_directory(self.root / "flow_at", tau)
         return directory / f"{index:06d}.{self.suffix}"
 
     def extra(self, index: int, name: str) -> Path:
-        """The file of a window that one of the EXTRAS writes."""
+        """The file of an interval that one of the EXTRAS writes."""
         kind = EXTRAS[name]
         return self.root / kind.folder / f"{index:06d}.{kind.suffix or self.suffix}"
 
@@ -123,15 +123,15 @@ class OutputDirectory:
         return any(EXTRAS[name].backward for name in self.extras)
 
     def picture(self, index: int, kind: str) -> Path:
-        """One of the PICTURES of a window."""
+        """One of the PICTURES of an interval."""
         return self.pictures / f"{index:06d}_{kind}.png"
 
     def payload(self, index: int) -> Path:
-        """What the page shows of a window."""
+        """What the page shows of an interval."""
         return self.root / "viewer" / f"{index:06d}.json"
 
     def is_done(self, index: int, pictures: bool, viewed: bool = False) -> bool:
-        """Whether all files of a window are there, with its pictures, and its part of the page."""
+        """Whether all files of an interval are there: its pictures, its part of the page."""
         files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
         files += [self.extra(index, name) for name in self.extras]
         if pictures:
@@ -141,35 +141,35 @@ class OutputDirectory:
         return all(path.is_file() for path in files)
 
     def written(self) -> list[int]:
-        """The windows whose flow is there, with ``times`` too."""
+        """The intervals whose flow is there, with ``times`` too."""
         names = (path.stem for path in (self.root / "flow").glob(f"[0-9]*.{self.suffix}"))
         return sorted(int(n) for n in names if n.isdigit() and self.is_done(int(n), False))
 
-    def write_windows(self, windows: Sequence[Interval]) -> None:
-        """Write windows.csv: the times of every window, and its flow file where it has one."""
+    def write_intervals(self, intervals: Sequence[Interval]) -> None:
+        """Write windows.csv: the times of every interval, and its flow file where it has one."""
         lines = ["index,t0_us,t1_us,file"]
-        for window in windows:
-            path = self.flow(window.index)
+        for interval in intervals:
+            path = self.flow(interval.index)
             name = path.relative_to(self.root).as_posix() if path.is_file() else ""
-            lines.append(f"{window.index},{window.t0},{window.t1},{name}")
-        with atomic_path(self.windows) as temporary:
+            lines.append(f"{interval.index},{interval.t0},{interval.t1},{name}")
+        with atomic_path(self.intervals) as temporary:
             temporary.write_text("\n".join(lines) + "\n")
 
     def read(self, index: int, tau: float | None = None) -> np.ndarray:
-        """Read back the flow of a window, [2, H, W] px."""
+        """Read back the flow of an interval, [2, H, W] px."""
         return read_flow(self.flow(index, tau), self.encoding)[0]
 
     def write(
         self,
         recording: Recording,
-        window: Interval,
+        interval: Interval,
         result: Result,
         backward: np.ndarray | None,
         *,
         pictures: bool,
         viewed: bool = False,
     ) -> None:
-        """Write the files of a window.
+        """Write the files of an interval.
 
         Args:
             backward: its backward flow [2, H, W] px, where ``needs_backward``.
@@ -181,61 +181,61 @@ class OutputDirectory:
         """
         for name in self.extras:
             estimates = Estimates(result, backward, self.encoding)
-            EXTRAS[name].write(self.extra(window.index, name), estimates)
+            EXTRAS[name].write(self.extra(interval.index, name), estimates)
         for tau in self.times:
-            write_flow(self.flow(window.index, tau), result.at(tau), encoding=self.encoding)
-        write_flow(self.flow(window.index), result.flow, encoding=self.encoding)
+            write_flow(self.flow(interval.index, tau), result.at(tau), encoding=self.encoding)
+        write_flow(self.flow(interval.index), result.flow, encoding=self.encoding)
         if viewed:
-            self._write_payload(recording, window, result)
+            self._write_payload(recording, interval, result)
         if not pictures:
             return
-        frame0, events = _beginning(recording, window)
+        frame0, events = _beginning(recording, interval)
         ground_truths = {}
-        if window.frames:
+        if interval.frames:
             for tau in (*recording.ground_truth_times, 1.0):
-                ground_truth = recording.ground_truth_at(window.index, tau)
+                ground_truth = recording.ground_truth_at(interval.index, tau)
                 if ground_truth is not None:
                     ground_truths[tau] = ground_truth
-        title = f"{window.index:06d}: {window.t0 * 1e-6:.6f} to {window.t1 * 1e-6:.6f} s"
+        title = f"{interval.index:06d}: {interval.t0 * 1e-6:.6f} to {interval.t1 * 1e-6:.6f} s"
         times = self.times or tuple(tau for tau in ground_truths if tau < 1)
         drawn = write_figures(title, result, frame0, events, ground_truths, times)
         for kind, image in drawn.items():
-            write_image(self.picture(window.index, kind), image)
+            write_image(self.picture(interval.index, kind), image)
 
-    def _write_payload(self, recording: Recording, window: Interval, result: Result) -> None:
+    def _write_payload(self, recording: Recording, interval: Interval, result: Result) -> None:
         flows, frame, ground_truth = [result.flow], None, None
-        if window.frames:
-            frame = recording.frame(window.frames[0])
-            ground_truth = recording.ground_truth_at(window.index, 1.0)
+        if interval.frames:
+            frame = recording.frame(interval.frames[0])
+            ground_truth = recording.ground_truth_at(interval.index, 1.0)
         if ground_truth is not None:
             flows.append(ground_truth[0])
-        events = recording.events(window.t0, window.t1)
+        events = recording.events(interval.t0, interval.t1)
         content = encode_pair(
             result, frame, events, ground_truth,
-            index=window.index, colour_range=colour_range(*flows),
+            index=interval.index, colour_range=colour_range(*flows),
         )  # fmt: skip
-        with atomic_path(self.payload(window.index)) as temporary:
+        with atomic_path(self.payload(interval.index)) as temporary:
             temporary.write_text(content)
 
     def write_page(
-        self, title: str, windows: Sequence[Interval], metrics: Mapping[int, dict[str, Any]]
+        self, title: str, intervals: Sequence[Interval], metrics: Mapping[int, dict[str, Any]]
     ) -> int:
-        """Write index.html of the windows that have a payload; returns its size in bytes.
+        """Write index.html of the intervals that have a payload; returns its size in bytes.
 
         Args:
             metrics: index -> entry of metrics.json.
         """
-        files = [self.payload(window.index) for window in windows]
+        files = [self.payload(interval.index) for interval in intervals]
         return write_page(self.page, title, [file for file in files if file.is_file()], metrics)
 
     def write_video(
-        self, recording: Recording, windows: Sequence[Interval], max_magnitude: float
+        self, recording: Recording, intervals: Sequence[Interval], max_magnitude: float
     ) -> None:
         """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
 
         Args:
             recording: of the frames and events.
-            windows: those whose flow was written.
+            intervals: those whose flow was written.
             max_magnitude: px at the rim of the colour wheel, the same in all of the video.
 
         Raises:
@@ -243,9 +243,9 @@ class OutputDirectory:
         """
 
         def pictures() -> Iterator[np.ndarray]:
-            for window in tqdm(windows, unit=" pictures", desc="video", disable=None):
-                frame0, events = _beginning(recording, window)
-                flow = colour_flow(self.read(window.index), max_magnitude=max_magnitude)
+            for interval in tqdm(intervals, unit=" pictures", desc="video", disable=None):
+                frame0, events = _beginning(recording, interval)
+                flow = colour_flow(self.read(interval.index), max_magnitude=max_magnitude)
                 sides = np.concatenate((render_events(frame0, events), flow), axis=1)
                 yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
 
@@ -258,8 +258,13 @@ class OutputDirectory:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
         lines += [f"{name}: {self.extra(0, name).parent}" for name in self.extras]
-        for name in ("windows", "metrics", "video", "page"):
-            path = getattr(self, name)
+        files = {
+            "time intervals": self.intervals,
+            "metrics": self.metrics,
+            "video": self.video,
+            "page": self.page,
+        }
+        for name, path in files.items():
             if path.is_file():
                 lines.append(f"{name}: {path}")
         drawn = sorted(self.pictures.glob("*.png"))
@@ -340,7 +345,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.windows, self.video, self.page]
+        files += [self.metrics, self.intervals, self.video, self.page]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -348,7 +353,7 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.windows, self.video, self.page):
+        for path in (self.metrics, self.intervals, self.video, self.page):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
@@ -357,8 +362,8 @@ class OutputDirectory:
         return *folders, self.pictures, *extras
 
 
-def _beginning(recording: Recording, window: Interval) -> tuple[np.ndarray | None, Events]:
+def _beginning(recording: Recording, interval: Interval) -> tuple[np.ndarray | None, Events]:
     """The frame at t0 and the events right after it."""
-    end = window.t0 + round(EVENT_SHARE * (window.t1 - window.t0))
-    frame0 = recording.frame(window.frames[0]) if window.frames else None
-    return frame0, recording.events(window.t0, max(end, window.t0 + 1))
+    end = interval.t0 + round(EVENT_SHARE * (interval.t1 - interval.t0))
+    frame0 = recording.frame(interval.frames[0]) if interval.frames else None
+    return frame0, recording.events(interval.t0, max(end, interval.t0 + 1))

@@ -44,13 +44,13 @@ class Plan:
     """What is to be done of a recording.
 
     Attributes:
-        windows: those asked for.
+        intervals: those asked for.
         earlier: others, which earlier calls wrote; they are measured again.
-        done: indices of the windows whose files are all there.
-        pictured, viewed: indices of the windows that get pictures, and a part of the page.
+        done: indices of the intervals whose files are all there.
+        pictured, viewed: indices of the intervals that get pictures, and a part of the page.
     """
 
-    windows: list[Interval]
+    intervals: list[Interval]
     earlier: list[Interval]
     done: frozenset[int]
     pictured: frozenset[int]
@@ -58,18 +58,18 @@ class Plan:
 
     @property
     def present(self) -> list[Interval]:
-        """All windows, in the order of their files."""
-        return sorted([*self.windows, *self.earlier], key=lambda window: window.index)
+        """All intervals, in the order of their files."""
+        return sorted([*self.intervals, *self.earlier], key=lambda interval: interval.index)
 
     def share(self) -> list[Interval]:
-        """The windows of this process: its part of those to estimate, and of the others."""
+        """The intervals of this process: its part of those to estimate, and of the others."""
         processes = distributed.this()
-        known = {window.index for window in self.earlier} | self.done
+        known = {interval.index for interval in self.earlier} | self.done
         chosen: list[Interval] = []
         for finished in (False, True):
-            part = [window for window in self.present if (window.index in known) == finished]
+            part = [interval for interval in self.present if (interval.index in known) == finished]
             chosen += [part[position] for position in processes.part(len(part))]
-        return sorted(chosen, key=lambda window: window.index)
+        return sorted(chosen, key=lambda interval: interval.index)
 
 
 def run_recording(config: InferenceConfig, estimator: Estimator) -> RunReport | None:
@@ -141,10 +141,10 @@ def _warnings_once() -> Iterator[None]:
         yield
 
 
-def spread(windows: list[Interval], count: int) -> list[Interval]:
-    """At most ``count`` of the windows, evenly spread, with the first and the last."""
-    chosen = np.linspace(0, len(windows) - 1, min(len(windows), count)).astype(int)
-    return [windows[position] for position in chosen.tolist()]
+def spread(intervals: list[Interval], count: int) -> list[Interval]:
+    """At most ``count`` of the intervals, evenly spread, with the first and the last."""
+    chosen = np.linspace(0, len(intervals) - 1, min(len(intervals), count)).astype(int)
+    return [intervals[position] for position in chosen.tolist()]
 
 
 def _prepare(
@@ -154,16 +154,16 @@ def _prepare(
     outputs: OutputDirectory,
     stack: ExitStack,
 ) -> Plan:
-    """Plan the windows, and take the output directory, which ``stack`` gives back."""
+    """Plan the intervals, and take the output directory, which ``stack`` gives back."""
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
-        windows = plan_fixed_rate(recording, config.every, start, end)
+        intervals = plan_fixed_rate(recording, config.every, start, end)
     else:
-        windows = plan_frame_pairs(recording, config.pairs, start, end)
+        intervals = plan_frame_pairs(recording, config.pairs, start, end)
         if "events" in config.modalities:
             check_events(recording)
     if config.video:
-        opencv_name(outputs.video)  # refused now, not when all windows are estimated
+        opencv_name(outputs.video)  # refused now, not when all intervals are estimated
     given = (config.events, config.frames, config.frame_times, config.calibration)
     sources = [*recording.source_files, *(path for path in given if path)]
     stack.enter_context(outputs.claimed(sources))
@@ -171,12 +171,12 @@ def _prepare(
         run_settings(config, sources, recording, estimator.info["path"]),
         overwrite=config.overwrite,
     )
-    earlier = find_earlier(recording, windows, outputs.written())
-    pictured = {window.index for window in spread(windows, config.max_pictures)}
-    viewed = {window.index for window in spread(windows, MAX_VIEWED if config.html else 0)}
-    indices = [window.index for window in windows]
+    earlier = find_earlier(recording, intervals, outputs.written())
+    pictured = {interval.index for interval in spread(intervals, config.max_pictures)}
+    viewed = {interval.index for interval in spread(intervals, MAX_VIEWED if config.html else 0)}
+    indices = [interval.index for interval in intervals]
     done = {i for i in indices if outputs.is_done(i, i in pictured, i in viewed)}
-    return Plan(windows, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
+    return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
 
 
 def _estimate_share(
@@ -186,21 +186,22 @@ def _estimate_share(
     plan: Plan,
     outputs: OutputDirectory,
 ) -> RunReport:
-    """Estimate this process's windows that are not done; measure all of its windows."""
+    """Estimate this process's intervals that are not done; measure all of its intervals."""
     report = RunReport()
-    known = {window.index for window in plan.earlier}
+    known = {interval.index for interval in plan.earlier}
     reader = FrameReader(recording)
     # None: no bar where the output is no terminal.
     hidden = None if distributed.this().is_first else True
-    bar = tqdm(plan.share(), unit=" windows" if config.every else " pairs", disable=hidden)
-    for window in bar:
-        if window.index in known:
+    bar = tqdm(plan.share(), unit=" intervals" if config.every else " pairs", disable=hidden)
+    for interval in bar:
+        uncertainty = None
+        if interval.index in known:
             pass
-        elif window.index in plan.done:
+        elif interval.index in plan.done:
             report.done += 1
         else:
             result, seconds = estimate_interval(
-                estimator, recording, reader, window, config.iterations,
+                estimator, recording, reader, interval, config.iterations,
                 modalities=config.modalities,
             )  # fmt: skip
             if result is None:
@@ -209,23 +210,25 @@ def _estimate_share(
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
-            backward = None
+            uncertainty, backward = result.uncertainty, None
             if outputs.needs_backward:
                 backward = estimate_backward(
-                    estimator, recording, reader, window, config.iterations, config.modalities
+                    estimator, recording, reader, interval, config.iterations, config.modalities
                 )
             outputs.write(
-                recording, window, result, backward,
-                pictures=window.index in plan.pictured, viewed=window.index in plan.viewed,
+                recording, interval, result, backward,
+                pictures=interval.index in plan.pictured, viewed=interval.index in plan.viewed,
             )  # fmt: skip
         # What was written is what is measured: an interrupted run gives the same numbers.
-        flow = outputs.read(window.index)
+        flow = outputs.read(interval.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
-        if window.frames:
-            flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            frame0, frame1 = reader.frames(window)
+        if interval.frames:
+            flow_at = {tau: outputs.read(interval.index, tau) for tau in config.times if tau < 1}
+            frame0, frame1 = reader.frames(interval)
             assert frame0 is not None and frame1 is not None
-            report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
+            report.metrics.add(
+                recording, interval, flow, flow_at, (frame0, frame1), uncertainty=uncertainty
+            )
             bar.set_postfix_str(report.metrics.latest)
     return report
 
@@ -238,35 +241,35 @@ def _finish(
     outputs: OutputDirectory,
     report: RunReport,
 ) -> None:
-    """Write what is made of all windows, and say what was done."""
-    report.total = len(plan.windows)
-    report.gaps = 0 if config.every else count_gaps(plan.windows)
-    outputs.write_windows(plan.present)
+    """Write what is made of all intervals, and say what was done."""
+    report.total = len(plan.intervals)
+    report.gaps = 0 if config.every else count_gaps(plan.intervals)
+    outputs.write_intervals(plan.present)
     asked = "events" in config.modalities and recording.event_range is not None
     if asked and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
     report.metrics.write(outputs.metrics, config.checkpoint)
-    found = [window for window in plan.windows if outputs.flow(window.index).is_file()]
+    found = [interval for interval in plan.intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
     if config.html:
-        _write_page(config, recording, plan.windows, outputs, report)
+        _write_page(config, recording, plan.intervals, outputs, report)
     print(report.summary(config, estimator, recording, outputs), flush=True)
 
 
 def _write_page(
     config: InferenceConfig,
     recording: Recording,
-    windows: list[Interval],
+    intervals: list[Interval],
     outputs: OutputDirectory,
     report: RunReport,
 ) -> None:
     name = recording.path or config.events or config.frames
     title = f"{Path(name).name if name else 'recording'}: {config.checkpoint}"
-    size = outputs.write_page(title, spread(windows, MAX_VIEWED), report.metrics.pairs)
-    if len(windows) > MAX_VIEWED:
+    size = outputs.write_page(title, spread(intervals, MAX_VIEWED), report.metrics.pairs)
+    if len(intervals) > MAX_VIEWED:
         warnings.warn(
-            f"--html: {outputs.page} shows {MAX_VIEWED} of {len(windows)}, evenly spread; "
+            f"--html: {outputs.page} shows {MAX_VIEWED} of {len(intervals)}, evenly spread; "
             "--pairs A:B, or --start and --end, choose others",
             stacklevel=2,
         )

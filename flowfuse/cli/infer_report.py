@@ -21,7 +21,8 @@ from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.boundaries import DISTANCES
 from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth, PairSums
-from flowfuse.evaluation.metrics import means, photometric_error
+from flowfuse.evaluation.metrics import means, photometric_error, uncertainty_metrics
+from flowfuse.evaluation.report import without_nan
 from flowfuse.io.atomic import atomic_path
 from flowfuse.io.images import as_gray
 from flowfuse.runner import GAP_RATIO, Interval
@@ -45,36 +46,41 @@ class RunMetrics:
         self._sums: list[dict[float, PairSums]] = []
         # 1.0 is the flow from frame to frame; other tau are continuous flow
         self._evaluations: dict[float, Evaluation] = {}
+        # Printed alone: the uncertainty is not written, and metrics.json tells of what is.
+        self._ause: list[float] = []
 
     def add(
         self,
         recording: Recording,
-        window: Interval,
+        interval: Interval,
         flow: np.ndarray,
         flow_at: dict[float, np.ndarray],
         frames: tuple[np.ndarray, np.ndarray],
+        *,
+        uncertainty: np.ndarray | None = None,
     ) -> None:
         """Evaluate the flow of one pair.
 
         Args:
             recording: asked for its ground truth.
-            window: of the pair.
+            interval: of the pair.
             flow: [2, H, W] px, to its second frame.
             flow_at: tau -> [2, H, W] px.
             frames: both frames, uint8; a gray and a colour one are compared in gray.
+            uncertainty: [H, W] px, of a pair that was estimated by this call.
         """
         if frames[0].ndim != frames[1].ndim:
             frames = (as_gray(frames[0]), as_gray(frames[1]))
         still = np.zeros_like(flow)
         pair: dict[str, Any] = {
-            "index": window.index,
-            "t0_us": window.t0,
-            "t1_us": window.t1,
+            "index": interval.index,
+            "t0_us": interval.t0,
+            "t1_us": interval.t1,
             "photometric_error": photometric_error(*frames, flow),
             "photometric_error_zero_flow": photometric_error(*frames, still),
         }
         flows = {**flow_at, 1.0: flow}
-        asked = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
+        asked = {tau: recording.ground_truth_at(interval.index, tau) for tau in flows}
         measured: dict[float, PairSums] = {}
         known = {tau: answer for tau, answer in asked.items() if answer is not None}
         for tau in known:
@@ -94,6 +100,10 @@ class RunMetrics:
                 pair.setdefault("flow_at", {})[str(tau)] = found
                 continue
             pair |= found
+            true_flow, valid = known[tau]
+            if uncertainty is not None and np.any(valid):
+                ranked = uncertainty_metrics(flow, true_flow, uncertainty, valid)
+                self._ause.append(ranked["ause"])
             if "tepe" in found["flow"]:
                 pair["trajectory"] = {name: found["flow"][name] for name in PATH}
             told = f"EPE {found['flow']['epe']:.2f}, zero flow {found['zero_flow']['epe']:.2f} px"
@@ -103,6 +113,7 @@ class RunMetrics:
 
     def extend(self, other: RunMetrics) -> None:
         """Add all that another has measured, pair by pair, as if it had been measured here."""
+        self._ause += other._ause
         for pair, measured in zip(other._pairs, other._sums, strict=True):
             self._pairs.append(pair)
             self._sums.append(measured)
@@ -119,6 +130,7 @@ class RunMetrics:
         unsorted, result = cls(), cls()
         both.sort(key=lambda entry: entry[0]["index"])
         unsorted._pairs, unsorted._sums = [pair for pair, _ in both], [sums for _, sums in both]
+        unsorted._ause = [value for part in parts for value in part._ause]
         result.extend(unsorted)
         return result
 
@@ -163,7 +175,7 @@ class RunMetrics:
             "pairs": self._pairs,
         }
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(without_nan(content), indent=1) + "\n")
+            temporary.write_text(json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
         return True
 
     def lines(self) -> list[str]:
@@ -194,6 +206,12 @@ class RunMetrics:
                     f"2PE {found['2pe']:.2f} %, 3PE {found['3pe']:.2f} %, AE {found['ae']:.3f} deg"
                 )
             lines.append(boundary_line(average["flow"]["per_pixel"]))
+            if self._ause:
+                pairs = counted(len(self._ause), "pair")
+                lines.append(
+                    f"  AUSE: {_mean(self._ause):.3f} (0: the uncertainty ranks the pixels as "
+                    f"their errors do; of {pairs} estimated by this call)"
+                )
         if "trajectory" in average:
             path = average["trajectory"]
             lines.append(
@@ -228,18 +246,9 @@ def _mean(values: list[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def without_nan(value: Any) -> Any:
-    """Replace NaN by None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 @dataclass
 class RunReport:
-    """What happened to the windows of a run."""
+    """What happened to the intervals of a run."""
 
     total: int = 0
     gaps: int = 0
@@ -273,7 +282,7 @@ class RunReport:
         outputs: OutputDirectory,
     ) -> str:
         """Say it in a few lines."""
-        unit = "window" if config.every else "pair"
+        unit = "time interval" if config.every else "pair"
         found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
         for count, text in (

@@ -25,7 +25,7 @@ import torch
 from torch.distributed import DistError
 
 from flowfuse import distributed
-from flowfuse.cli.console import INTERRUPTED
+from flowfuse.cli.console import INTERRUPTED, plain_warnings
 from flowfuse.cli.train_options import PROGRAM, RunOptions, read_command_line
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.model.checkpoint import resolve_checkpoint
@@ -102,6 +102,8 @@ def prepare(
                 f"got {config.steps}"
             )
         _tell(f"resuming from {path}")
+        if settings.get("supervision") == "truth":  # what it was called before
+            settings = {**settings, "supervision": "ground_truth"}
         for key, (old, new) in changed_keys(settings, config_to_dict(config)).items():
             _tell(f"changed since then: {key} = {new} (was {old})")
     elif options.resume:
@@ -127,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the training is done or its time is up; 1 when it failed; 2 when what was asked for
         cannot be done; 130 after Ctrl-C.
     """
+    # Not by run_command: the exit codes say more, and of several processes one speaks for all.
     started = time.monotonic()
     try:
         processes = distributed.launched()
@@ -134,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     try:
-        config, options = read_command_line(argv)
+        with plain_warnings(PROGRAM):
+            config, options = read_command_line(argv)
         check_shares(config)
         device = own_device(config.device)
         if config.bf16 and not has_native_bfloat16(device):

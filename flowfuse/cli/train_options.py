@@ -61,6 +61,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         FileNotFoundError: a recipe, or a run to resume, that is not there.
         SystemExit: after --help.
     """
+    # jsonargparse has no parse_known_args; what this one leaves over depends on the model it names.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_run_options(early)
     early.add_argument("--model")

@@ -324,7 +324,7 @@ def event_sharpness(events: Events, flow: np.ndarray, t0: int, t1: int) -> float
     Source: Stoffregen et al., Reducing the Sim-to-Real Gap for Event Cameras, ECCV 2020.
     """
     if t1 <= t0:
-        raise ValueError(f"t1 must be later than t0, got the window [{t0}, {t1}) us")
+        raise ValueError(f"t1 must be later than t0, got the time interval [{t0}, {t1}) us")
     flow = _field("flow", flow, 3)
     height, width = flow.shape[1:]
     events = events.slice_time(t0, t1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,13 +27,13 @@ class TrainConfig:
 
     Args:
         model: architecture.
-        supervision: "truth", or "self": from frames and events alone.
+        supervision: "ground_truth" (formerly "truth"), or "self": from frames and events alone.
         loss: weights of the supervised losses.
         self_loss: weights of the self-supervised losses.
         augment: how samples are varied.
         data: what to train on: generated scenes (scenes:PRESET, or a mixture,
-            scenes:fast=2,blur=1), dsec:ROOT, mvsec:PATH, or, unlabelled, a recording,
-            recording:PATH.
+            scenes:fast=2,blur=1), a data set (dsec:ROOT, mvsec:PATH), or, unlabelled, a
+            recording, recording:PATH.
         held_out: share of a recording's frame pairs, the last ones, to measure on.
         scenes: size of the pool of generated scenes.
         scene_size: height and width of the scenes, px.
@@ -71,7 +72,7 @@ class TrainConfig:
     """
 
     model: ModelConfig = CONFIGS["small"]
-    supervision: Literal["truth", "self"] = "truth"
+    supervision: Literal["ground_truth", "self", "truth"] = "ground_truth"
     loss: LossConfig = field(default_factory=LossConfig)
     self_loss: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -110,6 +111,9 @@ class TrainConfig:
     overfit: int = 0
 
     def __post_init__(self) -> None:
+        if self.supervision == "truth":  # for one release
+            warnings.warn("supervision truth is now called ground_truth", FutureWarning, 3)
+            object.__setattr__(self, "supervision", "ground_truth")
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and not value >= lowest:
@@ -149,7 +153,7 @@ class TrainConfig:
 
     @property
     def source(self) -> str:
-        """The kind of the data, one of :data:`flowfuse.training.data_spec.KINDS`."""
+        """The kind of the data, see :func:`flowfuse.training.data_spec.parse_data`."""
         return parse_data(self.data)[0]
 
     def plan(self) -> StepPlan:

@@ -152,7 +152,7 @@ class Trainer:
                 iterations=self._iterations(step),
                 grad_through_steps=config.supervision == "self",
             )
-        if config.supervision == "truth":
+        if config.supervision == "ground_truth":
             loss, parts = supervised_loss(output, moved, config.loss)
         else:
             loss, parts = self_supervised_loss(output, moved, config.self_loss)

@@ -70,7 +70,8 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
     for text in (
         "3 pairs of 28 x 20 px: 3 estimated, 0 were there already",
         "1 pair without any event: flow from the frames alone",
-        "EPE: ", "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
+        "EPE: ", "AUSE: ", "of 3 pairs estimated by this call",
+        "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
         str(out / "flow.mp4"), str(out / "pictures" / pictures[0]), str(out / "metrics.json"),
     ):  # fmt: skip
         assert text in printed
@@ -233,7 +234,7 @@ def test_an_output_inside_the_recording_is_taken_up(run, broken, capsys):
         assert f"{done} were there already" in capsys.readouterr().out
 
 
-def test_metrics_and_windows_cover_earlier_calls(run, recording, tmp_path):
+def test_metrics_and_intervals_cover_earlier_calls(run, recording, tmp_path):
     assert run(recording, "--pairs", "1:3", *QUIET) == 0
     assert run(recording, "--pairs", "0:1", *QUIET) == 0
     assert run(recording, *QUIET, out=tmp_path / "whole") == 0
@@ -329,7 +330,8 @@ def test_events_alone_at_a_fixed_rate(run, recording, events, checkpoint, tmp_pa
     # [85, 95) ms holds no event: the recording's events end at 85 ms
     assert files(out / "flow") == [f"{index:06d}.flo" for index in range(4)]
     printed = capsys.readouterr().out
-    assert "5 windows" in printed and "1 window without any event: no flow, no file" in printed
+    assert "5 time intervals" in printed and "time intervals: " in printed
+    assert "1 time interval without any event: no flow, no file" in printed
     assert not (out / "metrics.json").exists() and (out / "flow.mp4").is_file()
     rows = (out / "windows.csv").read_text().splitlines()
     assert rows[4:] == ["3,80000,90000,flow/000003.flo", "4,90000,100000,"]
@@ -426,7 +428,7 @@ def first_image(path: Path) -> Path:
         (lambda p: truncate(p / "flow" / "000001.flo"), (), "000001.flo"),
         (lambda p: None, ("--pairs", "7:9"), "no frame pair in the range asked for"),
         (lambda p: None, ("--start", "9"), "no frame pair in the range asked for"),
-        (lambda p: None, ("--every", "5s"), "no window of 5000000 us fits"),
+        (lambda p: None, ("--every", "5s"), "no time interval of 5000000 us fits"),
         (lambda p: None, ("--every", "1us", "--end", "9"), "at most 1000000 expected"),
         (lambda p: (p / "exposures.txt").write_text("0 1\n" * 4), (), "broken, frames 0 and 1 ("),
         (lambda p: None, ("--device", "cuda:77"), "cuda:77"),
@@ -529,10 +531,10 @@ class Clock:
     ("frames", "message"),
     [
         ((3, 5), "/rec, frames 3 and 5 (0.000100 to 0.000200 s): exposure0 must be"),
-        (None, "/rec, window 7 (0.000100 to 0.000200 s): exposure0 must be"),
+        (None, "/rec, time interval 7 (0.000100 to 0.000200 s): exposure0 must be"),
     ],
 )
-def test_errors_of_an_estimate_name_the_window(frames, message):
+def test_errors_of_an_estimate_name_the_interval(frames, message):
     def fail(*inputs, **times):
         raise ValueError("exposure0 must be short")
 
@@ -549,7 +551,7 @@ def test_errors_of_an_estimate_name_the_window(frames, message):
         )
 
 
-def test_a_window_reads_all_events_of_both_exposures():
+def test_an_interval_reads_all_events_of_both_exposures():
     asked = []
     recording = SimpleNamespace(
         exposures=np.array([[60, 140], [190, 210]]),
@@ -576,6 +578,6 @@ def test_planning_by_hand():
     assert [w.index for w in plan_frame_pairs(clock, None, 150, 300)] == [1]
     assert count_gaps(plan_frame_pairs(clock)) == 1
     steps = plan_fixed_rate(clock, 400)
-    # the last event is at 1049: 50 + 2 * 400 <= 1050, a third window is not whole
+    # the last event is at 1049: 50 + 2 * 400 <= 1050, a third interval is not whole
     assert steps == [Interval(0, 50, 450, None), Interval(1, 450, 850, None)]
     assert len(plan_fixed_rate(clock, 500)) == 2

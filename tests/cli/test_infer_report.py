@@ -39,6 +39,21 @@ def test_paths_are_averaged_over_pixels_not_over_pairs():
     assert average["tepe"] == pytest.approx((20 * 1 + 3) / 40)
 
 
+def test_ause_is_told_of_pairs_with_an_uncertainty():
+    metrics = RunMetrics()
+    frame, valid = np.zeros(SIZE, np.uint8), np.ones(SIZE, bool)
+    recording = SimpleNamespace(ground_truth_at=lambda index, tau: (constant(0.0), valid))
+    window = SimpleNamespace(index=0, t0=0, t1=10)
+    flow = constant(0.0)
+    flow[0] = np.arange(20).reshape(SIZE)  # the error of each pixel
+    metrics.add(recording, window, flow, {}, (frame, frame))
+    assert not any("AUSE" in line for line in metrics.lines())
+    metrics.add(recording, window, flow, {}, (frame, frame), uncertainty=flow[0] ** 2)
+    (told,) = [line for line in metrics.lines() if "AUSE" in line]
+    assert told.startswith("  AUSE: 0.000 (0: ") and "1 pair estimated by this call" in told
+    assert "ause" not in metrics.averages()["flow"]["per_pixel"]  # as of a run that is continued
+
+
 def test_a_truth_without_any_valid_pixel_is_told():
     metrics = RunMetrics()
     frame, flow = np.zeros(SIZE, np.uint8), constant(1.0)

@@ -24,8 +24,8 @@ from flowfuse.cli.infer_submission import (
     TEST_SEQUENCES,
     carry_forward,
     encode_prediction,
+    plan_intervals,
     plan_submission,
-    plan_windows,
 )
 from flowfuse.data.datasets.dsec.sequence import open_sequence
 from flowfuse.data.datasets.dsec.writer import default_rig, write_raw_events, write_sequence
@@ -221,7 +221,8 @@ def test_what_does_not_fit_the_schedule_is_listed(small):
     late.unlink()
     write_raw_events(late, Events([1, 2], [1, 2], [0, 300_000], [1, 0]), 10**9)
     fault(
-        text, r"thun_01_a: the events, from \(1000000000, 1000300000\) us, do not cover window 30"
+        text,
+        r"thun_01_a: the events, from \(1000000000, 1000300000\) us, do not cover time interval 30",
     )
     with h5py.File(late, "r+") as file_:
         del file_["ms_to_idx"]
@@ -242,12 +243,12 @@ class Sequence:
         return True
 
 
-def test_warm_start_runs_the_windows_between_and_resets_at_gaps():
+def test_warm_start_runs_the_intervals_between_and_resets_at_gaps():
     times = Sequence.frame_times
     rows = np.array([(times[i], times[i + 2], i) for i in (10, 20, 30, 40, 60)])
-    cold, problems = plan_windows(Sequence(), rows, Path("s.csv"), warm_start=False)
+    cold, problems = plan_intervals(Sequence(), rows, Path("s.csv"), warm_start=False)
     assert problems == [] and [w.index for w in cold] == [10, 20, 30, 40, 60]
-    warm, problems = plan_windows(Sequence(), rows, Path("s.csv"), warm_start=True)
+    warm, problems = plan_intervals(Sequence(), rows, Path("s.csv"), warm_start=True)
     # Interval 34 would span the lost frames; from 40 to 60 the schedule itself has a gap.
     assert problems == [] and [w.index for w in warm] == [*range(10, 34, 2), 36, 38, 40, 60]
     assert warm[1] == Interval(12, 600_000, 700_000, (12, 14))
@@ -523,6 +524,6 @@ def test_steps_of_a_sequence_use_rectified_events(run, tmp_path, capsys):
         tmp_path, "a", events, frames, [50_000, 100_000, 150_000], image_size=(36, 48), t_offset=0
     )
     assert run(path, "-o", tmp_path / "out", "--every", "100ms", *("--max-pictures", 0)) == 0
-    assert "2 windows of 24 x 16 px: 2 estimated" in capsys.readouterr().out
+    assert "2 time intervals of 24 x 16 px: 2 estimated" in capsys.readouterr().out
     written = sorted(path.name for path in (tmp_path / "out" / "flow").iterdir())
     assert written == ["000000.flo", "000001.flo"]

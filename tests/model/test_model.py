@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse.data.samples import Sample
 from flowfuse.inputs import ModelInputs
@@ -78,8 +79,6 @@ def test_shapes():
 
 @pytest.mark.parametrize(("name", "million", "giga"), [("small", 1.5, 12), ("base", 4.0, 45)])
 def test_sizes_stay_in_their_budget(name, million, giga):
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = replace(CONFIGS[name], correlation="on_demand")
     model = FlowFuse(config)
     assert sum(p.numel() for p in model.parameters()) <= million * 1e6

@@ -8,12 +8,15 @@ from dsec_cases import write
 
 from flowfuse.cli import train
 from flowfuse.cli.train_options import read_command_line
+from flowfuse.data.datasets.mvsec.dataset import split_sequences
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.events import Events
+from flowfuse.inputs import InputSpec
 from flowfuse.training.data_spec import parse_data, scene_weights
-from flowfuse.training.pools import make_pool, mvsec_sequences
+from flowfuse.training.pools import make_pool
 
 HEIGHT, WIDTH, FRAMES = 20, 24, 21
+SPEC = InputSpec(2, 2)
 TINY = [
     "--model.slices", "2", "--model.bins", "2", "--model.stem_channels", "8",
     "--model.channels", "8", "--model.hidden", "8", "--model.token_channels", "8",
@@ -71,13 +74,13 @@ def test_training_on_a_data_set(kind, request, tmp_path):
 
 
 def test_sequences_of_mvsec_are_split_in_time(mvsec):
-    (learned,) = mvsec_sequences(mvsec, 2, 2, held_out=False)
-    (held,) = mvsec_sequences(mvsec / "outdoor_day2_data.hdf5", 2, 2, held_out=True)
+    (learned,) = split_sequences(mvsec, "train", SPEC)
+    (held,) = split_sequences(mvsec / "outdoor_day2_data.hdf5", "validation", SPEC)
     # 20 pairs: 18 and 19 are held out, and 17, which ends in the frame where 18 begins, is neither.
     assert list(learned.indices) == list(range(17)) and list(held.indices) == [18, 19]
     assert len(held.dataset) == 20
     with pytest.raises(FileNotFoundError, match=r"no \*_data.hdf5 of MVSEC there"):
-        mvsec_sequences(mvsec / "elsewhere", 2, 2, held_out=False)
+        split_sequences(mvsec / "elsewhere", "train", SPEC)
 
 
 def test_a_sequence_of_mvsec_may_be_too_short(tmp_path):
@@ -86,7 +89,7 @@ def test_a_sequence_of_mvsec_may_be_too_short(tmp_path):
     frames = np.zeros((3, HEIGHT, WIDTH), np.uint8)
     write_mvsec(tmp_path / "a", events, frames, times, np.ones((3, 2, HEIGHT, WIDTH)), times)
     with pytest.raises(ValueError, match=r"2 pair\(s\) of frames with ground truth; 3 are needed"):
-        mvsec_sequences(tmp_path, 2, 2, held_out=False)
+        split_sequences(tmp_path, "train", SPEC)
 
 
 @pytest.mark.parametrize("kind", ["dsec", "mvsec"])

@@ -620,3 +620,16 @@ def test_training_without_truth(recipe, tmp_path):
     assert "boundary_event" not in rows[0]
     with pytest.raises(ConfigError, match="supervision"):
         train_options.read_command_line(["-o", "x", "--supervision", "none"])
+
+
+def test_supervision_was_called_truth(recipe, tmp_path, capsys):
+    with pytest.warns(FutureWarning, match="supervision truth is now called ground_truth"):
+        config, _ = train_options.read_command_line(["-o", "x", "--supervision", "truth"])
+    assert config.supervision == "ground_truth"
+    run = tmp_path / "former"
+    text = recipe.read_text() + "supervision: truth\n"
+    (tmp_path / "former.yaml").write_text(text)
+    argv = ["--config", str(tmp_path / "former.yaml"), "-o", str(run), "--steps", "1"]
+    assert train.main(argv) == 0
+    assert "train: warning: supervision truth is now called ground_truth" in capsys.readouterr().err
+    assert "supervision: ground_truth" in (run / "config.yaml").read_text()

@@ -14,7 +14,6 @@ import cv2
 import h5py
 import numpy as np
 
-from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.dsec.files import (
     FLOW_STEP,
     DsecFiles,
@@ -295,23 +294,3 @@ def change_view(image: np.ndarray, view_change: np.ndarray, height: int, width: 
     return cv2.warpPerspective(
         image, view_change, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-
-
-class DsecDataSet(DataSet):
-    """The sequences of DSEC, in any layout."""
-
-    name = "DSEC"
-    rank = 10
-    own_calibration = "DSEC has one of its own"
-
-    def matches(self, path: Path) -> bool:
-        return find_sequence(path) is not None
-
-    def open(self, path: Path) -> DsecSequence:
-        return open_sequence(path)
-
-    def sequences(self, path: Path) -> list[str]:
-        return list_sequences(path) if path.is_dir() else []
-
-
-DATASET = DsecDataSet()

@@ -1,4 +1,4 @@
-"""How papers evaluate on MVSEC: which windows, which pixels, which errors are outliers.
+"""How papers evaluate on MVSEC: which intervals, which pixels, which errors are outliers.
 
 The numbers of different protocols cannot be compared, so every result is to be printed together
 with :meth:`Protocol.describe`.
@@ -23,7 +23,7 @@ class EvaluationInterval:
     """One flow field to evaluate.
 
     Attributes:
-        index: of the first frame; of the flow map where windows go from map to map.
+        index: of the first frame; of the flow map where intervals go from map to map.
         t0, t1: microseconds.
         frames: indices of the two frames; None where none were taken at these times.
     """
@@ -40,17 +40,17 @@ class Protocol:
 
     Attributes:
         name: what it is called.
-        steps: how many frames a window may span ("dt"); () = from one flow map to the next.
-        frames: sequence -> half-open range of frames; both frames of a window lie in it.
+        steps: how many frames an interval may span ("dt"); () = from one flow map to the next.
+        frames: sequence -> half-open range of frames; both frames of an interval lie in it.
         starts: sequence -> half-open range of first frames (of flow maps without ``steps``).
         seconds: sequence -> interval in seconds from the recording's first event or frame; both
-            frames of a window lie in it.
+            frames of an interval lie in it.
         only_listed: whether the sequences named in ``frames`` or ``starts`` are all there are.
         crop: side of the square in the centre that counts, px.
         outdoor_rows: outdoors, so many rows from the top of the crop count; None = all.
         full_rows: so many rows from the top of the full frame count; None = all.
         masks: which pixels with valid ground truth count: "dense" all, "events" those with an event
-            in the window. The first is the headline.
+            in the interval. The first is the headline.
         straddle: see :func:`flowfuse.data.datasets.mvsec.ground_truth.propagate_flow`.
         outlier_fraction: an outlier is off by more than 3 px and by more than this fraction of the
             true magnitude.
@@ -88,7 +88,7 @@ class Protocol:
             rows.append(f"rows below {self.full_rows} of the full frame")
         if self.outdoor_rows is not None and is_outdoor(sequence):
             rows.append(f"the top {self.outdoor_rows} rows of the crop")
-        window = f"dt={step}: frame i to frame i + {step}" if self.steps else "flow map to flow map"
+        span = f"dt={step}: frame i to frame i + {step}" if self.steps else "flow map to flow map"
         passing = "only its first map, scaled" if self.straddle else "both maps in turn"
         relative = f" and > {100 * self.outlier_fraction:g} %" if self.outlier_fraction else ""
         masks = {
@@ -96,28 +96,28 @@ class Protocol:
             "events": "pixels with ground truth and events",
         }
         return [
-            f"protocol {self.name}, {sequence}, {window}",
-            f"windows: {', '.join(spans) or 'the whole sequence'}",
+            f"protocol {self.name}, {sequence}, {span}",
+            f"time intervals: {', '.join(spans) or 'the whole sequence'}",
             f"pixels: {self.crop} x {self.crop} centre crop{''.join(f', {r}' for r in rows)}; "
             + " / ".join(masks[name] for name in self.masks),
-            "ground truth: finite and not (0, 0); a window shorter than a map's interval that "
+            "ground truth: finite and not (0, 0); a time interval shorter than a map's that "
             f"passes into the next map gets {passing}",
-            f"outlier: > {OUTLIER_PIXELS} px{relative}; average: mean of the windows' means",
+            f"outlier: > {OUTLIER_PIXELS} px{relative}; average: mean of the time intervals' means",
         ]
 
-    def windows(
+    def intervals(
         self, recording: MvsecRecording, step: int = 1, stride: int = 1
     ) -> list[EvaluationInterval]:
-        """List the windows of a recording that have ground truth.
+        """List the intervals of a recording that have ground truth.
 
         Args:
             recording: with ground truth.
-            step: frames that a window spans; ignored without ``steps``.
-            stride: only every so many-th window.
+            step: frames that an interval spans; ignored without ``steps``.
+            stride: only every so many-th interval.
 
         Raises:
             ValueError: the protocol does not know the sequence or the step, the recording has no
-                ground truth, or no window is left.
+                ground truth, or no interval is left.
         """
         if self.steps and step not in self.steps:
             known = " or ".join(map(str, self.steps))
@@ -144,18 +144,18 @@ class Protocol:
         ]
         if not found:
             raise ValueError(
-                f"{recording.path}: no window of protocol {self.name} has ground truth; the "
+                f"{recording.path}: no time interval of protocol {self.name} has ground truth; the "
                 f"sequence has {len(times)} {'frames' if self.steps else 'flow maps'}, "
                 f"ground truth from {recording.maps.times[0]} to {recording.maps.times[-1]} us, "
                 f"frames from {recording.frame_times[0]} to {recording.frame_times[-1]} us"
             )
         return found
 
-    def ground_truth(self, recording: MvsecRecording, window: EvaluationInterval) -> Flow:
+    def ground_truth(self, recording: MvsecRecording, interval: EvaluationInterval) -> Flow:
         """Ground truth of the crop [2, c, c], and where it is valid, before any mask of events."""
-        assert recording.maps is not None, "windows() has looked"
-        found = recording.maps.between(window.t0, window.t1, straddle=self.straddle)
-        assert found is not None, "the maps cover every window"
+        assert recording.maps is not None, "intervals() has looked"
+        found = recording.maps.between(interval.t0, interval.t1, straddle=self.straddle)
+        assert found is not None, "the maps cover every interval"
         flow, valid = found
         if self.full_rows is not None:
             valid[self.full_rows :] = False
