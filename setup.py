@@ -30,6 +30,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = "sm_80,sm_86,sm_89,sm_90,compute_80,compute_90"
@@ -228,11 +229,24 @@ class BuildExtension(build_ext):
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
 
 
+class BuildPython(build_py):
+    """Puts the data tools into the wheel; in a checkout, flowfuse-data finds them beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        target = Path(self.build_lib) / "flowfuse" / "data_tools"
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(ROOT.glob("data_tools/*.py")):
+            shutil.copyfile(path, target / path.name)
+
+
 # In place, a library that could not be built is then not missed; one that was is copied.
 EXTENSION = Extension("flowfuse._C", sources=[], py_limited_api=True, optional=MODE == "auto")
 
 setup(
     ext_modules=[] if MODE == "0" else [EXTENSION],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
