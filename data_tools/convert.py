@@ -4,6 +4,8 @@
     python data_tools/convert.py recording.raw events.h5 --events-format dsec
     python data_tools/convert.py indoor_flying1_data.hdf5 OUT            # from MVSEC, and back:
     python data_tools/convert.py OUT again/indoor_flying1_data.hdf5
+    python data_tools/convert.py events.csv events.h5 --columns x,y,p,t_us
+    python data_tools/convert.py a.raw OUT --frames images --frame-times triggers:rising
 
 Events are read and written part by part, and come back to the microsecond and the bit.
 """
@@ -35,6 +37,7 @@ def convert(arguments: Namespace) -> None:
         frames=arguments.frames,
         times=arguments.frame_times,
         calibration=arguments.calibration,
+        columns=arguments.columns,
     )
     lines = copy_recording(recording, arguments.target, events_format=arguments.events_format)
     print("\n".join(lines))
@@ -52,7 +55,19 @@ def build_parser() -> CommandParser:
     )
     add("--events", type=Path, help="events, where not in the source")
     add("--frames", type=Path, help="frames, likewise")
-    add("--frame-times", type=Path, help="times of the frames, likewise")
+    add(
+        "--frame-times",
+        metavar="FILE|triggers",
+        type=Path,
+        help="times of the frames, likewise; triggers[:rising|falling][:INPUT]: those of the event "
+        "camera's trigger input",
+    )
+    add(
+        "--columns",
+        metavar="t,x,y,p",
+        help="order of the columns of a text or a table; t_s, t_ms, t_us, t_ns: the unit of t "
+        "(None: as the file shows them)",
+    )
     add("--calibration", type=Path, help="undistort, and bring the frames into the events' view")
     add(
         "--events-format",

@@ -8,6 +8,7 @@ The ground truth (<sequence>_gt.hdf5 or <sequence>_gt_flow_dist.npz) is looked f
 from __future__ import annotations
 
 import json
+import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jsonargparse import Namespace
-from tqdm import tqdm
 
 from flowfuse.cli.console import CommandParser, leave, parse_count, run_command
 from flowfuse.data.datasets.mvsec.protocols import (
@@ -31,6 +31,7 @@ from flowfuse.evaluation.evaluate import Estimate, GroundTruth, Pair, evaluate
 from flowfuse.events import Events
 from flowfuse.inputs import input_interval
 from flowfuse.io.atomic import atomic_path, check_file_path
+from flowfuse.io.progress import progress
 
 MEASURES = {
     "epe": "EPE, px",
@@ -152,13 +153,21 @@ def compare(
     """Estimate the flow of all intervals and compare it, and zero flow, with the ground truth.
 
     Returns:
-        ``windows``: their number; for each mask ``model`` and ``zero flow``, summaries of
+        ``windows``: how many were measured, ``empty``: how many were not, for they have neither
+        frames nor an event; for each mask ``model`` and ``zero flow``, summaries of
         :class:`FlowMetrics`.
+
+    Raises:
+        ValueError: there was nothing to estimate flow from in any of them.
     """
+    empty: list[EvaluationInterval] = []
 
     def pairs() -> Iterator[Pair]:
-        for interval in tqdm(intervals, unit=" intervals", disable=None):
+        for interval in progress(intervals, unit=" intervals"):
             estimate = estimate_interval(estimator, recording, protocol, interval, crop_input)
+            if estimate is None:
+                empty.append(interval)
+                continue
             masks = {mask: None for mask in protocol.masks}
             if "events" in masks:
                 masks["events"] = protocol.event_mask(recording.events(interval.t0, interval.t1))
@@ -169,11 +178,21 @@ def compare(
             yield {"model": estimate, "zero flow": still}, ground_truth
 
     found = evaluate(pairs(), outlier_fraction=protocol.outlier_fraction)
+    if len(empty) == len(intervals):
+        raise ValueError(f"{recording.path}: no event in any of {len(intervals)} time intervals")
+    if empty:
+        first = empty[0]
+        warnings.warn(
+            f"{recording.path}: {len(empty)} of {len(intervals)} time intervals have no event, and "
+            f"no flow was estimated there; the first is {first.t0} to {first.t1} us",
+            stacklevel=2,
+        )
     summaries = {
         mask: {row: defined(found.summary(row, mask)) for row in found.rows(mask)}
         for mask in found.masks
     }
-    return {"windows": len(intervals), "masks": summaries}
+    measured = len(intervals) - len(empty)
+    return {"windows": measured, "empty": len(empty), "masks": summaries}
 
 
 def defined(summary: dict) -> dict:
@@ -192,8 +211,8 @@ def estimate_interval(
     protocol: Protocol,
     interval: EvaluationInterval,
     crop_input: bool,
-) -> Estimate:
-    """Estimate the flow of the crop, [1, 2, c, c] px, and its uncertainty."""
+) -> Estimate | None:
+    """Estimate the flow of the crop, [1, 2, c, c] px, and its uncertainty; None without input."""
     start, end = input_interval(interval.t0, interval.t1, estimator.model.config.slices, None, None)
     events = recording.events(max(start, 0), end)
     frames = [None, None]
@@ -202,6 +221,10 @@ def estimate_interval(
     if crop_input:
         events = crop_events(events, protocol)
         frames = [None if frame is None else protocol.cut(frame) for frame in frames]
+    config = estimator.model.config
+    uses_events = config.events and len(events.slice_time(interval.t0, interval.t1))
+    if not uses_events and (interval.frames is None or not config.frames):
+        return None
     result = estimator(*frames, events, t0=interval.t0, t1=interval.t1)
     found = (result.flow, result.uncertainty)
     flow, uncertainty = found if crop_input else map(protocol.cut, found)
@@ -222,7 +245,8 @@ def crop_events(events: Events, protocol: Protocol) -> Events:
 def table(result: dict) -> list[str]:
     """The results in lines."""
     heads = "".join(f"{text:>14}" for text in MEASURES.values())
-    lines = [f"{result['windows']} time intervals", f"{'':28}{heads}"]
+    without = f", {result['empty']} without events left out" if result["empty"] else ""
+    lines = [f"{result['windows']} time intervals{without}", f"{'':28}{heads}"]
     for mask, rows in result["masks"].items():
         for row, summary in rows.items():
             for average in ("per_frame", "per_pixel"):

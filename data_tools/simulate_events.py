@@ -16,7 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jsonargparse import Namespace
-from tqdm import tqdm
 
 from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.data.formats.base import FrameSource
@@ -29,6 +28,7 @@ from flowfuse.data.synthetic.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
 from flowfuse.io.atomic import atomic_directory, check_new_directory
 from flowfuse.io.images import as_gray
+from flowfuse.io.progress import progress
 
 # The intensity is taken to change linearly from frame to frame, which holds up to about a pixel.
 LARGE_MOTION = 2.0  # px, of the fastest part of the image
@@ -136,7 +136,7 @@ def simulate(frames: FrameSource, output: Path, config: SensorConfig, arguments:
     indices = range(len(frames.times))
 
     def images() -> Iterator[np.ndarray]:
-        for index in tqdm(indices, unit=" frames", disable=None):
+        for index in progress(indices, unit=" frames"):
             yield srgb_to_linear(as_gray(frames.read(index)))
 
     size = frames.read(0).shape[:2]

@@ -3,13 +3,14 @@
     python data_tools/write_mvsec.py OUT/indoor_flying1 --preset slow --seed 7 --frames 8
 
 OUT/indoor_flying1_data.hdf5 and OUT/indoor_flying1_gt.hdf5 are written. The maps of ground truth
-lie between the frames' times, as MVSEC's do: map i goes from the middle of frames i and i + 1 to
-that of i + 1 and i + 2.
+are 50 ms apart, as MVSEC's, whatever the rate of the frames; none has exactly the time of a frame.
+The right camera is a link to the left one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from flowfuse.data.synthetic.presets import PRESETS
 from flowfuse.data.synthetic.scenes import Scene, generate_scene
 
 LEAST_FRAMES = 4
+LEAST_MAPS = 2
+MAP_INTERVAL = 50_000  # us, as MVSEC's ground truth
+MAP_SHIFT = 1_100  # us after the first frame
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,12 +81,24 @@ def build_parser() -> CommandParser:
 
 
 def write_scene(prefix: Path, scene: Scene, ground_truth_format: str) -> Path:
-    """Write a scene of at least LEAST_FRAMES; returns the path of the data file."""
-    count = len(scene.frames)
+    """Write a scene with two maps or more; returns the path of the data file.
+
+    Raises:
+        ValueError: the scene is too short for them.
+    """
     interval = scene.t1 - scene.t0
-    times = scene.t0 + interval // 2 + interval * np.arange(count - 1)
+    times = map_times(scene.frame_times)
+    if len(times) < LEAST_MAPS:
+        raise ValueError(
+            f"--frames: {len(scene.frames)} frames {interval} us apart are too few for "
+            f"{LEAST_MAPS} maps {MAP_INTERVAL} us apart"
+        )
+    places = (times - scene.t0) / interval  # in frames
+    maps = [
+        mark_unknown(*scene.ground_truth(float(end), start=float(start))[:2])
+        for start, end in pairwise(places)
+    ]
     # The last map has no end: it states the time up to which the one before it holds.
-    maps = [mark_unknown(*scene.ground_truth(i + 1.5, start=i + 0.5)[:2]) for i in range(count - 2)]
     maps.append(np.zeros_like(maps[0]))
     return write_mvsec(
         prefix,
@@ -93,6 +109,19 @@ def write_scene(prefix: Path, scene: Scene, ground_truth_format: str) -> Path:
         times,
         ground_truth_format=ground_truth_format,
     )
+
+
+def map_times(frame_times: np.ndarray) -> np.ndarray:
+    """When maps begin: each MAP_INTERVAL, from a little after the first frame; [M] int64 us.
+
+    A map at exactly the time of a frame would make a tie, which rounding decides.
+    """
+    first, last = int(frame_times[0]), int(frame_times[-1])
+    for shift in range(MAP_SHIFT, MAP_INTERVAL, MAP_SHIFT):
+        times = np.arange(first + shift, last + 1, MAP_INTERVAL)
+        if not np.isin(times, frame_times).any():
+            break
+    return times
 
 
 def mark_unknown(flow, valid) -> np.ndarray:

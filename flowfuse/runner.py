@@ -84,6 +84,55 @@ def plan_frame_pairs(
     return intervals
 
 
+def has_intervals(recording: Recording) -> bool:
+    """Whether a recording has no frames, but time intervals with ground truth."""
+    return not recording.has_frames and len(_intervals(recording)) > 0
+
+
+def plan_intervals(
+    recording: Recording,
+    wanted: tuple[int | None, int | None] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> list[Interval]:
+    """List the time intervals with ground truth of a recording without frames.
+
+    Args:
+        recording: one that :func:`has_intervals`.
+        wanted: first interval and the one after the last; None = open.
+        start, end: microseconds; an interval lies in [start, end].
+
+    Raises:
+        ValueError: when there is none.
+    """
+    every = _intervals(recording)
+    intervals = [
+        Interval(index, t0, t1, None)
+        for index, (t0, t1) in list(enumerate(every))[slice(*(wanted or (None, None)))]
+        if (start is None or start <= t0) and (end is None or t1 <= end)
+    ]
+    if not intervals:
+        raise ValueError(
+            f"no interval with ground truth in the range asked for: the recording has "
+            f"{len(every)}, from {_seconds(every[0][0], every[-1][1], 'to')}"
+        )
+    return intervals
+
+
+def is_measured(recording: Recording, interval: Interval) -> bool:
+    """Whether ``recording.ground_truth_at(interval.index, tau)`` is that of a interval."""
+    if interval.frames is not None:
+        return True
+    known = _intervals(recording)
+    return interval.index < len(known) and known[interval.index] == (interval.t0, interval.t1)
+
+
+def _intervals(recording: Recording) -> list[tuple[int, int]]:
+    # Not of the interface: recordings of other packages need not have any.
+    found = getattr(recording, "ground_truth_intervals", ())
+    return [(int(t0), int(t1)) for t0, t1 in found]
+
+
 def plan_fixed_rate(
     recording: Recording, every: int, start: int | None = None, end: int | None = None
 ) -> list[Interval]:
@@ -128,6 +177,9 @@ def find_earlier(
     """
     planned, first = {interval.index for interval in intervals}, intervals[0]
     earlier = [index for index in written if index not in planned]
+    if first.frames is None and is_measured(recording, first):
+        known = _intervals(recording)
+        return [Interval(i, *known[i], None) for i in earlier if i < len(known)]
     if first.frames is None:
         every = first.t1 - first.t0
         starts = [first.t0 + (index - first.index) * every for index in earlier]
@@ -194,8 +246,8 @@ def estimate_interval(
         modalities: what the network is given, of what the recording has.
 
     Returns:
-        The result, None where there is neither a frame pair nor an event; seconds spent in the
-        estimator, without reading.
+        The result, None where the network has nothing to go by: no event in the interval, and
+        neither frames nor a use for them; seconds spent in the estimator, without reading.
 
     Raises:
         ValueError: naming the interval, or the file at fault.
@@ -224,7 +276,7 @@ def estimate_backward(
         modalities: as for :func:`estimate_interval`.
 
     Returns:
-        [2, H, W] float32, px; None where there is neither a frame pair nor an event.
+        [2, H, W] float32, px; None where the network has nothing to go by.
 
     Raises:
         ValueError: naming the interval, or the file at fault.
@@ -266,7 +318,8 @@ def _read_inputs(
     if backward:  # as much after t1 as forwards before t0
         start, end = t0 + t1 - end, t0 + t1 - start
     events = recording.events(max(start, 0), end) if "events" in modalities else None
-    if frames[0] is None and not (events and len(events.slice_time(t0, t1))):
+    uses_frames = frames[0] is not None and estimator.model.config.frames
+    if not uses_frames and not (events and len(events.slice_time(t0, t1))):
         return None
     if backward:
         duration = t1 - t0

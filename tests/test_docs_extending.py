@@ -103,7 +103,7 @@ def test_the_camera_format_is_read(install, events, tmp_path):
     assert event_suffixes()[-1] == ".acme"
     path = write_acme(tmp_path / "a.acme", events, images())
     check(open_recording(path), events)
-    check(open_recording(path.rename(tmp_path / "a.dat")), events)  # by content
+    check(open_recording(path.rename(tmp_path / "a.bin")), events)  # by content
     (tmp_path / "r").mkdir()
     write_acme(tmp_path / "r" / "events.acme", events, images())
     check(open_recording(tmp_path / "r"), events)

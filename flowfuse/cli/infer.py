@@ -49,11 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or wrong usage after its message
         return int(stop.code or 0)
     then = "nothing is written" if config.submission else "the same command goes on from here"
-    return run_command(COMMAND, lambda: run(config), interrupted=then, output=config.output)
+    return run_command(
+        COMMAND, lambda: run(config, arguments), interrupted=then, output=config.output
+    )
 
 
-def run(config: InferenceConfig) -> None:
+def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     """Estimate, write and evaluate everything that ``config`` asks for.
+
+    Args:
+        config: the settings.
+        arguments: what was typed, for the output directory's history.
 
     Raises:
         OSError, ValueError: with a message that names the file or setting at fault.
@@ -65,7 +71,7 @@ def run(config: InferenceConfig) -> None:
     config = replace(config, device=str(own_device(config.device)))
     try:
         with distributed.joined(processes, torch.device("cpu"), TIMEOUT):
-            _run(_usable_precision(config))
+            _run(_usable_precision(config), arguments)
     except distributed.ProcessLostError as error:
         raise ValueError(
             f"{error} (seen by process {processes.rank + 1} of {processes.count}); what is done is "
@@ -73,7 +79,7 @@ def run(config: InferenceConfig) -> None:
         ) from error
 
 
-def _run(config: InferenceConfig) -> None:
+def _run(config: InferenceConfig, arguments: Sequence[str]) -> None:
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
     if config.submission is not None:
         if distributed.this().count > 1:
@@ -87,7 +93,7 @@ def _run(config: InferenceConfig) -> None:
     for name, one in runs.items():
         if name and distributed.this().is_first:
             print(f"{one.input} -> {one.output}", flush=True)
-        report = run_recording(one, estimator)
+        report = run_recording(one, estimator, arguments)
         if name and report is not None:
             reports[name] = report
     if reports:
@@ -125,7 +131,7 @@ def _write_summary(
     config: InferenceConfig, runs: dict[str, InferenceConfig], reports: dict[str, RunReport]
 ) -> None:
     """Write OUT/recordings.json: what happened to each recording, and the averages of all."""
-    every = RunMetrics()
+    every = RunMetrics(config.outlier_fraction)
     for report in reports.values():
         every.extend(report.metrics)
     content = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flowfuse.cli.console import CommandParser
 from flowfuse.cli.infer_extras import EXTRAS
+from flowfuse.config import parse_duration
 from flowfuse.model.checkpoint import available
 from flowfuse.runner import MODALITIES
 
@@ -35,6 +35,8 @@ MVSEC; or an event file (for --every, or with --frames); or a video. OUT gets
   pictures/, flow.mp4
   index.html       with --html: a page that shows all of it over time, in any browser
   and with --write: flow_backward/, occlusion/, uncertainty/, boundaries/, control_points/
+  tracks.csv       with --tracks: id,t_us,x,y,lost of points that are followed
+  event_flow/      with --event-flow: the velocity of every event
 
 for all frame pairs or time intervals of this and earlier calls. The video covers the last call
 that made new ones. The same command again continues an interrupted run.
@@ -47,12 +49,11 @@ test sequences, and one zip is written instead of OUT.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
     "format", "png_encoding", "max_pictures", "no_video", "write", "events_only", "frames_only",
-    "html",
+    "html", "outlier_fraction", "tracks", "event_flow",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_VIEWED = 20  # pairs in index.html; at 640 x 480 px they take up to 30 MB
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
-_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,14 @@ class InferenceConfig:
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
         html: write index.html, the viewer.
+        outlier_fraction: 1PE, 2PE and 3PE also ask for an error of this fraction of the true
+            magnitude.
         overwrite: discard the results of a run with other settings, or a former submission.
         submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
         schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
         warm_start: a prediction starts from the one before.
+        tracks: a file of points to follow through all pairs, or "auto"; None = no tracks.
+        event_flow: write the velocity of every event.
     """
 
     input: Path | None
@@ -112,10 +117,13 @@ class InferenceConfig:
     video: bool = True
     html: bool = False
     inputs: tuple[Path, ...] = ()
+    outlier_fraction: float = 0.0
     overwrite: bool = False
     submission: Path | None = None
     schedules: Path | None = None
     warm_start: bool = False
+    tracks: str | None = None
+    event_flow: bool = False
 
 
 def build_parser() -> ArgumentParser:
@@ -142,7 +150,12 @@ def build_parser() -> ArgumentParser:
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
-    add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add(
+        "--frame-times",
+        metavar="FILE",
+        type=str,
+        help="times of the frames, likewise; or triggers[:rising|falling]",
+    )
     add(
         "--calibration",
         metavar="FILE",
@@ -210,6 +223,14 @@ def build_parser() -> ArgumentParser:
     )
     add("--no-video", action="store_true", help="do not write flow.mp4")
     add(
+        "--outlier-fraction",
+        metavar="F",
+        type=float,
+        default=0.0,
+        help="count an error for 1PE, 2PE and 3PE only if it is at least this fraction of the true "
+        "magnitude; 0.05 gives the NPE of BFlow",
+    )
+    add(
         "--checkpoint",
         metavar="NAME",
         type=str,
@@ -252,6 +273,14 @@ def build_parser() -> ArgumentParser:
         action="store_true",
         help="with --submission: predict the time intervals in between too, each from the last",
     )
+    add(
+        "--tracks",
+        metavar="POINTS.csv",
+        type=str,
+        help="follow the points of a file, lines x,y in px of the first frame, through all pairs "
+        "of this call, which are estimated anew; auto: choose points",
+    )
+    add("--event-flow", action="store_true", help="also write the velocity of every event")
     return parser
 
 
@@ -274,6 +303,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
             )
     if given.max_pictures < 0:
         parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
+    if not 0 <= given.outlier_fraction < 1:
+        parser.error(f"--outlier-fraction must be in [0, 1), got {given.outlier_fraction}")
     if given.every is not None and given.pairs is not None:
         parser.error("--every makes time intervals of its own: give --start and --end, not --pairs")
 
@@ -314,10 +345,13 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         max_pictures=given.max_pictures,
         video=not given.no_video,
         html=given.html,
+        outlier_fraction=given.outlier_fraction,
         overwrite=given.overwrite,
         submission=path(given.submission),
         schedules=path(given.schedules),
         warm_start=given.warm_start,
+        tracks=given.tracks,
+        event_flow=given.event_flow,
     )
 
 
@@ -361,18 +395,6 @@ def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
         if given[name] != parser.get_default(name):
             option = name.replace("_", "-")
             parser.error(f"--submission writes one zip of fixed content: leave out --{option}")
-
-
-def parse_duration(text: str) -> int:
-    """Read "10ms", "5000us" or "0.01s" as microseconds."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
-    try:
-        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
-    except ValueError:
-        value = -1.0
-    if not 1 <= value < math.inf:
-        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
-    return round(value)
 
 
 def parse_times(text: str) -> tuple[float, ...]:

@@ -11,31 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from flowfuse import __version__
 from flowfuse.cli.infer_extras import EXTRAS, Estimates
 from flowfuse.cli.infer_figures import PICTURES, colour_range, write_figures
+from flowfuse.cli.infer_motion import EVENT_FLOW, TRACKS
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
 from flowfuse.io.lock import directory_lock
+from flowfuse.io.progress import progress
 from flowfuse.result import Result
-from flowfuse.runner import Interval
+from flowfuse.runner import Interval, is_measured
 from flowfuse.viewer.page import write_page
 from flowfuse.viewer.payload import encode_pair
 from flowfuse.visualization import (
+    EVENT_COLOURS,
     add_legend,
+    add_title,
     colour_flow,
     render_events,
+    title_height,
     upscale,
     write_image,
     write_video,
 )
 
-VIDEO_RATE = 10.0  # pictures per second
+LEAST_SHOWN = 1 / 60  # s of the video that a picture is shown, in the median: screens show no more
+SLOW_DOWNS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+LONGEST_SHOWN = 1.0  # s; where nothing was estimated for longer, the video goes on sooner
 VIDEO_WIDTH = 640  # px; smaller recordings are enlarged
 # Events of this fraction of the interval are drawn over the frame: they lie on the edges of t0.
 EVENT_SHARE = 0.2
@@ -63,8 +69,17 @@ def run_settings(
     }
 
 
+def _without_paths(key: str, value: Any) -> Any:
+    """A setting without what changes when a recording is moved: its size and dates tell it."""
+    if key != "recording" or not isinstance(value, list):
+        return value
+    return [entry[1:] if isinstance(entry, (list, tuple)) else entry for entry in value]
+
+
 def _fingerprint(path: Path) -> tuple[int, int]:
     """Size (bytes) and newest modification (ns) of a file, or of the files right in a directory."""
+    if not path.exists():  # a statement in place of a file, such as triggers:rising
+        return 0, 0
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
@@ -104,6 +119,7 @@ class OutputDirectory:
         self.video = root / "flow.mp4"
         self.page = root / "index.html"
         self.pictures = root / "pictures"
+        self.tracks = root / TRACKS
 
     def flow(self, index: int, tau: float | None = None) -> Path:
         """The flow file of an interval; with ``tau``, that of the continuous flow."""
@@ -191,7 +207,7 @@ class OutputDirectory:
             return
         frame0, events = _beginning(recording, interval)
         ground_truths = {}
-        if interval.frames:
+        if is_measured(recording, interval):
             for tau in (*recording.ground_truth_times, 1.0):
                 ground_truth = recording.ground_truth_at(interval.index, tau)
                 if ground_truth is not None:
@@ -206,6 +222,7 @@ class OutputDirectory:
         flows, frame, ground_truth = [result.flow], None, None
         if interval.frames:
             frame = recording.frame(interval.frames[0])
+        if is_measured(recording, interval):
             ground_truth = recording.ground_truth_at(interval.index, 1.0)
         if ground_truth is not None:
             flows.append(ground_truth[0])
@@ -214,7 +231,9 @@ class OutputDirectory:
             result, frame, events, ground_truth,
             index=interval.index, colour_range=colour_range(*flows),
         )  # fmt: skip
-        with atomic_path(self.payload(interval.index)) as temporary:
+        path = self.payload(interval.index)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
             temporary.write_text(content)
 
     def write_page(
@@ -233,23 +252,35 @@ class OutputDirectory:
     ) -> None:
         """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
 
+        It runs in real time, or slowed down by a factor that is drawn beside the time.
+
         Args:
             recording: of the frames and events.
             intervals: those whose flow was written.
             max_magnitude: px at the rim of the colour wheel, the same in all of the video.
 
         Raises:
-            OSError: OpenCV cannot write it.
+            OSError: it cannot be written.
         """
 
+        times, slow_down = playback([interval.t0 for interval in intervals])
+        speed = "real time" if slow_down == 1 else f"slowed down {slow_down} x"
+
+        def title(interval: Interval) -> str:
+            return f"{interval.t0 * 1e-6:.4f} s, {speed}. Events ({EVENT_COLOURS}), flow"
+
         def pictures() -> Iterator[np.ndarray]:
-            for interval in tqdm(intervals, unit=" pictures", desc="video", disable=None):
+            height = None
+            for interval in progress(intervals, unit=" pictures", desc="video: "):
                 frame0, events = _beginning(recording, interval)
                 flow = colour_flow(self.read(interval.index), max_magnitude=max_magnitude)
                 sides = np.concatenate((render_events(frame0, events), flow), axis=1)
-                yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+                picture = add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+                # One height for all, with room for the longest time.
+                height = height or title_height(picture.shape[1], title(intervals[-1]) + "  ")
+                yield add_title(picture, title(interval), height)
 
-        write_video(self.video, pictures(), VIDEO_RATE)
+        write_video(self.video, pictures(), times)
 
     def lines(self) -> list[str]:
         """Say where things are."""
@@ -310,7 +341,6 @@ class OutputDirectory:
         made = [
             self.flow(0),
             self.picture(0, "flow"),
-            self.payload(0),
             *(self.flow(0, t) for t in self.times),
         ]
         for path in (*made, *(self.extra(0, name) for name in self.extras)):
@@ -334,7 +364,7 @@ class OutputDirectory:
         changed = [
             f"{key} {found.get(key)} there, {value} now"
             for key, value in settings.items()
-            if found.get(key) != value
+            if _without_paths(key, found.get(key)) != _without_paths(key, value)
         ]
         if changed:
             raise ValueError(
@@ -345,7 +375,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.intervals, self.video, self.page]
+        files += [self.metrics, self.intervals, self.video, self.page, self.tracks]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -353,13 +383,32 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.intervals, self.video, self.page):
+        for path in (self.metrics, self.intervals, self.video, self.page, self.tracks):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
         extras = (self.root / kind.folder for kind in EXTRAS.values())
-        folders = (self.root / name for name in ("flow", "flow_at", "viewer"))
+        folders = (self.root / name for name in ("flow", "flow_at", "viewer", EVENT_FLOW))
         return *folders, self.pictures, *extras
+
+
+def playback(starts: Sequence[int]) -> tuple[list[float], int]:
+    """When a video shows what begins at some times, and how much slower than it happened.
+
+    Args:
+        starts: increasing, microseconds.
+
+    Returns:
+        Seconds of the video, from 0, and the factor by which they are longer: one of SLOW_DOWNS, so
+        that a picture is shown for LEAST_SHOWN in the median, and for LONGEST_SHOWN at most.
+    """
+    steps = np.diff(np.asarray(starts, np.int64)) * 1e-6
+    median = float(np.median(steps)) if len(steps) else LEAST_SHOWN
+    # A camera of nominally 60 Hz may be a little faster.
+    fitting = (factor for factor in SLOW_DOWNS if factor * median >= 0.9 * LEAST_SHOWN)
+    factor = next(fitting, SLOW_DOWNS[-1])
+    shown = np.minimum(steps * factor, max(LONGEST_SHOWN, median * factor))
+    return [0.0, *np.cumsum(np.maximum(shown, 1e-3)).tolist()], factor
 
 
 def _beginning(recording: Recording, interval: Interval) -> tuple[np.ndarray | None, Events]:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
-from flowfuse import distributed
+from flowfuse import __version__, distributed
 from flowfuse.cli.infer_figures import colour_range
-from flowfuse.cli.infer_options import MAX_VIEWED, InferenceConfig
+from flowfuse.cli.infer_motion import MotionFiles
+from flowfuse.cli.infer_options import COMMAND, MAX_VIEWED, InferenceConfig
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
-from flowfuse.cli.infer_report import RunReport
+from flowfuse.cli.infer_report import RunMetrics, RunReport
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
-from flowfuse.io.opencv import opencv_name
+from flowfuse.io.history import record_call
+from flowfuse.io.progress import progress
 from flowfuse.runner import (
     FrameReader,
     Interval,
@@ -31,8 +32,11 @@ from flowfuse.runner import (
     estimate_backward,
     estimate_interval,
     find_earlier,
+    has_intervals,
+    is_measured,
     plan_fixed_rate,
     plan_frame_pairs,
+    plan_intervals,
 )
 
 LARGE_PAGE = 40_000_000  # bytes
@@ -72,8 +76,15 @@ class Plan:
         return sorted(chosen, key=lambda interval: interval.index)
 
 
-def run_recording(config: InferenceConfig, estimator: Estimator) -> RunReport | None:
+def run_recording(
+    config: InferenceConfig, estimator: Estimator, arguments: Sequence[str]
+) -> RunReport | None:
     """Estimate, write and evaluate what ``config`` asks for of its recording.
+
+    Args:
+        config: the settings.
+        estimator: the network.
+        arguments: what was typed, for the output directory's history.
 
     Returns:
         What happened, in the first process; None in the others.
@@ -83,6 +94,11 @@ def run_recording(config: InferenceConfig, estimator: Estimator) -> RunReport | 
         ProcessLostError: another process has ended.
     """
     first = distributed.this().is_first
+    if config.tracks is not None and distributed.this().count > 1:
+        raise ValueError(
+            "--tracks follows points through all pairs in turn: start it in one process, without "
+            "torchrun"
+        )
     with _warnings_once():
         recording = open_recording(
             config.input,
@@ -94,18 +110,22 @@ def run_recording(config: InferenceConfig, estimator: Estimator) -> RunReport | 
     outputs = OutputDirectory(
         config.output, config.format, config.png_encoding, config.times, config.extras
     )
+    motion = MotionFiles(config.output, config.tracks, config.event_flow)
     with ExitStack() as stack:
-        plan = by_first(lambda: _prepare(config, estimator, recording, outputs, stack))
+        plan = by_first(lambda: _prepare(config, estimator, recording, (outputs, motion), stack))
+        if first:
+            record_call(config.output, COMMAND, arguments, asdict(config), __version__)
         if not outputs.settings.is_file():
             raise ValueError(
                 f"{outputs.root}: what the first process wrote there is not seen on "
                 f"{socket.gethostname()}; the directory must be shared by all machines"
             )
-        report = _estimate_share(config, estimator, recording, plan, outputs)
+        with motion:
+            report = _estimate_share(config, estimator, recording, plan, (outputs, motion))
         parts = distributed.gathered(report)
         if first:
             report = RunReport.merged(parts)
-            _finish(config, estimator, recording, plan, outputs, report)
+            _finish(config, estimator, recording, plan, (outputs, motion), report)
     return report if first else None
 
 
@@ -151,19 +171,20 @@ def _prepare(
     config: InferenceConfig,
     estimator: Estimator,
     recording: Recording,
-    outputs: OutputDirectory,
+    files: tuple[OutputDirectory, MotionFiles],
     stack: ExitStack,
 ) -> Plan:
     """Plan the intervals, and take the output directory, which ``stack`` gives back."""
+    outputs, motion = files
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
         intervals = plan_fixed_rate(recording, config.every, start, end)
+    elif has_intervals(recording):
+        intervals = plan_intervals(recording, config.pairs, start, end)
     else:
         intervals = plan_frame_pairs(recording, config.pairs, start, end)
         if "events" in config.modalities:
             check_events(recording)
-    if config.video:
-        opencv_name(outputs.video)  # refused now, not when all intervals are estimated
     given = (config.events, config.frames, config.frame_times, config.calibration)
     sources = [*recording.source_files, *(path for path in given if path)]
     stack.enter_context(outputs.claimed(sources))
@@ -175,7 +196,9 @@ def _prepare(
     pictured = {interval.index for interval in spread(intervals, config.max_pictures)}
     viewed = {interval.index for interval in spread(intervals, MAX_VIEWED if config.html else 0)}
     indices = [interval.index for interval in intervals]
-    done = {i for i in indices if outputs.is_done(i, i in pictured, i in viewed)}
+    done = {
+        i for i in indices if outputs.is_done(i, i in pictured, i in viewed) and motion.is_done(i)
+    }
     return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
 
 
@@ -184,15 +207,16 @@ def _estimate_share(
     estimator: Estimator,
     recording: Recording,
     plan: Plan,
-    outputs: OutputDirectory,
+    files: tuple[OutputDirectory, MotionFiles],
 ) -> RunReport:
     """Estimate this process's intervals that are not done; measure all of its intervals."""
-    report = RunReport()
+    outputs, motion = files
+    unit = "pair" if plan.intervals[0].frames else "time interval"
+    report = RunReport(unit=unit, metrics=RunMetrics(config.outlier_fraction))
     known = {interval.index for interval in plan.earlier}
     reader = FrameReader(recording)
-    # None: no bar where the output is no terminal.
-    hidden = None if distributed.this().is_first else True
-    bar = tqdm(plan.share(), unit=" intervals" if config.every else " pairs", disable=hidden)
+    hidden = not distributed.this().is_first
+    bar = progress(plan.share(), unit=f" {unit}s", disable=hidden)
     for interval in bar:
         uncertainty = None
         if interval.index in known:
@@ -215,6 +239,7 @@ def _estimate_share(
                 backward = estimate_backward(
                     estimator, recording, reader, interval, config.iterations, config.modalities
                 )
+            motion.write(recording, interval, result)
             outputs.write(
                 recording, interval, result, backward,
                 pictures=interval.index in plan.pictured, viewed=interval.index in plan.viewed,
@@ -222,14 +247,11 @@ def _estimate_share(
         # What was written is what is measured: an interrupted run gives the same numbers.
         flow = outputs.read(interval.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
-        if interval.frames:
+        if is_measured(recording, interval):
             flow_at = {tau: outputs.read(interval.index, tau) for tau in config.times if tau < 1}
-            frame0, frame1 = reader.frames(interval)
-            assert frame0 is not None and frame1 is not None
-            report.metrics.add(
-                recording, interval, flow, flow_at, (frame0, frame1), uncertainty=uncertainty
-            )
-            bar.set_postfix_str(report.metrics.latest)
+            frames = reader.frames(interval)
+            report.metrics.add(recording, interval, flow, flow_at, frames, uncertainty=uncertainty)
+            bar.set_postfix_str(report.metrics.latest, refresh=False)
     return report
 
 
@@ -238,13 +260,20 @@ def _finish(
     estimator: Estimator,
     recording: Recording,
     plan: Plan,
-    outputs: OutputDirectory,
+    files: tuple[OutputDirectory, MotionFiles],
     report: RunReport,
 ) -> None:
     """Write what is made of all intervals, and say what was done."""
+    outputs, motion = files
     report.total = len(plan.intervals)
-    report.gaps = 0 if config.every else count_gaps(plan.intervals)
+    report.gaps = count_gaps(plan.intervals) if plan.intervals[0].frames else 0
     outputs.write_intervals(plan.present)
+    if report.skipped == report.total and not config.every:
+        warnings.warn(
+            f"no event in any {report.unit} asked for, and no frames that {config.checkpoint} "
+            "uses: nothing was estimated",
+            stacklevel=2,
+        )
     asked = "events" in config.modalities and recording.event_range is not None
     if asked and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
@@ -254,7 +283,9 @@ def _finish(
         outputs.write_video(recording, found, report.magnitude)
     if config.html:
         _write_page(config, recording, plan.intervals, outputs, report)
-    print(report.summary(config, estimator, recording, outputs), flush=True)
+    told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
+    # A name of a file that is not UTF-8 must not end a run that is done.
+    print("\n".join(told).encode(errors="backslashreplace").decode(), flush=True)
 
 
 def _write_page(

@@ -36,12 +36,17 @@ class RunMetrics:
 
     Beside every measure stands the one of zero flow: what estimating nothing would have given.
 
+    Args:
+        outlier_fraction: 1PE, 2PE and 3PE also ask for an error of this fraction of the true
+            magnitude.
+
     Attributes:
         latest: the last pair's numbers, for a progress bar.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outlier_fraction: float = 0.0) -> None:
         self.latest = ""
+        self._outlier_fraction = outlier_fraction
         self._pairs: list[dict[str, Any]] = []
         self._sums: list[dict[float, PairSums]] = []
         # 1.0 is the flow from frame to frame; other tau are continuous flow
@@ -55,29 +60,37 @@ class RunMetrics:
         interval: Interval,
         flow: np.ndarray,
         flow_at: dict[float, np.ndarray],
-        frames: tuple[np.ndarray, np.ndarray],
+        frames: tuple[np.ndarray | None, np.ndarray | None],
         *,
         uncertainty: np.ndarray | None = None,
     ) -> None:
-        """Evaluate the flow of one pair.
+        """Evaluate the flow of one pair, or of an interval with ground truth.
 
         Args:
             recording: asked for its ground truth.
             interval: of the pair.
             flow: [2, H, W] px, to its second frame.
             flow_at: tau -> [2, H, W] px.
-            frames: both frames, uint8; a gray and a colour one are compared in gray.
+            frames: both frames, uint8; a gray and a colour one are compared in gray. (None, None):
+                there are none, and the photometric error is unknown.
             uncertainty: [H, W] px, of a pair that was estimated by this call.
         """
-        if frames[0].ndim != frames[1].ndim:
-            frames = (as_gray(frames[0]), as_gray(frames[1]))
+        frame0, frame1 = frames
         still = np.zeros_like(flow)
+        errors = math.nan, math.nan
+        if frame0 is not None and frame1 is not None:
+            if frame0.ndim != frame1.ndim:
+                frame0, frame1 = as_gray(frame0), as_gray(frame1)
+            errors = (
+                photometric_error(frame0, frame1, flow),
+                photometric_error(frame0, frame1, still),
+            )
         pair: dict[str, Any] = {
             "index": interval.index,
             "t0_us": interval.t0,
             "t1_us": interval.t1,
-            "photometric_error": photometric_error(*frames, flow),
-            "photometric_error_zero_flow": photometric_error(*frames, still),
+            "photometric_error": errors[0],
+            "photometric_error_zero_flow": errors[1],
         }
         flows = {**flow_at, 1.0: flow}
         asked = {tau: recording.ground_truth_at(interval.index, tau) for tau in flows}
@@ -92,7 +105,9 @@ class RunMetrics:
                 np.stack([known[time][1] for time in times]),
                 tau=times,
             )
-            evaluation = self._evaluations.setdefault(tau, Evaluation())
+            evaluation = self._evaluations.setdefault(
+                tau, Evaluation(outlier_fraction=self._outlier_fraction)
+            )
             estimates = {"flow": Estimate(path), "zero_flow": Estimate(np.zeros_like(path))}
             found = evaluation.add(estimates, ground_truth)[ALL]
             measured[tau] = evaluation.latest
@@ -127,7 +142,8 @@ class RunMetrics:
         Sums are taken pair by pair, so that the bits are those of one process.
         """
         both = [both for part in parts for both in zip(part._pairs, part._sums, strict=True)]
-        unsorted, result = cls(), cls()
+        fraction = parts[0]._outlier_fraction
+        unsorted, result = cls(fraction), cls(fraction)
         both.sort(key=lambda entry: entry[0]["index"])
         unsorted._pairs, unsorted._sums = [pair for pair, _ in both], [sums for _, sums in both]
         unsorted._ause = [value for part in parts for value in part._ause]
@@ -171,6 +187,7 @@ class RunMetrics:
         content = {
             "flowfuse": __version__,
             "checkpoint": checkpoint,
+            "outlier_fraction": self._outlier_fraction,
             "average": self.averages(),
             "pairs": self._pairs,
         }
@@ -205,6 +222,11 @@ class RunMetrics:
                     f"  {name}: EPE {found['epe']:.3f} px, 1PE {found['1pe']:.2f} %, "
                     f"2PE {found['2pe']:.2f} %, 3PE {found['3pe']:.2f} %, AE {found['ae']:.3f} deg"
                 )
+            if self._outlier_fraction:
+                lines.append(
+                    f"  1PE, 2PE and 3PE count errors of {100 * self._outlier_fraction:g} % of the "
+                    "true magnitude and more"
+                )
             lines.append(boundary_line(average["flow"]["per_pixel"]))
             if self._ause:
                 pairs = counted(len(self._ause), "pair")
@@ -218,6 +240,8 @@ class RunMetrics:
                 f"TEPE (EPE between the frames): {path['tepe']:.3f} px, straight line to the true "
                 f"end {path['tepe_line_true_end']:.3f} px"
             )
+        if math.isnan(average["photometric_error"]):
+            return lines
         lines.append(
             f"photometric error after warping: {average['photometric_error']:.4f}, "
             f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"
@@ -256,6 +280,7 @@ class RunReport:
     new: int = 0
     from_frames: int = 0
     skipped: int = 0
+    unit: str = "pair"
     magnitude: float = LEAST_MAGNITUDE
     seconds: list[float] = field(default_factory=list)
     metrics: RunMetrics = field(default_factory=RunMetrics)
@@ -269,6 +294,7 @@ class RunReport:
         }
         return cls(
             **counts,
+            unit=parts[0].unit,
             magnitude=max(part.magnitude for part in parts),
             seconds=[second for part in parts for second in part.seconds],
             metrics=RunMetrics.merged([part.metrics for part in parts]),
@@ -282,7 +308,7 @@ class RunReport:
         outputs: OutputDirectory,
     ) -> str:
         """Say it in a few lines."""
-        unit = "time interval" if config.every else "pair"
+        unit = self.unit
         found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
         for count, text in (

@@ -35,6 +35,7 @@ def open_recording(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
 ) -> Recording:
     """Open a recording of any camera or data set.
 
@@ -44,9 +45,12 @@ def open_recording(
             ``<seq>_data.hdf5`` of MVSEC; a recording of an added data set; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
-        times: a file of frame times in seconds, likewise.
+        times: a file of frame times in seconds, likewise; or "triggers[:rising|falling][:INPUT]",
+            those at the trigger inputs of the event camera.
         calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
             brought into their view.
+        columns: of a table of events, such as "x,y,t_us,p" for t in microseconds; None: as the
+            file shows them.
 
     Returns:
         Recording. No event is loaded by opening it; text files are read once when first needed.
@@ -66,10 +70,17 @@ def open_recording(
                 raise ValueError(
                     f"{calibration}: no calibration file is taken here: {dataset.own_calibration}"
                 )
+            if columns is not None:
+                raise ValueError(f"{path}: columns are stated, but {dataset.name} has its own")
             return dataset.open(path)
     try:
         return open_directory(
-            path, events=events, frames=frames, times=times, calibration=calibration
+            path,
+            events=events,
+            frames=frames,
+            times=times,
+            calibration=calibration,
+            columns=columns,
         )
     except NothingRecordedError:
         if path is not None:

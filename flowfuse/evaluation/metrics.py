@@ -38,8 +38,8 @@ def flow_metrics(
         ground_truth: [2, H, W], px.
         valid: [H, W] bool, where ground truth is known; None = everywhere.
         boundary: [H, W], the motion boundary B_m (bool, or > 0.5); None = unknown.
-        outlier_fraction: 1pe, 2pe and 3pe also ask for an error above this fraction of the true
-            magnitude (some protocols use 0.05); 0 asks for the pixels alone.
+        outlier_fraction: 1pe, 2pe and 3pe also ask for an error of at least this fraction of the
+            true magnitude (some protocols use 0.05); 0 asks for the pixels alone.
 
     Returns:
         ``epe``: mean endpoint error, px; ``1pe``, ``2pe``, ``3pe``: % of pixels with a larger error
@@ -80,7 +80,7 @@ def flow_sums(
     first, second = np.concatenate((flow, one)), np.concatenate((ground_truth, one))
     # atan2 of |cross| and dot is exact for small angles, where arccos is not.
     angle = np.arctan2(_length(np.cross(first.T, second.T), axis=1), (first * second).sum(axis=0))
-    large = error > outlier_fraction * length
+    large = error >= outlier_fraction * length  # as bflow's NPE; exactly so much is a rare tie
     everywhere = np.ones(len(error), bool)
     measures = {
         "epe": (error, everywhere),

@@ -8,7 +8,7 @@ from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.opening import DATASETS
 from flowfuse.data.synthetic.presets import PRESETS
 
-OWN_FORMS = ("scenes:PRESET", "scenes:A=2,B=1", "recording:PATH")  # beside those of data sets
+OWN_FORMS = ("scenes:PRESET", "scenes:A=2,B=1", "recording:PATH,PATH")  # beside those of data sets
 
 
 def parse_data(data: str) -> tuple[str, str]:
@@ -64,7 +64,17 @@ def scene_weights(text: str) -> dict[str, float]:
     return weights
 
 
+def split_paths(text: str) -> list[Path]:
+    """Read the paths of recordings: one, whatever its name, or several with commas between."""
+    if Path(text).exists():
+        return [Path(text)]
+    return [Path(part) for part in text.split(",") if part]
+
+
 def absolute(data: str) -> str:
     """The same data, named as it can be found from any working directory."""
     kind, rest = parse_data(data)
-    return data if kind == "scenes" else f"{kind}:{Path(rest).absolute()}"
+    if kind == "scenes":
+        return data
+    paths = split_paths(rest) if kind == "recording" else [Path(rest)]
+    return f"{kind}:{','.join(str(path.absolute()) for path in paths)}"

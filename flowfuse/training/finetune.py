@@ -175,7 +175,11 @@ class RecordingValidator:
     def _estimate(self, model: FlowFuse, interval: Interval) -> Result:
         estimator, recording = Estimator(model, device=self._device), self._pairs.recording
         result, _ = estimate_interval(estimator, recording, FrameReader(recording), interval, None)
-        assert result is not None, "there are frames"
+        if result is None:
+            raise ValueError(
+                f"{self._pairs.path}, frames {interval.pair}: no event between them, and this "
+                "network uses events alone"
+            )
         return result
 
     def _measure(self, result: Result, interval: Interval) -> dict[str, float]:

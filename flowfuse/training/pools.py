@@ -1,7 +1,8 @@
 """What a training learns from and is measured on.
 
 scenes:fast, scenes:fast=2,blur=1    generated scenes of a preset, or a mixture with weights
-recording:PATH                       a recording without ground truth, for self-supervision
+recording:PATH,PATH                  recordings with ground truth, or folders of them; for
+                                     self-supervision one, without
 dsec:ROOT, mvsec:PATH, ...           a data set with ground truth, which knows its own split
 """
 
@@ -14,10 +15,11 @@ import numpy as np
 from flowfuse import distributed
 from flowfuse.data.augment import crop_centre
 from flowfuse.data.datasets.base import SampleSet, Split
+from flowfuse.data.labelled import LabelledRecordings
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.dataset import SceneDataset
 from flowfuse.inputs import InputSpec
-from flowfuse.training.data_spec import find_labelled, parse_data, scene_weights
+from flowfuse.training.data_spec import find_labelled, parse_data, scene_weights, split_paths
 from flowfuse.training.devices import scene_device
 from flowfuse.training.finetune import RecordingPairs
 from flowfuse.training.sampling import VALIDATION_SEED, Pool
@@ -35,7 +37,7 @@ def make_pool(config: TrainConfig) -> Pool:
     pool: Pool
     if kind == "scenes":
         pool = make_scenes(config, config.seed, config.overfit or config.scenes)
-    elif kind == "recording":
+    elif config.is_unlabelled:
         pool = pairs = RecordingPairs(
             Path(rest), config.held_out, config.model.slices, config.model.bins
         )
@@ -63,7 +65,7 @@ def make_held_out(config: TrainConfig, pool: Pool) -> Pool:
         return [crop_centre(pool[i], config.crop) for i in range(len(pool))]
     if kind == "scenes":
         return make_scenes(config, VALIDATION_SEED, config.validation_scenes)
-    return pool if kind == "recording" else open_labelled(config, "validation")
+    return pool if config.is_unlabelled else open_labelled(config, "validation")
 
 
 def validation_samples(config: TrainConfig, held_out: Pool) -> list[Sample]:
@@ -91,9 +93,12 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:
 
 
 def open_labelled(config: TrainConfig, split: Split) -> SampleSet:
-    """Open the samples with ground truth of a data set that a configuration asks for."""
+    """Open the samples with ground truth that a configuration asks for."""
     kind, rest = parse_data(config.data)
     spec = InputSpec(config.model.slices, config.model.bins)
+    if kind == "recording":
+        paths = split_paths(rest)
+        return LabelledRecordings(paths, split, config.held_out, config.held_out_by, spec)
     return find_labelled(kind).training_samples(Path(rest), split, spec)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from infer_cases import FIRST, FRAMES, QUIET, SHIFT, STEP, files
+from infer_cases import CONFIG, FIRST, FRAMES, QUIET, SHIFT, STEP, files
 
 from flowfuse.cli import infer_outputs as outputs
 from flowfuse.cli import infer_recording, infer_report
@@ -24,6 +25,8 @@ from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import load
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
+from flowfuse.model import FlowFuse
+from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.runner import (
     FrameReader,
     Interval,
@@ -61,6 +64,7 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
         assert image is not None and image.std() > 5
     video = cv2.VideoCapture(str(out / "flow.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == FRAMES - 1
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(1e6 / STEP, rel=1e-3)  # real time
     for index in range(FRAMES - 1):
         result = expected_flow(recording, checkpoint, index)
         assert np.array_equal(read_flow(out / "flow" / flows[index])[0], result.flow)
@@ -136,7 +140,7 @@ def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsy
     assert "2 estimated, 1 were there already" in capsys.readouterr().out
     assert (out / "flow" / "000000.flo").stat().st_mtime_ns == before
     (out / "flow_at" / "0.5" / "000002.flo").unlink()
-    abandoned = out / "flow" / ".000002.77-0a1b2c3d.tmp.flo"  # what a kill leaves
+    abandoned = out / "flow" / ".000002.999999999-0a1b2c3d.tmp.flo"  # what a kill leaves
     abandoned.write_bytes(b"half")
     assert run(*arguments) == 0
     assert "1 estimated, 2 were there already" in capsys.readouterr().out
@@ -490,11 +494,54 @@ def test_output_that_cannot_be_written(run, recording, tmp_path, capsys, monkeyp
     assert files(tmp_path / "out", "*.flo") == []
 
 
-def test_a_video_that_cannot_be_written_is_refused_first(run, recording, tmp_path, capsys):
+def test_a_name_that_is_not_utf8(run, recording, tmp_path, capsys):
     out = tmp_path / "out\udcff"
-    assert run(recording, "--max-pictures", "0", out=out) == 1
-    assert "OpenCV opens only names that are UTF-8" in capsys.readouterr().err
-    assert not out.exists()
+    assert run(recording, "--max-pictures", "0", out=out) == 0
+    assert (out / "flow.mp4").is_file()
+    assert "video: " in capsys.readouterr().out
+
+
+def test_a_recording_that_was_moved_goes_on(run, broken, tmp_path, capsys):
+    assert run(broken, "--pairs", "0:1", *QUIET) == 0
+    moved = broken.rename(tmp_path / "elsewhere")
+    assert run(moved, "--pairs", "0:2", *QUIET) == 0
+    assert "1 estimated, 1 were there already" in capsys.readouterr().out
+    calls = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    commands = [json.loads(line)["command"] for line in calls]
+    assert str(broken) in commands[0] and str(moved) in commands[1] and len(commands) == 2
+    with open(moved / "events.h5", "ab") as file:
+        file.write(b" ")
+    assert run(moved, "--pairs", "0:2", *QUIET) == 1
+    assert "other settings (recording " in capsys.readouterr().err
+
+
+def test_a_network_of_events_alone_skips_pairs_without_any(run, recording, tmp_path, capsys):
+    """The last pair of the recording has none: told, counted, and no file."""
+    path, out = tmp_path / "events.safetensors", tmp_path / "out"
+    save_checkpoint(path, FlowFuse(replace(CONFIG, frames=False)))
+    assert run(recording, "--checkpoint", path, *QUIET) == 0
+    printed = capsys.readouterr().out
+    assert "2 estimated, 0 were there already" in printed
+    assert "  1 pair without any event: no flow, no file" in printed
+    assert files(out / "flow") == ["000000.flo", "000001.flo"]
+    assert (out / "windows.csv").read_text().splitlines()[-1].endswith(",")
+    assert run(recording, "--checkpoint", path, "--pairs", "2:3", *QUIET, out=tmp_path / "b") == 0
+    assert "uses: nothing was estimated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("starts", "times", "factor"),
+    [
+        ([0, 50_000, 100_000], [0, 0.05, 0.1], 1),  # 20 Hz: real time
+        ([7_000, 17_000, 27_000], [0, 0.02, 0.04], 2),  # 100 Hz
+        ([0, 1_000, 2_000], [0, 0.02, 0.04], 20),
+        ([0, 50_000, 60_000_000, 60_050_000], [0, 0.05, 1.05, 1.1], 1),  # a gap is cut
+        ([5], [0], 1),
+    ],
+)
+def test_playback(starts, times, factor):
+    found = outputs.playback(starts)
+    assert found[0] == pytest.approx(times) and found[1] == factor
 
 
 def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
@@ -538,7 +585,7 @@ def test_errors_of_an_estimate_name_the_interval(frames, message):
     def fail(*inputs, **times):
         raise ValueError("exposure0 must be short")
 
-    fail.model = SimpleNamespace(config=SimpleNamespace(slices=4))
+    fail.model = SimpleNamespace(config=SimpleNamespace(slices=4, frames=True))
     recording = SimpleNamespace(
         path=Path("/rec"),
         exposures=None,
@@ -561,7 +608,7 @@ def test_an_interval_reads_all_events_of_both_exposures():
 
     class Estimator:
         device = torch.device("cpu")
-        model = SimpleNamespace(config=SimpleNamespace(slices=4))
+        model = SimpleNamespace(config=SimpleNamespace(slices=4, frames=True))
 
         def __call__(self, *inputs, **times):
             return times

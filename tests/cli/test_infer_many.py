@@ -13,6 +13,7 @@ import h5py
 import pytest
 from infer_cases import FIRST, QUIET, STEP, files
 
+from flowfuse import distributed
 from flowfuse.cli.infer import main
 from flowfuse.data.opening import find_recordings, open_recording
 from flowfuse.data.recording_writer import write_recording
@@ -69,7 +70,9 @@ def launch(
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {name: (root / name).read_bytes() for name in files(root)}
+    """All files but those that tell of each call."""
+    names = [name for name in files(root) if Path(name).name != "history.jsonl"]
+    return {name: (root / name).read_bytes() for name in names}
 
 
 def test_a_folder_and_a_list_are_inputs(run, folder, recording, tmp_path, capsys):
@@ -79,7 +82,7 @@ def test_a_folder_and_a_list_are_inputs(run, folder, recording, tmp_path, capsys
     assert "all 2 recordings:" in printed
     assert run(recording, *QUIET, out=tmp_path / "alone") == 0
     for name in files(tmp_path / "alone"):
-        if name != "run.json":  # which names the files of the recording
+        if name not in ("run.json", "history.jsonl"):  # which name files and commands
             alone = (tmp_path / "alone" / name).read_bytes()
             assert (tmp_path / "out" / "a" / name).read_bytes() == alone, name
     summary = json.loads((tmp_path / "out" / "recordings.json").read_text())
@@ -136,6 +139,12 @@ def test_two_commands_on_one_output_are_refused(run, recording, tmp_path, capsys
     assert files(tmp_path / "out") == []
     assert run(recording, *QUIET) == 0
     assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_tracks_need_one_process(run, recording, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "this", lambda: Processes(0, 2, 0))
+    assert run(recording, "--tracks", "auto", *QUIET) == 1
+    assert "--tracks follows points through all pairs in turn" in capsys.readouterr().err
 
 
 def test_parts_cover_all_and_differ_by_one():

@@ -5,12 +5,19 @@ Files that came through a broken download or disk; never another exception, a ha
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ecf_cases
+import event_cases
+import h5py
 import numpy as np
+import packet_cases
 import pytest
 from dsec_cases import OFFSET, write
 from hypothesis import HealthCheck, given, settings
@@ -47,6 +54,17 @@ def read_events(path: Path) -> None:
     file.coordinate_extent()
     file.window(20_000, 30_000, HEIGHT, WIDTH)
     file.window(0, 10**9, HEIGHT, WIDTH)
+
+
+def read_triggers(path: Path) -> None:
+    read_events(path)
+    open_event_file(path).triggers()
+
+
+def read_prophesee(path: Path) -> None:
+    file = open_event_file(path)
+    file.window(0, 2 * OFFSET, event_cases.HEIGHT, event_cases.WIDTH)
+    _ = file.sensor_size, file.triggers()
 
 
 def read_recording(path: Path) -> None:
@@ -96,6 +114,16 @@ KINDS = [
     Kind("packed.npz", read_events),
     Kind("events.txt", read_events, binary=False),
     Kind("events.csv", read_events, binary=False),
+    Kind("table.h5", read_events),
+    Kind("m3ed.h5", read_events),
+    Kind("prophesee.h5", read_prophesee),
+    Kind("table.npz", read_events),
+    Kind("text.zip", read_events),
+    Kind("prophesee.raw", read_triggers),
+    Kind("prophesee.dat", read_events),
+    Kind("packets.bag", read_triggers),
+    Kind("packets.db3", read_events),
+    Kind("packets.mcap", read_events),
     Kind("events.h5", read_dsec),
     Kind("rectify_map.h5", read_rectify_map),
     Kind("a_data.hdf5", read_mvsec),
@@ -123,6 +151,8 @@ def originals(tmp_path_factory) -> Path:
     ]:  # fmt: skip
         write_event_parts(folder / name, [events], size, kind)
     np.savez_compressed(folder / "packed.npz", **{name: getattr(events, name) for name in "xytp"})
+    write_tables(folder, events)
+    write_of_cameras(folder, events)
     frames = rng.integers(0, 256, (3, *size)).astype(np.uint8)
     maps, times = np.ones((3, 2, *size)), np.array([10_000, 20_000, 30_000])
     write_mvsec(folder / "a", events, frames, times, maps, times)
@@ -136,6 +166,45 @@ def originals(tmp_path_factory) -> Path:
         shutil.copy(sequence / name, folder)
     (folder / "rig.yaml").write_text(CALIBRATION)
     return folder
+
+
+def write_tables(folder: Path, events: Events) -> None:
+    table = np.stack([getattr(events, name) for name in "txyp"], axis=1)
+    with h5py.File(folder / "table.h5", "w") as file:
+        file.create_dataset("events", data=table.astype("u4"), chunks=(100, 4), compression="gzip")
+    with h5py.File(folder / "m3ed.h5", "w") as file:
+        for name in "xytp":
+            file[f"prophesee/left/{name}"] = getattr(events, name)
+        file["prophesee/left/calib/resolution"] = [WIDTH, HEIGHT]
+    np.savez(folder / "table.npz", events=table)
+    with zipfile.ZipFile(folder / "text.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / "events.txt", "events.txt")
+
+
+def write_of_cameras(folder: Path, events: Events) -> None:
+    ecf_cases.write(folder / "prophesee.h5", event_cases.make_events())
+    rows = list(zip(*(getattr(events, name).tolist() for name in "xytp"), strict=True))
+    words, records = [], []
+    for x, y, t, p in rows:
+        words += [0x8000 | t >> 12, 0x6000 | t & 0xFFF, y, 0x2000 | p << 11 | x, 0xA000 | p]
+        records.append(struct.pack("<II", t, x | y << 14 | p << 28))
+    data = np.array(words, "<u2").tobytes()
+    size = f"height={HEIGHT};width={WIDTH}"
+    (folder / "prophesee.raw").write_bytes(f"% format EVT3;{size}\n% end\n".encode() + data)
+    header = f"% Version 2\n% Height {HEIGHT}\n% Width {WIDTH}\n\0\x08".encode()
+    (folder / "prophesee.dat").write_bytes(header + b"".join(records))
+    if importlib.util.find_spec("rosbags") is None:
+        return
+    for storage in ("bag", "db3", "mcap"):
+        path = folder / (f"packets.{storage}" if storage == "bag" else f"packets_{storage}")
+        writer = packet_cases.PacketWriter(path, storage)
+        for number in range(4):
+            part = data[number * len(data) // 4 : (number + 1) * len(data) // 4]
+            writer.write(20_000 * number, number, 0, "evt3", part, size=(HEIGHT, WIDTH))
+        writer.bag.close()
+        if storage != "bag":
+            (file,) = path.glob(f"*.{storage}")
+            shutil.copy(file, folder / f"packets.{storage}")
 
 
 def damaged(content: bytes, binary: bool, data: st.DataObject) -> bytes:
@@ -152,6 +221,11 @@ def damaged(content: bytes, binary: bool, data: st.DataObject) -> bytes:
     return content[:place] + piece + content[place + len(piece) :]
 
 
+def skip_without_rosbags(kind: Kind) -> None:
+    if kind.name.startswith("packets"):
+        pytest.importorskip("rosbags")
+
+
 @pytest.mark.filterwarnings("ignore")  # of unpacking, and of a sensor size that is not stated
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @settings(
@@ -163,6 +237,7 @@ def damaged(content: bytes, binary: bool, data: st.DataObject) -> bytes:
 )
 @given(data=st.data())
 def test_damaged_files_give_data_or_an_error_that_names_them(originals, tmp_path, kind, data):
+    skip_without_rosbags(kind)
     path = tmp_path / kind.name
     path.write_bytes(damaged((originals / kind.name).read_bytes(), kind.binary, data))
     try:
@@ -174,4 +249,5 @@ def test_damaged_files_give_data_or_an_error_that_names_them(originals, tmp_path
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_files_are_good_before(originals, kind):
+    skip_without_rosbags(kind)
     kind.read(originals / kind.name)

@@ -151,3 +151,26 @@ def test_write_mvsec_writes_the_scene(tmp_path, capsys):
     assert recording.ground_truth(0) is None  # the maps begin after frame 0
     assert tool.main([f"{prefix}b", "--frames", "3"]) == 1
     assert "frames must be at least 4" in capsys.readouterr().err
+
+
+def test_an_interval_without_events_is_left_out(tool, tmp_path, capsys, monkeypatch):
+    """Flow maps without frames: nothing happens in the second one."""
+    t = np.concatenate((np.arange(10_000, 60_000, 100), np.arange(110_000, 140_000, 100)))
+    events = Events(t % 346, t // 100 % 260, t, t // 100 % 2, height=260, width=346)
+    frames = np.zeros((6, 260, 346), np.uint8)
+    maps = np.broadcast_to(np.array([3.0, 4.0])[:, None, None], (4, 2, 260, 346))
+    times = 20_000 + 25_000 * np.arange(6)
+    prefix = tmp_path / "outdoor_day1"
+    path = write_mvsec(prefix, events, frames, times, maps, [10_000, 60_000, 110_000, 140_000])
+    monkeypatch.setitem(PROTOCOLS["eraft20"].starts, "outdoor_day1", (0, 3))
+    out = tmp_path / "result.json"
+    argv = [str(path), "--protocol", "eraft20", "--device", "cpu", "-o", str(out)]
+    assert tool.main(argv) == 0
+    told = capsys.readouterr()
+    assert "1 of 3 time intervals have no event" in told.err and "60000 to 110000 us" in told.err
+    assert "2 time intervals, 1 without events left out" in told.out
+    result = json.loads(out.read_text())
+    assert (result["windows"], result["empty"]) == (2, 1)
+    monkeypatch.setitem(PROTOCOLS["eraft20"].starts, "outdoor_day1", (1, 2))
+    assert tool.main(argv) == 1
+    assert "no event in any of 1 time intervals" in capsys.readouterr().err

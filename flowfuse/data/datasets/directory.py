@@ -2,8 +2,8 @@
 
 A directory holds, where all but one of events and frames may be missing::
 
-    events.h5 | .npz | .txt | .csv     see flowfuse.data.formats; the last two may hold the frames,
-        | .raw | .aedat4 | .bag        too
+    events.h5 | .npz | .txt | .csv     see flowfuse.data.formats, which has more; .aedat4, .aedat
+        | .raw | .aedat4 | .bag ...    and bags may hold the frames, too
     images.txt                         lines "t path", t in seconds, mid-exposure; or
     images/ or frames/, or the images  with timestamps.txt or times.txt (one column of seconds, or
     themselves                         "t path"), beside them or in the directory; or
@@ -27,8 +27,9 @@ import numpy as np
 from flowfuse.data.calibration import apply_calibration, read_calibration
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
 from flowfuse.data.formats.frames import list_images, read_exposures
+from flowfuse.data.formats.triggers import is_trigger_spec, trigger_times
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import (
     check_event_path,
@@ -102,6 +103,13 @@ class DirectoryRecording(FileRecording):
                     return flow, valid
         return None
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether there is a file of flow from frame ``index`` to the next; it is not read."""
+        directory = self._ground_truth_directories.get(1.0)
+        return directory is not None and any(
+            (directory / f"{index:06d}{suffix}").is_file() for suffix in FLOW_SUFFIXES
+        )
+
 
 def open_directory(
     path: Path | None,
@@ -110,13 +118,16 @@ def open_directory(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
 
     Args:
         path: of these; None where events or frames are named.
-        events, frames, times: files or directories, in place of the directory's.
+        events, frames, times: files or directories, in place of the directory's; ``times`` may be
+            "triggers[:rising|falling][:INPUT]", those of the event file.
         calibration: a file of :mod:`flowfuse.data.calibration`.
+        columns: of a table of events, as :func:`flowfuse.data.registry.open_event_file` takes them.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -149,8 +160,13 @@ def open_directory(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    event_file = None if events is None else open_event_file(events)
-    frame_source = None if frames is None else open_frames(frames, times)
+    event_file = None if events is None else open_event_file(events, columns)
+    stated: str | os.PathLike | StatedTimes | None = times
+    if times is not None and is_trigger_spec(str(times)):
+        if event_file is None:
+            raise ValueError(f"{times}: frame times of triggers need an event file")
+        stated = trigger_times(event_file, str(times))
+    frame_source = None if frames is None else open_frames(frames, stated)
     if calibration is not None:
         rig = read_calibration(calibration)
         event_file, frame_source = apply_calibration(
@@ -255,10 +271,20 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
         return directory / "images.txt", None
     candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
     times = next((path for path in candidates if path.is_file()), None)
-    for place in (directory / "images", directory / "frames", directory):
+    for place in (directory / "images", directory / "frames"):
         if place.is_dir() and list_images(place):
             return place, times
     videos = sorted(p for p in directory.iterdir() if p.suffix.lower() in video_suffixes())
+    images = list_images(directory)
+    # A single image beside a video is its thumbnail, or a picture of the rig.
+    if len(images) > 1 or (images and not videos):
+        if videos:
+            warnings.warn(
+                f"{directory}: {len(images)} images and {videos[0].name}; the images are taken as "
+                "the frames, name the video (frames=, --frames) to use it",
+                stacklevel=4,
+            )
+        return directory, times
     if len(videos) > 1:
         names = ", ".join(path.name for path in videos)
         raise ValueError(f"{directory}: several videos ({names}); name one with frames=")

@@ -12,7 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.base import (
+    EVENTS,
+    FRAMES,
+    EventFile,
+    Format,
+    FrameSource,
+    StatedTimes,
+    starts_with,
+)
 from flowfuse.events import Events
 
 _FIRST_SPAN = 100_000  # us, looked through for the last event, doubled until there is one
@@ -196,7 +204,7 @@ class Aedat4Format(Format):
     def open_events(self, path: Path) -> EventFile:
         return Aedat4Events(path)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return Aedat4Frames(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,22 @@ import numpy as np
 from flowfuse.events import Events
 
 EVENTS, FRAMES = "events", "frames"
+
+
+@dataclass(frozen=True)
+class StatedTimes:
+    """Times of frames that are in no file of their own.
+
+    Attributes:
+        times: [F] int64, microseconds, strictly increasing.
+        source: what a message calls them.
+    """
+
+    times: np.ndarray
+    source: str
+
+    def __str__(self) -> str:
+        return self.source
 
 
 class Format:
@@ -75,13 +92,27 @@ class Format:
         """
         raise NotImplementedError(f"{self.name} holds no events")
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_columns(self, path: Path, columns: str) -> EventFile:
+        """As :meth:`open_events`, of a table whose columns are stated.
+
+        Args:
+            path: exists.
+            columns: see :func:`flowfuse.data.formats.column_order.parse_columns`.
+
+        Raises:
+            ModuleNotFoundError, ValueError: as of :meth:`open_events`; files of the format name
+                their columns themselves.
+        """
+        raise ValueError(f"{path}: columns are stated, but files of {self.name} name their own")
+
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         """Open the frames of a file or directory; asked only where ``holds`` has "frames".
 
         Args:
             path: exists.
-            times: a file of frame times, see :func:`flowfuse.data.formats.frames.read_frame_list`;
-                always None where ``has_frame_times``.
+            times: a file of frame times, or times that are known, which
+                :func:`flowfuse.data.formats.frames.read_frame_list` reads both; always None where
+                ``has_frame_times``.
 
         Raises:
             FileNotFoundError, ModuleNotFoundError, ValueError: as of :meth:`open_events`.
@@ -121,6 +152,17 @@ class EventFile(ABC):
     @abstractmethod
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
         """The events in [t0, t1), microseconds, checked against the sensor size."""
+
+    def triggers(self) -> np.ndarray:
+        """The edges at the camera's trigger inputs, in the order of the file.
+
+        Returns:
+            [N] of the fields t (int64, microseconds), p (1 rising, 0 falling), id (of the input).
+
+        Raises:
+            ValueError: files of this format hold none, or the file is damaged.
+        """
+        raise ValueError(f"{self.path}: files of this format hold no triggers of the camera")
 
 
 class IndexedEventFile(EventFile):

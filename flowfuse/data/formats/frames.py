@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from flowfuse.data.formats.base import StatedTimes
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
 _LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
 
@@ -30,15 +32,17 @@ def list_images(directory: Path) -> list[Path]:
     )
 
 
-def read_frame_list(path: Path) -> tuple[np.ndarray, list[str] | None]:
+def read_frame_list(path: Path | StatedTimes) -> tuple[np.ndarray, list[str] | None]:
     """Read frame times.
 
     Args:
-        path: lines ``t`` or ``t name``, t in seconds; # starts a comment.
+        path: lines ``t`` or ``t name``, t in seconds; # starts a comment. Or times that are known.
 
     Returns:
         [F] int64 microseconds, strictly increasing and not negative; the names, or None.
     """
+    if isinstance(path, StatedTimes):
+        return path.times, None
     times: list[int] = []
     names: list[str] = []
     for number, fields in _numbered_fields(path):

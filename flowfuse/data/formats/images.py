@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.formats.base import FRAMES, Format, FrameSource
+from flowfuse.data.formats.base import FRAMES, Format, FrameSource, StatedTimes
 from flowfuse.data.formats.frames import list_images, read_frame_list, read_image
 
 
@@ -41,14 +41,14 @@ class ImagesFormat(Format):
     def recognizes(self, path: Path) -> bool:
         return path.is_dir() or path.suffix.lower() == ".txt"
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return _open_directory(path, times) if path.is_dir() else _open_list(path, times)
 
 
 FORMAT = ImagesFormat()
 
 
-def _open_list(path: Path, times: Path | None) -> ImageFrames:
+def _open_list(path: Path, times: Path | StatedTimes | None) -> ImageFrames:
     stamps, names = read_frame_list(path)
     if names is None:
         raise ValueError(f"{path}: lines of 't path' expected, found one column")
@@ -59,7 +59,7 @@ def _open_list(path: Path, times: Path | None) -> ImageFrames:
     return ImageFrames([path.parent / name for name in names], stamps)
 
 
-def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
+def _open_directory(directory: Path, times: Path | StatedTimes | None) -> ImageFrames:
     if times is None:
         candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
         times = next((path for path in candidates if path.is_file()), None)
@@ -73,7 +73,7 @@ def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
     stamps, names = read_frame_list(times)
     if names is not None:
         paths = [directory / name for name in names]
-        if paths and not paths[0].is_file():
+        if isinstance(times, Path) and paths and not paths[0].is_file():
             paths = [times.parent / name for name in names]
         return ImageFrames(paths, stamps)
     paths = list_images(directory)

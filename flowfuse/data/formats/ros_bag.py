@@ -1,4 +1,4 @@
-"""ROS bags (ROS 1 .bag, ROS 2 directories), read by rosbags: event arrays and images.
+"""ROS bags (ROS 1 .bag; ROS 2 directories, .db3, .mcap), read by rosbags: events and images.
 
 Messages of events are indexed by one pass over the topic; then a window reads those that it
 touches. Their events are read from the raw bytes: a message object would make a Python object of
@@ -11,6 +11,7 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
+from heapq import merge
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,21 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.base import (
+    EVENTS,
+    FRAMES,
+    EventFile,
+    Format,
+    FrameSource,
+    StatedTimes,
+    starts_with,
+)
+from flowfuse.data.formats.event_packets import PACKET_TYPES, PacketEvents
 from flowfuse.data.formats.frames import decode_image
 from flowfuse.events import Events
 
-EVENT_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
+ARRAY_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
+EVENT_TYPES = (*ARRAY_TYPES, *PACKET_TYPES)
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 _NAMES = ["x", "y", "seconds", "nanoseconds", "polarity"]
@@ -54,11 +65,67 @@ _ENCODINGS = {
 }
 
 
+class _Reader:
+    """The files of a bag, open.
+
+    Messages are not defined by what the bag says of them, which a writer may put in words that
+    rosbags does not parse, but by the standard types of ROS: no other is decoded by rosbags.
+
+    Args:
+        path: a file, or a directory with metadata.yaml.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from rosbags import rosbag1, rosbag2
+        from rosbags.typesys import Stores, get_typestore
+
+        self.is2 = path.suffix != ".bag"
+        self._types = get_typestore(Stores.ROS2_HUMBLE if self.is2 else Stores.ROS1_NOETIC)
+        self._readers: list[Any] = []
+        try:
+            self._readers = [rosbag2.Reader(path) if self.is2 else rosbag1.Reader(path)]
+            self._readers[0].open()
+        except rosbag2.ReaderError as error:
+            # Some writers leave a metadata.yaml that names no storage, or the wrong one.
+            files = sorted(p for p in _visible(path) if p.suffix in (".mcap", ".db3"))
+            if not files:
+                raise
+            warnings.warn(
+                f"{path}: metadata.yaml is not used ({error}), but {len(files)} files beside it",
+                stacklevel=7,
+            )
+            self._readers = [rosbag2.Reader(file) for file in files]
+            for reader in self._readers:
+                reader.open()
+        self.connections = [c for reader in self._readers for c in reader.connections]
+
+    def messages(
+        self, topic: str, start: int | None, stop: int | None
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        """Connection, time of recording (ns) and bytes of messages, by time."""
+        parts = []
+        for reader in self._readers:
+            chosen = [c for c in reader.connections if c.topic == topic]
+            if chosen:
+                parts.append(reader.messages(chosen, start=start, stop=stop))
+        return merge(*parts, key=lambda message: message[1])
+
+    def deserialize(self, data: bytes, kind: str) -> Any:
+        """A message of a standard type as an object."""
+        decode = self._types.deserialize_cdr if self.is2 else self._types.deserialize_ros1
+        return decode(data, kind)
+
+
+def _visible(path: Path) -> list[Path]:
+    """What is in a directory, but for hidden files; nothing where it is a file."""
+    return [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
+
+
 class Bag:
     """A bag opened in this process: a forked one must not share its place in the file.
 
     Args:
-        path: a .bag file, or a directory with metadata.yaml.
+        path: a file of ROS 1 or ROS 2, or a directory with metadata.yaml.
 
     Raises:
         ModuleNotFoundError: rosbags is not installed.
@@ -67,44 +134,47 @@ class Bag:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._opened: tuple[int, Any] | None = None
+        self._opened: tuple[int, _Reader] | None = None
         self.get()
 
-    def get(self) -> Any:
-        """The reader, an AnyReader."""
+    def get(self) -> _Reader:
+        """The reader."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), self._open()
         return self._opened[1]
 
-    def _open(self) -> Any:
+    def _open(self) -> _Reader:
         try:
-            from rosbags.highlevel import AnyReader, AnyReaderError
-            from rosbags.typesys import Stores, get_typestore
+            import rosbags.highlevel  # noqa: F401 -- whether all of rosbags is there
         except ImportError as error:
             raise ModuleNotFoundError(
                 f"{self.path}: ROS bags are read by rosbags, which is not installed: "
                 "pip install rosbags"
             ) from error
-        # Bags of ROS 2 before Iron do not hold the definitions of their messages.
-        store = get_typestore(Stores.ROS2_HUMBLE) if self.path.is_dir() else None
-        reader = AnyReader([self.path], default_typestore=store)
         try:
-            reader.open()
-        except (AnyReaderError, OSError, struct.error) as error:
+            return _Reader(self.path)
+        except Exception as error:  # rosbags has no common base of what it raises
             raise ValueError(
                 f"{self.path}: not a readable ROS bag, is it truncated? ({error})"
             ) from error
-        return reader
 
     @property
     def is_ros2(self) -> bool:
         """Whether messages are in CDR."""
-        return bool(self.get().is2)
+        return self.get().is2
 
     def topics(self, types: tuple[str, ...]) -> list[str]:
         """The topics of these types that have messages, sorted."""
         connections = self.get().connections
         return sorted({c.topic for c in connections if c.msgtype in types and c.msgcount})
+
+    def kind(self, topic: str) -> str:
+        """The type of a topic's messages."""
+        return next(str(c.msgtype) for c in self.get().connections if c.topic == topic)
+
+    def count(self, topic: str) -> int:
+        """How many messages of a topic the bag itself counts."""
+        return sum(c.msgcount for c in self.get().connections if c.topic == topic)
 
     def messages(
         self, topic: str, start: int | None = None, stop: int | None = None
@@ -114,9 +184,7 @@ class Bag:
         Raises:
             ValueError: the bag is damaged.
         """
-        reader = self.get()
-        connections = [c for c in reader.connections if c.topic == topic]
-        messages = reader.messages(connections, start=start, stop=stop)
+        messages = self.get().messages(topic, start, stop)
         while True:
             try:
                 message = next(messages, None)
@@ -130,16 +198,15 @@ class Bag:
 
 
 class BagEvents(EventFile):
-    """The events of one topic: the first of its kind, in alphabetical order.
+    """The events of one topic of event arrays.
 
     Raises:
-        ValueError: there is none, or its events are not sorted by time.
+        ValueError: its events are not sorted by time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bag: Bag, topic: str) -> None:
         super().__init__(path)
-        self._bag = Bag(path)
-        self._topic = _choose_topic(self._bag, EVENT_TYPES, "")
+        self._bag, self._topic = bag, topic
         times: list[int] = []
         bounds: list[tuple[int, int]] = []
         self._size: tuple[int, int] | None = None
@@ -318,24 +385,28 @@ def _common_parts(first: list[str], second: list[str]) -> int:
 
 
 class RosBagFormat(Format):
-    """Bags of ROS 1, and the directories of ROS 2."""
+    """Bags of ROS 1, and the directories and single files of ROS 2."""
 
     name = "ROS bag"
-    suffixes = (".bag",)
+    suffixes = (".bag", ".mcap", ".db3")
     holds = (EVENTS, FRAMES)
     rank = 60
 
     def recognizes(self, path: Path) -> bool:
-        return is_ros2_bag(path) or starts_with(path, b"#ROSBAG")
+        return is_ros2_bag(path) or starts_with(path, b"#ROSBAG")  # others by their suffixes
 
     def contents(self, path: Path) -> tuple[bool, bool]:
         bag = Bag(path)
         return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
 
     def open_events(self, path: Path) -> EventFile:
-        return BagEvents(path)
+        bag = Bag(path)
+        topic = _choose_topic(bag, EVENT_TYPES, "")
+        if bag.kind(topic) in PACKET_TYPES:
+            return PacketEvents(path, bag, topic)
+        return BagEvents(path, bag, topic)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return BagFrames(path)
 
 

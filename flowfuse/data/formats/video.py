@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.base import FRAMES, Format, FrameSource
+from flowfuse.data.formats.base import FRAMES, Format, FrameSource, StatedTimes
 from flowfuse.data.formats.frames import read_frame_list
 from flowfuse.io.opencv import opencv_name
 
@@ -88,7 +88,7 @@ class VideoFormat(Format):
     rank = 70
     has_frame_times = False
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return VideoFrames(path, None if times is None else read_frame_list(times)[0])
 
 

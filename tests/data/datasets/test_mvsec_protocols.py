@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from flowfuse.data.datasets.mvsec.protocols import PROTOCOLS, Protocol, find_protocol
+from flowfuse.data.datasets.mvsec.protocols import OPEN, PROTOCOLS, Protocol, find_protocol
 from flowfuse.data.datasets.mvsec.recording import open_mvsec
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.events import Events
@@ -38,15 +39,20 @@ def open_sequence(tmp_path_factory):
 
 
 def small(name, **changes):
-    """A preset whose crop fits these images."""
-    return replace(PROTOCOLS[name], crop=8, **changes)
+    """A preset whose crop, and seconds, fit these images."""
+    return replace(PROTOCOLS[name], crop=8, **{"seconds": {}, **changes})
 
 
 def test_presets_are_those_of_the_papers():
-    assert list(PROTOCOLS) == ["evflownet", "dceiflow", "eraft20", "eraft45"]
+    names = ["evflownet", "dceiflow", "dceiflow-disjoint", "eraft20", "eraft45"]
+    assert list(PROTOCOLS) == names
     assert all(protocol.crop == 256 for protocol in PROTOCOLS.values())
-    flownet, dceiflow, slow, fast = PROTOCOLS.values()
-    assert flownet.seconds == {"outdoor_day1": (222.4, 240.4)} and flownet.outdoor_rows == 190
+    flownet, dceiflow, disjoint, slow, fast = PROTOCOLS.values()
+    assert flownet.seconds["outdoor_day1"] == (222.4, 240.4) and flownet.outdoor_rows == 190
+    for number, start in enumerate((4, 9, 7, 6), 1):
+        assert flownet.seconds[f"indoor_flying{number}"] == (start, OPEN)
+    assert dceiflow.frames["outdoor_day2"] == (4375, 7002)
+    assert disjoint == replace(dceiflow, name="dceiflow-disjoint", disjoint=True)
     assert flownet.masks == ("events",) and flownet.straddle and flownet.outlier_fraction == 0
     assert dceiflow.frames["indoor_flying2"] == (314, 2199)
     assert dceiflow.frames["indoor_flying4"] == (196, 570)
@@ -84,6 +90,24 @@ def test_intervals_between_frames(open_sequence):
     # Seconds count from the first event, at 0.99 s: frames at 0.01 + 0.02 i.
     timed = replace(protocol, seconds={"indoor_flying1": (0.03, 0.09)})
     assert [w.index for w in timed.intervals(recording, 1)] == [1, 2, 3]
+
+
+def test_disjoint_intervals_are_counted_as_by_the_code_of_the_paper():
+    """1883 at dt = 1 and 470 at dt = 4, of frames 314 to 2198."""
+    times = 1_000_000 + 31_000 * np.arange(2300)
+    maps = SimpleNamespace(times=times[[0, -1]])
+    recording = SimpleNamespace(
+        sequence="indoor_flying1", maps=maps, frame_times=times, time_range=(0, times[-1])
+    )
+    protocol = PROTOCOLS["dceiflow-disjoint"]
+    one, four = (protocol.intervals(recording, step) for step in (1, 4))
+    assert (len(one), len(four)) == (1883, 470)
+    assert [w.frames for w in four[:2]] == [(314, 318), (318, 322)]
+    assert len(PROTOCOLS["dceiflow"].intervals(recording, 4)) == 1881
+    told = protocol.describe("indoor_flying1", 4)[1]
+    assert told == "time intervals: frames [314, 2199), one after another, without the last"
+    told = PROTOCOLS["evflownet"].describe("indoor_flying2", 1)[1]
+    assert told == "time intervals: from 9.0 s on, counted after the first event or frame"
 
 
 def test_intervals_between_maps(open_sequence):

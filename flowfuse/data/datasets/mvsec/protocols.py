@@ -16,6 +16,7 @@ from flowfuse.data.datasets.mvsec.recording import MvsecRecording
 from flowfuse.events import Events
 
 OUTLIER_PIXELS = 3
+OPEN = 1e9  # seconds, later than the end of any sequence
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Protocol:
         starts: sequence -> half-open range of first frames (of flow maps without ``steps``).
         seconds: sequence -> interval in seconds from the recording's first event or frame; both
             frames of an interval lie in it.
+        disjoint: whether intervals follow each other, from the end of one to the next, so that
+            only every dt-th frame begins one; as DCEIFlow's code, without the last.
         only_listed: whether the sequences named in ``frames`` or ``starts`` are all there are.
         crop: side of the square in the centre that counts, px.
         outdoor_rows: outdoors, so many rows from the top of the crop count; None = all.
@@ -61,6 +64,7 @@ class Protocol:
     frames: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     starts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     seconds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    disjoint: bool = False
     only_listed: bool = False
     crop: int = 256
     outdoor_rows: int | None = None
@@ -82,7 +86,10 @@ class Protocol:
         ]
         if sequence in self.seconds:
             first, last = self.seconds[sequence]
-            spans.append(f"{first} to {last} s after the first event or frame")
+            until = f"{first} to {last} s" if last < OPEN else f"from {first} s on, counted"
+            spans.append(f"{until} after the first event or frame")
+        if self.disjoint:
+            spans.append("one after another, without the last")
         rows = []
         if self.full_rows is not None:
             rows.append(f"rows below {self.full_rows} of the full frame")
@@ -131,10 +138,13 @@ class Protocol:
         times = recording.frame_times if self.steps else recording.maps.times
         span = step if self.steps else 1
         start = recording.time_range[0]
-        low, high = (start + round(s * 1e6) for s in self.seconds.get(sequence, (0.0, 1e9)))
+        low, high = (start + round(s * 1e6) for s in self.seconds.get(sequence, (0.0, OPEN)))
         first, last = self.frames.get(sequence, (0, len(times)))
         begin, end = self.starts.get(sequence, (0, len(times)))
-        indices = range(max(first, begin), min(last - span, end, len(times) - span), stride)
+        stop = min(last - span, end, len(times) - span)
+        if self.disjoint:
+            stop, stride = min(last, len(times)) - span - 1, stride * span  # as its code counts
+        indices = range(max(first, begin), stop, stride)
         found = [
             EvaluationInterval(i, t0, t1, (i, i + span) if self.steps else None)
             for i in indices
@@ -204,7 +214,13 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-_INDOOR = dict.fromkeys([f"indoor_flying{i}" for i in (1, 2, 3)], (314, 2199))
+_DCEIFLOW_FRAMES = {
+    **dict.fromkeys([f"indoor_flying{i}" for i in (1, 2, 3)], (314, 2199)),
+    "indoor_flying4": (196, 570),
+    "outdoor_day1": (245, 3000),
+    "outdoor_day2": (4375, 7002),
+}
+_TAKEOFF = (4.0, 9.0, 7.0, 6.0)  # s: before, indoor_flying1 to 4 stand on the ground
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -212,7 +228,10 @@ PROTOCOLS = {
         Protocol(
             "evflownet",
             steps=(1, 4),
-            seconds={"outdoor_day1": (222.4, 240.4)},
+            seconds={
+                "outdoor_day1": (222.4, 240.4),
+                **{f"indoor_flying{i}": (s, OPEN) for i, s in enumerate(_TAKEOFF, 1)},
+            },
             outdoor_rows=190,
             masks=("events",),
             straddle=True,
@@ -221,7 +240,18 @@ PROTOCOLS = {
         Protocol(
             "dceiflow",
             steps=(1, 4),
-            frames={**_INDOOR, "indoor_flying4": (196, 570), "outdoor_day1": (245, 3000)},
+            frames=_DCEIFLOW_FRAMES,
+            only_listed=True,
+            outdoor_rows=190,
+            masks=("dense", "events"),
+            outlier_fraction=0.05,
+        ),
+        # ... and as its code counts them with skip_mode i: 1883 at dt=1, 470 at dt=4 indoors.
+        Protocol(
+            "dceiflow-disjoint",
+            steps=(1, 4),
+            frames=_DCEIFLOW_FRAMES,
+            disjoint=True,
             only_listed=True,
             outdoor_rows=190,
             masks=("dense", "events"),
