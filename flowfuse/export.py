@@ -210,6 +210,7 @@ def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str
             opset_version=OPSET,
             input_names=names,
             output_names=list(OUTPUTS),
+            optimize=False,  # it would try to evaluate thousands of constants; ONNX Runtime does
             verbose=False,
         )
     assert converted is not None
