@@ -159,15 +159,16 @@ class Estimator:
 
         Args:
             frame0, frame1: images at t0 and t1: [H, W] gray or [H, W, 3] RGB; uint8, or floating in
-                [0, 1], gamma-encoded as cameras give them. H, W >= 16. Frame motion needs both:
-                with one of them None, the flow comes from the events alone.
+                [0, 1], gamma-encoded as cameras give them. H, W >= 16. With frame1 None, the flow
+                comes from frame 0 and the events since, in networks that fuse by evidence, else
+                from the events alone; with frame0 None, always from the events alone.
             events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
                 those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
                 those during the exposures before t0 and after t1 too. Others are left out. Without
                 any event in [t0, t1) the flow comes from the frames alone.
             t0, t1: times of the frames (middle of the exposure), integer microseconds.
             exposure0, exposure1: durations in microseconds; None where unknown. Without both
-                frames they mean nothing and are left out.
+                frames they are left out.
             iterations: recurrent updates: fewer are faster; the network's default is None.
             history: whether ``events`` cover the time before t0; None: they do when the first one
                 is earlier than t0.
@@ -272,8 +273,8 @@ class Estimator:
         output = self._forward(inputs, iterations, start)
         modalities = []
         for row in inputs.modality_mask.tolist():  # waits for a GPU, which is at work by now
-            has_frames, has_events = row[Modality.FRAMES] > 0, row[Modality.EVENTS] > 0
-            modalities.append(self._modalities(2 * has_frames, has_events))
+            count = int(row[Modality.FRAMES] * (1 + row[Modality.SECOND_FRAME]))
+            modalities.append(self._modalities(count, row[Modality.EVENTS] > 0))
         return _results(output, times, modalities, as_torch)
 
     def estimate_batch(  # noqa: PLR0913 - all that a user may know of frame pairs
@@ -370,8 +371,8 @@ class Estimator:
             _exposure("exposure1", given_exposures[1]),
         )
         frames = [as_frame("frame0", frame0), as_frame("frame1", frame1)]
-        has_frames = frames[0] is not None and frames[1] is not None
-        if not has_frames:
+        shown = self._frames_shown(frames)
+        if len(shown) < 2:
             exposures = (None, None)
         for name, exposure in zip(("exposure0", "exposure1"), exposures, strict=True):
             # Exposures of one camera do not overlap, and they are centred at t0 and t1.
@@ -386,10 +387,10 @@ class Estimator:
         has_events = len(used.slice_time(t0, t1)) > 0
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
-        self._check_modalities(has_frames, has_events, t0, t1)
+        self._check_modalities(len(shown) == 2, has_events, t0, t1)
         inputs = prepare_inputs(
-            frames[0] if has_frames else None,
-            frames[1] if has_frames else None,
+            shown[0] if shown else None,
+            shown[1] if len(shown) == 2 else None,
             used,
             t0=t0,
             t1=t1,
@@ -398,7 +399,7 @@ class Estimator:
             history=history,
             device=self.device,
         )
-        return inputs, (t0, t1), self._modalities(2 * has_frames, has_events)
+        return inputs, (t0, t1), self._modalities(len(shown), has_events)
 
     def _forward(
         self, inputs: ModelInputs, iterations: int | None, flow_init: Tensor | None
@@ -420,6 +421,12 @@ class Estimator:
         config = self.model.config
         used = FRAMES_USED[frames if config.frames else 0]
         return used + ("events",) * (has_events and config.events)
+
+    def _frames_shown(self, frames: list[Tensor | None]) -> list[Tensor]:
+        """The frames that the network is shown: both, frame 0 if it can use it alone, or none."""
+        shown = [frame for frame in frames if frame is not None]
+        one_is_enough = self.model.config.weighs_evidence and frames[0] is not None
+        return shown if len(shown) == 2 or one_is_enough else []
 
     def _used_events(
         self,

@@ -41,8 +41,9 @@ class Result:
     Attributes:
         t0, t1: time interval in microseconds.
         height, width: image size in px.
-        modalities: what the flow was estimated from: "frames", "events", or both. What was given to
-            a network that does not use it is not named.
+        modalities: what the flow was estimated from: "frames", "events", or both; "frame0" and
+            "events" where there was one frame alone. What was given to a network that does not use
+            it is not named.
     """
 
     def __init__(

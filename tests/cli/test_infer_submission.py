@@ -287,7 +287,7 @@ def test_a_network_starts_from_what_it_is_given(checkpoint):
     torch.manual_seed(1)
     inputs = ModelInputs(
         torch.randn(1, 3, 3, 16, 20), torch.rand(1, 1, 16, 20), torch.rand(1, 1, 16, 20),
-        torch.randn(1, 1, 16, 20), torch.zeros(1, 2), torch.ones(1, 3),
+        torch.randn(1, 1, 16, 20), torch.zeros(1, 2), torch.ones(1, 4),
     )  # fmt: skip
     points = torch.randn(1, 6, 2, 3)
     given = torch.full((1, 2, 16, 20), torch.nan)
