@@ -12,7 +12,7 @@ import torch
 from flowfuse import export
 from flowfuse.cli.export import main
 from flowfuse.export import ExportSpec, sample_inputs, write_onnx, write_program
-from flowfuse.inputs import ModelInputs
+from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
 
@@ -37,7 +37,7 @@ def model() -> FlowFuse:
 def changed(inputs: ModelInputs) -> ModelInputs:
     """Other values than those that were traced: no frames."""
     mask = inputs.modality_mask.clone()
-    mask[:, 0] = 0
+    mask[:, Modality.FRAMES] = mask[:, Modality.SECOND_FRAME] = 0
     return inputs._replace(modality_mask=mask, slices=inputs.slices.flip(-1))
 
 
