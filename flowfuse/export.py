@@ -8,8 +8,10 @@ the images, the number of iterations, the batch.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,8 +200,7 @@ def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str
         ) from error
     network, inputs, expected = _prepare(model, spec)
     names = list(ModelInputs._fields)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own conversions
+    with torch.no_grad(), _quiet():
         with kernels_on():  # none: the formulas are traced
             program = torch.export.export(network, tuple(inputs), strict=False)
         table = torch.export.default_decompositions()
@@ -243,6 +244,20 @@ def _compare(path: Path, found: np.ndarray, expected: np.ndarray) -> float:
             f"{difference:.2g} px, expected at most {TOLERANCE:g} px"
         )
     return difference
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch says of its own conversions, and of packages that are not needed."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _facts(model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> dict[str, Any]:

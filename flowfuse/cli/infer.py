@@ -106,7 +106,8 @@ def _plan_runs(config: InferenceConfig) -> dict[str, InferenceConfig]:
     Raises:
         FileNotFoundError, ValueError: an input has no recording, or two have one name.
     """
-    if not config.inputs:
+    named = config.events is not None or config.frames is not None
+    if not config.inputs or (named and len(config.inputs) == 1):
         return {"": config}
     found = [recording for path in config.inputs for recording in find_recordings(path)]
     if found == [config.input]:

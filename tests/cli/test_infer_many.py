@@ -103,13 +103,15 @@ def test_a_folder_and_a_list_are_inputs(run, folder, recording, tmp_path, capsys
     assert all(found[k] == expected[k] for k in found if k != "recordings.json")  # another order
 
 
-def test_what_is_no_list_of_recordings_is_told(run, folder, tmp_path, capsys):
+def test_what_is_no_list_of_recordings_is_told(run, folder, recording, tmp_path, capsys):
     assert run(folder / "a", folder / "b", "--frames", "x", *QUIET) == 1
     assert "--events, --frames and --frame-times belong to one recording" in capsys.readouterr().err
     assert run(folder / "a", folder, *QUIET) == 1
     assert f"would both be written to {tmp_path / 'out' / 'a'}" in capsys.readouterr().err
     assert run(folder / "notes", *QUIET) == 1
     assert "notes: neither a recording nor a folder of recordings" in capsys.readouterr().err
+    parts = ("--events", recording / "events.h5")
+    assert run(folder / "notes", *parts, "--every", "40ms", *QUIET, out=tmp_path / "named") == 0
     (tmp_path / "empty").write_text("\n")
     for name, message in (("empty", "the list is empty"), ("absent", "cannot read a list")):
         assert main([f"@{tmp_path / name}", "-o", str(tmp_path / "out")]) == 2
