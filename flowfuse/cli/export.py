@@ -42,7 +42,7 @@ def export(arguments: Namespace) -> None:
     )
     spec.check()
     print(f"tracing {model.config.name} for {spec.width} x {spec.height} px: minutes", flush=True)
-    difference = WRITERS[path.suffix](path, model, spec, {"checkpoint": info.get("path", "")})
+    difference = WRITERS[path.suffix](path, model, spec, {"checkpoint": Path(info["path"]).name})
     print(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, batch of {spec.batch}, {spec.iterations} "
         f"iterations; differs from torch by up to {difference:.1g} px on the shipped recording "
