@@ -11,7 +11,8 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from flowfuse.inputs import (
 )
 from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
+from flowfuse.model.encoders import EncodedFrame
 from flowfuse.model.flowfuse import MINIMUM_SIZE, ModelOutput
 from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.extension import announce
@@ -37,7 +39,9 @@ from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.result import Array, Result, as_events
 
 # Of numpy; in the byte order of the machine, as torch takes them.
-FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
+FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "float16", "float32", "float64")))
+FEWEST_USED = 1000  # of so many events given, one at least should lie in [t0, t1)
+UNITS = (("nanoseconds", 1, 1000), ("milliseconds", 1000, 1), ("seconds", 1_000_000, 1))
 MAX_TIME = 2**61  # us: what is an interval or two earlier or later still fits into int64
 
 
@@ -158,10 +162,11 @@ class Estimator:
         """Estimate the motion of every pixel from t0 to t1.
 
         Args:
-            frame0, frame1: images at t0 and t1: [H, W] gray or [H, W, 3] RGB; uint8, or floating in
-                [0, 1], gamma-encoded as cameras give them. H, W >= 16. With frame1 None, the flow
-                comes from frame 0 and the events since, in networks that fuse by evidence, else
-                from the events alone; with frame0 None, always from the events alone.
+            frame0, frame1: images at t0 and t1: [H, W] gray or [H, W, 3] RGB; uint8, uint16
+                (0 to 65535: 12 bits must be scaled to 16), or floating in [0, 1], gamma-encoded as
+                cameras give them. H, W >= 16. With frame1 None, the flow comes from frame 0 and the
+                events since, in networks that fuse by evidence, else from the events alone; with
+                frame0 None, always from the events alone.
             events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
                 those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
                 those during the exposures before t0 and after t1 too. Others are left out. Without
@@ -240,6 +245,7 @@ class Estimator:
         iterations: int | None = None,
         flow_init: Array | None = None,
         as_torch: bool = False,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> list[Result]:
         """Estimate from inputs that are ready.
 
@@ -249,6 +255,8 @@ class Estimator:
             iterations: as of a call.
             flow_init: [B, 2, H, W] px, as of a call; B = 1 for inputs without a batch axis.
             as_torch: as of a call.
+            encoded_frames: what :meth:`encode_frame` makes of both frames, where all B pairs have
+                both: they are not encoded again.
 
         Returns:
             B results.
@@ -270,12 +278,28 @@ class Estimator:
             iterations = _integer("iterations", iterations, "an integer")
         start = _flow_init(flow_init, height, width, count)
         inputs = ModelInputs(*(to_device(value, self.device) for value in inputs))
-        output = self._forward(inputs, iterations, start)
+        output = self._forward(inputs, iterations, start, encoded_frames)
         modalities = []
         for row in inputs.modality_mask.tolist():  # waits for a GPU, which is at work by now
             count = int(row[Modality.FRAMES] * (1 + row[Modality.SECOND_FRAME]))
             modalities.append(self._modalities(count, row[Modality.EVENTS] > 0))
         return _results(output, times, modalities, as_torch)
+
+    def encode_frame(self, frame: Tensor) -> EncodedFrame:
+        """Encode a frame that several calls of :meth:`run` use.
+
+        Args:
+            frame: ``frame0`` or ``frame1`` of :meth:`prepare`, with or without a batch axis.
+
+        Returns:
+            Its features, on the estimator's device.
+
+        Raises:
+            ValueError: the network uses no frames.
+        """
+        frame = to_device(frame, self.device)
+        with self._precision():
+            return self.model.encode_frame(frame if frame.dim() == 4 else frame.unsqueeze(0))
 
     def estimate_batch(  # noqa: PLR0913 - all that a user may know of frame pairs
         self,
@@ -385,6 +409,8 @@ class Estimator:
         height, width = _size(frames, events)
         used = self._used_events(events, t0, t1, exposures, height, width)
         has_events = len(used.slice_time(t0, t1)) > 0
+        if events is not None:
+            _check_times(events, t0, t1, all_used=len(used) == len(events))
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
         self._check_modalities(len(shown) == 2, has_events, t0, t1)
@@ -402,19 +428,30 @@ class Estimator:
         return inputs, (t0, t1), self._modalities(len(shown), has_events)
 
     def _forward(
-        self, inputs: ModelInputs, iterations: int | None, flow_init: Tensor | None
+        self,
+        inputs: ModelInputs,
+        iterations: int | None,
+        flow_init: Tensor | None,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> ModelOutput:
+        with self._precision():
+            return self.model(
+                inputs,
+                iterations=iterations,
+                flow_init=None if flow_init is None else flow_init.to(self.device),
+                encoded_frames=encoded_frames,
+            )
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Run the network without gradients, in the precision asked for."""
         mixed = self.dtype != torch.float32
         low_precision = self.dtype if mixed else torch.bfloat16
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, low_precision, enabled=mixed),
         ):
-            return self.model(
-                inputs,
-                iterations=iterations,
-                flow_init=None if flow_init is None else flow_init.to(self.device),
-            )
+            yield
 
     def _modalities(self, frames: int, has_events: bool) -> tuple[str, ...]:
         """What a result says it was made from, of so many frames, and events or none."""
@@ -588,7 +625,7 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
         raise ValueError(f"{name} must be a numpy array or a tensor, got {type(frame).__name__}")
     if isinstance(frame, np.ndarray) and frame.dtype not in FRAME_DTYPES:
         raise ValueError(
-            f"{name} must be uint8, or float16, float32 or float64 in [0, 1]; "
+            f"{name} must be uint8, uint16, or float16, float32 or float64 in [0, 1]; "
             f"got dtype {frame.dtype}"
         )
     image = frame.detach() if isinstance(frame, Tensor) else torch.from_numpy(frame.copy())
@@ -601,8 +638,11 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
         )
     if image.dtype == torch.uint8:
         return image
+    if image.dtype == torch.uint16:
+        _check_depth(name, int(image.int().max()))
+        return image
     if not image.is_floating_point():
-        raise ValueError(f"{name} must be uint8, or floating in [0, 1]; got {image.dtype}")
+        raise ValueError(f"{name} must be uint8, uint16, or floating in [0, 1]; got {image.dtype}")
     image = image.float()
     if not torch.isfinite(image).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -612,6 +652,47 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
         hint = "; divide by 255, or give uint8" if high > 2 else ""
         raise ValueError(f"{name}: a float image must lie in [0, 1], got {low:g} to {high:g}{hint}")
     return image.clamp(0, 1)
+
+
+def _check_depth(name: str, largest: int) -> None:
+    """Warn of a 16-bit image that seems to hold 8, 10 or 12 bits."""
+    if 0 < largest < 1 << 12:
+        bits = next(bits for bits in (8, 10, 12) if largest >> bits == 0)
+        warnings.warn(
+            f"{name}: values up to {largest} of 65535: black to the network; if the camera has "
+            f"{bits} bits, multiply by 65535 / {(1 << bits) - 1}",
+            stacklevel=4,
+        )
+
+
+def _check_times(events: Events, t0: int, t1: int, all_used: bool) -> None:
+    """Warn where next to none of the events lie in the time interval; guess why.
+
+    Events that are all used may be those before t0 alone, and are warned of only where another unit
+    would bring them into the interval.
+    """
+    inside = len(events.slice_time(t0, t1))
+    if inside * FEWEST_USED >= len(events):
+        return
+    first, last = int(events.t[0]), int(events.t[-1])
+    guess = ""
+    for unit, numerator, divisor in UNITS:
+        # t x numerator / divisor in [t0, t1), without an overflow of int64
+        limits = [-(-time * divisor // numerator) for time in (t0, t1)]
+        found = int(np.diff(np.searchsorted(events.t, limits))[0])
+        if found * FEWEST_USED >= len(events) and found > inside:
+            guess = f"; {found} would, were their times in {unit}: all times are microseconds"
+            break
+    else:
+        if all_used:
+            return
+        if last < t0 or t1 <= first:
+            guess = "; is it one clock?"
+    warnings.warn(
+        f"estimator: {inside} of the {len(events)} events given lie in [t0, t1) = [{t0}, {t1}) us; "
+        f"they go from {first} to {last} us{guess}",
+        stacklevel=3,
+    )
 
 
 def _size(frames: list[Tensor | None], events: Events | None) -> tuple[int, int]:

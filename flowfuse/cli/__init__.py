@@ -4,6 +4,7 @@ console.py           what all commands share: how they are told, and how they en
 infer.py             flowfuse-infer
 infer_options.py     its options
 infer_recording.py   one recording, by one process or several
+reading_options.py   options of all commands that read recordings
 infer_outputs.py     its output directory
 infer_extras.py      what it writes on request beside flow
 infer_figures.py     its pictures

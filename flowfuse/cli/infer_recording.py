@@ -18,6 +18,9 @@ from flowfuse.cli.infer_motion import MotionFiles
 from flowfuse.cli.infer_options import COMMAND, MAX_VIEWED, InferenceConfig
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunMetrics, RunReport
+from flowfuse.cli.reading_options import keyword_arguments
+from flowfuse.data.calibration import calibration_files
+from flowfuse.data.diagnosis import find_cause
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
@@ -106,6 +109,7 @@ def run_recording(
             frames=config.frames,
             times=config.frame_times,
             calibration=config.calibration,
+            **keyword_arguments(config.reading),
         )
     outputs = OutputDirectory(
         config.output, config.format, config.png_encoding, config.times, config.extras
@@ -185,8 +189,11 @@ def _prepare(
         intervals = plan_frame_pairs(recording, config.pairs, start, end)
         if "events" in config.modalities:
             check_events(recording)
-    given = (config.events, config.frames, config.frame_times, config.calibration)
+    _warn_of_cause(recording)
+    given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
+    if config.calibration is not None:
+        sources += calibration_files(config.calibration)
     stack.enter_context(outputs.claimed(sources))
     outputs.prepare(
         run_settings(config, sources, recording, estimator.info["path"]),
@@ -200,6 +207,16 @@ def _prepare(
         i for i in indices if outputs.is_done(i, i in pictured, i in viewed) and motion.is_done(i)
     }
     return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
+
+
+def _warn_of_cause(recording: Recording) -> None:
+    """Warn, in one line, where events and frames, or times, are evidently not what they seem."""
+    try:
+        cause = find_cause(recording)
+    except (OSError, ValueError):
+        return  # of frames or events that may not be asked for: told when they are read
+    if cause is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {cause}", stacklevel=2)
 
 
 def _estimate_share(
