@@ -41,7 +41,7 @@ test sequences, and one zip is written instead of OUT.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
     "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "bit_depth", "repair",
-    "part", "time_offset", "depth",
+    "part", "time_offset", "depth", "columns",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds

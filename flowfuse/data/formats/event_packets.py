@@ -125,7 +125,8 @@ def decode_libcaer(data: bytes, time_base: int) -> Columns:
     """
     rows = np.frombuffer(data, [("word", "<u4"), ("t", "<i4")])
     low, word = rows["t"].astype(np.int64), rows["word"]
-    wraps = np.cumsum(np.diff(low, prepend=low[:1]) < 0)
+    # A step back by more than half of the range is an overflow; a smaller one is not.
+    wraps = np.cumsum(np.diff(low, prepend=low[:1]) < -_LIBCAER_WRAP // 2)
     t = (time_base + 1000 * (low + wraps * _LIBCAER_WRAP)) // 1000
     x, y = (word >> 17).astype(np.int32), (word >> 2 & 0x7FFF).astype(np.int32)
     return x, y, t, (word >> 1 & 1).astype(np.uint8)
@@ -351,7 +352,7 @@ class PacketEvents(EventFile):
             return 0
         part = -(-len(delays) // 10)
         drift = float(np.median(delays[-part:]) - np.median(delays[:part]))
-        if abs(drift) > _MOST_DRIFT:
+        if abs(drift) > _MOST_DRIFT and self._fault is None:
             warnings.warn(
                 f"{self.path}: from the beginning to the end of {self._topic}, the camera's clock "
                 f"{'loses' if drift > 0 else 'gains'} {abs(drift):.0f} us against that of ROS; one "
