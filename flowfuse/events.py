@@ -67,6 +67,18 @@ class Events:
         span = f"{self.t[0]} to {self.t[-1]} us" if len(self) else "empty"
         return f"Events({len(self)}, {span}, {sensor}, {self.x.dtype} coordinates)"
 
+    def __getitem__(self, part: slice | np.ndarray) -> Events:
+        """The events of a slice, as views of these, or of a mask [N] bool, as copies.
+
+        Raises:
+            ValueError: anything else, such as indices, which might break the order of time.
+        """
+        is_mask = isinstance(part, np.ndarray) and part.dtype == bool
+        if not is_mask and not (isinstance(part, slice) and (part.step is None or part.step > 0)):
+            raise ValueError(f"Events: expected a forward slice or a mask, got {part!r}")
+        columns = (self.x[part], self.y[part], self.t[part], self.p[part])
+        return Events._trusted(*columns, self.height, self.width)
+
     def slice_time(self, t0: int, t1: int) -> Events:
         """The events of the half-open window [t0, t1), found by binary search.
 
@@ -78,10 +90,7 @@ class Events:
         """
         first = int(np.searchsorted(self.t, t0, side="left"))
         last = max(first, int(np.searchsorted(self.t, t1, side="left")))
-        window = slice(first, last)
-        return Events._trusted(
-            self.x[window], self.y[window], self.t[window], self.p[window], self.height, self.width
-        )
+        return self[first:last]
 
     @classmethod
     def empty(cls, height: int | None = None, width: int | None = None) -> Events:

@@ -105,3 +105,14 @@ def test_faults_are_named(changes, message):
 def test_negative_pixels_are_faults_even_of_an_unknown_sensor():
     with pytest.raises(ValueError, match=r"x\[0\] = -1 lies outside the sensor, expected 0 <= x$"):
         Events([-1], [0], [0], [1])
+
+
+def test_parts_keep_the_order():
+    events = Events([1, 2, 3, 4], [0] * 4, [5, 6, 7, 8], [0, 1, 0, 1], height=2, width=6)
+    part = events[1:3]
+    assert part.t.tolist() == [6, 7] and (part.height, part.width) == (2, 6)
+    assert np.shares_memory(part.x, events.x)
+    assert events[events.p == 1].x.tolist() == [2, 4] and len(events[4:]) == 0
+    for wrong in (0, [0, 1], slice(None, None, -1), np.array([1, 0])):
+        with pytest.raises(ValueError, match="expected a forward slice or a mask"):
+            events[wrong]

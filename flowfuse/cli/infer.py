@@ -13,6 +13,7 @@ import torch
 from flowfuse import __version__
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
+from flowfuse.cli.infer_motion import MotionFiles
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunMetrics, RunReport
@@ -104,6 +105,7 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
         check_events(recording)
     _warn_of_cause(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
+    motion = MotionFiles(config.output, config.tracks, config.event_flow)
     given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
     if config.calibration is not None:
@@ -111,14 +113,15 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     settings = run_settings(config, sources, recording, estimator.info["path"])
     outputs.prepare(settings, sources, overwrite=config.overwrite)
     record_call(config.output, COMMAND, arguments, asdict(config), __version__)
-    report = _estimate_all(config, estimator, recording, intervals, outputs)
+    with motion:
+        report = _estimate_all(config, estimator, recording, intervals, outputs, motion)
     report.metrics.write(outputs.metrics, config.checkpoint)
     found = [interval for interval in intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
-    summary = report.summary(config, estimator, recording, outputs)
+    told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
     # A name of a file that is not UTF-8 must not end a run that is done.
-    print(summary.encode(errors="backslashreplace").decode(), flush=True)
+    print("\n".join(told).encode(errors="backslashreplace").decode(), flush=True)
 
 
 def _warn_of_cause(recording: Recording) -> None:
@@ -145,6 +148,7 @@ def _estimate_all(
     recording: Recording,
     intervals: list[Interval],
     outputs: OutputDirectory,
+    motion: MotionFiles,
 ) -> RunReport:
     """Estimate the intervals that are not done; measure these and those of earlier calls."""
     unit = "pair" if intervals[0].frames else "time interval"
@@ -163,7 +167,7 @@ def _estimate_all(
         pictures, uncertainty = interval.index in pictured, None
         if interval.index in known:
             pass
-        elif outputs.is_done(interval.index, pictures):
+        elif outputs.is_done(interval.index, pictures) and motion.is_done(interval.index):
             report.done += 1
         else:
             result, seconds = estimate_interval(
@@ -175,6 +179,7 @@ def _estimate_all(
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
+            motion.write(recording, interval, result)
             outputs.write(recording, interval, result, pictures=pictures)
             uncertainty = result.uncertainty
         # What was written is what is measured: an interrupted run gives the same numbers.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flowfuse.cli.console import CommandParser
 from flowfuse.cli.reading_options import add_reading_options, reading_options
+from flowfuse.config import parse_duration
 from flowfuse.data.reading import ReadingOptions
 from flowfuse.model.checkpoint import available
 
@@ -29,6 +29,8 @@ file (for --every, or with --frames); or a video. OUT gets
   windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
+  tracks.csv       with --tracks: id,t_us,x,y,lost of points that are followed
+  event_flow/      with --event-flow: the velocity of every event
 
 for all frame pairs or time intervals of this and earlier calls. The video covers the last call
 that made new ones. The same command again continues an interrupted run.
@@ -40,12 +42,12 @@ test sequences, and one zip is written instead of OUT.
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
-    "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "bit_depth", "repair",
-    "part", "time_offset", "depth", "columns",
+    "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "tracks",
+    "event_flow", "bit_depth", "repair", "part", "time_offset", "depth",
+    "columns",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
-_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class InferenceConfig:
         submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
         schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
         warm_start: a prediction starts from the one before.
+        tracks: a file of points to follow through all pairs, or "auto"; None = no tracks.
+        event_flow: write the velocity of every event.
     """
 
     input: Path | None
@@ -106,6 +110,8 @@ class InferenceConfig:
     submission: Path | None = None
     schedules: Path | None = None
     warm_start: bool = False
+    tracks: str | None = None
+    event_flow: bool = False
 
 
 def build_parser() -> ArgumentParser:
@@ -233,6 +239,14 @@ def build_parser() -> ArgumentParser:
         action="store_true",
         help="with --submission: predict the time intervals in between too, each from the last",
     )
+    add(
+        "--tracks",
+        metavar="POINTS.csv",
+        type=str,
+        help="follow the points of a file, lines x,y in px of the first frame, through all pairs "
+        "of this call, which are estimated anew; auto: choose points",
+    )
+    add("--event-flow", action="store_true", help="also write the velocity of every event")
     return parser
 
 
@@ -299,6 +313,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         submission=path(given.submission),
         schedules=path(given.schedules),
         warm_start=given.warm_start,
+        tracks=given.tracks,
+        event_flow=given.event_flow,
     )
 
 
@@ -318,18 +334,6 @@ def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
         if given[name] != parser.get_default(name):
             option = name.replace("_", "-")
             parser.error(f"--submission writes one zip of fixed content: leave out --{option}")
-
-
-def parse_duration(text: str) -> int:
-    """Read "10ms", "5000us" or "0.01s" as microseconds."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
-    try:
-        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
-    except ValueError:
-        value = -1.0
-    if not 1 <= value < math.inf:
-        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
-    return round(value)
 
 
 def parse_times(text: str) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from flowfuse import __version__
 from flowfuse.cli.infer_figures import PICTURES, write_figures
+from flowfuse.cli.infer_motion import EVENT_FLOW, TRACKS
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
@@ -104,6 +105,7 @@ class OutputDirectory:
         self.intervals = root / "windows.csv"
         self.video = root / "flow.mp4"
         self.pictures = root / "pictures"
+        self.tracks = root / TRACKS
 
     def flow(self, index: int, tau: float | None = None) -> Path:
         """The flow file of an interval; with ``tau``, that of the continuous flow."""
@@ -273,7 +275,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.intervals, self.video]
+        files += [self.metrics, self.intervals, self.video, self.tracks]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -281,11 +283,11 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.intervals, self.video):
+        for path in (self.metrics, self.intervals, self.video, self.tracks):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
-        return self.root / "flow", self.root / "flow_at", self.pictures
+        return self.root / "flow", self.root / "flow_at", self.pictures, self.root / EVENT_FLOW
 
 
 def playback(starts: Sequence[int]) -> tuple[list[float], int]:

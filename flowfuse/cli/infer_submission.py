@@ -15,6 +15,7 @@ from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.datasets.dsec.files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
 from flowfuse.data.datasets.dsec.sequence import DsecSequence, missing_files
 from flowfuse.estimator import Estimator
+from flowfuse.geometry.carry import carry_forward
 from flowfuse.io.atomic import atomic_path, check_file_path
 from flowfuse.io.flow import encode_flow
 from flowfuse.io.progress import progress
@@ -212,27 +213,6 @@ def predict(
                 f"{plan.sequence.name}, time interval {interval.index}: the flow is not finite"
             )
         yield interval, flow, seconds
-
-
-def carry_forward(flow: np.ndarray) -> np.ndarray:
-    """Take the flow of an interval along itself: a start for the next, at the same velocity.
-
-    Args:
-        flow: [2, H, W] px.
-
-    Returns:
-        [2, H, W] float32: at each pixel, the mean flow of those that end nearest to it; NaN where
-        none does.
-    """
-    height, width = flow.shape[1:]
-    y, x = np.mgrid[:height, :width]
-    x, y = (np.rint(place).astype(np.int64) for place in (x + flow[0], y + flow[1]))
-    kept = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    cells = y[kept] * width + x[kept]
-    count = np.bincount(cells, minlength=height * width)
-    sums = [np.bincount(cells, values[kept], minlength=height * width) for values in flow]
-    with np.errstate(invalid="ignore"):
-        return (np.stack(sums) / count).reshape(2, height, width).astype(np.float32)
 
 
 def encode_prediction(name: str, flow: np.ndarray) -> bytes:

@@ -107,7 +107,12 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         config_from_dict(TrainConfig, values, where=where)  # names the recipe where it is at fault
         raise
     # A resumed run finds them from wherever it is started.
-    config = dataclasses.replace(config, data=absolute(config.data), cache=_absolute(config.cache))
+    config = dataclasses.replace(
+        config,
+        data=absolute(config.data),
+        cache=_absolute(config.cache),
+        textures=_absolute(config.textures),
+    )
     if config.init and config.init not in available() and Path(config.init).exists():
         config = dataclasses.replace(config, init=_absolute(config.init))
     return config, RunOptions(output, options.resume, options.stop_after_minutes)

@@ -88,6 +88,7 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:
         slices=config.model.slices,
         bins=config.model.bins,
         cache=None if config.cache is None else Path(config.cache),
+        textures=None if config.textures is None else Path(config.textures),
         device=scene_device(config),
     )
 

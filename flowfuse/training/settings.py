@@ -39,6 +39,8 @@ class TrainConfig:
         scenes: size of the pool of generated scenes.
         scene_size: height and width of the scenes, px.
         crop: height and width of what the network sees, px.
+        textures: directory of photographs that half of the scenes' textures are taken from; every
+            fifth by name is left for tests; null: generated textures alone.
         cache: directory that keeps generated scenes from run to run.
         init: checkpoint whose weights the training starts from: a shipped name, a file, or the
             directory of a run; a resumed run goes on from its own.
@@ -83,6 +85,7 @@ class TrainConfig:
     scenes: int = 2000
     scene_size: tuple[int, int] = (160, 192)
     crop: tuple[int, int] = (128, 160)
+    textures: str | None = None
     cache: str | None = None
     init: str | None = None
     seed: int = 0

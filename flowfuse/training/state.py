@@ -141,12 +141,16 @@ class TrainingState:
     def start_from(self, path: Path) -> None:
         """Take the weights of a checkpoint, and nothing else, to begin a training with them.
 
+        Weights of a guided fusion can begin one by evidence.
+
         Raises:
             CheckpointError: unreadable, or of another architecture; the difference is named.
         """
         config, _ = read_header(path)
         # What the weights know nothing of may differ.
-        free = ("name", "iterations", "correlation")
+        free = {"name", "iterations", "correlation"}
+        if (config.fusion, self.model.config.fusion) == ("guided", "evidence"):
+            free.add("fusion")  # which is the same until what it adds is trained
         for key, (there, here) in changed_keys(
             config_to_dict(config), config_to_dict(self.model.config)
         ).items():
@@ -157,7 +161,12 @@ class TrainingState:
                 )
         weights = read_tensors(path, "model.")
         for model in (self.model, self.average):
-            load_weights(model, weights, where=str(path))
+            begun = {
+                name: value
+                for name, value in model.state_dict().items()
+                if name.startswith("evidence.")
+            }
+            load_weights(model, begun | weights, where=str(path))
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.

@@ -16,7 +16,7 @@ from flowfuse.config import config_to_dict
 from flowfuse.data.samples import Sample
 from flowfuse.io.progress import progress
 from flowfuse.losses.self_supervised import self_supervised_loss
-from flowfuse.losses.supervised import masked_mean, supervised_loss
+from flowfuse.losses.supervised import masked_mean, single_errors, supervised_loss
 from flowfuse.model import ModelOutput
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator
 from flowfuse.training.log import TrainingLog
@@ -30,6 +30,9 @@ from flowfuse.training.settings import TrainConfig
 from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
 from flowfuse.training.stopping import StoppedError, StopRequest
 from flowfuse.training.validation import Validator
+
+# Steps from one that runs the network on each modality alone to the next: it takes two forwards.
+EVIDENCE_EVERY = 2
 
 
 class NotFiniteError(RuntimeError):
@@ -160,7 +163,10 @@ class Trainer:
                 grad_through_steps=config.supervision == "self",
             )
         if config.supervision == "ground_truth":
-            loss, parts = supervised_loss(output, moved, config.loss)
+            single = None
+            if state.model.config.weighs_evidence and step % EVIDENCE_EVERY == 0:
+                single = single_errors(state.average, moved)
+            loss, parts = supervised_loss(output, moved, config.loss, single)
         else:
             loss, parts = self_supervised_loss(output, moved, config.self_loss)
         state.optimizer.zero_grad(set_to_none=True)

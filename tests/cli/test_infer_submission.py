@@ -22,7 +22,6 @@ from flowfuse.cli.console import ListedError
 from flowfuse.cli.infer import main
 from flowfuse.cli.infer_submission import (
     TEST_SEQUENCES,
-    carry_forward,
     encode_prediction,
     plan_intervals,
     plan_submission,
@@ -31,6 +30,7 @@ from flowfuse.data.datasets.dsec.sequence import open_sequence
 from flowfuse.data.datasets.dsec.writer import default_rig, write_raw_events, write_sequence
 from flowfuse.estimator import load
 from flowfuse.events import Events
+from flowfuse.geometry.carry import carry_forward
 from flowfuse.inputs import ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
@@ -282,23 +282,12 @@ def test_warm_start_hands_the_flow_on(small, tmp_path, checkpoint, monkeypatch):
         assert archive.namelist() == [f"interlaken_00_b/0000{i}.png" for i in (20, 30, 40)]
 
 
-def test_flow_is_carried_along_itself():
-    flow = np.zeros((2, 3, 4), np.float32)
-    flow[0, 1, 0] = 2  # lands on column 2 of row 1, where (0, 0) stays, too
-    flow[1, 0, 3] = -1  # leaves the image
-    carried = carry_forward(flow)
-    assert carried[:, 1, 2].tolist() == [1.0, 0.0]  # the mean of both
-    missing = np.isnan(carried).any(axis=0)
-    assert missing.sum() == 2 and missing[1, 0] and missing[0, 3]
-    assert (carried[:, ~missing][:, :1] == 0).all()
-
-
 def test_a_network_starts_from_what_it_is_given(checkpoint):
     model = load(checkpoint).model
     torch.manual_seed(1)
     inputs = ModelInputs(
         torch.randn(1, 3, 3, 16, 20), torch.rand(1, 1, 16, 20), torch.rand(1, 1, 16, 20),
-        torch.randn(1, 1, 16, 20), torch.zeros(1, 2), torch.ones(1, 3),
+        torch.randn(1, 1, 16, 20), torch.zeros(1, 2), torch.ones(1, 4),
     )  # fmt: skip
     points = torch.randn(1, 6, 2, 3)
     given = torch.full((1, 2, 16, 20), torch.nan)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowfuse.data.formats import columns as columns_module
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.opening import open_recording
 from flowfuse.data.registry import open_event_file
@@ -143,6 +144,27 @@ def test_negative_times_are_named_and_dropped(tmp_path):
         open_recording(tmp_path)
     with pytest.warns(UserWarning, match="dropped 10 with negative times, of 110 events"):
         assert len(read_all(open_recording(tmp_path, repair=True))) == 100
+
+
+def test_large_files_are_looked_at_in_some_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns_module, "_LOOK_AT_ALL", 1000)
+    monkeypatch.setattr(columns_module, "_LOOK_AT_SOME", 16)
+    path = write(tmp_path / "events.npz", columns(np.arange(0, 500_000, 100)))
+    seen = []
+    original = columns_module.find_order
+    monkeypatch.setattr(
+        columns_module, "find_order", lambda *args: seen.append(args[0]) or original(*args)
+    )
+    assert len(read_all(open_recording(path))) == 5000 and not seen
+    joined = np.concatenate((np.arange(0, 300_000, 100), np.arange(0, 200_000, 100)))
+    with pytest.raises(ValueError, match="2 recordings were joined"):
+        open_recording(write(path, columns(joined)))
+    # A step back between the places shows when it is read.
+    times = np.arange(0, 500_000, 100)
+    times[2501] = 0
+    recording = open_recording(write(path, columns(times)))
+    with pytest.raises(ValueError, match="t is not sorted: event 2501 has 0 us after 250000 us"):
+        read_all(recording)
 
 
 def test_nothing_to_repair(tmp_path):

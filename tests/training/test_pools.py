@@ -1,6 +1,7 @@
 """Every kind of data can be named, trained on and validated on."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from flowfuse.events import Events
 from flowfuse.inputs import InputSpec
 from flowfuse.io.flow import write_flow
 from flowfuse.training.data_spec import absolute, parse_data, scene_weights
-from flowfuse.training.pools import make_held_out, make_pool
+from flowfuse.training.pools import make_held_out, make_pool, make_scenes
 
 HEIGHT, WIDTH, FRAMES = 20, 24, 21
 SPEC = InputSpec(2, 2)
@@ -61,6 +62,17 @@ def test_data_is_a_kind_and_a_rest():
             parse_data(wrong)
     with pytest.raises(ValueError, match="named twice"):
         parse_data("scenes:fast,fast")
+
+
+def test_textures_reach_the_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [*TINY, "--data", "scenes:thin=2,fast=3", "--textures", "photographs", "-o", "run"]
+    config, _ = read_command_line(given)
+    assert config.textures == str(tmp_path / "photographs")  # a resumed run finds it
+    assert make_scenes(config, 0, 1).textures == tmp_path / "photographs"
+    assert make_scenes(replace(config, textures=None), 0, 1).textures is None
+    with pytest.raises(FileNotFoundError, match=r"texture folder .*photographs does not exist"):
+        make_pool(config)[0]
 
 
 @pytest.mark.parametrize("kind", ["dsec", "mvsec"])

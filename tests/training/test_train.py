@@ -231,7 +231,7 @@ def test_events_alone_are_validated_as_they_are_trained():
         slices=slices, frame0=image, frame1=image, event_sum=image,
         exposure=torch.ones(2), tau=torch.tensor([0.5, 1.0]),
         flow=torch.ones(2, 2, 16, 16), valid=torch.ones(2, 16, 16) > 0,
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
     )  # fmt: skip
     seen = []
 
@@ -242,7 +242,7 @@ def test_events_alone_are_validated_as_they_are_trained():
             seen.append(inputs)
             points = torch.zeros(1, 2, 2, 16, 16)
             maps = points[:, 0]
-            return ModelOutput(points, maps, points[None, ..., 4::8, 4::8], maps, maps, maps)
+            return ModelOutput(points, maps, points[None, ..., 4::8, 4::8], maps, maps, maps, maps)
 
     cpu = torch.device("cpu")
     found = Validator([sample], batch=1, device=cpu, bf16=False).measure(Model())
@@ -621,7 +621,7 @@ class Numbers(torch.utils.data.Dataset):
         flow = torch.zeros(1, 2, 16, 16)
         return Sample(
             slices=image[None].repeat(3, 2, 1, 1), frame0=image, frame1=image,
-            event_sum=image, exposure=torch.ones(2), modality_mask=torch.ones(3),
+            event_sum=image, exposure=torch.ones(2), modality_mask=torch.ones(4),
             tau=torch.ones(1), flow=flow,
             valid=flow[:, 0] == 0, occluded=flow[:, 0] > 0, boundary=flow[0],
         )  # fmt: skip

@@ -3,6 +3,7 @@
 presets.py         what scenes are drawn from: every range
 motion.py          how layers move: curves in time, homographies
 textures.py        patterns and shapes
+thin_shapes.py     thin, branching and jointed objects
 layout.py          which layers a scene has, where, and how they move
 layers.py          pictures of layers at any time, and which is on top
 camera.py          the frame camera

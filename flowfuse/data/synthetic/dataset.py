@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.presets import SPLITS, SceneConfig, Split, find_preset
 from flowfuse.data.synthetic.scenes import Scene, generate_scene
+from flowfuse.data.synthetic.textures import list_images
 from flowfuse.inputs import InputSpec, Modality, prepare_inputs
 from flowfuse.io.atomic import atomic_path
 
@@ -179,19 +180,31 @@ class SceneDataset(Dataset):
         settings = {
             "generator": GENERATOR_VERSION,
             "presets": [
-                [n, float(w), asdict(configs[n])]
+                [n, float(w), _described(configs[n])]
                 for n, w in zip(self._presets, self._shares, strict=True)
             ],
             "seed": self.seed,
             "size": [self.height, self.width],
             "slices": [self.slices, self.bins],
-            "textures": None if self.textures is None else str(Path(self.textures).resolve()),
+            "textures": None if self.textures is None else _image_names(Path(self.textures)),
             "max_step": self.max_step,
             "split": self.split,
         }
         if self.device.type != "cpu":
             settings["device"] = self.device.type
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _described(config: SceneConfig) -> dict[str, object]:
+    """What a preset says. Where a later setting is not used, samples kept before it are found."""
+    later = ("thin_share", "swarm_share", "still_share")
+    return {name: value for name, value in asdict(config).items() if value or name not in later}
+
+
+def _image_names(folder: Path) -> list[object]:
+    """A folder of textures: where it is, and the names and sizes of its images."""
+    sizes = [[str(p.relative_to(folder)), p.stat().st_size] for p in list_images(folder)]
+    return [str(folder.resolve()), *sizes]
 
 
 def write_sample(path: Path, sample: Sample) -> None:

@@ -22,6 +22,7 @@ from flowfuse.data.synthetic.motion import (
     BRAKING_CURVES,
     CURVES,
     Camera,
+    JointMotion,
     LayerMotion,
     Motion,
     SmoothCurve,
@@ -30,6 +31,7 @@ from flowfuse.data.synthetic.motion import (
 )
 from flowfuse.data.synthetic.presets import Split
 from flowfuse.data.synthetic.textures import make_shape, make_texture, rectangle_mask
+from flowfuse.data.synthetic.thin_shapes import Part, make_jointed, make_thin_shape, small_shape
 
 # Nothing grows or shrinks 1.5-fold within one interval, nor twofold in all the time rendered: what
 # gets much larger has no pixels to be matched with. A little less: it is looked up at STEPS times.
@@ -39,6 +41,11 @@ DRIVING_BOXES = 0.3  # share of the boxes that move by themselves where the came
 CAR = np.array((0.1, 1.0, 0.1, 0.1, 0.1, 1.0))  # how freely a car takes up each component
 NEAREST_BOX = 1.1  # depth, relative to that of the lowest row of the image
 BEYOND = 0.65  # intervals rendered before the first frame and after the last, at the most
+STILL = 0.5  # px per interval that a camera which stands still may shake
+JOINTED_SHARE = 0.25  # of the thin objects
+SWARM = (5, 10)  # small objects of a crowd
+SMALL = (5.0, 22.0)  # their diameter, px
+LARGEST_SWING, LARGEST_TURN = 0.6, 0.5  # rad per interval of a limb and of a wheel
 MARGIN = 3  # empty texels around a bounded texture: its soft edge ends before the border
 
 
@@ -61,6 +68,8 @@ class Layout:
         split: which families of textures and of motion to use.
         images: files for textures; empty = procedural ones only.
         device: where planes are rendered.
+        thin_share, swarm_share, still_share: see
+            :class:`~flowfuse.data.synthetic.presets.SceneConfig`.
     """
 
     height: int
@@ -77,6 +86,14 @@ class Layout:
     split: Split
     images: tuple[Path, ...]
     device: torch.device | str
+    thin_share: float = 0.0
+    swarm_share: float = 0.0
+    still_share: float = 0.0
+
+    @property
+    def calm(self) -> bool:
+        """Nothing is much faster before or after the interval, or spins: as thin things do not."""
+        return self.thin_share > 0
 
 
 @dataclass(frozen=True)
@@ -102,16 +119,30 @@ def arrange(rng: Generator, layout: Layout) -> list[Surface]:
     """Draw where the planes of a scene are and how they move, in painter's order."""
     world = rng.random() < layout.world_share
     target = _draw_displacement(rng, layout)
+    if _happens(rng, layout.still_share):
+        target = max(STILL * rng.random() ** 3, 1e-3)
     count = int(rng.integers(layout.objects[0], layout.objects[1] + 1))
     if world:
-        surfaces = _world(rng, layout, target, max(count, 2))
+        boxes = count // 2 if layout.thin_share > 0 else count
+        surfaces = _world(rng, layout, target, max(boxes, 2))
         front = 0 if layout.driving else int(rng.integers(0, 3))
+        front += count - boxes  # none where all are boxes
     else:
         surfaces = [_background(rng, layout, target)]
         front = count
     for _ in range(front):
-        surfaces.append(_object(rng, layout, target))
+        if _happens(rng, layout.thin_share):
+            surfaces += _thin_object(rng, layout, target)
+        else:
+            surfaces.append(_object(rng, layout, target))
+    if _happens(rng, layout.swarm_share):
+        surfaces += _swarm(rng, layout)
     return surfaces
+
+
+def _happens(rng: Generator, share: float) -> bool:
+    """Draw a yes or no. Without a share nothing is drawn: other presets keep their scenes."""
+    return share > 0 and bool(rng.random() < share)
 
 
 def _draw_displacement(rng: Generator, layout: Layout) -> float:
@@ -157,12 +188,27 @@ def _layer_motion(
         (np.cos(heading), np.sin(heading), rng.normal(0, 0.25), rng.normal(0, 0.15))
     )
     curve = _curve(rng, layout, direction)
-    path = np.linalg.norm(np.diff(curve(np.linspace(0, 1, 33))[:, :2], axis=0), axis=1).sum()
+    path = _way(curve, np.linspace(0, 1, 33)).sum()
+    if layout.calm:
+        path = max(path, 0.5 * _longest_way(curve, layout))
     curve = curve.scaled(target / path * np.array((1, 1, 1 / radius, 1 / radius)))
     curve = curve.scaled(np.array((1, 1, 1, _growth_share(curve, layout))))
+    if layout.calm:
+        turning = _ranges(curve(_rendered(layout))[:, 2])[0]
+        curve = curve.scaled(np.array((1, 1, min(1.0, LARGEST_SWING / max(turning, 1e-9)), 1)))
     if place is None:
         return LayerMotion(curve, image / 2, texture / 2)
     return LayerMotion(curve, place - curve(np.array((layout.middle,)))[0, :2], texture / 2)
+
+
+def _way(curve: SmoothCurve, tau: np.ndarray) -> np.ndarray:
+    """Path lengths of components x and y from each time to the next, px: [T - 1]."""
+    return np.linalg.norm(np.diff(curve(tau)[:, :2], axis=0), axis=1)
+
+
+def _longest_way(curve: SmoothCurve, layout: Layout) -> float:
+    """The longest path in any one interval of what is rendered, px."""
+    return float(np.convolve(_way(curve, _rendered(layout)), np.ones(STEPS), "valid").max())
 
 
 def _growth_share(curve: SmoothCurve, layout: Layout) -> float:
@@ -192,11 +238,56 @@ def _object(rng: Generator, layout: Layout, background: float) -> Surface:
     """An object that moves by several px otherwise than what is behind it."""
     short = min(layout.height, layout.width)
     mask = make_shape(rng, short * np.exp(rng.uniform(np.log(0.15), np.log(0.75))))
+    return Surface(_object_motion(rng, layout, background, mask.shape), mask.shape, mask)
+
+
+def _object_motion(
+    rng: Generator, layout: Layout, background: float, size: tuple[int, int]
+) -> LayerMotion:
     # A near object stands still now and then: also that is motion against the background.
     still = rng.random() < 0.15 and background > 2 * layout.displacement[0]
     target = 0.02 * background if still else _draw_displacement(rng, layout)
     place = rng.uniform(0.1, 0.9, 2) * (layout.width, layout.height)
-    return Surface(_layer_motion(rng, layout, target, mask.shape, place), mask.shape, mask)
+    return _layer_motion(rng, layout, target, size, place)
+
+
+def _thin_object(rng: Generator, layout: Layout, background: float) -> list[Surface]:
+    """A thin, branching or jointed object that moves as others do."""
+    size = min(layout.height, layout.width) * np.exp(rng.uniform(np.log(0.25), np.log(0.8)))
+    if rng.random() >= JOINTED_SHARE:
+        mask = make_thin_shape(rng, max(size, 12.0))
+        return [Surface(_object_motion(rng, layout, background, mask.shape), mask.shape, mask)]
+    parts = make_jointed(rng, max(size, 24.0))
+    motions: list[Motion] = [_object_motion(rng, layout, background, parts[0].mask.shape)]
+    for part in parts[1:]:
+        motions.append(_joint_motion(rng, layout, part, motions))
+    surfaces = [Surface(m, p.mask.shape, p.mask) for m, p in zip(motions, parts, strict=True)]
+    order = sorted(range(len(parts)), key=lambda i: not parts[i].behind)
+    return [surfaces[i] for i in order]
+
+
+def _joint_motion(rng: Generator, layout: Layout, part: Part, motions: list[Motion]) -> JointMotion:
+    """A turn whose fastest point moves by as much as another object would, within bounds."""
+    assert part.parent is not None and part.joint is not None
+    most = LARGEST_TURN if part.turns else LARGEST_SWING
+    turn = min(_draw_displacement(rng, layout) / part.reach, most) * rng.choice((-1, 1))
+    # The families of curves turn components in pairs: the second one is not used.
+    curve = _curve(rng, layout, np.array((turn, 0.0)))
+    return JointMotion(motions[part.parent], curve, part.joint, part.anchor)
+
+
+def _swarm(rng: Generator, layout: Layout) -> list[Surface]:
+    """Small objects of one kind of speed, each on its own way."""
+    low, high = layout.displacement
+    fast = replace(layout, displacement=(float(np.sqrt(low * high)), high))
+    surfaces = []
+    for _ in range(rng.integers(SWARM[0], SWARM[1] + 1)):
+        mask = small_shape(rng, float(np.exp(rng.uniform(*np.log(SMALL)))))
+        place = rng.uniform(0.05, 0.95, 2) * (layout.width, layout.height)
+        target = _draw_displacement(rng, fast)
+        motion = _layer_motion(rng, layout, target, mask.shape, place)
+        surfaces.append(Surface(motion, mask.shape, mask))
+    return surfaces
 
 
 def _endless_side(layout: Layout) -> int:

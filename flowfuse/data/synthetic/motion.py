@@ -188,6 +188,32 @@ class LayerMotion:
 
 
 @dataclass(frozen=True)
+class JointMotion:
+    """A part that a body carries along, and that turns about a joint.
+
+    Attributes:
+        body: the motion of what it hangs on.
+        angle: its first component is the turn against the body, rad.
+        joint: [2] texel of the body that it hangs on.
+        anchor: [2] texel of the part that stays there.
+    """
+
+    body: Motion
+    angle: SmoothCurve
+    joint: np.ndarray
+    anchor: np.ndarray
+
+    def homographies(self, tau: np.ndarray) -> np.ndarray:
+        """See :class:`Motion`."""
+        turn = _rotation_2d(self.angle(tau)[:, 0])
+        matrices = np.zeros((len(turn), 3, 3))
+        matrices[:, :2, :2] = turn
+        matrices[:, :2, 2] = self.joint - turn @ self.anchor
+        matrices[:, 2, 2] = 1
+        return self.body.homographies(tau) @ matrices
+
+
+@dataclass(frozen=True)
 class Camera:
     """A pinhole camera on a smooth path. Axes: x right, y down, z forward, at tau = 0.
 

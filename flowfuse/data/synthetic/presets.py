@@ -30,6 +30,9 @@ class SceneConfig:
         interval_ms: time between frames.
         exposure: exposure time as a fraction of the interval.
         objects: number of objects.
+        thin_share: probability that an object is thin or branching, a part of them jointed.
+        swarm_share: probability of a crowd of small fast objects.
+        still_share: probability that the camera stands still, or nearly so.
         world_share: probability of a 3-D world seen by a moving camera, else layers.
         driving: a 3-D world is seen from a car: forward with yaw, almost nothing else; some of the
             boxes drive as well, and no objects hang in front.
@@ -64,6 +67,9 @@ class SceneConfig:
     interval_ms: Range = (20.0, 100.0)
     exposure: Range = (0.03, 0.3)
     objects: tuple[int, int] = (2, 6)
+    thin_share: float = 0.0
+    swarm_share: float = 0.0
+    still_share: float = 0.0
     world_share: float = 0.4
     driving: bool = False
     contrast: Range = (0.05, 0.8)
@@ -144,6 +150,16 @@ PRESETS: dict[str, SceneConfig] = {
     # Sensitive sensors under lamps: events of every pixel, which tell of no motion.
     "flicker": SceneConfig(
         (2.0, 40.0), exposure=(0.05, 0.5), contrast=(0.03, 0.15), flicker_share=1.0
+    ),
+    # What flow with soft borders loses: thin, pierced and small things; also before a still ground.
+    "thin": SceneConfig(
+        (4.0, 50.0),
+        exposure=(0.03, 0.4),
+        objects=(3, 6),
+        world_share=0.2,
+        thin_share=0.8,
+        swarm_share=0.35,
+        still_share=0.5,
     ),
 }
 

@@ -42,7 +42,7 @@ from flowfuse.data.synthetic.rendering import (
 )
 from flowfuse.data.synthetic.sensor_readout import ReadoutConfig, read_out
 from flowfuse.data.synthetic.simulator import EventSensor, SensorConfig
-from flowfuse.data.synthetic.textures import list_images
+from flowfuse.data.synthetic.textures import images_of_split
 from flowfuse.events import Events
 from flowfuse.geometry.grid import inside, pixel_grid
 
@@ -188,8 +188,8 @@ def generate_scene(  # noqa: PLR0913 - the settings that make a scene
         textures: a folder of images to take textures from, beside the procedural ones.
         device: where to render and simulate.
         max_step: largest motion between two instants that are rendered, px; 0.5 for test sets.
-        split: "test" draws textures and motion from families that "train" never uses. The images of
-            a texture folder are used as they are: a test set needs a folder of its own.
+        split: "test" draws textures and motion from families that "train" never uses. Of a texture
+            folder, every fifth image in the order of names is for "test", the others for "train".
 
     Raises:
         ValueError, FileNotFoundError: an argument that makes no sense, named.
@@ -217,8 +217,11 @@ def generate_scene(  # noqa: PLR0913 - the settings that make a scene
         faint=0.7 * min(sensor.threshold_on, sensor.threshold_off),
         middle=(frames - 1) / 2,
         split=split,
-        images=list_images(Path(textures)) if textures else (),
+        images=images_of_split(Path(textures), split) if textures else (),
         device=device,
+        thin_share=config.thin_share,
+        swarm_share=config.swarm_share,
+        still_share=config.still_share,
     )
     planes = compose(composing, layout)
     view, readout = draw_view(linking, config, split), draw_readout(linking, config)

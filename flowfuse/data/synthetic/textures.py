@@ -18,6 +18,8 @@ from flowfuse.data.formats.frames import IMAGE_SUFFIXES, is_image
 from flowfuse.data.synthetic.presets import Split
 from flowfuse.io.opencv import opencv_name
 
+TEST_IMAGES = 5  # every fifth image of a folder is for tests
+
 
 def make_texture(
     rng: Generator,
@@ -309,6 +311,25 @@ def list_images(folder: Path) -> tuple[Path, ...]:
             f"texture folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})"
         )
     return images
+
+
+def images_of_split(folder: Path, split: Split) -> tuple[Path, ...]:
+    """Choose the images of a folder for one split: every fifth one by name is for tests.
+
+    Raises:
+        FileNotFoundError: when the folder is missing or holds no image for this split.
+    """
+    images = list_images(folder)
+    first = TEST_IMAGES - 1
+    chosen = tuple(
+        p for i, p in enumerate(images) if (i % TEST_IMAGES == first) == (split == "test")
+    )
+    if not chosen:
+        raise FileNotFoundError(
+            f"texture folder {folder} holds {len(images)} image(s); every fifth one is for tests: "
+            f"at least {TEST_IMAGES} are needed"
+        )
+    return chosen
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowfuse.data.synthetic.motion import BRAKING_CURVES, CURVES, RampCurve, arc
+from flowfuse.data.synthetic.motion import (
+    BRAKING_CURVES,
+    CURVES,
+    Curve,
+    JointMotion,
+    LayerMotion,
+    RampCurve,
+    arc,
+    transfer,
+)
 
 FAMILIES = [
     (name, family)
@@ -67,3 +76,23 @@ def test_no_family_of_motion_is_in_both_splits():
         assert table["train"].keys() and table["test"].keys()
         assert not set(table["train"].values()) & set(table["test"].values())
         assert not table["train"].keys() & table["test"].keys()
+
+
+def straight(*rate: float) -> Curve:
+    return Curve(np.array(rate), np.zeros((1, len(rate))), np.ones(1), np.zeros(1))
+
+
+def test_a_part_turns_at_its_joint_and_goes_with_its_body():
+    body = LayerMotion(straight(10.0, 0, 0, 0), np.array((50.0, 20.0)), np.array((5.0, 5.0)))
+    # A quarter turn clockwise (y points down) per interval, about texel (1, 2) of the part, which
+    # stays on texel (8, 5) of the body: at (53, 20), then (63, 20).
+    turn = straight(np.pi / 2, 0)
+    part = JointMotion(body, turn, np.array((8.0, 5.0)), np.array((1.0, 2.0)))
+    points = np.array(((1.0, 2.0), (4.0, 2.0)))
+    places, depth = transfer(part.homographies(np.array((0.0, 1.0))), points)
+    np.testing.assert_allclose(places, (((53, 20), (56, 20)), ((63, 20), (63, 23))), atol=1e-12)
+    assert (depth == 1).all()
+    # A part of the part: on its second point, without a turn of its own.
+    hand = JointMotion(part, straight(0.0, 0.0), np.array((4.0, 2.0)), np.zeros(2))
+    places, _ = transfer(hand.homographies(np.array((1.0,))), np.array(((0.0, 0.0), (2.0, 0.0))))
+    np.testing.assert_allclose(places[0], ((63, 23), (63, 25)), atol=1e-12)

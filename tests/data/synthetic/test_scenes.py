@@ -14,7 +14,7 @@ from flowfuse.data.synthetic.motion import Camera, Curve, LayerMotion, WorldPlan
 from flowfuse.data.synthetic.rendering import Clock, capture, plan_instants
 from flowfuse.data.synthetic.scenes import PRESETS, Scene, generate_scene
 from flowfuse.data.synthetic.simulator import EventSensor, SensorConfig
-from flowfuse.data.synthetic.textures import PATTERNS, make_shape, make_texture
+from flowfuse.data.synthetic.textures import PATTERNS, list_images, make_shape, make_texture
 from flowfuse.events import Events
 from flowfuse.geometry.grid import warp
 from flowfuse.inputs import InputSpec
@@ -451,6 +451,26 @@ def test_kept_samples_are_the_same_bits(tmp_path):
     files[0].write_bytes(files[0].read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"damaged.*delete"):
         kept[1]
+
+
+def test_samples_kept_before_the_latest_settings_are_found(tmp_path):
+    kept = SceneDataset("fast", 0, 1, 64, 80, 4, 3, cache=tmp_path)
+    # Of the settings alone, before presets could have thin objects.
+    assert kept._folder == tmp_path / "3404ff96eb1b67e5"
+
+
+def test_samples_with_other_textures_are_kept_apart(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(images / "a.png"), rng.integers(0, 256, (40, 50, 3)))
+    folders = {dataset(cache=tmp_path / "pool")._folder}
+    folders.add(dataset(cache=tmp_path / "pool", textures=images)._folder)
+    cv2.imwrite(str(images / "b.png"), rng.integers(0, 256, (40, 50, 3)))
+    list_images.cache_clear()  # another process
+    folders.add(dataset(cache=tmp_path / "pool", textures=images)._folder)
+    assert len(folders) == 3
 
 
 def test_different_seeds_have_no_scene_in_common():

@@ -9,6 +9,7 @@ from flowfuse.data.synthetic.textures import (
     GRIME,
     PATTERNS,
     _image_crop,
+    images_of_split,
     make_texture,
 )
 
@@ -45,3 +46,18 @@ def test_images_whose_names_opencv_cannot_open(tmp_path):
     path.write_bytes(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
     with pytest.raises(ValueError, match=r"a\\udcff.png': OpenCV opens only names that are UTF-8"):
         _image_crop(np.random.default_rng(0), 8, 8, (path,))
+
+
+def test_every_fifth_image_is_for_tests(tmp_path):
+    for i in range(11):
+        cv2.imwrite(str(tmp_path / f"{i:02d}.png"), np.zeros((8, 8), np.uint8))
+    train, test = (images_of_split(tmp_path, split) for split in ("train", "test"))
+    assert [p.stem for p in test] == ["04", "09"]
+    assert len(train) == 9 and not set(train) & set(test)
+
+
+def test_too_few_images_for_tests_are_told(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8), np.uint8))
+    assert len(images_of_split(tmp_path, "train")) == 1
+    with pytest.raises(FileNotFoundError, match=r"holds 1 image\(s\).*at least 5 are needed"):
+        images_of_split(tmp_path, "test")
