@@ -11,7 +11,8 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from flowfuse.inputs import (
 )
 from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
+from flowfuse.model.encoders import EncodedFrame
 from flowfuse.model.flowfuse import MINIMUM_SIZE, ModelOutput
 from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.extension import announce
@@ -243,6 +245,7 @@ class Estimator:
         iterations: int | None = None,
         flow_init: Array | None = None,
         as_torch: bool = False,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> list[Result]:
         """Estimate from inputs that are ready.
 
@@ -252,6 +255,8 @@ class Estimator:
             iterations: as of a call.
             flow_init: [B, 2, H, W] px, as of a call; B = 1 for inputs without a batch axis.
             as_torch: as of a call.
+            encoded_frames: what :meth:`encode_frame` makes of both frames, where all B pairs have
+                both: they are not encoded again.
 
         Returns:
             B results.
@@ -273,12 +278,28 @@ class Estimator:
             iterations = _integer("iterations", iterations, "an integer")
         start = _flow_init(flow_init, height, width, count)
         inputs = ModelInputs(*(to_device(value, self.device) for value in inputs))
-        output = self._forward(inputs, iterations, start)
+        output = self._forward(inputs, iterations, start, encoded_frames)
         modalities = []
         for row in inputs.modality_mask.tolist():  # waits for a GPU, which is at work by now
             count = int(row[Modality.FRAMES] * (1 + row[Modality.SECOND_FRAME]))
             modalities.append(self._modalities(count, row[Modality.EVENTS] > 0))
         return _results(output, times, modalities, as_torch)
+
+    def encode_frame(self, frame: Tensor) -> EncodedFrame:
+        """Encode a frame that several calls of :meth:`run` use.
+
+        Args:
+            frame: ``frame0`` or ``frame1`` of :meth:`prepare`, with or without a batch axis.
+
+        Returns:
+            Its features, on the estimator's device.
+
+        Raises:
+            ValueError: the network uses no frames.
+        """
+        frame = to_device(frame, self.device)
+        with self._precision():
+            return self.model.encode_frame(frame if frame.dim() == 4 else frame.unsqueeze(0))
 
     def estimate_batch(  # noqa: PLR0913 - all that a user may know of frame pairs
         self,
@@ -407,19 +428,30 @@ class Estimator:
         return inputs, (t0, t1), self._modalities(len(shown), has_events)
 
     def _forward(
-        self, inputs: ModelInputs, iterations: int | None, flow_init: Tensor | None
+        self,
+        inputs: ModelInputs,
+        iterations: int | None,
+        flow_init: Tensor | None,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> ModelOutput:
+        with self._precision():
+            return self.model(
+                inputs,
+                iterations=iterations,
+                flow_init=None if flow_init is None else flow_init.to(self.device),
+                encoded_frames=encoded_frames,
+            )
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Run the network without gradients, in the precision asked for."""
         mixed = self.dtype != torch.float32
         low_precision = self.dtype if mixed else torch.bfloat16
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, low_precision, enabled=mixed),
         ):
-            return self.model(
-                inputs,
-                iterations=iterations,
-                flow_init=None if flow_init is None else flow_init.to(self.device),
-            )
+            yield
 
     def _modalities(self, frames: int, has_events: bool) -> tuple[str, ...]:
         """What a result says it was made from, of so many frames, and events or none."""

@@ -540,3 +540,17 @@ def test_origins_are_the_inverse_of_tracks():
         result.origins(points, [0.1, 0.2])
     with pytest.raises(ValueError, match=r"origins: points must have shape \[N, 2\], got \[3\]"):
         result.origins([1.0, 2.0, 3.0], 0.5)
+
+
+def test_encoded_frames_are_used_again(estimator, frames, events):
+    """The same bits; and a network without frames has none to encode."""
+    called = estimator(*frames, events, t0=T0, t1=T1)
+    item = estimator.prepare(*frames, events, t0=T0, t1=T1)
+    encoded = estimator.encode_frame(item.frame0), estimator.encode_frame(item.frame1[None])
+    (result,) = estimator.run(item, t0=T0, t1=T1, encoded_frames=encoded)
+    assert np.array_equal(result.control_points, called.control_points)
+    assert np.array_equal(result.boundary, called.boundary)
+    swapped = estimator.run(item, t0=T0, t1=T1, encoded_frames=encoded[::-1])[0]
+    assert not np.array_equal(swapped.flow, called.flow), "they are what counts"
+    with pytest.raises(ValueError, match="uses no frames, so none can be encoded"):
+        Estimator(make_model(frames=False)).encode_frame(item.frame0)

@@ -17,18 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bezier
+from flowfuse.geometry.grid import pad_to_multiple
 from flowfuse.inputs import Modality, ModelInputs, PairKind
+from flowfuse.io.images import as_gray
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import (
     Encoded,
+    EncodedFrame,
     EventStem,
     FrameStem,
     Trunk,
     activate,
     group_count,
     in_turn,
+    join_frames,
     stack_maps,
 )
 from flowfuse.model.evidence import (
@@ -158,6 +162,7 @@ class FlowFuse(nn.Module):
         flow_init: Tensor | None = None,
         *,
         grad_through_steps: bool = False,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
@@ -169,6 +174,8 @@ class FlowFuse(nn.Module):
                 the estimate.
             grad_through_steps: whether gradients pass through the last steps, see
                 :func:`lucas_kanade_refine`; for training without ground truth.
+            encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, where all
+                items have both; None: they are encoded here.
 
         Returns:
             :class:`ModelOutput`.
@@ -185,7 +192,7 @@ class FlowFuse(nn.Module):
         slices, scene = normalize_inputs(
             inputs, frames=config.frames, events=config.events, cell=STRIDE
         )
-        events, frames = self._encode(slices, scene)
+        events, frames = self._encode(slices, scene, encoded_frames)
         del slices
         latents = events.latents, frames.latents
         correlations = self._correlate(*latents)
@@ -231,6 +238,24 @@ class FlowFuse(nn.Module):
             evidence=torch.zeros_like(points[:, :2]) if evidence is None else evidence.log_scale,
         )
 
+    def encode_frame(self, frame: Tensor) -> EncodedFrame:
+        """Encode a frame that several estimates use, such as one between two time intervals.
+
+        Args:
+            frame: [B, 1 | 3, H, W], as of :class:`ModelInputs`.
+
+        Returns:
+            What ``forward`` would make of it; the same bits on the CPU, where it encodes frames one
+            by one, too.
+
+        Raises:
+            ValueError: this network uses no frames.
+        """
+        if not self.config.frames:
+            raise ValueError("FlowFuse: this network uses no frames, so none can be encoded")
+        features = self.frame_stem(pad_to_multiple(as_gray(frame), STRIDE) - 0.5)
+        return EncodedFrame(features, self.fine(features), self.trunk(features))
+
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
         batch, *rest, height, width = inputs.slices.shape
         expected = (self.config.slices + 1, self.config.bins)
@@ -253,14 +278,21 @@ class FlowFuse(nn.Module):
                 )
         return height, width
 
-    def _encode(self, slices: Tensor, scene: Scene) -> tuple[Encoded, Encoded]:
+    def _encode(
+        self,
+        slices: Tensor,
+        scene: Scene,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None,
+    ) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         mask = scene.modality_mask
         if self.config.events:
             present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
             events = self._encode_modality(self.event_stem, slices, present)
-        if self.config.frames:
+        if self.config.frames and encoded_frames is not None:
+            frames = join_frames(encoded_frames)
+        elif self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
             present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
             frames = self._encode_modality(self.frame_stem, images, present)

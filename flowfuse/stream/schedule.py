@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
 
-from flowfuse.inputs import input_interval
+from flowfuse.inputs import Exposures, input_interval
 from flowfuse.stream.buffers import FOREVER, EventBuffer, FrameBuffer, StoredFrame
 
 
@@ -16,19 +16,30 @@ class Span:
 
     Attributes:
         t0, t1: half-open, us.
-        frames: those at t0 and t1; None: from the events alone.
+        first, last: the frames at t0 and t1; None where there is none. ``last`` comes with
+            ``first`` only.
     """
 
     t0: int
     t1: int
-    frames: tuple[StoredFrame, StoredFrame] | None = None
+    first: StoredFrame | None = None
+    last: StoredFrame | None = None
+
+    @property
+    def exposures(self) -> Exposures:
+        """Of both frames, us; unknown unless there are both, as the estimator takes them."""
+        if self.first is None or self.last is None:
+            return None, None
+        return self.first.exposure, self.last.exposure
+
+    @property
+    def is_frame_pair(self) -> bool:
+        """Whether there are both frames."""
+        return self.last is not None
 
     def needs(self, slices: int) -> tuple[int, int]:
         """The half-open interval (us) of the events that the inputs are made of."""
-        if self.frames is None:
-            return input_interval(self.t0, self.t1, slices, None, None)
-        first, last = self.frames
-        return input_interval(self.t0, self.t1, slices, first.exposure, last.exposure)
+        return input_interval(self.t0, self.t1, slices, *self.exposures)
 
 
 @dataclass
@@ -103,7 +114,7 @@ class FixedRate:
         while self._next <= last:
             span = self._span(self._next, frames)
             lost = events.complete_from > span.t0  # it only looks empty
-            if span.frames is not None or lost or events.count(span.t0, span.t1):
+            if span.is_frame_pair or lost or events.count(span.t0, span.t1):
                 found.span = span
                 return found
             # On to the first interval that ends after the next event.
@@ -152,7 +163,7 @@ class FixedRate:
     def _span(self, number: int, frames: FrameBuffer) -> Span:
         assert self._start is not None, "there was an event"
         t0 = self._start + number * self.every
-        return Span(t0, t0 + self.length, find_pair(frames, t0, t0 + self.length, self.slack))
+        return find_span(frames, t0, t0 + self.length, self.slack)
 
 
 class FramePairs:
@@ -209,12 +220,10 @@ class FramePairs:
 
 
 def _span_of(first: StoredFrame, last: StoredFrame) -> Span:
-    return Span(first.t, last.t, (first, last))
+    return Span(first.t, last.t, first, last)
 
 
-def find_pair(
-    frames: FrameBuffer, t0: int, t1: int, slack: int
-) -> tuple[StoredFrame, StoredFrame] | None:
-    """The frames at both limits of an interval, at most ``slack`` us away; None without both."""
+def find_span(frames: FrameBuffer, t0: int, t1: int, slack: int) -> Span:
+    """A time interval with the frames at its limits, at most ``slack`` us away."""
     first, last = frames.nearest(t0, slack), frames.nearest(t1, slack)
-    return None if first is None or last is None or first is last else (first, last)
+    return Span(t0, t1, first, None if first is None or last is first else last)

@@ -23,6 +23,7 @@ import torch
 from flowfuse.estimator import Estimator, as_frame, load
 from flowfuse.events import Events
 from flowfuse.geometry.carry import carry_forward
+from flowfuse.model.encoders import EncodedFrame
 from flowfuse.result import Array, Result
 from flowfuse.stream.buffers import FOREVER, EventBuffer, FrameBuffer, StoredFrame
 from flowfuse.stream.clocks import (
@@ -32,7 +33,7 @@ from flowfuse.stream.clocks import (
     microseconds,
 )
 from flowfuse.stream.policy import POLICIES, StreamStats, Thinner
-from flowfuse.stream.schedule import FixedRate, FramePairs, Schedule, Span, find_pair
+from flowfuse.stream.schedule import FixedRate, FramePairs, Schedule, Span, find_span
 
 BETWEEN_FRAMES = "frames"
 _ARRIVALS = 4096  # pushes whose time of arrival is remembered
@@ -58,9 +59,9 @@ class Stream:
 
     An interval is estimated when all of its events have come: when an event, or :meth:`advance`,
     says so, or a frame that is later by ``tolerance``. Where frames lie at both of its limits, the
-    flow comes from these and the events, as of a call of the estimator; otherwise from the events
-    alone. ``Result.modalities`` tells. docs/live.md has a table of what happens to late, repeated
-    and impossible times.
+    flow comes from these and the events, as of a call of the estimator; with one at its start
+    alone, as the estimator takes that; otherwise from the events. ``Result.modalities`` tells.
+    docs/live.md has a table of what happens to late, repeated and impossible times.
 
     Args:
         model: a checkpoint, see :func:`flowfuse.load`, or an estimator.
@@ -352,7 +353,7 @@ class Stream:
         """
         t0, t1 = int(t0), int(t1)
         with self._changed:
-            span = Span(t0, t1, find_pair(self._frames, t0, t1, self._slack))
+            span = find_span(self._frames, t0, t1, self._slack)
             first, last = span.needs(self._slices)
             clock = self._clock()
             if clock is None or clock < last:
@@ -386,7 +387,8 @@ class Stream:
                 return known
             first, last = span.needs(self._slices)
             lost = self._events.complete_from > span.t0
-            if lost or (span.frames is None and not self._events.count(span.t0, span.t1)):
+            empty = not (span.is_frame_pair or self._events.count(span.t0, span.t1))
+            if lost or empty:
                 return known
             events = self._events.between(self._kept_from(span, first), last)
         return self._estimate(span, events)
@@ -627,18 +629,30 @@ class Stream:
 
     def _estimate(self, span: Span, events: Events) -> Result:
         with self._estimating:
-            first, last = span.frames or (None, None)
+            first, last = span.first, span.last
             began = time.perf_counter()
-            result = self.estimator(
+            inputs = self.estimator.prepare(
                 None if first is None else first.image,
                 None if last is None else last.image,
                 events,
                 t0=span.t0,
                 t1=span.t1,
-                exposure0=None if first is None else first.exposure,
-                exposure1=None if last is None else last.exposure,
+                exposure0=span.exposures[0],
+                exposure1=span.exposures[1],
+            )
+            encoded = None
+            if first is not None and last is not None and self.estimator.model.config.frames:
+                # The last frame of an interval is the first one of the next.
+                first_features = self._encode(first, inputs.frame0)
+                encoded = first_features, self._encode(last, inputs.frame1)
+            flow_init = self._carried(span)
+            (result,) = self.estimator.run(
+                inputs,
+                t0=span.t0,
+                t1=span.t1,
                 iterations=self._iterations,
-                flow_init=self._carried(span),
+                flow_init=None if flow_init is None else flow_init[None],
+                encoded_frames=encoded,
                 as_torch=self._as_torch,
             )
             if self.estimator.device.type == "cuda":
@@ -646,6 +660,12 @@ class Stream:
             seconds = time.perf_counter() - began
             self._last_result, self._last_timing = result, Timing(seconds, seconds)
             return result
+
+    def _encode(self, frame: StoredFrame, image: torch.Tensor) -> EncodedFrame:
+        """The features of a frame in memory, made at its first use."""
+        if frame.features is None:
+            frame.features = self.estimator.encode_frame(image)
+        return frame.features
 
     def _carried(self, span: Span) -> np.ndarray | None:
         """The flow of the last result, carried to the start of a span; None where it ends before

@@ -192,10 +192,12 @@ def test_fixed_intervals_use_frames_at_their_limits(stream, estimator):
     for index, t in enumerate((400, 10_300, 25_000)):
         one.push_frame(make_frame(index), t)
     one.push(events.slice_time(5_000, 40_000))
-    first, second, *_ = one.take(0), one.take(0)
+    first, second, third = one.take(0), one.take(0), one.take(0)
     expected = estimator(make_frame(0), make_frame(1), events, t0=0, t1=STEP)
     assert same(first, expected)
-    assert second.modalities == ("events",)
+    # A frame near the start alone: this network can use it.
+    assert same(second, estimator(make_frame(1), None, events, t0=STEP, t1=2 * STEP))
+    assert second.modalities == ("frame0", "events") and third.modalities == ("events",)
     assert one.frame(25_000).tolist() == make_frame(2).tolist() and one.frame(30_000) is None
 
 
@@ -529,20 +531,39 @@ def test_waiting_ends_in_time(stream):
 
 def test_a_warm_start_begins_with_the_flow_before(stream, estimator, monkeypatch):
     given = []
-    called = type(estimator).__call__
+    called = type(estimator).run
 
     def spy(self, *arguments, **options):
         given.append(options["flow_init"])
         return called(self, *arguments, **options)
 
-    monkeypatch.setattr(type(estimator), "__call__", spy)
+    monkeypatch.setattr(type(estimator), "run", spy)
     one = stream(interval=STEP, every=5_000, policy="all", warm_start=True)
     one.push(make_events(0, 25_000))
     first = one.take(0)
     one.take(0)
-    assert given[0] is None and given[1].shape == (2, HEIGHT, WIDTH)
+    assert given[0] is None and given[1].shape == (1, 2, HEIGHT, WIDTH)
     known = np.isfinite(given[1])
     assert known.any() and np.abs(given[1][known]).max() <= np.abs(first.flow).max() + 1e-6
+
+
+def test_a_frame_is_encoded_once(stream, estimator, monkeypatch):
+    """By successive intervals, and by any other that is asked for."""
+    encoded = []
+    called = type(estimator).encode_frame
+
+    def spy(self, frame):
+        encoded.append(frame)
+        return called(self, frame)
+
+    monkeypatch.setattr(type(estimator), "encode_frame", spy)
+    one = stream(policy="all")
+    one.push(make_events(0, 90_000))
+    for index in range(4):
+        one.push_frame(make_frame(index), 1_000 + STEP * index)
+    results = [one.take(0) for _ in range(3)]
+    assert len(encoded) == 4
+    assert same(one.flow(11_000, 21_000), results[1]) and len(encoded) == 4
 
 
 def test_tensors_on_request(stream):
