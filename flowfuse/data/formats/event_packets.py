@@ -206,7 +206,7 @@ class PacketEvents(EventFile):
         self._fault: str | None = None
         bounds: list[tuple[int, int]] = []
         delays: list[int] = []
-        state, number, missing = DecoderState(), None, 0
+        state, number, missing, untimed = DecoderState(), None, 0, 0
         for _, time, message in bag.messages(topic):
             packet = self._parse(message, time)
             if number is not None and packet.number > number + 1:
@@ -214,7 +214,11 @@ class PacketEvents(EventFile):
             number = packet.number
             self._recorded.append(time)
             self._states.append(state)
-            (_, _, t, _), state = self._decode(packet, time, state)
+            (_, _, t, _), after = self._decode(packet, time, state)
+            if packet.encoding == "evt3":
+                words = np.frombuffer(packet.data, "<u2")
+                untimed += prophesee_words.count_untimed(decode_evt3, words, state)
+            state = after
             if len(t):
                 unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
                 if unsorted and self._fault is None:
@@ -226,6 +230,11 @@ class PacketEvents(EventFile):
                 self._holding.append(len(self._recorded) - 1)
                 bounds.append((int(t[0]), int(t[-1])))
                 delays.append(packet.stamp - int(t[0]))
+        if untimed:
+            warnings.warn(
+                f"{path}: {untimed} events of {topic} stand before the first time and are left out",
+                stacklevel=5,
+            )
         if missing:
             warnings.warn(
                 f"{path}: {missing} messages of {topic} are missing by their numbers, and their "
