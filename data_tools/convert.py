@@ -18,9 +18,17 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from flowfuse.cli.console import CommandParser, leave, run_command
+from flowfuse.cli.reading_options import (
+    add_reading_options,
+    keyword_arguments,
+    reading_options,
+)
+from flowfuse.data.formats.base import EVENTS
 from flowfuse.data.formats.event_writer import EVENT_FORMATS
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_copy import copy_recording
+from flowfuse.data.registry import find_format, open_event_file
+from flowfuse.data.repair import find_parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def convert(arguments: Namespace) -> None:
+    """Copy the recording, or each part of it, and say what was written."""
+    if not arguments.split:
+        copy(arguments)
+        return
+    if arguments.part is not None:
+        raise ValueError("--split writes all parts, --part N one: give one of them")
+    events = arguments.events or arguments.source
+    if events.is_dir() and find_format(events, EVENTS) is None:
+        raise ValueError(
+            f"{events}: --split takes a file of events; frames do not tell which part they belong "
+            "to: name the events, or keep one part (--part N)"
+        )
+    target = arguments.target
+    file = open_event_file(events, arguments.columns, check=False)
+    parts = len(find_parts(file).parts)
+    for arguments.part in range(1, parts + 1):
+        arguments.target = target.with_name(f"{target.stem}-{arguments.part}{target.suffix}")
+        copy(arguments)
+
+
+def copy(arguments: Namespace) -> None:
     """Copy the recording, and say what was written."""
     recording = open_recording(
         arguments.source,
@@ -38,6 +67,7 @@ def convert(arguments: Namespace) -> None:
         times=arguments.frame_times,
         calibration=arguments.calibration,
         columns=arguments.columns,
+        **keyword_arguments(reading_options(arguments)),
     )
     lines = copy_recording(recording, arguments.target, events_format=arguments.events_format)
     print("\n".join(lines))
@@ -74,6 +104,13 @@ def build_parser() -> CommandParser:
         choices=tuple(EVENT_FORMATS),
         help="of the events in a directory (None: h5), or of a file of that kind; dsec: .h5 with "
         "ms_to_idx and t_offset",
+    )
+    add_reading_options(parser)
+    add(
+        "--split",
+        action="store_true",
+        help="write each part of a file of events whose clock was reset, or that was joined: "
+        "TARGET-1, TARGET-2, ...",
     )
     return parser
 

@@ -32,6 +32,7 @@ from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.cli.infer_submission import TEST_SEQUENCES
 from flowfuse.data.datasets.dsec.dataset import FLOW_SEQUENCES
 from flowfuse.data.datasets.dsec.files import DsecFiles, find_schedule, read_schedule
+from flowfuse.io.progress import progress
 
 SITE = "https://dsec.ifi.uzh.ch"  # says where everything is; not a place to download from
 ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"
@@ -241,7 +242,7 @@ def download(url: str, path: Path, size: int) -> None:
         ValueError: it is larger than the server says; it was removed.
         OSError: the server refuses, or breaks off again and again.
     """
-    with tqdm(total=size, unit="B", unit_scale=True, desc=path.stem, disable=None) as bar:
+    with progress(total=size, unit="B", unit_scale=True, desc=f"{path.stem}: ") as bar:
 
         def attempt() -> None:
             start = path.stat().st_size if path.exists() else 0

@@ -27,7 +27,7 @@ from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
 from flowfuse.io.atomic import atomic_directory, check_new_directory
-from flowfuse.io.images import as_gray
+from flowfuse.io.images import as_8_bits, as_gray
 from flowfuse.io.progress import progress
 
 # The intensity is taken to change linearly from frame to frame, which holds up to about a pixel.
@@ -122,7 +122,7 @@ def estimate_motion(frames: FrameSource) -> float:
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     fastest = 0.0
     for index in chosen.tolist():
-        pair = [as_gray(frames.read(i)) for i in (index, index + 1)]
+        pair = [as_8_bits(as_gray(frames.read(i))) for i in (index, index + 1)]
         scale = max(1.0, pair[0].shape[1] / _WIDTH)
         size = [max(16, round(side / scale)) for side in pair[0].shape[::-1]]
         small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in pair]

@@ -39,7 +39,9 @@ from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.result import Array, Result, as_events
 
 # Of numpy; in the byte order of the machine, as torch takes them.
-FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
+FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "float16", "float32", "float64")))
+FEWEST_USED = 1000  # of so many events given, one at least should lie in [t0, t1)
+UNITS = (("nanoseconds", 1, 1000), ("milliseconds", 1000, 1), ("seconds", 1_000_000, 1))
 MAX_TIME = 2**61  # us: what is an interval or two earlier or later still fits into int64
 
 
@@ -160,10 +162,11 @@ class Estimator:
         """Estimate the motion of every pixel from t0 to t1.
 
         Args:
-            frame0, frame1: images at t0 and t1: [H, W] gray or [H, W, 3] RGB; uint8, or floating in
-                [0, 1], gamma-encoded as cameras give them. H, W >= 16. With frame1 None, the flow
-                comes from frame 0 and the events since, in networks that fuse by evidence, else
-                from the events alone; with frame0 None, always from the events alone.
+            frame0, frame1: images at t0 and t1: [H, W] gray or [H, W, 3] RGB; uint8, uint16
+                (0 to 65535: 12 bits must be scaled to 16), or floating in [0, 1], gamma-encoded as
+                cameras give them. H, W >= 16. With frame1 None, the flow comes from frame 0 and the
+                events since, in networks that fuse by evidence, else from the events alone; with
+                frame0 None, always from the events alone.
             events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
                 those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
                 those during the exposures before t0 and after t1 too. Others are left out. Without
@@ -406,6 +409,8 @@ class Estimator:
         height, width = _size(frames, events)
         used = self._used_events(events, t0, t1, exposures, height, width)
         has_events = len(used.slice_time(t0, t1)) > 0
+        if events is not None:
+            _check_times(events, t0, t1, all_used=len(used) == len(events))
         if history is None:
             history = events is not None and len(events) > 0 and int(events.t[0]) < t0
         self._check_modalities(len(shown) == 2, has_events, t0, t1)
@@ -620,7 +625,7 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
         raise ValueError(f"{name} must be a numpy array or a tensor, got {type(frame).__name__}")
     if isinstance(frame, np.ndarray) and frame.dtype not in FRAME_DTYPES:
         raise ValueError(
-            f"{name} must be uint8, or float16, float32 or float64 in [0, 1]; "
+            f"{name} must be uint8, uint16, or float16, float32 or float64 in [0, 1]; "
             f"got dtype {frame.dtype}"
         )
     image = frame.detach() if isinstance(frame, Tensor) else torch.from_numpy(frame.copy())
@@ -633,8 +638,11 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
         )
     if image.dtype == torch.uint8:
         return image
+    if image.dtype == torch.uint16:
+        _check_depth(name, int(image.int().max()))
+        return image
     if not image.is_floating_point():
-        raise ValueError(f"{name} must be uint8, or floating in [0, 1]; got {image.dtype}")
+        raise ValueError(f"{name} must be uint8, uint16, or floating in [0, 1]; got {image.dtype}")
     image = image.float()
     if not torch.isfinite(image).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -644,6 +652,47 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
         hint = "; divide by 255, or give uint8" if high > 2 else ""
         raise ValueError(f"{name}: a float image must lie in [0, 1], got {low:g} to {high:g}{hint}")
     return image.clamp(0, 1)
+
+
+def _check_depth(name: str, largest: int) -> None:
+    """Warn of a 16-bit image that seems to hold 8, 10 or 12 bits."""
+    if 0 < largest < 1 << 12:
+        bits = next(bits for bits in (8, 10, 12) if largest >> bits == 0)
+        warnings.warn(
+            f"{name}: values up to {largest} of 65535: black to the network; if the camera has "
+            f"{bits} bits, multiply by 65535 / {(1 << bits) - 1}",
+            stacklevel=4,
+        )
+
+
+def _check_times(events: Events, t0: int, t1: int, all_used: bool) -> None:
+    """Warn where next to none of the events lie in the time interval; guess why.
+
+    Events that are all used may be those before t0 alone, and are warned of only where another unit
+    would bring them into the interval.
+    """
+    inside = len(events.slice_time(t0, t1))
+    if inside * FEWEST_USED >= len(events):
+        return
+    first, last = int(events.t[0]), int(events.t[-1])
+    guess = ""
+    for unit, numerator, divisor in UNITS:
+        # t x numerator / divisor in [t0, t1), without an overflow of int64
+        limits = [-(-time * divisor // numerator) for time in (t0, t1)]
+        found = int(np.diff(np.searchsorted(events.t, limits))[0])
+        if found * FEWEST_USED >= len(events) and found > inside:
+            guess = f"; {found} would, were their times in {unit}: all times are microseconds"
+            break
+    else:
+        if all_used:
+            return
+        if last < t0 or t1 <= first:
+            guess = "; is it one clock?"
+    warnings.warn(
+        f"estimator: {inside} of the {len(events)} events given lie in [t0, t1) = [{t0}, {t1}) us; "
+        f"they go from {first} to {last} us{guess}",
+        stacklevel=3,
+    )
 
 
 def _size(frames: list[Tensor | None], events: Events | None) -> tuple[int, int]:

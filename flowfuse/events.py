@@ -24,7 +24,7 @@ class Events:
         width: columns of the sensor, or None when unknown.
 
     Attributes:
-        x, y: [N] uint16, int32 or float32.
+        x, y: [N] uint16, int32 or float32, both the same.
         t: [N] int64, microseconds.
         p: [N] uint8, 1 for brighter, 0 for darker.
         height, width: as given.
@@ -53,6 +53,8 @@ class Events:
         x, y = _coordinates("x", arrays["x"]), _coordinates("y", arrays["y"])
         if x.dtype.kind == "f" or y.dtype.kind == "f":
             x, y = x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
+        elif x.dtype != y.dtype:
+            x, y = x.astype(np.int32, copy=False), y.astype(np.int32, copy=False)
         self.x, self.y = x, y
         _check_inside("x", x, self.width, "width", self.height, self.width)
         _check_inside("y", y, self.height, "height", self.height, self.width)

@@ -122,8 +122,8 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
     call of voxelize makes all slices and one the event sum. Frames on the device stay there.
 
     Args:
-        frame0, frame1: [H, W] or [H, W, 3] RGB; uint8, or float32 in [0, 1]. frame1 None: frame 0
-            alone. Both None: no frames, and the size is that of the events' sensor.
+        frame0, frame1: [H, W] or [H, W, 3] RGB; uint8, uint16, or float32 in [0, 1]. frame1 None:
+            frame 0 alone. Both None: no frames, and the size is that of the events' sensor.
         events: any; those outside :func:`input_interval` are left out.
         t0, t1: time interval in microseconds, the mid-exposure times of the frames.
         spec: slices and bins.
@@ -181,7 +181,7 @@ def unit_image(frame: np.ndarray | Tensor, device: torch.device | str) -> Tensor
     """Return a frame as the network takes it.
 
     Args:
-        frame: [H, W] or [H, W, 3]; uint8, or float32 in [0, 1].
+        frame: [H, W] or [H, W, 3]; uint8 or uint16 of full range, or float32 in [0, 1].
         device: where to; the bits are the same everywhere.
 
     Returns:
@@ -189,10 +189,11 @@ def unit_image(frame: np.ndarray | Tensor, device: torch.device | str) -> Tensor
     """
     image = to_device(frame, device)
     image = image.reshape(*image.shape[:2], -1).permute(2, 0, 1)
-    if image.dtype != torch.uint8:
+    white = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype)
+    if white is None:
         return image
     # By a tensor on the device: by a number, CUDA multiplies with the reciprocal.
-    return image.float() / torch.full((), 255.0, device=image.device)
+    return image.float() / torch.full((), white, device=image.device)
 
 
 def slice_times(t0: int, t1: int, slices: int) -> list[int]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path
+from flowfuse.io.images import as_8_bits
 
 BRIGHTER = (220, 30, 40)  # events of positive polarity: red
 DARKER = (20, 90, 235)  # events of negative polarity: blue
@@ -139,9 +140,9 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     """An image as uint8 RGB [H, W, 3].
 
     Args:
-        image: [H, W], [H, W, 1] or [H, W, 3]; uint8, or floating in [0, 1].
+        image: [H, W], [H, W, 1] or [H, W, 3]; uint8, uint16, or floating in [0, 1].
     """
-    image = np.asarray(image)
+    image = as_8_bits(np.asarray(image))
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
         raise ValueError(
             f"an image must have shape [H, W], [H, W, 1] or [H, W, 3], got {list(image.shape)}"

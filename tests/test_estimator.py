@@ -277,11 +277,11 @@ OUTSIDE = ([WIDTH], [0], [T0 + 5], [1])
         (FLAT, FLAT, None, dict(GOOD, iterations="a"), "iterations must be an integer, got 'a'"),
         (FLAT, FLAT, None, dict(t0=0, t1=2**70), r"t1 must be within \+-2305843009213693952 us"),
         (FLAT, FLAT.astype(">f4"), None, GOOD, "frame1 must be .*; got dtype >f4"),
-        (FLAT.astype(np.uint16), FLAT, None, GOOD, "frame0 must be .*; got dtype uint16"),
+        (FLAT.astype(np.uint32), FLAT, None, GOOD, "frame0 must be .*; got dtype uint32"),
         (FLAT[:9], FLAT[:9], None, GOOD, "frame0 must be at least 16 x 16 px, got 50 x 9"),
         (FLAT[None], FLAT, None, GOOD, r"frame0 must have shape \[H, W\] or \[H, W, 3\]"),
         (FLAT.tolist(), FLAT, None, GOOD, "frame0 must be a numpy array or a tensor, got list"),
-        (FLAT.astype(np.int32), FLAT, None, GOOD, "must be uint8, or float16"),
+        (FLAT.astype(np.int32), FLAT, None, GOOD, "must be uint8, uint16, or float16"),
         (FLAT + 200.0, FLAT, None, GOOD, r"must lie in \[0, 1\], got 200 to 200; divide by 255"),
         (FLAT - 0.5, FLAT, None, GOOD, r"must lie in \[0, 1\]"),
         (FLAT * np.nan, FLAT, None, GOOD, "frame0 must be finite"),
@@ -302,6 +302,51 @@ OUTSIDE = ([WIDTH], [0], [T0 + 5], [1])
 def test_wrong_inputs_are_named(estimator, frame0, frame1, events, times, message):
     with pytest.raises(ValueError, match=message):
         estimator(frame0, frame1, events, **times)
+
+
+def wanted_events(count=4000, factor=1.0, start=T0, end=T1):
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(start, end, count)) * factor
+    x, y = rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count)
+    return Events(x, y, t.astype(np.int64), rng.integers(0, 2, count), height=HEIGHT, width=WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [
+        (1000, "4000 would, were their times in nanoseconds: all times are microseconds"),
+        (0.001, "would, were their times in milliseconds"),
+        (100, "is it one clock"),
+    ],
+)
+def test_events_at_other_times_are_warned_of(estimator, factor, told):
+    with pytest.warns(UserWarning, match=f"lie in .*{told}"):
+        estimator(FLAT, FLAT, wanted_events(factor=factor), **GOOD)
+
+
+def test_next_to_none_of_the_events_in_the_interval(estimator):
+    few = wanted_events(4000, 1, T0 + 10 * (T1 - T0), T0 + 20 * (T1 - T0))
+    with pytest.warns(UserWarning, match="0 of the 4000 events given lie in"):
+        estimator(FLAT, FLAT, few, **GOOD)
+
+
+@pytest.mark.filterwarnings("error")
+def test_events_of_the_interval_are_not_warned_of(estimator):
+    for start in (T0, T0 - 5 * (T1 - T0)):
+        estimator(FLAT, FLAT, wanted_events(start=max(0, start)), **GOOD)
+    estimator(FLAT, FLAT, wanted_events(0), **GOOD)
+
+
+def test_frames_of_16_bits_and_mixed_coordinates(estimator):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8) for _ in range(2)]
+    deep = [frame.astype(np.uint16) * 257 for frame in frames]
+    events = wanted_events()
+    mixed = (events.x.astype(np.uint16), events.y.astype(np.int64), events.t, events.p)
+    expected = estimator(*frames, events, **GOOD).flow
+    np.testing.assert_allclose(estimator(*deep, mixed, **GOOD).flow, expected, atol=1e-4)
+    with pytest.warns(UserWarning, match="frame0: values up to .* multiply by 65535 / 4095"):
+        estimator(*(frame // 17 for frame in deep), events, **GOOD)
 
 
 def test_wrong_questions_are_named():

@@ -23,11 +23,18 @@ def test_inputs_are_converted(convert, p):
 
 
 def test_inputs_are_kept_without_a_copy_and_unchanged():
-    x, t = np.array([1, 2, 3], np.uint16), np.array([5, 5, 9])
+    x, t = np.array([1, 2, 3], np.int32), np.array([5, 5, 9])
     p = np.array([-1, 1, 1], np.int8)
     events = make(x=x, t=t, p=p)
     assert np.shares_memory(events.x, x) and np.shares_memory(events.t, t)
     assert p.tolist() == [-1, 1, 1]
+
+
+def test_mixed_integer_coordinates_become_one_type():
+    x, y = np.array([1, 2, 3], np.uint16), np.array([0, 1, 1], np.int64)
+    events = Events(x, y, [5, 5, 9], [0, 1, 1], height=3, width=4)
+    assert events.x.dtype == events.y.dtype == np.int32
+    assert events.x.tolist() == [1, 2, 3] and events.y.tolist() == [0, 1, 1]
 
 
 def test_rectified_coordinates():

@@ -3,6 +3,7 @@
 console.py           what all commands share: how they are told, and how they end
 infer.py             flowfuse-infer
 infer_options.py     its options
+reading_options.py   options of all commands that read recordings
 infer_outputs.py     its output directory
 infer_figures.py     its pictures
 infer_motion.py      its tracks, and the velocity of events

@@ -18,6 +18,9 @@ from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, p
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
 from flowfuse.cli.infer_report import RunMetrics, RunReport
 from flowfuse.cli.infer_submission import submit
+from flowfuse.cli.reading_options import keyword_arguments
+from flowfuse.data.calibration import calibration_files
+from flowfuse.data.diagnosis import find_cause
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator, load, select_device
@@ -90,6 +93,7 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
         frames=config.frames,
         times=config.frame_times,
         calibration=config.calibration,
+        **keyword_arguments(config.reading),
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
@@ -99,10 +103,13 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     else:
         intervals = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
+    _warn_of_cause(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
     motion = MotionFiles(config.output, config.tracks, config.event_flow)
-    given = (config.events, config.frames, config.frame_times, config.calibration)
+    given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
+    if config.calibration is not None:
+        sources += calibration_files(config.calibration)
     settings = run_settings(config, sources, recording, estimator.info["path"])
     outputs.prepare(settings, sources, overwrite=config.overwrite)
     record_call(config.output, COMMAND, arguments, asdict(config), __version__)
@@ -115,6 +122,16 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
     # A name of a file that is not UTF-8 must not end a run that is done.
     print("\n".join(told).encode(errors="backslashreplace").decode(), flush=True)
+
+
+def _warn_of_cause(recording: Recording) -> None:
+    """Warn, in one line, where events and frames, or times, are evidently not what they seem."""
+    try:
+        cause = find_cause(recording)
+    except (OSError, ValueError):
+        return  # of frames or events that may not be asked for: told when they are read
+    if cause is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {cause}", stacklevel=2)
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:

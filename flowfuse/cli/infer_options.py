@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from flowfuse.cli.console import CommandParser
+from flowfuse.cli.reading_options import add_reading_options, reading_options
 from flowfuse.config import parse_duration
+from flowfuse.data.reading import ReadingOptions
 from flowfuse.model.checkpoint import available
 
 COMMAND = "flowfuse-infer"
@@ -34,14 +36,14 @@ for all frame pairs or time intervals of this and earlier calls. The video cover
 that made new ones. The same command again continues an interrupted run.
 
 INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts. Its pairs are 100 ms apart,
-or those of its ground truth if it has some. With --submission, INPUT is the ROOT that holds the
-test sequences, and one zip is written instead of OUT.
+or those of its ground truth if it has some. docs/data.md lists other data sets. With --submission,
+INPUT is the ROOT that holds the test sequences, and one zip is written instead of OUT.
 """
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
     "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "tracks",
-    "event_flow",
+    "event_flow", "bit_depth", "repair", "part", "time_offset", "depth",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
@@ -55,6 +57,7 @@ class InferenceConfig:
         input: recording directory, event file or video; None with ``events`` or ``frames``.
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
+        reading: what else is stated or asked for of the recording.
         output: directory of the results.
         checkpoint: shipped name, path of a file, or directory of a training.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -86,6 +89,7 @@ class InferenceConfig:
     frames: Path | None = None
     frame_times: Path | None = None
     calibration: Path | None = None
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     checkpoint: str = "small"
     device: str = "auto"
     precision: str = "float32"
@@ -144,6 +148,7 @@ def build_parser() -> ArgumentParser:
         type=str,
         help="YAML file of two cameras: events are undistorted, frames brought into their view",
     )
+    add_reading_options(parser)
     add("--pairs", metavar="A:B", type=str, help="pairs A to B - 1 of the recording (default: all)")
     add("--start", metavar="S", type=float, help="start here, in seconds of the recording's clock")
     add("--end", metavar="S", type=float, help="end here, likewise")
@@ -276,6 +281,10 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     def path(text: str | None) -> Path | None:
         return None if text is None else Path(text)
 
+    try:
+        reading = reading_options(given)
+    except ValueError as error:
+        parser.error(str(error))
     return InferenceConfig(
         input=path(given.input),
         output=Path(given.output or given.submission),
@@ -283,6 +292,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         frames=path(given.frames),
         frame_times=path(given.frame_times),
         calibration=path(given.calibration),
+        reading=reading,
         checkpoint=given.checkpoint,
         device=given.device,
         precision=given.precision,

@@ -47,6 +47,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """Everything that the flow of a run depends on; runs that agree in it share a directory."""
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    reading = {name: str(getattr(config.reading, name)) for name in config.reading.stated()}
     return {
         "flowfuse": __version__,
         "recording": [[str(path.resolve()), *_fingerprint(path)] for path in sources],
@@ -60,6 +61,7 @@ def run_settings(
         "times": list(config.times),
         "format": config.format,
         "png_encoding": config.png_encoding if config.format == "png" else None,
+        **({"reading": reading} if reading else {}),
     }
 
 

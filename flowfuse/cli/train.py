@@ -1,7 +1,8 @@
-"""flowfuse-train: train a model on generated scenes, DSEC or MVSEC, or finetune it on a recording.
+"""flowfuse-train: train on generated scenes, data sets or recordings, or finetune without truth.
 
     flowfuse-train --model small --data scenes:fast --steps 20000 -o runs/small
     flowfuse-train --config dsec --data dsec:ROOT -o runs/dsec
+    flowfuse-train --init small --data recording:A,B -o runs/own
     flowfuse-train --config recipe.yaml --learning-rate 2e-4 -o runs/mine
     flowfuse-train -o runs/mine --resume
     flowfuse-train --self-supervised RECORDING -o runs/adapted

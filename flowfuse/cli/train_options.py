@@ -147,10 +147,10 @@ def _build_parser() -> jsonargparse.ArgumentParser:
         prog=PROGRAM,
         exit_on_error=False,
         allow_abbrev=False,
-        description="Train a model on generated scenes, DSEC or MVSEC, or finetune one on a "
-        f"recording. --model NAME chooses an architecture ({', '.join(CONFIGS)}); --model.KEY "
-        "VALUE changes one of its settings. A recipe given with --config holds the same keys in "
-        "YAML; the command line wins over it.",
+        description="Train a model on generated scenes, on a data set or on recordings with ground "
+        "truth, or finetune one on a recording without. --model NAME chooses an architecture "
+        f"({', '.join(CONFIGS)}); --model.KEY VALUE changes one of its settings. A recipe given "
+        "with --config holds the same keys in YAML; the command line wins over it.",
     )
     documented = docstring_parser.parse(TrainConfig.__doc__).params
     described = {entry.arg_name: entry.description for entry in documented}

@@ -23,6 +23,7 @@ from flowfuse.data.samples import Sample, recording_inputs
 from flowfuse.geometry.grid import inside, pixel_grid
 from flowfuse.inputs import InputSpec
 
+MOST_OPEN = 32  # recordings at once; the last used ones
 MOST_TIMES = 4  # with ground truth in a sample, the end among them
 HeldOutBy = Literal["time", "recording"]
 
@@ -105,8 +106,10 @@ class LabelledRecordings(Dataset):
         """A recording, opened anew in a forked process: an open file has one position for all."""
         if self._owner != os.getpid():
             self._owner, self._open = os.getpid(), {}
-        if number not in self._open:
-            self._open[number] = open_recording(self.paths[number])
+        found = self._open.pop(number, None)
+        self._open[number] = open_recording(self.paths[number]) if found is None else found
+        if len(self._open) > MOST_OPEN:  # a data set may have thousands, each with open files
+            del self._open[next(iter(self._open))]
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:

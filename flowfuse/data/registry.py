@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
+from flowfuse.data.formats.wrapped_frames import DeepFrames, frames_in_order
 
 
 class Offered(Protocol):
@@ -139,12 +140,15 @@ def find_format(path: Path, holds: str) -> Format | None:
     return next(found, named[0] if named else None)
 
 
-def open_event_file(path: str | os.PathLike, columns: str | None = None) -> EventFile:
+def open_event_file(
+    path: str | os.PathLike, columns: str | None = None, *, check: bool = True
+) -> EventFile:
     """Open an event file; the modules of ``flowfuse/data/formats`` say what each kind must hold.
 
     Args:
         path: a file, or a directory such as a ROS 2 bag.
         columns: of a table, such as "x,y,t_us,p"; None: as the file shows them.
+        check: whether to refuse times that go back, see :meth:`EventFile.check_order`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -159,7 +163,10 @@ def open_event_file(path: str | os.PathLike, columns: str | None = None) -> Even
             f"{path}: unknown event format {path.suffix.lower()!r}, expected one of "
             f"{', '.join(event_suffixes())}"
         )
-    return found.open_events(path) if columns is None else found.open_columns(path, columns)
+    file = found.open_events(path) if columns is None else found.open_columns(path, columns)
+    if check:
+        file.check_order()
+    return file
 
 
 def check_event_path(path: Path) -> None:
@@ -179,9 +186,13 @@ def check_event_path(path: Path) -> None:
 
 
 def open_frames(
-    source: str | os.PathLike, times: str | os.PathLike | StatedTimes | None = None
+    source: str | os.PathLike,
+    times: str | os.PathLike | StatedTimes | None = None,
+    *,
+    bit_depth: int | None = None,
+    repair: bool = False,
 ) -> FrameSource:
-    """Open frames.
+    """Open frames: uint8, or uint16 whose white is 65535, whatever depth the camera has.
 
     Args:
         source: a directory of images, sorted by the numbers in their names; a video; a text file
@@ -191,6 +202,9 @@ def open_frames(
             the images inside the directory ``source`` or beside the file. Or known times. None for
             a video: the container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it;
             for a text file: its own, which are replaced by those given.
+        bit_depth: of frames stored in 16 bits; None: stated by the file, or found by the largest
+            value of all, with a warning.
+        repair: leave out, with a warning, frames whose times do not increase.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -212,4 +226,5 @@ def open_frames(
         )
     if times is not None and found.has_frame_times:
         raise ValueError(f"{times}: frame times were given, but {source} has its own")
-    return found.open_frames(source, times)
+    opened = found.open_frames(source, times)
+    return DeepFrames(frames_in_order(opened, repair), bit_depth)

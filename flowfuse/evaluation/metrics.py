@@ -279,7 +279,7 @@ def photometric_error(frame0: np.ndarray, frame1: np.ndarray, flow: np.ndarray) 
     """Mean absolute difference between frame 0 and frame 1 warped back by the flow.
 
     Args:
-        frame0, frame1: [H, W] or [H, W, 3]; uint8 in [0, 255] or floating in [0, 1].
+        frame0, frame1: [H, W] or [H, W, 3]; uint8, uint16, or floating in [0, 1].
         flow: [2, H, W], px.
 
     Returns:
@@ -295,7 +295,7 @@ def photometric_error(frame0: np.ndarray, frame1: np.ndarray, flow: np.ndarray) 
                 f"{name} must have shape {list(flow.shape[1:])} as the flow and the shape of the "
                 f"other frame, got {list(frame.shape)}"
             )
-        scale = 255.0 if frame.dtype == np.uint8 else 1.0
+        scale = float(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1.0
         planes = frame.reshape(*frame.shape[:2], -1).transpose(2, 0, 1) / scale
         images.append(torch.from_numpy(np.ascontiguousarray(planes, np.float64))[None])
     motion = torch.tensor(flow)[None]

@@ -7,8 +7,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-FIRST_LINE = 10.0  # s without a terminal until the first line: what is shorter needs none
-BETWEEN_LINES = 30.0  # s between two lines there
+SHORT = 10.0  # s: what is done in less needs no line
+BETWEEN_LINES = 30.0  # s between two lines, where there is no terminal
 _LINE = "{desc}{n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -31,8 +31,8 @@ class _Lines:
 def progress(items: Any = None, **options: Any) -> tqdm:
     """Make a bar of standard error, as of :class:`tqdm.tqdm`; plain lines where it is no terminal.
 
-    The first line comes after FIRST_LINE seconds, the others BETWEEN_LINES apart, so a short work
-    says nothing and a long one is not silent.
+    Lines come every BETWEEN_LINES seconds and at the end, but what took less than SHORT says
+    nothing.
 
     Args:
         items: what is iterated over; None for a bar that is updated by hand.
@@ -44,7 +44,7 @@ def progress(items: Any = None, **options: Any) -> tqdm:
         items,
         file=_Lines(sys.stderr),
         bar_format=_LINE,
-        delay=FIRST_LINE,
+        delay=SHORT,
         mininterval=BETWEEN_LINES,
         maxinterval=BETWEEN_LINES,
         miniters=1,

@@ -118,7 +118,7 @@ class Trainer:
             pin=self.device.type == "cuda",
         )
         with progress(
-            total=config.steps, initial=state.step, unit="step", disable=not self.is_first
+            total=config.steps, initial=state.step, unit=" steps", disable=not self.is_first
         ) as bar:
             while state.step < config.steps:
                 start = time.monotonic()

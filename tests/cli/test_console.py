@@ -140,7 +140,10 @@ def test_tools_explain_themselves(name, monkeypatch, capsys):
     ("line", "message"),
     [
         ("convert EMPTY new", "EMPTY: neither events (events.h5, "),
-        ("convert FILE new", "FILE, line 1: columns t x y p (t in seconds) expected, found 'text'"),
+        (
+            "convert FILE new",
+            "FILE, line 1: names of the columns t, x, y and p expected, found 'text'",
+        ),
         ("convert REC FILE/new", "FILE: exists, but is no directory"),
         ("convert REC new.h5 --events-format npz", "new.h5: its name says .h5, events_format says"),
         ("convert REC new_data.hdf5 --events-format h5", "its name says MVSEC, events_format says"),

@@ -146,6 +146,19 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
         assert text in printed
 
 
+def test_an_evident_cause_is_told_in_one_line(recording, tmp_path, monkeypatch):
+    found = open_recording(recording)
+    monkeypatch.setattr(infer, "find_cause", lambda recording: "x is mirrored")
+    with pytest.warns(UserWarning, match=f"^{re.escape(str(recording))}: x is mirrored$"):
+        infer._warn_of_cause(found)
+
+    def fails(recording):
+        raise ValueError("a broken frame that is not asked for")
+
+    monkeypatch.setattr(infer, "find_cause", fails)
+    infer._warn_of_cause(found)
+
+
 def test_metrics_by_hand(run, recording, tmp_path):
     assert run(recording, "--times", "0.5", *QUIET) == 0
     out = tmp_path / "out"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import ecf_cases
 import event_cases
 import h5py
@@ -36,8 +37,9 @@ from flowfuse.data.datasets.mvsec.ground_truth import FlowMaps
 from flowfuse.data.datasets.mvsec.recording import open_mvsec
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.data.formats.event_writer import write_event_parts
+from flowfuse.data.formats.frames import read_image
 from flowfuse.data.opening import open_recording
-from flowfuse.data.registry import open_event_file
+from flowfuse.data.registry import open_event_file, open_frames
 from flowfuse.events import Events
 
 HEIGHT, WIDTH, COUNT = 6, 8, 400
@@ -45,6 +47,20 @@ CALIBRATION = """\
 events: {size: [8, 6], K: [9.0, 9.0, 3.5, 2.5], distortion: [-0.1, 0.02, 0, 0]}
 frames: {size: [16, 12], K: [18.0, 18.0, 7.5, 5.5]}
 R: [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+"""
+CAMCHAIN = """\
+cam0: {camera_model: pinhole, intrinsics: [9.0, 9.0, 3.5, 2.5], distortion_model: radtan,
+  distortion_coeffs: [-0.1, 0.02, 0, 0], resolution: [8, 6], rostopic: /events}
+cam1: {camera_model: pinhole, intrinsics: [18.0, 18.0, 7.5, 5.5], distortion_model: none,
+  distortion_coeffs: [], resolution: [16, 12], rostopic: /images,
+  T_cn_cnm1: [[1, 0, 0, 0.1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}
+"""
+CAMERA_INFO = """\
+image_width: 8
+image_height: 6
+camera_matrix: {rows: 3, cols: 3, data: [9.0, 0, 3.5, 0, 9.0, 2.5, 0, 0, 1]}
+distortion_model: plumb_bob
+distortion_coefficients: {rows: 1, cols: 5, data: [-0.1, 0.02, 0, 0, 0]}
 """
 
 
@@ -70,6 +86,22 @@ def read_prophesee(path: Path) -> None:
 def read_recording(path: Path) -> None:
     recording = open_recording(path)
     recording.events(0, 10**9)
+
+
+def write_video(path: Path, images: list[np.ndarray]) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=50)
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape, "gray"
+        for image in images:
+            frame = av.VideoFrame.from_ndarray(image.astype(np.uint8), format="gray")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def read_frames(path: Path) -> None:
+    frames = open_frames(path)
+    for index in range(len(frames.times)):
+        frames.read(index)
 
 
 def read_dsec(path: Path) -> None:
@@ -134,6 +166,10 @@ KINDS = [
     Kind("forward_timestamps.txt", read_flow_times, binary=False),
     Kind("cam_to_cam.yaml", read_view_change, binary=False),
     Kind("rig.yaml", read_calibration, binary=False),
+    Kind("camchain.yaml", read_calibration, binary=False),
+    Kind("camera_info.yaml", read_calibration, binary=False),
+    Kind("video.mkv", read_frames),
+    Kind("deep.pgm", read_image),
 ]
 
 
@@ -165,6 +201,10 @@ def originals(tmp_path_factory) -> Path:
     ):  # fmt: skip
         shutil.copy(sequence / name, folder)
     (folder / "rig.yaml").write_text(CALIBRATION)
+    (folder / "camchain.yaml").write_text(CAMCHAIN)
+    (folder / "camera_info.yaml").write_text(CAMERA_INFO)
+    write_video(folder / "video.mkv", list(np.random.default_rng(0).integers(0, 99, (3, 8, 16))))
+    (folder / "deep.pgm").write_bytes(b"P5\n8 6\n4095\n" + bytes(range(96)))
     return folder
 
 

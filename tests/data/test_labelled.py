@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowfuse.data import labelled
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.labelled import Item, LabelledRecordings, divide, label
 from flowfuse.data.opening import open_recording
@@ -55,7 +56,7 @@ def test_the_last_pairs_are_held_out_and_share_nothing(tmp_path):
     assert sample.flow[:, 0, 5, 5].tolist() == [3, 6] and not sample.flow[:, :, 0].any()
     assert not sample.valid[:, 0].any() and sample.valid[:, 1:].all()
     assert sample.occluded[1, 5].tolist() == [x + 6 > 31 for x in range(32)]
-    assert sample.modality_mask.tolist() == [1, 1, 1] and sample.boundary.isnan().all()
+    assert sample.modality_mask.tolist() == [1, 1, 1, 1] and sample.boundary.isnan().all()
     with pytest.raises(IndexError):
         measured[2]
 
@@ -72,6 +73,16 @@ def test_recordings_are_held_out_by_name(tmp_path):
     both = LabelledRecordings([tmp_path / "b", tmp_path / "a"], "validation", 0.2, "time", SPEC)
     batch = Sample.collate([both[0], both[1]])
     assert batch.flow.shape == (2, 1, 2, 24, 32)
+
+
+def test_few_recordings_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(labelled, "MOST_OPEN", 1)
+    paths = [write(tmp_path / name, frames=4) for name in "ab"]
+    samples = LabelledRecordings(paths, "train", 0.3, "time", SPEC)
+    first = samples.recording(0)
+    assert samples.recording(0) is first and samples.recording(1) is samples.recording(1)
+    assert samples.recording(0) is not first and len(samples._open) == 1
+    assert torch.equal(samples[0].flow, samples[len(samples) - 1].flow)
 
 
 def test_what_cannot_be_divided(tmp_path):

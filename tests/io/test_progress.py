@@ -10,7 +10,7 @@ from flowfuse.io.progress import progress
 
 
 def test_a_file_gets_lines(monkeypatch, capsys):
-    monkeypatch.setattr(module, "FIRST_LINE", 0)
+    monkeypatch.setattr(module, "SHORT", 0)
     monkeypatch.setattr(module, "BETWEEN_LINES", 0)
     for _ in progress(range(3), unit=" pairs", desc="video: "):
         pass

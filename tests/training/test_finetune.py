@@ -161,7 +161,7 @@ def test_samples_are_what_the_network_is_shown_in_inference(tmp_path, monkeypatc
             if name.startswith("frame"):
                 value = value[:, :1]  # three times the same gray; samples have it once
             assert torch.equal(getattr(sample, name), value[0]), name
-    assert [pairs[index].modality_mask.tolist() for index in (0, 1)] == [[1, 1, 0], [1, 1, 1]]
+    assert [pairs[index].modality_mask.tolist() for index in (0, 1)] == [[1, 1, 0, 1], [1, 1, 1, 1]]
 
 
 def test_true_motion_measures_better_than_none(recording, monkeypatch):
@@ -285,7 +285,7 @@ def test_self_supervised_takes_the_recipe_for_it(recording):
         ),
         (
             ["--data", "recording:{good}"],
-            "good: no ground truth in this recording (flow/000000.flo, ...); training without any",
+            "recording: no ground truth in this recording (flow/000000.flo, ...); training without",
         ),
         (
             ["--self-supervised", "{good}", "--crop", "24", "32", "--model", "base"],

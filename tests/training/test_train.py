@@ -248,10 +248,10 @@ def test_events_alone_are_validated_as_they_are_trained():
     found = Validator([sample], batch=1, device=cpu, bf16=False).measure(Model())
     assert found["epe"] == found["epe_events"] == pytest.approx(2**0.5)
     both, frames, events = seen
-    assert torch.equal(both.event_sum[0], image) and both.modality_mask.tolist() == [[1, 1, 1]]
-    assert not frames.event_sum.any() and frames.modality_mask.tolist() == [[1, 0, 0]]
+    assert torch.equal(both.event_sum[0], image) and both.modality_mask.tolist() == [[1, 1, 1, 1]]
+    assert not frames.event_sum.any() and frames.modality_mask.tolist() == [[1, 0, 0, 1]]
     assert torch.equal(events.event_sum[0, 0], slices[1:].sum((0, 1)))
-    assert not events.exposure.any() and events.modality_mask.tolist() == [[0, 1, 1]]
+    assert not events.exposure.any() and events.modality_mask.tolist() == [[0, 1, 1, 0]]
 
 
 def test_time_is_up(recipe, tmp_path, monkeypatch, capsys):
@@ -409,7 +409,10 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--model.fusio", "x"], "did you mean --model.fusion"),
         (["-o", "{new}", "--nonsense", "1"], "unrecognized arguments: --nonsense 1; did you mean"),
         (["-o", "{new}", "stray"], "unrecognized arguments: stray; see flowfuse-train --help"),
-        (["-o", "{new}", "--model.fusion", "sum"], "model.fusion must be guided or concatenation"),
+        (
+            ["-o", "{new}", "--model.fusion", "sum"],
+            "model.fusion must be evidence or guided or concatenation",
+        ),
         (["-o", "{new}", "--model.hidden", "foo"], "error: model.hidden must be int, got 'foo'"),
         (["-o", "{new}", "--batch", "x"], "error: batch must be int, got 'x'"),
         (["-o", "{new}", "--crop", "3"], "error: crop must be a list of 2 values (int), got 3"),

@@ -16,6 +16,7 @@ import yaml
 
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
+from flowfuse.data.formats.npz import NUMPY_FAULTS
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import open_event_file
 
@@ -63,7 +64,7 @@ class BlinkFlowRecording(FileRecording):
             return None
         try:
             found = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except NUMPY_FAULTS as error:
             raise ValueError(f"{path}: not a readable .npy, is it truncated? ({error})") from error
         if found.shape != (*SIZE, 3):
             raise ValueError(f"{path}: shape {[*SIZE, 3]} expected, found {list(found.shape)}")

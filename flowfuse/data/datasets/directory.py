@@ -28,8 +28,10 @@ from flowfuse.data.calibration import apply_calibration, read_calibration
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
-from flowfuse.data.formats.frames import list_images, read_exposures
+from flowfuse.data.formats.frames import has_images, list_images, read_exposures
 from flowfuse.data.formats.triggers import is_trigger_spec, trigger_times
+from flowfuse.data.formats.wrapped_frames import ShiftedFrames
+from flowfuse.data.reading import ReadingOptions
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import (
     check_event_path,
@@ -39,6 +41,7 @@ from flowfuse.data.registry import (
     open_frames,
     video_suffixes,
 )
+from flowfuse.data.repair import put_in_order
 from flowfuse.io.flow import FLOW_SUFFIXES, read_flow
 
 MOST_SHIFT = 1000  # us between a frame's time and the middle of its exposure
@@ -119,6 +122,7 @@ def open_directory(
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
     columns: str | None = None,
+    options: ReadingOptions | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
 
@@ -128,6 +132,7 @@ def open_directory(
             "triggers[:rising|falling][:INPUT]", those of the event file.
         calibration: a file of :mod:`flowfuse.data.calibration`.
         columns: of a table of events, as :func:`flowfuse.data.registry.open_event_file` takes them.
+        options: of reading.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -160,19 +165,47 @@ def open_directory(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    event_file = None if events is None else open_event_file(events, columns)
+    options = options or ReadingOptions()
+    opened = None if events is None else open_event_file(events, columns, check=False)
     stated: str | os.PathLike | StatedTimes | None = times
     if times is not None and is_trigger_spec(str(times)):
-        if event_file is None:
+        if opened is None:
             raise ValueError(f"{times}: frame times of triggers need an event file")
-        stated = trigger_times(event_file, str(times))
-    frame_source = None if frames is None else open_frames(frames, stated)
+        stated = trigger_times(opened, str(times))
+    frame_source = None
+    if frames is not None:
+        frame_source = open_frames(
+            frames, stated, bit_depth=options.bit_depth, repair=options.repair
+        )
+        if options.time_offset is not None:
+            shift = options.time_offset
+            frame_source = ShiftedFrames(frame_source, shift.offset, shift.drift)
+    event_file = None
+    if opened is not None:
+        size = None
+        if options.repair:
+            size = _stated_size(path, frame_source if calibration is None else None)
+        event_file = put_in_order(opened, repair=options.repair, part=options.part, size=size)
     if calibration is not None:
-        rig = read_calibration(calibration)
+        sizes = (
+            None if event_file is None else event_file.sensor_size,
+            _stated_size(None, frame_source),
+        )
+        rig = read_calibration(calibration, *sizes)
         event_file, frame_source = apply_calibration(
-            rig, event_file, frame_source, str(calibration)
+            rig, event_file, frame_source, str(calibration), options.depth
         )
     return DirectoryRecording(path, event_file, frame_source)
+
+
+def _stated_size(path: Path | None, frames: FrameSource | None) -> tuple[int, int] | None:
+    """(height, width) of the sensor as sensor.txt or the first frame has it; None: not stated."""
+    if path is not None and (path / "sensor.txt").is_file():
+        return _read_sensor(path / "sensor.txt")
+    if frames is not None and len(frames.times):
+        height, width = frames.read(0).shape[:2]
+        return height, width
+    return None
 
 
 class DirectoryDataSet(DataSet):
@@ -262,7 +295,7 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
     candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
     times = next((path for path in candidates if path.is_file()), None)
     for place in (directory / "images", directory / "frames"):
-        if place.is_dir() and list_images(place):
+        if place.is_dir() and has_images(place):
             return place, times
     videos = sorted(p for p in directory.iterdir() if p.suffix.lower() in video_suffixes())
     images = list_images(directory)

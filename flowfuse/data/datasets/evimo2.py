@@ -25,6 +25,7 @@ from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import EventFile
 from flowfuse.data.formats.hdf5 import open_hdf5
+from flowfuse.data.formats.npz import NUMPY_FAULTS
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import open_event_file
 from flowfuse.events import Events
@@ -150,8 +151,11 @@ class Evimo2Recording(FileRecording):
     def _read_classic(self, name: str) -> np.ndarray:
         try:
             with np.load(self._classic, allow_pickle=False) as archive:
-                return archive[name]
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+                found = archive[name]
+            if found.dtype.kind not in "fiu":
+                raise ValueError(f"numbers expected, found {found.dtype}")
+            return found
+        except NUMPY_FAULTS as error:
             raise ValueError(f"{self._classic}: cannot read {name} ({error})") from error
 
 

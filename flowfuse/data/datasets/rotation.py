@@ -29,8 +29,10 @@ from flowfuse.data.recording import Flow
 
 NAME = "rotation"  # what the data set's sequences end in
 TIMES = (0.25, 0.5, 0.75)  # tau at which errors are reported
+INTERVAL = 50_000  # us, of events without frames
 LARGEST_GAP = 50_000  # us between two rates, beyond which nothing is known
-_CALIBRATION = 9
+_CALIBRATION = 9  # numbers
+_LAST_SECOND = 9e12  # more do not fit int64 microseconds
 
 
 class RotationRecording(DirectoryRecording):
@@ -50,29 +52,39 @@ class RotationRecording(DirectoryRecording):
         self._times, self._rates = read_rates(path)
         self._rays: np.ndarray | None = None
         self.ground_truth_times = TIMES
+        if not self.has_frames and self.event_range is not None:
+            first, last = self.event_range
+            starts = np.arange(first + INTERVAL, last + 2 - INTERVAL, INTERVAL)  # with history
+            self.ground_truth_intervals = np.stack((starts, starts + INTERVAL), axis=1)
 
     def ground_truth_at(self, index: int, tau: float) -> Flow | None:
         """Ground truth from frame ``index`` to the fraction tau of the way to the next.
 
         Args:
-            index: frame.
+            index: frame; without frames, of ``ground_truth_intervals``.
             tau: in (0, 1].
 
         Returns:
             flow [2, H, W] float32 (px, of the raw, distorted image) and valid [H, W] bool, False
             where the lens has no image of a pixel; None where the rates do not cover the time.
         """
-        if not 0 <= index < len(self.frame_times) - 1 or not 0 < tau <= 1:
+        interval = self._interval(index)
+        if interval is None or not 0 < tau <= 1:
             return None
-        t0, t1 = (int(time) for time in self.frame_times[index : index + 2])
+        t0, t1 = interval
         return self.rotation_flow(t0, t0 + round(tau * (t1 - t0)))
 
     def has_ground_truth(self, index: int) -> bool:
         """Whether the rates cover the time from frame ``index`` to the next."""
-        if not 0 <= index < len(self.frame_times) - 1:
-            return False
-        t0, t1 = (int(time) for time in self.frame_times[index : index + 2])
-        return integrate(self._times, self._rates, t0, t1) is not None
+        interval = self._interval(index)
+        return interval is not None and integrate(self._times, self._rates, *interval) is not None
+
+    def _interval(self, index: int) -> tuple[int, int] | None:
+        """Start and end of a frame pair, or of an interval without frames."""
+        spans = self.ground_truth_intervals
+        if self.has_frames:
+            spans = np.stack((self.frame_times[:-1], self.frame_times[1:]), axis=1)
+        return (int(spans[index, 0]), int(spans[index, 1])) if 0 <= index < len(spans) else None
 
     def rotation_flow(self, t0: int, t1: int) -> Flow | None:
         """Ground truth of any time interval [t0, t1), microseconds, as :meth:`ground_truth_at`."""
@@ -120,10 +132,13 @@ def read_lens(path: Path, height: int, width: int) -> Camera:
         ValueError: it holds something else.
     """
     try:
-        numbers = [float(word) for word in path.read_text(encoding="utf-8-sig").split()]
+        numbers = [
+            float(word) for word in path.read_text(encoding="utf-8-sig", errors="replace").split()
+        ]
     except ValueError:
         numbers = []
-    if len(numbers) != _CALIBRATION or not min(numbers[:2]) > 0:
+    known = len(numbers) == _CALIBRATION and np.isfinite(numbers).all()
+    if not known or not min(numbers[:2]) > 0:
         raise ValueError(
             f"{path}: fx fy cx cy k1 k2 p1 p2 k3 expected, found {len(numbers)} numbers"
         )
@@ -143,25 +158,33 @@ def read_rates(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     given, imu = path / "rates.txt", path / "imu.txt"
     file, columns, what = (given, 4, "t wx wy wz") if given.is_file() else (imu, 7, "t a[3] g[3]")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy only warns of a file without numbers
-            table = np.loadtxt(file, ndmin=2)
-    except (ValueError, UserWarning) as error:
-        raise ValueError(f"{file}: lines {what!r} expected ({error})") from None
-    if table.shape[1] != columns or not np.isfinite(table).all():
+    table = _read_table(file, what)
+    if table.shape[1] != columns:
         raise ValueError(f"{file}: lines {what!r} expected, found {table.shape[1]} columns")
+    if not (np.isfinite(table).all() and np.abs(table[:, 0]).max() < _LAST_SECOND):
+        raise ValueError(f"{file}: finite numbers and times expected in lines {what!r}")
     times = np.rint(table[:, 0] * 1e6).astype(np.int64)
     if (np.diff(times) <= 0).any():
         line = int(np.argmax(np.diff(times) <= 0)) + 2
         raise ValueError(f"{file}, line {line}: times must increase")
     rates, turn = table[:, -3:], path / "R_imu.txt"
     if turn.is_file():
-        matrix = np.loadtxt(turn, ndmin=2)
-        if matrix.shape != (3, 3) or np.abs(matrix @ matrix.T - np.eye(3)).max() > 1e-3:
+        matrix = _read_table(turn, "a b c")
+        whole = matrix.shape == (3, 3) and np.isfinite(matrix).all()
+        if not whole or np.abs(matrix @ matrix.T - np.eye(3)).max() > 1e-3:
             raise ValueError(f"{turn}: a rotation, 3 x 3, expected")
         rates = rates @ matrix.T
     return times, rates
+
+
+def _read_table(path: Path, what: str) -> np.ndarray:
+    """Numbers in lines, [N, columns]."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy only warns of a file without numbers
+            return np.loadtxt(path, ndmin=2)
+    except (ValueError, UserWarning) as error:
+        raise ValueError(f"{path}: lines {what!r} expected ({error})") from None
 
 
 def integrate(times: np.ndarray, rates: np.ndarray, t0: int, t1: int) -> np.ndarray | None:

@@ -33,6 +33,7 @@ SIZE = 720, 1280  # height and width of the event cameras, px
 FRAMES, EVENTS = 0, 2  # the left cameras of each kind in the calibration
 _IMAGES = Path("left_images")
 _TIMES = _IMAGES / "image_timestamps_left.txt"
+_LAST_TIME = 1 << 62  # us
 # Recorded with calibration A; the others with B.
 _WITH_A = ("loop-floor", "mocap-desk", "skate-easy")
 
@@ -98,12 +99,16 @@ def read_times(path: Path) -> np.ndarray:
         ValueError: naming the line that is no time.
     """
     times = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1
+    ):
         word = line.split("#", 1)[0].strip()
         if not word:
             continue
         try:
             times.append(round(float(word)))
+            if abs(times[-1]) > _LAST_TIME:
+                raise ValueError
         except (ValueError, OverflowError):
             if number == 1:  # a header
                 continue
@@ -120,10 +125,12 @@ def read_basalt(path: Path) -> Calibration:
         ValueError: naming what is missing, or another model of lenses.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))["value0"]
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))["value0"]
         cameras = [_camera(path, value, index) for index in (EVENTS, FRAMES)]
         turns = [_turn(value["T_imu_cam"][index]) for index in (EVENTS, FRAMES)]
-    except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(
             f"{path}: not a calibration of Basalt with {EVENTS + 1} cameras ({error!r})"
         ) from None
@@ -138,6 +145,12 @@ def _camera(path: Path, value: dict[str, Any], index: int) -> Camera:
     numbers = entry["intrinsics"]
     fx, fy, cx, cy, *lens = (float(numbers[k]) for k in "fx fy cx cy k1 k2 k3 k4".split())
     width, height = (int(side) for side in value["resolution"][index])
+    if (
+        min(width, height) < 1
+        or not min(fx, fy) > 0
+        or not np.isfinite([fx, fy, cx, cy, *lens]).all()
+    ):
+        raise ValueError(f"{path}: camera {index}: positive sizes and focal lengths expected")
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
     return Camera(height, width, matrix, np.array(lens), "fisheye")
 

@@ -23,6 +23,7 @@ from flowfuse.data.registry import open_event_file
 from flowfuse.io.flow import read_flow
 
 _TIMES = "image_timestamps.txt"
+_LAST_TIME = 1 << 62  # us
 _ENVIRONMENTS = ("deep", "shallow")
 
 
@@ -131,11 +132,15 @@ def read_milliseconds(path: Path) -> np.ndarray:
         ValueError: naming the line that is no time.
     """
     times = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1
+    ):
         if not line.split("#", 1)[0].strip():
             continue
         try:
             times.append(round(float(line) * 1000))
+            if abs(times[-1]) > _LAST_TIME:
+                raise ValueError
         except (ValueError, OverflowError):
             raise ValueError(
                 f"{path}, line {number}: a time in milliseconds expected, found {line[:40]!r}"

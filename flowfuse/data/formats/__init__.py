@@ -33,6 +33,9 @@ triggers.py        frame times from trigger inputs
 frames.py          image files decoded; lists of frame times and exposures
 hdf5.py            HDF5 files, kept open between reads
 npz.py             arrays of .npz archives as memory maps
+order.py           why times go back
+spool.py           events in temporary files, repaired
+wrapped_frames.py  frames at full depth, in order, at other times
 block_times.py     search in a sorted column of times that is stored in blocks
 event_writer.py    writing events, part by part
 hdf5_output.py     writing HDF5 files
@@ -42,9 +45,10 @@ What each format of events costs (N events):
 =========  ==============================  =====================================================
 format     on opening                      per window
 =========  ==============================  =====================================================
-.h5        the shapes                      the window's chunks; before that, without ms_to_idx,
-                                           at first about log2(N) chunks of ``t``, later none
-.npz       stored members: nothing;        the window's pages; at first about log2(N) of ``t``
+.h5        ``t`` of up to 2^23 events, of  the window's chunks; before that, without ms_to_idx,
+           more 512 times, all if these    at first about log2(N) chunks of ``t``, later none
+           go back
+.npz       stored members: as .h5;         the window's pages; at first about log2(N) of ``t``
            compressed members: unpacked
            once into unnamed temporary
            files (as large as the arrays)
@@ -56,12 +60,14 @@ format     on opening                      per window
 .raw .dat  one pass over the whole file;   the blocks of 4 MiB that the window touches
 .aedat 2   1 index entry per 4 MiB
 .aedat 3   one pass over the whole file    the packets that the window touches
-.aedat4    the file's own index            the packets that the window touches
+.aedat4    one pass over the whole file;   the packets that the window touches
+           without a table of times
+           unpacked as compressed .npz
 .bag .mcap one pass over the event topic   the messages that the window touches
 .db3
 =========  ==============================  =====================================================
 
 HDF5 files stay open between windows, in each process that reads them, with the chunks decoded last.
 The passes check all that they see. The other formats are checked window by window, as they are
-read.
+read, besides.
 """

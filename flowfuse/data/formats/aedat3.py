@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from flowfuse.data.formats.aedat2 import SIGNATURE, read_header
 from flowfuse.data.formats.base import (
     EVENTS,
     FRAMES,
+    Arrays,
     EventFile,
     Format,
     FrameSource,
     IndexedEventFile,
     StatedTimes,
+    UnsortedError,
     starts_with,
 )
 from flowfuse.data.formats.prophesee_words import TRIGGER
@@ -155,22 +158,32 @@ class Aedat3Events(IndexedEventFile):
         self._chosen: list[Packet] = []
         bounds: list[tuple[int, int]] = []
         counts = [0]
+        self._fault: str | None = None
         for packet in self._packets.of(_POLARITY):
             _, t = self._packets.pairs(packet)
             if not len(t):
                 continue
             before = np.concatenate(([bounds[-1][1] if bounds else t[0]], t[:-1]))
-            if (t < before).any():
+            if (t < before).any() and self._fault is None:
                 index = int(np.argmax(t < before))
-                raise ValueError(
+                self._fault = (
                     f"{path}: times must be sorted, event {counts[-1] + index} has {t[index]} us "
-                    f"after {before[index]} us; was the camera's clock reset?"
+                    f"after {before[index]} us"
                 )
             self._chosen.append(packet)
             bounds.append((int(t[0]), int(t[-1])))
             counts.append(counts[-1] + len(t))
         self._bounds = np.array(bounds, np.int64).reshape(-1, 2)
         self._counts = counts
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
+
+    def stream(self) -> Iterator[Arrays]:
+        for packet in self._chosen:
+            x, y, t, p = self._columns(packet)
+            yield x, y, t, p
 
     @property
     def time_range(self) -> tuple[int, int] | None:

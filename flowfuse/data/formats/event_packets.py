@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from flowfuse.data.formats import prophesee_words
-from flowfuse.data.formats.base import EventFile
+from flowfuse.data.formats.base import EventFile, UnsortedError, off_sensor_hint
 from flowfuse.data.formats.prophesee_raw import decode_evt3
 from flowfuse.data.formats.prophesee_words import Columns, DecoderState, hold
 from flowfuse.events import Events
@@ -191,7 +191,7 @@ class PacketEvents(EventFile):
         topic: of EventPackets.
 
     Raises:
-        ValueError: a message is damaged, or its events are not sorted by time; names it.
+        ValueError: a message is damaged; names it.
     """
 
     def __init__(self, path: Path, bag: Any, topic: str) -> None:
@@ -202,6 +202,7 @@ class PacketEvents(EventFile):
         self._holding: list[int] = []  # the messages with events
         self._size: tuple[int, int] | None = None
         self._encoding = ""
+        self._fault: str | None = None
         bounds: list[tuple[int, int]] = []
         delays: list[int] = []
         state, number, missing = DecoderState(), None, 0
@@ -214,8 +215,9 @@ class PacketEvents(EventFile):
             self._states.append(state)
             (_, _, t, _), state = self._decode(packet, time, state)
             if len(t):
-                if (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1]):
-                    raise ValueError(
+                unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
+                if unsorted and self._fault is None:
+                    self._fault = (
                         f"{path}: the events of {topic} must be sorted by time; the message "
                         f"recorded at {time} ns, {t[0]} to {t[-1]} us, is not, or begins before "
                         "the one before it ends"
@@ -237,6 +239,13 @@ class PacketEvents(EventFile):
             )
         self._offset = self._find_offset(delays)
         self._bounds = np.array(bounds, np.int64).reshape(-1, 2) + self._offset
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
+
+    def stream(self) -> Iterator[Columns]:
+        return self._columns(0, len(self._recorded))
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -261,12 +270,13 @@ class PacketEvents(EventFile):
         parts = list(self._columns(self._holding[first], self._holding[last - 1] + 1))
         x, y, t, p = (np.concatenate(column) for column in zip(*parts, strict=True))
         inside = (t >= t0) & (t < t1)
+        x, y, t, p = (column[inside] for column in (x, y, t, p))
         try:
-            return Events(x[inside], y[inside], t[inside], p[inside], height=height, width=width)
+            return Events(x, y, t, p, height=height, width=width)
         except ValueError as error:
             raise ValueError(
                 f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
-                f"or after {t0} us)"
+                f"or after {t0} us){off_sensor_hint(x, y, height, width)}"
             ) from error
 
     def triggers(self) -> np.ndarray:

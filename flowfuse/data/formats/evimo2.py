@@ -36,7 +36,7 @@ class Evimo2Events(ColumnFile):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         self._arrays = Columns(**arrays)
-        self._check_ends()
+        _ = self.time_range
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:

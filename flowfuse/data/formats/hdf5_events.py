@@ -28,7 +28,7 @@ class Hdf5Events(ColumnFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._handle: Hdf5Handle[Columns] = Hdf5Handle(path)
-        self._check_ends()  # a fault of the layout shows now, too, not at the first window
+        _ = self.time_range  # a fault of the layout shows now, too, not at the first window
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:

@@ -43,7 +43,7 @@ class NpzTableEvents(ColumnFile):
                 )
             self._arrays, told = table_columns(table, order)
         tell(path, told)
-        self._check_ends()
+        _ = self.time_range
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:

@@ -10,7 +10,7 @@ found by a running maximum over the places of such words. What a block inherits 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 
 from flowfuse.data.formats import prophesee_words
-from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile, starts_with
+from flowfuse.data.formats.base import (
+    EventFile,
+    Format,
+    IndexedEventFile,
+    UnsortedError,
+    starts_with,
+)
 from flowfuse.data.formats.prophesee_words import (
     Columns,
     DecoderState,
@@ -29,6 +35,13 @@ from flowfuse.data.formats.prophesee_words import (
 
 BLOCK_BYTES = 1 << 22
 _HEADER_BYTES = 1 << 16  # more than any header has
+
+# What names the sensor in headers without a geometry, and (height, width) of those sold.
+_SENSOR_KEYS = ("sensor_name", "plugin_name")
+_GENERATION_KEYS = ("sensor_generation", "generation")
+_SENSORS = {"imx636": (720, 1280), "imx646": (720, 1280), "genx320": (320, 320)}
+_SENSORS |= {"gen3": (480, 640), "gen41": (720, 1280), "gen42": (720, 1280)}
+_GENERATIONS = {"3.1": (480, 640), "4.1": (720, 1280), "4.2": (720, 1280)}
 
 
 def decode_evt2(words: np.ndarray, state: DecoderState) -> tuple[Columns, DecoderState]:
@@ -208,25 +221,33 @@ class RawEvents(IndexedEventFile):
                 state = self._decode(words, state)[1]
         return np.concatenate(parts)
 
-    def _index(self) -> list[_Block]:
-        if self._blocks is not None:
-            return self._blocks
-        blocks, state, count, last = [], DecoderState(), 0, 0
-        self._extent = np.zeros(2, np.int64)
-        width = np.dtype(self._dtype).itemsize
+    def stream(self) -> Iterator[Columns]:
+        return (columns for _, _, _, columns in self._decoded())
+
+    def _decoded(self) -> Iterator[tuple[int, int, DecoderState, Columns]]:
+        """Offset and size in bytes, state before, and events of the blocks that have some."""
+        state, width = DecoderState(), np.dtype(self._dtype).itemsize
         with open(self.path, "rb") as file:
             file.seek(offset := self._start)
             while data := file.read(self.block_bytes):
                 # A word cut off at the end of a recording is lost; cameras leave such files.
                 size = len(data) - len(data) % width
                 before = state
-                (x, y, t, _), state = self._decode(np.frombuffer(data[:size], self._dtype), before)
-                if len(t):
-                    self._check_order(t, last, count)
-                    blocks.append(_Block(offset, size, before, int(t[0]), count))
-                    self._extent = np.maximum(self._extent, (x.max(), y.max()))
-                    count, last = count + len(t), int(t[-1])
+                columns, state = self._decode(np.frombuffer(data[:size], self._dtype), before)
+                if len(columns[2]):
+                    yield offset, size, before, columns
                 offset += len(data)
+
+    def _index(self) -> list[_Block]:
+        if self._blocks is not None:
+            return self._blocks
+        blocks, count, last = [], 0, 0
+        self._extent = np.zeros(2, np.int64)
+        for offset, size, before, (x, y, t, _) in self._decoded():
+            self._check_order(t, last, count)
+            blocks.append(_Block(offset, size, before, int(t[0]), count))
+            self._extent = np.maximum(self._extent, (x.max(), y.max()))
+            count, last = count + len(t), int(t[-1])
         self._last = last
         self._blocks = blocks
         return blocks
@@ -235,9 +256,9 @@ class RawEvents(IndexedEventFile):
         before = np.concatenate(((last,), t[:-1]))
         if (t < before).any():
             index = int(np.argmax(t < before))
-            raise ValueError(
+            raise UnsortedError(
                 f"{self.path}: times must be sorted, event {count + index} has {t[index]} us after "
-                f"{before[index]} us; is the file damaged?"
+                f"{before[index]} us"
             )
 
 
@@ -245,9 +266,12 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
     """Keys and values of the lines that start with %, and where the words begin."""
     with open(path, "rb") as file:
         data = file.read(_HEADER_BYTES)
-    header, start = {}, 0
+    header: dict[str, str] = {}
+    start = 0
     while data[start : start + 1] == b"%":
         end = data.find(b"\n", start)
+        if header and not _is_header_line(data[start : end if end >= 0 else start + 2]):
+            break  # a word of data: 0x..25 begins with "%", too
         if end < 0:
             raise ValueError(f"{path}: a header line without an end; is the file truncated?")
         key, _, value = data[start + 1 : end].decode("latin-1").strip().partition(" ")
@@ -258,6 +282,15 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
     if not header:
         raise ValueError(f"{path}: not a Prophesee .raw file, it has no header of lines with '% '")
     return header, start
+
+
+def _is_header_line(line: bytes) -> bool:
+    """Whether bytes are text that follows "% "; words of data are hardly ever so for long."""
+    try:
+        text = line.decode("utf-8").rstrip("\r")
+    except UnicodeDecodeError:
+        return False
+    return text[:2] in ("%", "% ") and (text + " ").replace("\t", " ").isprintable()
 
 
 def _find_format(path: Path, header: dict[str, str]) -> str:
@@ -286,7 +319,12 @@ def find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     if geometry:
         return int(geometry[2]), int(geometry[1])
     fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
-    return (int(fields["height"]), int(fields["width"])) if len(fields) == 2 else None
+    if len(fields) == 2:
+        return int(fields["height"]), int(fields["width"])
+    named = " ".join(header.get(key, "") for key in _SENSOR_KEYS).lower()
+    generation = next((header[key] for key in _GENERATION_KEYS if key in header), "")
+    found = [size for name, size in _SENSORS.items() if name in named]
+    return found[0] if found else _GENERATIONS.get(generation[:3])
 
 
 class PropheseeRawFormat(Format):

@@ -22,10 +22,13 @@ import numpy as np
 from flowfuse.data.formats.base import (
     EVENTS,
     FRAMES,
+    Arrays,
     EventFile,
     Format,
     FrameSource,
     StatedTimes,
+    UnsortedError,
+    off_sensor_hint,
     starts_with,
 )
 from flowfuse.data.formats.event_packets import PACKET_TYPES, PacketEvents
@@ -62,7 +65,12 @@ _ENCODINGS = {
     "8UC3": (3, cv2.COLOR_BGR2RGB),
     "rgba8": (4, cv2.COLOR_RGBA2RGB),
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
+    "mono16": (1, None),
+    "16UC1": (1, None),
+    "rgb16": (3, None),
+    "bgr16": (3, cv2.COLOR_BGR2RGB),
 }
+_DEEP = ("mono16", "16UC1", "rgb16", "bgr16")
 
 
 class _Reader:
@@ -168,6 +176,15 @@ class Bag:
         connections = self.get().connections
         return sorted({c.topic for c in connections if c.msgtype in types and c.msgcount})
 
+    def describe_topics(self) -> str:
+        """All topics with their types and how many messages they have."""
+        found = {c.topic: (c.msgtype, 0) for c in self.get().connections}
+        for connection in self.get().connections:
+            kind, count = found[connection.topic]
+            found[connection.topic] = kind, count + connection.msgcount
+        named = [f"{topic} ({kind}, {count} messages)" for topic, (kind, count) in found.items()]
+        return ", ".join(sorted(named)) or "no topic at all"
+
     def kind(self, topic: str) -> str:
         """The type of a topic's messages."""
         return next(str(c.msgtype) for c in self.get().connections if c.topic == topic)
@@ -198,11 +215,7 @@ class Bag:
 
 
 class BagEvents(EventFile):
-    """The events of one topic of event arrays.
-
-    Raises:
-        ValueError: its events are not sorted by time.
-    """
+    """The events of one topic of event arrays."""
 
     def __init__(self, path: Path, bag: Bag, topic: str) -> None:
         super().__init__(path)
@@ -210,12 +223,14 @@ class BagEvents(EventFile):
         times: list[int] = []
         bounds: list[tuple[int, int]] = []
         self._size: tuple[int, int] | None = None
+        self._fault: str | None = None
         for _, time, data in self._bag.messages(self._topic):
             size, t = self._parse(data)[:2]
             self._size = size if min(size) > 0 else self._size
             if len(t):
-                if (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1]):
-                    raise ValueError(
+                unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
+                if unsorted and self._fault is None:
+                    self._fault = (
                         f"{path}: the events of {self._topic} must be sorted by time; the message "
                         f"recorded at {time} ns, {t[0]} to {t[-1]} us, is not, or begins before "
                         "the one before it ends"
@@ -224,6 +239,10 @@ class BagEvents(EventFile):
                 bounds.append((int(t[0]), int(t[-1])))
         self._times = np.array(times, np.int64)  # ns, of recording
         self._bounds = np.array(bounds, np.int64).reshape(-1, 2)  # us, first and last event
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -241,6 +260,11 @@ class BagEvents(EventFile):
                 largest = np.maximum(largest, (x.max(), y.max()))
         return int(largest[1]) + 1, int(largest[0]) + 1
 
+    def stream(self) -> Iterator[Arrays]:
+        for _, _, data in self._bag.messages(self._topic):
+            _, t, x, y, p = self._parse(data)
+            yield x, y, t, p
+
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
         first = int(np.searchsorted(self._bounds[:, 1], t0, side="left"))
         last = int(np.searchsorted(self._bounds[:, 0], t1, side="left"))
@@ -252,12 +276,13 @@ class BagEvents(EventFile):
         parts = [self._parse(data)[1:] for _, _, data in found]
         t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
         inside = (t >= t0) & (t < t1)
+        x, y, t, p = (column[inside] for column in (x, y, t, p))
         try:
-            return Events(x[inside], y[inside], t[inside], p[inside], height=height, width=width)
+            return Events(x, y, t, p, height=height, width=width)
         except ValueError as error:
             raise ValueError(
                 f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
-                f"or after {t0} us)"
+                f"or after {t0} us){off_sensor_hint(x, y, height, width)}"
             ) from error
 
     def _parse(
@@ -315,12 +340,6 @@ class BagFrames(FrameSource):
             stamps.append(seconds * 1_000_000 + nanoseconds // 1000)
             recorded.append(time)
         self.times, self._recorded = np.array(stamps, np.int64), recorded
-        if (np.diff(self.times) <= 0).any():
-            index = int(np.argmax(np.diff(self.times) <= 0)) + 1
-            raise ValueError(
-                f"{path}: the times of {self._topic} must increase, image {index} has "
-                f"{self.times[index]} us after {self.times[index - 1]} us"
-            )
 
     @property
     def files(self) -> list[Path]:
@@ -337,13 +356,17 @@ class BagFrames(FrameSource):
             return decode_image(self.name(index), bytes(message.data))
         channels, conversion = self._encoding(index, message.encoding)
         rows = np.frombuffer(message.data, np.uint8)
-        if message.step < message.width * channels or len(rows) != message.step * message.height:
+        kind: np.dtype = np.dtype("u1")
+        if message.encoding in _DEEP:
+            kind = np.dtype(">u2" if message.is_bigendian else "<u2")
+        length = message.width * channels * kind.itemsize
+        if message.step < length or len(rows) != message.step * message.height:
             raise ValueError(
                 f"{self.name(index)}: {len(rows)} bytes do not hold {message.height} rows of "
                 f"{message.width} px in {message.encoding}"
             )
-        image = rows.reshape(message.height, message.step)[:, : message.width * channels]
-        image = np.ascontiguousarray(image)
+        image = rows.reshape(message.height, message.step)[:, :length]
+        image = np.ascontiguousarray(image).view(kind).astype(kind.newbyteorder("="), copy=False)
         if channels == 1:
             return image
         image = image.reshape(message.height, message.width, channels)
@@ -364,8 +387,7 @@ def _choose_topic(bag: Bag, types: tuple[str, ...], beside: str) -> str:
     topics = bag.topics(types)
     if not topics:
         kinds = " or ".join(types)
-        found = sorted({f"{c.topic} ({c.msgtype})" for c in bag.get().connections})
-        raise ValueError(f"{bag.path}: a topic of {kinds} expected, found {', '.join(found)}")
+        raise ValueError(f"{bag.path}: a topic of {kinds} expected, found {bag.describe_topics()}")
     # The longest common beginning, in parts of the name: /davis/left/events, /davis/left/image_raw.
     names = beside.split("/")
     chosen = max(topics, key=lambda topic: _common_parts(topic.split("/"), names))
@@ -397,7 +419,14 @@ class RosBagFormat(Format):
 
     def contents(self, path: Path) -> tuple[bool, bool]:
         bag = Bag(path)
-        return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+        found = bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+        if not any(found):
+            kinds = ", ".join((*EVENT_TYPES, *IMAGE_TYPES))
+            raise ValueError(
+                f"{path}: no topic with messages that can be read; found {bag.describe_topics()}; "
+                f"expected {kinds}"
+            )
+        return found
 
     def open_events(self, path: Path) -> EventFile:
         bag = Bag(path)

@@ -18,7 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowfuse.data.formats import column_order
-from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile
+from flowfuse.data.formats.base import (
+    Arrays,
+    EventFile,
+    Format,
+    IndexedEventFile,
+    UnsortedError,
+)
 from flowfuse.data.formats.column_order import ColumnOrder, parse_columns
 
 BLOCK_BYTES = 1 << 20  # about 50,000 events
@@ -105,6 +111,14 @@ class TextIndex:
                 text = file.read(self._offsets[index + 1] - self._offsets[index])
             self._cached = index, self._parse(text, int(self._lines[index]))
         return self._cached[1]
+
+    def stream(self) -> Iterator[Arrays]:
+        """All events in the order of the lines; x, y, t (int64 microseconds), p per block."""
+        with open(self.path, "rb") as file:
+            for _, line, text in self._blocks(file):
+                rows = self._parse(text, line)
+                self._check_values(rows, text, line)
+                yield rows[:, 1], rows[:, 2], self._microseconds(rows[:, 0]), rows[:, 3]
 
     def _build(self) -> None:
         if self._built:
@@ -272,8 +286,7 @@ class TextIndex:
         names = {1e6: "in seconds", 1e3: "in milliseconds", 1.0: "in microseconds"}
         return names.get(self._unit, "in nanoseconds")
 
-    def _check(self, rows: np.ndarray, text: bytes, line: int, last: int | None) -> None:
-        """Check the values of a block; ``last`` is the time of the event before it."""
+    def _check_values(self, rows: np.ndarray, text: bytes, line: int) -> None:
         t, x, y, p = rows.T
         faults = [
             (~np.isfinite(rows).all(axis=1), "all values must be finite"),
@@ -292,12 +305,16 @@ class TextIndex:
                     f"{self.path}, line {_line_of(text, line, row)}: {expected}, "
                     f"found t x y p = {' '.join(f'{value:g}' for value in rows[row])}"
                 )
-        microseconds = self._microseconds(t)
+
+    def _check(self, rows: np.ndarray, text: bytes, line: int, last: int | None) -> None:
+        """Check the values of a block; ``last`` is the time of the event before it."""
+        self._check_values(rows, text, line)
+        microseconds = self._microseconds(rows[:, 0])
         before = np.concatenate(([microseconds[0] if last is None else last], microseconds[:-1]))
         unsorted = microseconds < before
         if unsorted.any():
             row = int(np.argmax(unsorted))
-            raise ValueError(
+            raise UnsortedError(
                 f"{self.path}, line {_line_of(text, line, row)}: times must be sorted, found "
                 f"{microseconds[row]} us after {before[row]} us"
             )
@@ -327,6 +344,9 @@ class TextEvents(IndexedEventFile):
 
     def coordinate_extent(self) -> tuple[int, int]:
         return self._index.extent
+
+    def stream(self) -> Iterator[Arrays]:
+        return self._index.stream()
 
     def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
         return self._index.read(t0, t1)

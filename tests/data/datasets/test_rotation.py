@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,20 @@ def test_given_rates_and_another_gyroscope(sequence):
     (turned / "R_imu.txt").write_text("0 1 0\n0 0 1\n1 0 0\n")
     found, _ = open_recording(turned).ground_truth_at(0, 1.0)
     assert np.abs(found - expected).max() < 1e-4
+
+
+def test_events_without_frames_have_intervals(sequence):
+    (sequence / "images.txt").unlink()
+    shutil.rmtree(sequence / "images")
+    (sequence / "sensor.txt").write_text(f"{WIDTH} {HEIGHT}\n")
+    recording = open_recording(sequence)
+    first = recording.event_range[0]
+    expected = [[first + k * 50_000, first + (k + 1) * 50_000] for k in (1, 2)]
+    assert recording.ground_truth_intervals.tolist() == expected
+    flow, valid = recording.ground_truth_at(1, 1.0)
+    closed = rotation_flow({"rate_rad_s": RATE, "calib": LENS}, 0.05, HEIGHT, WIDTH)
+    assert np.abs(flow - closed)[:, valid].max() < 2e-3
+    assert recording.has_ground_truth(1) and recording.ground_truth_at(2, 1.0) is None
 
 
 @pytest.mark.parametrize(

@@ -188,10 +188,40 @@ def test_faults_of_headers(tmp_path, content, message):
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("first", [0x8125, 0x8A25, 0x8025])
+def test_a_first_word_that_begins_like_a_header_line(tmp_path, first):
+    words = [first, 0x6001, 0x0003, 0x2000 | 0x800 | 7]
+    header = b"% evt 3.0\n% geometry 640x480\n"
+    path = tmp_path / "events.raw"
+    for end in (b"", b"\n"):  # a byte 0x0a may follow somewhere
+        path.write_bytes(header + np.array(words, "<u2").tobytes() + end)
+        events = open_recording(path).events(0, 2**40)
+        assert (events.x.tolist(), events.y.tolist()) == ([7], [3])
+        assert events.t.tolist() == [(words[0] & 0xFFF) << 12 | 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        (b"% plugin_name hal_plugin_gen3_fx3", (480, 640)),
+        (b"% plugin_name hal_plugin_imx636_evk4", (720, 1280)),
+        (b"% sensor_generation 4.1", (720, 1280)),
+        (b"% sensor_name GenX320", (320, 320)),
+    ],
+)
+def test_the_sensor_of_a_header_without_geometry(tmp_path, line, size):
+    path = tmp_path / "events.raw"
+    path.write_bytes(b"% evt 2.0\n" + line + b"\n% end\n" + encode("2", [(1, 1, 500, 1)]))
+    recording = open_recording(path)
+    assert (recording.height, recording.width) == size
+
+
 def test_faults_of_events(tmp_path):
     path = tmp_path / "events.raw"
     path.write_bytes(HEADERS["2"] + encode("2", [(1, 1, 500, 1), (2, 2, 400, 0)]))
-    with pytest.raises(ValueError, match="event 1 has 400 us after 500 us; is the file damaged"):
+    with pytest.raises(
+        ValueError, match=r"has 400 us after 500 us; 1 of 2 events .* --repair drops it"
+    ):
         open_recording(path).events(0, 1000)
     path.write_bytes(HEADERS["2"] + encode("2", [(1, 1, 500, 1), (700, 2, 600, 0)]))
     with pytest.raises(ValueError, match=r"x\[1\] = 700 lies outside the sensor"):

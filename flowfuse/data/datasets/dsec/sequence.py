@@ -39,6 +39,14 @@ _QUIET = 1000
 class DsecEvents(Hdf5Events):
     """The raw events of one camera, an events.h5, read window by window."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        first, last = self.time_range or (0, 0)
+        if last < first:
+            raise ValueError(
+                f"{path}: t must be sorted, got t[0] = {first} us and t[-1] = {last} us"
+            )
+
     def _find_columns(self, file: h5py.File):
         columns = super()._find_columns(file)
         for name in ("t_offset", "ms_to_idx"):
