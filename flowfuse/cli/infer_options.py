@@ -52,7 +52,7 @@ _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
     "format", "png_encoding", "max_pictures", "no_video", "write", "events_only", "frames_only",
     "html", "outlier_fraction", "tracks", "event_flow", "bit_depth", "repair", "part",
-    "time_offset", "depth",
+    "time_offset", "depth", "columns",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_VIEWED = 20  # pairs in index.html; at 640 x 480 px they take up to 30 MB

@@ -79,7 +79,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
     if isinstance(time_offset, str):
         time_offset = parse_time_offset(time_offset)
     stated_depth = None if depth is None else str(depth)
-    options = ReadingOptions(bit_depth, bool(repair), part, time_offset, stated_depth)
+    options = ReadingOptions(bit_depth, bool(repair), part, time_offset, stated_depth, columns)
     path = None if path is None else Path(path)
     if path is not None and events is None and frames is None:
         dataset = _find_dataset(path)
@@ -88,8 +88,6 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
                 raise ValueError(
                     f"{calibration}: no calibration file is taken here: {dataset.own_calibration}"
                 )
-            if columns is not None:
-                raise ValueError(f"{path}: columns are stated, but {dataset.name} has its own")
             if options.stated():
                 raise ValueError(
                     f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
@@ -103,7 +101,6 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
             frames=frames,
             times=times,
             calibration=calibration,
-            columns=columns,
             options=options,
         )
     except NothingRecordedError:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from infer_cases import CONFIG, FIRST, FRAMES, QUIET, SHIFT, STEP, files
+from infer_cases import CONFIG, FIRST, FRAMES, HEIGHT, QUIET, SHIFT, STEP, WIDTH, files
 
 from flowfuse.cli import infer_outputs as outputs
 from flowfuse.cli import infer_recording, infer_report
@@ -368,6 +368,35 @@ def test_separate_files_and_frames_only(run, recording, tmp_path):
     metrics = json.loads((tmp_path / "other" / "metrics.json").read_text())
     assert "flow" not in metrics["average"]  # no truth
     assert metrics["average"]["photometric_error"] > 0
+
+
+def test_stated_columns_and_frame_times_of_triggers(run, recording, events, tmp_path, capsys):
+    rows = zip(*(getattr(events, name).tolist() for name in "xypt"), strict=True)
+    lines = "".join(f"{x},{y},{p},{t}\n" for x, y, p, t in rows)
+    (tmp_path / "events.csv").write_text(f"{WIDTH} {HEIGHT}\n{lines}")
+    parts = ("--frames", recording / "images", "--frame-times")
+    given = ("--events", tmp_path / "events.csv", "--columns", "x,y,p,t_us")
+    assert run(*given, *parts, recording / "images.txt", *QUIET) == 0
+    assert run("--events", recording / "events.h5", *parts, recording / "images.txt", *QUIET,
+               out=tmp_path / "same") == 0  # fmt: skip
+    flow = "flow/000000.flo"
+    assert (tmp_path / "out" / flow).read_bytes() == (tmp_path / "same" / flow).read_bytes()
+    # EVT 2.0 with a trigger at each frame.
+    words = []
+    for time in (FIRST + STEP * i for i in range(FRAMES)):
+        words += [8 << 28 | time >> 6, 1 << 28 | (time & 63) << 22 | 3 << 11 | 2]
+        words.append(10 << 28 | (time & 63) << 22 | 1)
+    header = f"% evt 2.0\n% geometry {WIDTH}x{HEIGHT}\n% end\n".encode()
+    (tmp_path / "a.raw").write_bytes(header + np.array(words, "<u4").tobytes())
+    again = (tmp_path / "a.raw", *parts, "triggers:rising", *QUIET)
+    for said in ("", "3 were there already"):
+        capsys.readouterr()
+        assert run(*again, out=tmp_path / "triggered") == 0
+        printed = capsys.readouterr()
+        assert said in printed.out + printed.err
+    assert len(files(tmp_path / "triggered" / "flow")) == 3
+    rows = (tmp_path / "triggered" / "windows.csv").read_text().splitlines()
+    assert rows[1].startswith(f"0,{FIRST},{FIRST + STEP},")
 
 
 def test_gaps_are_told(run, tmp_path, capsys):
