@@ -32,7 +32,7 @@ from flowfuse.model.checkpoint import read_header, resolve_checkpoint
 from flowfuse.training.sampling import TEST_SEED
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
-SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
+SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker", "thin")
 MAX_STEP = 0.5  # px between two instants that are rendered
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
 
