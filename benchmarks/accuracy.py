@@ -41,7 +41,7 @@ from reporting import OneLineParser, result_file, write
 from tqdm import tqdm
 
 from flowfuse.cli.console import leave, parse_count, run_command
-from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.data.synthetic.presets import PRESETS, SENSORS
 from flowfuse.evaluation.baselines import DIS, ZERO
 from flowfuse.evaluation.cases import (
     ImageSet,
@@ -166,8 +166,8 @@ def run(options: argparse.Namespace) -> None:
     if options.prepare:
         slicings |= {(config.slices, config.bins) for config in CONFIGS.values()}
     sets: list[CaseSet] = [
-        SceneSet(preset, options.scenes, tuple(options.size), slicings, options.cache)
-        for preset in options.sets
+        SceneSet(name, options.scenes, tuple(options.size), slicings, options.cache)
+        for name in set_names(options.sets, options.sensor)
     ]
     if options.prepare:
         prepare(sets, options.workers)
@@ -214,6 +214,15 @@ def run(options: argparse.Namespace) -> None:
     text = as_markdown(report)
     write_report(report, text, options.output)
     print(text)
+
+
+def set_names(presets: Sequence[str], sensors: Sequence[str]) -> list[str]:
+    """The generated sets: every preset before every sensor; "fast", "fast@v2e"."""
+    return [
+        preset if sensor == SENSORS[0] else f"{preset}@{sensor}"
+        for sensor in dict.fromkeys(sensors)
+        for preset in presets
+    ]
 
 
 def seed_groups(
@@ -265,6 +274,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recordings", type=Path, metavar="DIR", help="folder of real recordings with ground truth"
     )
+    parser.add_argument(
+        "--sensor", nargs="+", choices=SENSORS, default=[SENSORS[0]],
+        help="event sensors that watch the generated sets: the one of all trainings, or v2e's "
+        "model, which no training uses (default)",
+    )  # fmt: skip
     parser.add_argument("--iterations", type=parse_count, help="recurrent updates (the model's)")
     parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument(

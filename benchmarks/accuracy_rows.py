@@ -18,6 +18,7 @@ import flowfuse
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.dataset import SceneDataset
+from flowfuse.data.synthetic.presets import SENSORS, find_preset
 from flowfuse.data.synthetic.scenes import Scene
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.baselines import ZERO, baseline_flows
@@ -188,7 +189,7 @@ class SceneSet:
     """A fixed set of generated scenes, the same ones for every slicing.
 
     Args:
-        preset: of the scenes.
+        preset: of the scenes, "fast" or, with another sensor, "fast@v2e".
         count: how many.
         size: height and width, px.
         slicings: in which samples are wanted.
@@ -204,7 +205,12 @@ class SceneSet:
         cache: Path | None,
     ) -> None:
         self.name, self.count = preset, count
-        self.what = f"Generated test scenes of {size[1]} x {size[0]} px: {count}."
+        sensor = find_preset(preset).sensor
+        seen = "trainings" if sensor == SENSORS[0] else f"{sensor}'s model, which no training uses"
+        self.what = (
+            f"Generated test scenes of {size[1]} x {size[0]} px: {count}. "
+            f"Event sensor: that of {seen}."
+        )
         self._datasets: dict[Slicing, _SharedScenes] = {}
         for slicing in sorted(set(slicings)):
             dataset = _SharedScenes(
