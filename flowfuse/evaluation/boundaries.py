@@ -56,39 +56,51 @@ class Sides:
 
     Attributes:
         distance: [H, W] px from the nearest pixel of a discontinuity; inf without any.
-        faster: [H, W] bool, whether the pixel's side of the nearest one is the faster one. What
-            covers the other side is mostly the faster one, and surely before a still background.
-        thin: [H, W] bool, parts of the faster side that are narrower than THIN px.
+        front: [H, W] bool, whether the pixel is on the side of the nearest one that is in front.
+        thin: [H, W] bool, parts of the side in front that are narrower than THIN px.
     """
 
     distance: np.ndarray
-    faster: np.ndarray
+    front: np.ndarray
     thin: np.ndarray
 
 
 def find_sides(
-    ground_truth: np.ndarray, valid: np.ndarray | None = None, jump: float = JUMP
+    ground_truth: np.ndarray,
+    valid: np.ndarray | None = None,
+    occluded: np.ndarray | None = None,
+    jump: float = JUMP,
 ) -> Sides:
-    """Tell the slower side of each motion discontinuity from the faster one.
+    """Tell which side of each motion discontinuity is in front.
 
-    Arguments as of :func:`motion_discontinuities`.
+    Of two regions between which the flow jumps, the one is behind of which parts are hidden at the
+    end where the other one is seen then. Where occlusion does not tell, the faster side is taken
+    to be in front, which is so before a still background; of equally fast sides, both.
+
+    Args:
+        ground_truth, valid, jump: as of :func:`motion_discontinuities`.
+        occluded: [H, W] bool, what is hidden at the end; None = unknown.
     """
     down, right = _jumps(ground_truth, valid, jump)
     height, width = np.shape(ground_truth)[1:]
     nowhere = np.zeros((height, width), bool)
     if not (down.any() or right.any()):
         return Sides(np.full((height, width), np.inf), nowhere, nowhere)
-    speed = np.linalg.norm(np.asarray(ground_truth, np.float64), axis=0)
-    # How much faster a pixel is than what lies across: of a pixel between two, the larger counts.
-    lead = np.full((height, width), -np.inf)
-    below, beside = np.diff(speed, axis=0), np.diff(speed, axis=1)
-    for jumps, step, first, second in (
-        (down, below, np.s_[:-1], np.s_[1:]),
-        (right, beside, np.s_[:, :-1], np.s_[:, 1:]),
-    ):
-        lead[first] = np.maximum(lead[first], np.where(jumps, -step, -np.inf))
-        lead[second] = np.maximum(lead[second], np.where(jumps, step, -np.inf))
-    marked = np.isfinite(lead)
+    index = np.arange(height * width).reshape(height, width)
+    first = np.concatenate((index[:-1][down], index[:, :-1][right]))
+    second = np.concatenate((index[1:][down], index[:, 1:][right]))
+    flow = np.asarray(ground_truth, np.float64)
+    speed = np.linalg.norm(flow, axis=0).ravel()
+    over = np.sign(speed[second] - speed[first])
+    if occluded is not None:
+        told = _covering(flow, occluded, _regions(down, right), first, second)
+        over = np.where(told == 0, over, told)
+    # A pixel between what is behind and what is in front of it counts as in front.
+    lead = np.full(height * width, -2)
+    np.maximum.at(lead, first, -over)
+    np.maximum.at(lead, second, over)
+    lead = lead.reshape(height, width)
+    marked = lead > -2
     # The nearest marked pixel is on the pixel's own side: the one across is further away.
     distance, labels = cv2.distanceTransformWithLabels(
         (~marked).astype(np.uint8),
@@ -98,23 +110,75 @@ def find_sides(
     )
     leads = np.zeros(labels.max() + 1)
     leads[labels[marked]] = lead[marked]
-    faster = leads[labels] >= 0
-    return Sides(distance, faster, _large_pieces(faster & _narrow(down, right)))
+    front = leads[labels] >= 0
+    return Sides(distance, front, _large_pieces(front & _narrow(down, right)))
+
+
+def _regions(down: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The connected region of every pixel, between whose pixels no flow jumps: [H W]."""
+    free = _between(down, right)
+    free[1::2, 1::2] = 0  # from pixel to pixel only, not between four of them
+    return cv2.connectedComponents(free, connectivity=4)[1][::2, ::2].ravel()
+
+
+def _covering(
+    flow: np.ndarray,
+    occluded: np.ndarray,
+    regions: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> np.ndarray:
+    """Which of two regions is in front, by which one is seen where the other is hidden at the end.
+
+    Args:
+        flow: [2, H, W] px.
+        occluded: [H, W] bool.
+        regions: [H W] region of every pixel.
+        first, second: [N] pixels on both sides of every jump.
+
+    Returns:
+        [N] 1 where the second one's region is in front, -1 where the first one's is, 0 where
+        nothing tells.
+    """
+    height, width = flow.shape[1:]
+    y, x = np.rint(np.mgrid[:height, :width] + flow[::-1])
+    stays = ((x >= 0) & (x < width) & (y >= 0) & (y < height)).ravel()
+    place = np.where(stays, (y * width + x).ravel(), 0).astype(int)
+    hidden = np.asarray(occluded, bool).ravel()
+    at_end = np.full(height * width, -1)
+    at_end[place[stays & ~hidden]] = regions[stays & ~hidden]
+    behind, cover = regions[stays & hidden], at_end[place[stays & hidden]]
+    known = (cover >= 0) & (cover != behind)
+    count = int(regions.max()) + 1
+
+    def pair_of(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A number of the two regions, and 1 where the other is the one of the higher number."""
+        pair = np.minimum(one, other) * count + np.maximum(one, other)
+        return pair, np.where(other > one, 1, -1)
+
+    found, vote = pair_of(behind[known], cover[known])
+    wanted, turn = pair_of(regions[first], regions[second])
+    pairs, place = np.unique(np.concatenate((found, wanted)), return_inverse=True)
+    votes = np.bincount(place[: len(found)], vote, len(pairs))
+    return np.sign(votes[place[len(found) :]]) * turn
+
+
+def _between(down: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Where no jump is, [2 H - 1, 2 W - 1]: pixels at even places, jumps at odd ones."""
+    free = np.ones((2 * right.shape[0] - 1, 2 * down.shape[1] - 1), np.uint8)
+    free[1::2, ::2] = ~down
+    free[::2, 1::2] = ~right
+    return free
 
 
 def _narrow(down: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Pixels that no disc of THIN px holds which crosses no jump: [H, W] bool."""
-    height, width = right.shape[0], down.shape[1]
-    # Pixels at even places, what lies between them at odd ones: distances there are twice as long.
-    free = np.ones((2 * height - 1, 2 * width - 1), np.uint8)
-    free[1::2, ::2] = ~down
-    free[::2, 1::2] = ~right
-    # What the border of the image cuts goes on there.
-    free = np.pad(free, THIN, mode="edge")
+    # Distances there are twice as long. What the border of the image cuts goes on there.
+    free = np.pad(_between(down, right), THIN, mode="edge")
     room = cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     centres = (room >= THIN).astype(np.uint8)  # THIN / 2 px to all sides
     if not centres.any():
-        return np.ones((height, width), bool)
+        return np.ones((right.shape[0], down.shape[1]), bool)
     away = cv2.distanceTransform(1 - centres, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return away[THIN:-THIN:2, THIN:-THIN:2] >= THIN
 
@@ -136,13 +200,13 @@ def side_sums(flow: np.ndarray, ground_truth: np.ndarray, valid: np.ndarray, sid
         sides: of the ground truth.
 
     Returns:
-        ``epe_slower_2`` ... ``epe_slower_10`` and ``epe_faster_2`` ...: (sum, pixels) at most so
-        many px from a discontinuity, on its slower and on its faster side; ``epe_thin``: of thin
-        structures.
+        ``epe_behind_2`` ... ``epe_behind_10`` and ``epe_front_2`` ...: (sum, pixels) at most so
+        many px from a discontinuity, on the side behind and on the side in front; ``epe_thin``: of
+        thin structures.
     """
     error = np.linalg.norm(np.subtract(flow, ground_truth, dtype=np.float64), axis=0)
     parts = {"epe_thin": valid & sides.thin}
-    for name, side in (("slower", ~sides.faster), ("faster", sides.faster)):
+    for name, side in (("behind", ~sides.front), ("front", sides.front)):
         for limit in DISTANCES:
             parts[f"epe_{name}_{limit}"] = valid & side & (sides.distance <= limit)
     return {name: (float(error[part].sum()), int(part.sum())) for name, part in parts.items()}

@@ -85,8 +85,8 @@ class GroundTruth:
 
     @cached_property
     def sides(self) -> Sides:
-        """The slower and the faster side of where the ground truth jumps."""
-        return find_sides(self.displacements[-1], self.valid[-1])
+        """What is in front and what is behind where the ground truth jumps."""
+        return find_sides(self.displacements[-1], self.valid[-1], self.occluded)
 
 
 # (estimate, ground truth, [H, W] bool pixels that count, outlier_fraction) -> sums

@@ -16,9 +16,9 @@ PLACES = {
     "occluded": "epe_occluded", "visible": "epe_visible",
 }  # fmt: skip
 SIDES = {
-    "slower side: 2 px": "epe_slower_2", "slower: 5 px": "epe_slower_5",
-    "slower: 10 px": "epe_slower_10", "faster side: 2 px": "epe_faster_2",
-    "faster: 5 px": "epe_faster_5", "faster: 10 px": "epe_faster_10",
+    "behind: 2 px": "epe_behind_2", "behind: 5 px": "epe_behind_5",
+    "behind: 10 px": "epe_behind_10", "in front: 2 px": "epe_front_2",
+    "in front: 5 px": "epe_front_5", "in front: 10 px": "epe_front_10",
     "thin parts": "epe_thin", "grid": "grid",
 }  # fmt: skip
 PATH = {
@@ -48,20 +48,20 @@ EXPLAINED = """\
 Values are pooled over all valid pixels of a set; brackets hold 95 % bootstrap intervals over \
 scenes, those of ratios paired. `boundary`: EPE within 5 px of motion discontinuities, `interior`: \
 elsewhere; within 2, 5, 10 px of B_m, or, where it is not known, of jumps of the ground truth \
-by more than 1 px; occluded: not to be seen at the end. Sides: EPE within 2, 5, 10 px of jumps of \
-the ground truth, on the side that moves less (mostly the background) and on the one that moves \
-more (mostly what is in front). Thin parts: of the faster side, narrower than 8 px. Grid: mean \
-gradient of u across every fourth column over that across the others, in flat moving regions; 1 = \
-none. TEPE: EPE over times between the frames; beside it, that of straight lines to the row's own \
-and to the true end. Deviation error: 0 = the true path, 1 = a straight line; sums over the set, \
-where the true path deviates by more than 1 px. AUSE: mean over scenes, 0 = the uncertainty ranks \
-as the errors do. Surest 80 %: the EPE of the pixels that are called most certain, over that of \
-all; of the set, the other 20 % are left out wherever they are; the bounds are those of the 80 % \
-with the smallest errors. Boundaries: at the threshold that is best for the set, without \
-thinning: precision, the share of what is found that has a true boundary within 2 px; recall, the \
-share of the true ones that have one that is found (a true B_m is a band within 1.5 px of a \
-border); F, their harmonic mean; everywhere, that of a map that says "boundary" at every pixel. \
-DIS, Farneback and zero know no path: theirs is straight."""
+by more than 1 px; occluded: not to be seen at the end. Behind and in front: EPE within 2, 5, 10 \
+px of jumps of the ground truth, on the side that the other one hides and on the other; where \
+occlusion is not known or does not tell, on the slower and on the faster side. Thin parts: in \
+front, narrower than 8 px. Grid: mean gradient of u across every fourth column over that across \
+the others, in flat moving regions; 1 = none. TEPE: EPE over times between the frames; beside it, \
+that of straight lines to the row's own and to the true end. Deviation error: 0 = the true path, \
+1 = a straight line; sums over the set, where the true path deviates by more than 1 px. AUSE: \
+mean over scenes, 0 = the uncertainty ranks as the errors do. Surest 80 %: the EPE of the pixels \
+that are called most certain, over that of all; of the set, the other 20 % are left out wherever \
+they are; the bounds are those of the 80 % with the smallest errors. Boundaries: at the threshold \
+that is best for the set, without thinning: precision, the share of what is found that has a true \
+boundary within 2 px; recall, the share of the true ones that have one that is found (a true B_m \
+is a band within 1.5 px of a border); F, their harmonic mean; everywhere, that of a map that says \
+"boundary" at every pixel. DIS, Farneback and zero know no path: theirs is straight."""
 
 
 def as_markdown(report: Mapping) -> str:

@@ -182,7 +182,7 @@ def test_the_command_writes_report_and_pictures(
             measures[f"boundary_{kind}_f{end}"]["value"] for end in ("", "_everywhere")
         )
         assert everywhere < f < 1
-    for name in ("epe_within_2", "epe_beyond_10", "epe_visible", "epe_slower_5", "epe_faster_5"):
+    for name in ("epe_within_2", "epe_beyond_10", "epe_visible", "epe_behind_5", "epe_front_5"):
         assert measures[name]["value"] > 0, name
     single = [scenes["rows"][f"small {m} only"]["measures"]["epe"] for m in ("frames", "events")]
     ratio = measures["epe"]["value"] / min(found["value"] for found in single)

@@ -24,17 +24,17 @@ def test_sides_by_hand():
     # Marked are the columns 11 and 12, 19 and 20.
     distance = [min(abs(x - marked) for marked in (11, 12, 19, 20)) for x in range(30)]
     assert sides.distance[0].tolist() == distance
-    assert sides.faster[0].tolist() == [False] * 12 + [True] * 8 + [False] * 10
+    assert sides.front[0].tolist() == [False] * 12 + [True] * 8 + [False] * 10
     flow = truth.copy()
     flow[1, 0] = np.arange(30)  # column k is off by k px
     valid = np.ones((1, 30), bool)
     valid[0, 11] = False
     sums = side_sums(flow, truth, valid, sides)
-    assert sums["epe_slower_2"] == (9 + 10 + 20 + 21 + 22, 5)
-    assert sums["epe_slower_5"] == (sum(range(6, 11)) + sum(range(20, 26)), 11)
-    assert sums["epe_slower_10"] == (sum(range(1, 11)) + sum(range(20, 30)), 20)
-    assert sums["epe_faster_2"] == (12 + 13 + 14 + 17 + 18 + 19, 6)
-    assert sums["epe_faster_5"] == sums["epe_faster_10"] == (sum(range(12, 20)), 8)
+    assert sums["epe_behind_2"] == (9 + 10 + 20 + 21 + 22, 5)
+    assert sums["epe_behind_5"] == (sum(range(6, 11)) + sum(range(20, 26)), 11)
+    assert sums["epe_behind_10"] == (sum(range(1, 11)) + sum(range(20, 30)), 20)
+    assert sums["epe_front_2"] == (12 + 13 + 14 + 17 + 18 + 19, 6)
+    assert sums["epe_front_5"] == sums["epe_front_10"] == (sum(range(12, 20)), 8)
     everywhere = np.ones((1, 30), bool)
     known = GroundTruth.of_flow(truth, everywhere, masks={"some": valid})
     found = evaluate([({"a": Estimate(flow[None])}, known)]).sums("a", "some")
@@ -46,12 +46,37 @@ def test_a_corner_belongs_to_the_side_that_it_lies_on():
     truth[0, 4:, 4:] = 2
     sides = find_sides(truth)
     # Column 3 of row 3 touches the moving corner only diagonally: it is not marked itself.
-    assert sides.distance[3, 3] == 1 and not sides.faster[3, 3] and sides.distance[4, 4] == 0
-    np.testing.assert_array_equal(sides.faster, truth[0] > 0)
+    assert sides.distance[3, 3] == 1 and not sides.front[3, 3] and sides.distance[4, 4] == 0
+    np.testing.assert_array_equal(sides.front, truth[0] > 0)
 
 
-def test_opposite_motion_of_one_speed_has_no_slower_side():
-    assert find_sides(strips((4, -2.0), (4, 2.0))).faster.all()
+def test_occlusion_tells_what_is_in_front():
+    # A still bar, columns 30 .. 33, before a background that moves to the right by 3 px, or by 20
+    # px past it. It is in front although it is slower: columns 27 .. 29, or 10 .. 13, are hidden at
+    # the end.
+    for motion, columns in ((3, slice(27, 30)), (20, slice(10, 14))):
+        truth = np.full((2, 20, 60), 0.0)
+        truth[0] = motion
+        truth[0, 5:15, 30:34] = 0
+        occluded = np.zeros((20, 60), bool)
+        occluded[5:15, columns] = True
+        sides = find_sides(truth, None, occluded)
+        np.testing.assert_array_equal(sides.front, truth[0] == 0)
+        np.testing.assert_array_equal(sides.thin, truth[0] == 0)
+        # By the speed alone it is the other way round.
+        np.testing.assert_array_equal(find_sides(truth).front, truth[0] > 0)
+        known = GroundTruth.of_flow(truth, np.ones((20, 60), bool), occluded=occluded)
+        np.testing.assert_array_equal(known.sides.front, sides.front)
+
+
+def test_what_leaves_the_image_is_hidden_by_nothing():
+    truth = strips((25, 0.0), (5, 6.0), height=4)
+    gone = truth[0] > 0
+    np.testing.assert_array_equal(find_sides(truth, None, gone).front, gone)
+
+
+def test_opposite_motion_of_one_speed_has_two_sides_in_front():
+    assert find_sides(strips((4, -2.0), (4, 2.0))).front.all()
 
 
 def test_no_discontinuity_has_no_side():
