@@ -18,42 +18,41 @@ random. On a GPU the networks also run compiled and in a CUDA graph.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from measuring import (
     FULL,
     QUICK,
-    Timing,
-    extra_memory,
-    measure_limits,
-    synchronize,
-    time_interleaved,
-)
-from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence
-from operators import Measurement
-from reporting import (
     OneLineParser,
     Row,
+    Timing,
     add_result_arguments,
     add_run_arguments,
     chosen,
+    extra_memory,
     fill,
     heading,
     limits_text,
+    measure_limits,
     new_report,
     number,
     reason,
     refuse_only,
     set_up,
+    synchronize,
     table,
     tell_failures,
+    time_interleaved,
 )
+from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence
+from operators import Measurement
 from torch import Tensor
 
 from flowfuse.evaluation.report import head, line
@@ -308,10 +307,8 @@ def as_markdown(report: Mapping) -> str:
     return "\n".join([*heading(report), *lines]) + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(__doc__, prog="model", formatter_class=RawDescriptionHelpFormatter)
     add_run_arguments(parser, "network, size, scope, dtype and mode")
     parser.add_argument(
         "--no-compiled", action="store_true",
@@ -348,7 +345,7 @@ def print_profiles(groups: Sequence[Group], device: str) -> None:
             print(profile.key_averages().table(sort_by=order, row_limit=PROFILED_ROWS), flush=True)
 
 
-def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run(options: Namespace, parser: OneLineParser) -> int:
     set_up(options, parser)
     device, quick = options.device, options.quick
     native = has_native_bfloat16(torch.device(device))

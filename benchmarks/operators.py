@@ -15,41 +15,29 @@ strategy "auto" knows the shape and not the look-ups to come.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
 import torch
-from correlation_cases import Correlated, correlation_cases
+from jsonargparse import Namespace
 from measuring import (
     FULL,
     QUICK,
     Budget,
     Limits,
-    Timing,
-    extra_memory,
-    measure_limits,
-    time_interleaved,
-)
-from operator_cases import (
-    Algorithm,
-    Case,
-    Setting,
-    Work,
-    floor_seconds,
-    operator_cases,
-    with_gradients,
-)
-from reporting import (
     OneLineParser,
     Row,
+    Timing,
     add_result_arguments,
     add_run_arguments,
+    extra_memory,
     fill,
     heading,
     limits_text,
+    measure_limits,
     new_report,
     number,
     reason,
@@ -57,6 +45,17 @@ from reporting import (
     set_up,
     table,
     tell_failures,
+    time_interleaved,
+)
+from operator_cases import (
+    Algorithm,
+    Case,
+    Correlated,
+    Setting,
+    Work,
+    floor_seconds,
+    operator_cases,
+    with_gradients,
 )
 from torch import Tensor
 
@@ -340,10 +339,8 @@ def crossover_markdown(report: Mapping) -> str:
     return "\n".join([*heading(report), told, "", *table(CROSSOVER_COLUMNS, rows)]) + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(__doc__, prog="operators", formatter_class=RawDescriptionHelpFormatter)
     add_run_arguments(parser, "operator, size, direction and dtype")
     parser.add_argument(
         "--no-compiled-peers", action="store_true",
@@ -356,14 +353,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def all_cases(setting: Setting) -> Iterator[Case]:
-    """Every case; the largest operator first."""
-    yield from correlation_cases(setting)
-    yield from operator_cases(setting)
-
-
 def chosen_cases(setting: Setting, only: Sequence[str]) -> list[Case]:
-    cases = [case.only(only) for case in all_cases(setting)]
+    cases = [case.only(only) for case in operator_cases(setting)]
     return [case for case in cases if case.names]
 
 
@@ -390,7 +381,7 @@ def add_noise_note(row: Row, before: Sequence[Row]) -> None:
             row["note"] = f"{row['note']}; {speed}" if row["note"] else speed
 
 
-def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run(options: Namespace, parser: OneLineParser) -> int:
     set_up(options, parser)
     if options.crossover:
         report = new_report(options.device, options.quick, measure_limits(options.device, True))

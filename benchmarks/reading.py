@@ -19,10 +19,10 @@ which were started before.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,14 +31,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from measuring import measure_limits
-from reporting import (
+from measuring import (
     OneLineParser,
     Row,
     add_result_arguments,
     fill,
     heading,
     limits_text,
+    measure_limits,
     new_report,
     number,
     reason,
@@ -302,21 +302,19 @@ def event_count(text: str) -> int:
     except ValueError:
         value = 0.0
     if not (value >= least and value == int(value)):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+        raise ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
     return int(value)
 
 
 def existing_folder(text: str) -> Path:
     path = Path(text)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is not an existing directory")
+        raise ArgumentTypeError(f"{path} is not an existing directory")
     return path
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="reading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(__doc__, prog="reading", formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=existing_folder, help="keeps the files that are read")
     parser.add_argument(
         "--events", type=event_count, metavar="N",

@@ -123,6 +123,7 @@ def worker() -> None:
 
 def main() -> int:
     """Compare two checkouts; 1 where something differs."""
+    # Python's own: flowfuse is imported by workers alone, each from its checkout.
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("before", type=Path, help="a checkout with its operators built in place")
     parser.add_argument("after", type=Path, help="another")

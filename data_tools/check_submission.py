@@ -8,7 +8,6 @@ SEQ.csv of the benchmark. Names, number, size and encoding of all predictions ar
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zipfile
 import zlib
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jsonargparse import Namespace
 
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.cli.infer_submission import TEST_SEQUENCES
 from flowfuse.config import parse_size
 from flowfuse.data.datasets.dsec.files import read_schedule
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("check_submission", lambda: check(arguments))
 
 
-def check(arguments: argparse.Namespace) -> int:
+def check(arguments: Namespace) -> int:
     """Print what is wrong with the submission, or that it is right; returns 1 or 0."""
     wanted, faults = list_predictions(arguments.schedules)
     with open_submission(arguments.submission) as (names, read):
@@ -64,12 +64,9 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     parser.add_argument("submission", type=Path, help="zip, or directory with what is in the zip")
     parser.add_argument("schedules", type=Path, help="directory of SEQ.csv")
     parser.add_argument(

@@ -12,7 +12,6 @@ schedules, is told by files that are not downloaded: the tool checks that they a
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import shutil
 import sys
@@ -26,12 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from jsonargparse import Namespace
 from tqdm import tqdm
 
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.cli.infer_submission import TEST_SEQUENCES
 from flowfuse.data.datasets.dsec.dataset import FLOW_SEQUENCES
 from flowfuse.data.datasets.dsec.files import DsecFiles, find_schedule, read_schedule
+from flowfuse.io.progress import progress
 
 SITE = "https://dsec.ifi.uzh.ch"  # says where everything is; not a place to download from
 ADDRESS = "https://download.ifi.uzh.ch/rpg/DSEC"
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def download_all(arguments: argparse.Namespace) -> None:
+def download_all(arguments: Namespace) -> None:
     """Download what is asked for and not there yet."""
     items = plan(arguments)
     if arguments.list:
@@ -108,12 +109,9 @@ def download_all(arguments: argparse.Namespace) -> None:
         check_schedules(arguments.root, arguments.sequences or tuple(TEST_SEQUENCES))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("root", type=Path, help="directory of the data set")
     add("--split", choices=("train", "test"), default="train", help="of the benchmark")
@@ -131,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def plan(arguments: argparse.Namespace) -> list[Item]:
+def plan(arguments: Namespace) -> list[Item]:
     """List the files asked for."""
     known = FLOW_SEQUENCES if arguments.split == "train" else tuple(TEST_SEQUENCES)
     sequences = arguments.sequences or known
@@ -244,7 +242,7 @@ def download(url: str, path: Path, size: int) -> None:
         ValueError: it is larger than the server says; it was removed.
         OSError: the server refuses, or breaks off again and again.
     """
-    with tqdm(total=size, unit="B", unit_scale=True, desc=path.stem, disable=None) as bar:
+    with progress(total=size, unit="B", unit_scale=True, desc=f"{path.stem}: ") as bar:
 
         def attempt() -> None:
             start = path.stat().st_size if path.exists() else 0

@@ -7,17 +7,18 @@ The ground truth (<sequence>_gt.hdf5 or <sequence>_gt_flow_dist.npz) is looked f
 
 from __future__ import annotations
 
-import argparse
 import json
+import warnings
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from jsonargparse import Namespace
 
-from flowfuse.cli.console import accept_former_name, leave, parse_count, run_command
+from flowfuse.cli.console import CommandParser, leave, parse_count, run_command
 from flowfuse.data.datasets.mvsec.protocols import (
     PROTOCOLS,
     EvaluationInterval,
@@ -30,6 +31,7 @@ from flowfuse.evaluation.evaluate import Estimate, GroundTruth, Pair, evaluate
 from flowfuse.events import Events
 from flowfuse.inputs import input_interval
 from flowfuse.io.atomic import atomic_path, check_file_path
+from flowfuse.io.progress import progress
 
 MEASURES = {
     "epe": "EPE, px",
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def measure(arguments: Namespace) -> None:
     """Print the errors, and write them where that is asked for."""
     if arguments.output is not None:
         check_file_path(arguments.output)
@@ -60,8 +62,8 @@ def measure(arguments: argparse.Namespace) -> None:
     estimator = load(arguments.model, arguments.device)
     conditions = describe(recording, protocol, arguments)
     print("\n".join(conditions))
-    windows = protocol.windows(recording, arguments.dt, arguments.stride)
-    result = compare(estimator, recording, protocol, windows, arguments.input == "crop")
+    intervals = protocol.intervals(recording, arguments.dt, arguments.stride)
+    result = compare(estimator, recording, protocol, intervals, arguments.input == "crop")
     print("\n".join(table(result)))
     if arguments.output is not None:
         content = {"model": arguments.model, "conditions": conditions, **result}
@@ -69,17 +71,14 @@ def measure(arguments: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("recording", type=Path, help="<sequence>_data.hdf5")
     add("--protocol", choices=tuple(PROTOCOLS), default="evflownet", help="of which paper")
-    add("--dt", type=int, default=1, help="frames that a window spans; eraft20 knows none")
-    add("--stride", type=parse_count, default=1, help="take every so many-th window")
+    add("--dt", type=int, default=1, help="frames that a time interval spans; eraft20 knows none")
+    add("--stride", type=parse_count, default=1, help="take every so many-th time interval")
     add("--model", default="small", help="shipped checkpoint or a .safetensors file")
     add("--ground-truth", type=Path, help="its file, where not beside the recording")
     add(
@@ -97,28 +96,28 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--seconds",
         metavar="A:B",
-        type=interval,
+        type=parse_seconds,
         help="evaluate there, counted from the first event or frame, not where the paper does",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-o", "--output", metavar="FILE", type=Path, help="write the numbers as JSON")
-    accept_former_name(parser, "--truth", "--ground-truth")
+    parser.accept_former_name("--truth", "--ground-truth")
     return parser
 
 
-def interval(text: str) -> tuple[float, float]:
+def parse_seconds(text: str) -> tuple[float, float]:
     """Parse ``222.4:240.4``."""
     try:
         first, last = (float(part) for part in text.split(":"))
         if not 0 <= first < last:
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}") from None
+        raise ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}") from None
     return first, last
 
 
 def choose_protocol(name: str, sequence: str, seconds: tuple[float, float] | None) -> Protocol:
-    """A preset; with ``seconds``, its windows lie there, whatever frames and sequences it names."""
+    """A preset; with ``seconds``, its intervals lie there, whatever it names."""
     protocol = find_protocol(name)
     if seconds is None:
         return protocol
@@ -132,14 +131,12 @@ def choose_protocol(name: str, sequence: str, seconds: tuple[float, float] | Non
     )
 
 
-def describe(
-    recording: MvsecRecording, protocol: Protocol, arguments: argparse.Namespace
-) -> list[str]:
+def describe(recording: MvsecRecording, protocol: Protocol, arguments: Namespace) -> list[str]:
     """Say all that the numbers depend on."""
     inputs = "rectified" if recording.undistorted else "raw"
     frames = "events and frames" if protocol.steps else "events alone, there are no frames then"
     extent = "the crop" if arguments.input == "crop" else "the full frame"
-    stride = f"; one window in {arguments.stride}" if arguments.stride > 1 else ""
+    stride = f"; one time interval in {arguments.stride}" if arguments.stride > 1 else ""
     return [
         *protocol.describe(recording.sequence, arguments.dt),
         f"input: {inputs} {frames}; {extent}{stride}; model {arguments.model}",
@@ -150,34 +147,52 @@ def compare(
     estimator: Estimator,
     recording: MvsecRecording,
     protocol: Protocol,
-    windows: Sequence[EvaluationInterval],
+    intervals: Sequence[EvaluationInterval],
     crop_input: bool,
 ) -> dict:
-    """Estimate the flow of all windows and compare it, and zero flow, with the ground truth.
+    """Estimate the flow of all intervals and compare it, and zero flow, with the ground truth.
 
     Returns:
-        ``windows``: their number; for each mask ``model`` and ``zero flow``, summaries of
+        ``windows``: how many were measured, ``empty``: how many were not, for they have neither
+        frames nor an event; for each mask ``model`` and ``zero flow``, summaries of
         :class:`FlowMetrics`.
+
+    Raises:
+        ValueError: there was nothing to estimate flow from in any of them.
     """
+    empty: list[EvaluationInterval] = []
 
     def pairs() -> Iterator[Pair]:
-        for window in tqdm(windows, unit=" windows", disable=None):
-            estimate = estimate_interval(estimator, recording, protocol, window, crop_input)
+        for interval in progress(intervals, unit=" intervals"):
+            estimate = estimate_interval(estimator, recording, protocol, interval, crop_input)
+            if estimate is None:
+                empty.append(interval)
+                continue
             masks = {mask: None for mask in protocol.masks}
             if "events" in masks:
-                masks["events"] = protocol.event_mask(recording.events(window.t0, window.t1))
+                masks["events"] = protocol.event_mask(recording.events(interval.t0, interval.t1))
             ground_truth = GroundTruth.of_flow(
-                *protocol.ground_truth(recording, window), masks=masks
+                *protocol.ground_truth(recording, interval), masks=masks
             )
             still = Estimate(np.zeros_like(estimate.displacements))
             yield {"model": estimate, "zero flow": still}, ground_truth
 
     found = evaluate(pairs(), outlier_fraction=protocol.outlier_fraction)
+    if len(empty) == len(intervals):
+        raise ValueError(f"{recording.path}: no event in any of {len(intervals)} time intervals")
+    if empty:
+        first = empty[0]
+        warnings.warn(
+            f"{recording.path}: {len(empty)} of {len(intervals)} time intervals have no event, and "
+            f"no flow was estimated there; the first is {first.t0} to {first.t1} us",
+            stacklevel=2,
+        )
     summaries = {
         mask: {row: defined(found.summary(row, mask)) for row in found.rows(mask)}
         for mask in found.masks
     }
-    return {"windows": len(windows), "masks": summaries}
+    measured = len(intervals) - len(empty)
+    return {"windows": measured, "empty": len(empty), "masks": summaries}
 
 
 def defined(summary: dict) -> dict:
@@ -194,19 +209,23 @@ def estimate_interval(
     estimator: Estimator,
     recording: MvsecRecording,
     protocol: Protocol,
-    window: EvaluationInterval,
+    interval: EvaluationInterval,
     crop_input: bool,
-) -> Estimate:
-    """Estimate the flow of the crop, [1, 2, c, c] px, and its uncertainty."""
-    start, end = input_interval(window.t0, window.t1, estimator.model.config.slices, None, None)
+) -> Estimate | None:
+    """Estimate the flow of the crop, [1, 2, c, c] px, and its uncertainty; None without input."""
+    start, end = input_interval(interval.t0, interval.t1, estimator.model.config.slices, None, None)
     events = recording.events(max(start, 0), end)
     frames = [None, None]
-    if window.frames is not None:
-        frames = [recording.frame(i) for i in window.frames]
+    if interval.frames is not None:
+        frames = [recording.frame(i) for i in interval.frames]
     if crop_input:
         events = crop_events(events, protocol)
         frames = [None if frame is None else protocol.cut(frame) for frame in frames]
-    result = estimator(*frames, events, t0=window.t0, t1=window.t1)
+    config = estimator.model.config
+    uses_events = config.events and len(events.slice_time(interval.t0, interval.t1))
+    if not uses_events and (interval.frames is None or not config.frames):
+        return None
+    result = estimator(*frames, events, t0=interval.t0, t1=interval.t1)
     found = (result.flow, result.uncertainty)
     flow, uncertainty = found if crop_input else map(protocol.cut, found)
     return Estimate(flow[None], uncertainty)
@@ -226,7 +245,8 @@ def crop_events(events: Events, protocol: Protocol) -> Events:
 def table(result: dict) -> list[str]:
     """The results in lines."""
     heads = "".join(f"{text:>14}" for text in MEASURES.values())
-    lines = [f"{result['windows']} windows", f"{'':28}{heads}"]
+    without = f", {result['empty']} without events left out" if result["empty"] else ""
+    lines = [f"{result['windows']} time intervals{without}", f"{'':28}{heads}"]
     for mask, rows in result["masks"].items():
         for row, summary in rows.items():
             for average in ("per_frame", "per_pixel"):

@@ -8,12 +8,14 @@ flow_at/TAU/ (frame to a time in between), which flowfuse-infer reads.
 
 from __future__ import annotations
 
-import argparse
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfuse.cli.console import accept_former_name, leave, run_command
+from jsonargparse import Namespace
+
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.config import parse_size
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.synthetic.scenes import PRESETS, Scene, generate_scene
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def generate(arguments: argparse.Namespace) -> None:
+def generate(arguments: Namespace) -> None:
     """Write the recording, and say what is in it."""
     width, height = arguments.size
     check_new_directory(arguments.output)
@@ -47,12 +49,9 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {len(scene.frames)} frames, {len(scene.events)} events")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="a directory that does not exist or is empty")
     parser.add_argument(
         "--preset", default="fast", choices=tuple(PRESETS), help="kind of motion and light"
@@ -80,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-step", type=float, default=0.5, help="px between rendered instants")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
-    accept_former_name(parser, "--truth-format", "--ground-truth-format")
+    parser.accept_former_name("--truth-format", "--ground-truth-format")
     return parser
 
 
@@ -91,7 +90,7 @@ def parse_times(text: str) -> tuple[float, ...]:
     except ValueError:
         times = (math.nan,)
     if not all(0 < time < 1 for time in times):
-        raise argparse.ArgumentTypeError(f"expected numbers in (0, 1) and commas, got {text!r}")
+        raise ArgumentTypeError(f"expected numbers in (0, 1) and commas, got {text!r}")
     return times
 
 

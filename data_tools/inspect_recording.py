@@ -5,17 +5,31 @@ python data_tools/inspect_recording.py RECORDING --sheet sheet.png
 
 from __future__ import annotations
 
-import argparse
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jsonargparse import Namespace
 
-from flowfuse.cli.console import leave, parse_count, run_command
+from flowfuse.cli.console import CommandParser, leave, parse_count, run_command
+from flowfuse.cli.reading_options import (
+    add_reading_options,
+    keyword_arguments,
+    reading_options,
+)
 from flowfuse.data.calibration import read_calibration
+from flowfuse.data.diagnosis import BETTER, compare_clocks, compare_geometry, guess_unit
 from flowfuse.data.formats.frames import IMAGE_SUFFIXES
-from flowfuse.data.inspection import BIN, EventStatistics, count_events, estimate_offset
+from flowfuse.data.inspection import (
+    BIN,
+    EventStatistics,
+    TimeOffset,
+    count_events,
+    estimate_drift,
+    estimate_offset,
+)
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.io.atomic import check_file_path
@@ -39,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("inspect_recording", lambda: inspect(arguments))
 
 
-def inspect(arguments: argparse.Namespace) -> None:
+def inspect(arguments: Namespace) -> None:
     """Print what the recording is like, and draw it."""
     if arguments.sheet is not None:
         check_picture_name(arguments.sheet)
@@ -49,40 +63,48 @@ def inspect(arguments: argparse.Namespace) -> None:
         frames=arguments.frames,
         times=arguments.frame_times,
         calibration=arguments.calibration,
+        **keyword_arguments(reading_options(arguments)),
     )
     named = arguments.recording or arguments.events or arguments.frames
     print(f"{named}: {recording.width} x {recording.height}")
     statistics = count_events(recording)
     lines = describe_frames(recording) + describe_events(recording, statistics)
     if arguments.calibration is not None:
-        share = read_calibration(arguments.calibration).overlap()
+        share = read_calibration(
+            arguments.calibration, (recording.height, recording.width)
+        ).overlap()
         lines.append(f"field of view: the frames show {100 * share:.1f} % of the events' view")
-    if recording.has_frames and statistics.count and statistics.fault is None:
-        lines += describe_offset(recording, arguments.reach * 1000)
+    if statistics.count and statistics.fault is None:
+        lines += describe_agreement(recording, arguments.reach * 1000)
+        if arguments.estimate_offset:
+            lines += describe_drift(recording, arguments.reach * 1000)
     print("\n".join(lines))
     if arguments.sheet is not None:
         write_image(arguments.sheet, draw_sheet(recording, statistics))
         print(f"contact sheet: {arguments.sheet}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("recording", type=Path, nargs="?", help="directory or file, as flowfuse-infer takes it")
     add("--events", type=Path, help="events, where not in the recording")
     add("--frames", type=Path, help="frames, likewise")
     add("--frame-times", type=Path, help="times of the frames, likewise")
     add("--calibration", type=Path, help="of the rig")
+    add_reading_options(parser)
     add(
         "--reach",
         metavar="MS",
         type=parse_reach,
         default=50,
         help="largest offset to look for, at most 1000",
+    )
+    add(
+        "--estimate-offset",
+        action="store_true",
+        help="estimate the offset of the clocks and its drift, and print the --time-offset to use",
     )
     add("--sheet", metavar="PNG", type=Path, help="draw a contact sheet")
     return parser
@@ -91,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_reach(text: str) -> int:
     """Read milliseconds; the events of every one of them are summed into an image that is held."""
     if (reach := parse_count(text)) > MAX_REACH:
-        raise argparse.ArgumentTypeError(f"expected at most {MAX_REACH} ms, got {reach}")
+        raise ArgumentTypeError(f"expected at most {MAX_REACH} ms, got {reach}")
     return reach
 
 
@@ -165,9 +187,38 @@ def describe_events(recording: Recording, found: EventStatistics) -> list[str]:
     return lines
 
 
-def describe_offset(recording: Recording, reach: int) -> list[str]:
-    """What the comparison of frame differences with polarity sums says about the clocks."""
-    found = estimate_offset(recording, reach)
+def describe_agreement(recording: Recording, reach: int) -> list[str]:
+    """What the comparison of frame differences with polarity sums says, or the events alone."""
+    if not recording.has_frames:
+        told = guess_unit(recording)
+        return [f"likely cause of trouble: {told}"] if told else []
+    told = compare_clocks(recording, reach).describe()
+    if told:
+        return [f"likely cause of trouble: {told}"]
+    geometry, offset = compare_geometry(recording), estimate_offset(recording, reach)
+    if geometry.is_evident and not offset.correlation > abs(geometry.correlation) - BETTER:
+        return [f"likely cause of trouble: {geometry.describe()}"]
+    return describe_offset(offset, reach)
+
+
+def describe_drift(recording: Recording, reach: int) -> list[str]:
+    """The offset of the clocks and its drift, and the option that applies them."""
+    if not recording.has_frames:
+        return ["offset of the clocks: there are no frames"]
+    found = estimate_drift(recording, reach)
+    if not found.stretches:
+        return ["offset of the clocks: cannot be estimated, nothing moves or nothing agrees"]
+    drift = f"a drift of {found.drift * 1e6:.3g} us/s" if found.drift else "no drift is evident"
+    return [
+        f"offset of the clocks: {found.offset / 1000:+.2f} ms at the first frame, {drift} "
+        f"({found.stretches} stretches, {found.spread / 1000:.2f} ms around that, mean correlation "
+        f"{found.correlation:.2f})",
+        f"  apply it with {found.option}",
+    ]
+
+
+def describe_offset(found: TimeOffset, reach: int) -> list[str]:
+    """What an estimated offset says about the clocks."""
     if math.isnan(found.offset) or found.correlation < _WORTH_TELLING:
         return ["time offset: frames and events do not say (nothing moves, or nothing agrees)"]
     if not found.is_evident:
@@ -182,7 +233,7 @@ def describe_offset(recording: Recording, reach: int) -> list[str]:
     return [
         f"time offset: add {found.offset / 1000:+.2f} ms to the frame times "
         f"(correlation {found.correlation:.2f} there, {found.as_given:.2f} as given; "
-        f"{found.pairs} pairs){edge}",
+        f"{found.pairs} pairs){edge}: {found.option}",
         "  (events lag behind the light by half a threshold, a few ms where motion is slow)",
     ]
 

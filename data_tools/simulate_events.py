@@ -8,7 +8,6 @@ images needs timestamps.txt (seconds) or --frame-times or --rate.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
+from jsonargparse import Namespace
 
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import CommandParser, leave, run_command
 from flowfuse.data.formats.base import FrameSource
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.formats.frames import list_images
@@ -28,7 +27,8 @@ from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import SensorConfig, stream_events
 from flowfuse.estimator import select_device
 from flowfuse.io.atomic import atomic_directory, check_new_directory
-from flowfuse.io.images import as_gray
+from flowfuse.io.images import as_8_bits, as_gray
+from flowfuse.io.progress import progress
 
 # The intensity is taken to change linearly from frame to frame, which holds up to about a pixel.
 LARGE_MOTION = 2.0  # px, of the fastest part of the image
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def make_recording(arguments: argparse.Namespace) -> None:
+def make_recording(arguments: Namespace) -> None:
     """Write the recording, and say what is in it."""
     check_new_directory(arguments.output)
     if arguments.seed < 0:
@@ -78,12 +78,9 @@ def make_recording(arguments: argparse.Namespace) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("source", type=Path, help="a video, or a folder of images")
     add("output", type=Path, help="a directory that does not exist or is empty")
@@ -125,7 +122,7 @@ def estimate_motion(frames: FrameSource) -> float:
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     fastest = 0.0
     for index in chosen.tolist():
-        pair = [as_gray(frames.read(i)) for i in (index, index + 1)]
+        pair = [as_8_bits(as_gray(frames.read(i))) for i in (index, index + 1)]
         scale = max(1.0, pair[0].shape[1] / _WIDTH)
         size = [max(16, round(side / scale)) for side in pair[0].shape[::-1]]
         small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in pair]
@@ -134,14 +131,12 @@ def estimate_motion(frames: FrameSource) -> float:
     return fastest
 
 
-def simulate(
-    frames: FrameSource, output: Path, config: SensorConfig, arguments: argparse.Namespace
-) -> int:
+def simulate(frames: FrameSource, output: Path, config: SensorConfig, arguments: Namespace) -> int:
     """Write the recording; one stretch of frames is in memory. Returns the number of events."""
     indices = range(len(frames.times))
 
     def images() -> Iterator[np.ndarray]:
-        for index in tqdm(indices, unit=" frames", disable=None):
+        for index in progress(indices, unit=" frames"):
             yield srgb_to_linear(as_gray(frames.read(index)))
 
     size = frames.read(0).shape[:2]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from flowfuse.events import Events
     from flowfuse.io.flow import read_flow, write_flow
     from flowfuse.result import Result
+    from flowfuse.stream.stream import Stream
+    from flowfuse.tracking import Tracker
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,8 @@ __all__ = [
     "Estimator",
     "Events",
     "Result",
+    "Stream",
+    "Tracker",
     "__version__",
     "load",
     "open_recording",
@@ -41,6 +45,8 @@ _HOMES = {
     "Estimator": "flowfuse.estimator",
     "Events": "flowfuse.events",
     "Result": "flowfuse.result",
+    "Stream": "flowfuse.stream.stream",
+    "Tracker": "flowfuse.tracking",
     "load": "flowfuse.estimator",
     "open_recording": "flowfuse.data.opening",
     "read_flow": "flowfuse.io.flow",

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -24,6 +25,7 @@ import yaml
 from flowfuse.io.atomic import atomic_path
 
 Config = TypeVar("Config")
+_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
 class ConfigError(ValueError):
@@ -180,6 +182,18 @@ def parse_size(text: str) -> tuple[int, int]:
     if min(width, height) < 1:
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}")
     return width, height
+
+
+def parse_duration(text: str) -> int:
+    """Read "10ms", "5000us" or "0.01s" as microseconds."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
+    try:
+        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
+    except ValueError:
+        value = -1.0
+    if not 1 <= value < math.inf:
+        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
+    return round(value)
 
 
 def _read_value(text: str) -> Any:

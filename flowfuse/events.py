@@ -24,7 +24,7 @@ class Events:
         width: columns of the sensor, or None when unknown.
 
     Attributes:
-        x, y: [N] uint16, int32 or float32.
+        x, y: [N] uint16, int32 or float32, both the same.
         t: [N] int64, microseconds.
         p: [N] uint8, 1 for brighter, 0 for darker.
         height, width: as given.
@@ -53,6 +53,8 @@ class Events:
         x, y = _coordinates("x", arrays["x"]), _coordinates("y", arrays["y"])
         if x.dtype.kind == "f" or y.dtype.kind == "f":
             x, y = x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
+        elif x.dtype != y.dtype:
+            x, y = x.astype(np.int32, copy=False), y.astype(np.int32, copy=False)
         self.x, self.y = x, y
         _check_inside("x", x, self.width, "width", self.height, self.width)
         _check_inside("y", y, self.height, "height", self.height, self.width)
@@ -65,6 +67,18 @@ class Events:
         span = f"{self.t[0]} to {self.t[-1]} us" if len(self) else "empty"
         return f"Events({len(self)}, {span}, {sensor}, {self.x.dtype} coordinates)"
 
+    def __getitem__(self, part: slice | np.ndarray) -> Events:
+        """The events of a slice, as views of these, or of a mask [N] bool, as copies.
+
+        Raises:
+            ValueError: anything else, such as indices, which might break the order of time.
+        """
+        is_mask = isinstance(part, np.ndarray) and part.dtype == bool
+        if not is_mask and not (isinstance(part, slice) and (part.step is None or part.step > 0)):
+            raise ValueError(f"Events: expected a forward slice or a mask, got {part!r}")
+        columns = (self.x[part], self.y[part], self.t[part], self.p[part])
+        return Events._trusted(*columns, self.height, self.width)
+
     def slice_time(self, t0: int, t1: int) -> Events:
         """The events of the half-open window [t0, t1), found by binary search.
 
@@ -76,10 +90,7 @@ class Events:
         """
         first = int(np.searchsorted(self.t, t0, side="left"))
         last = max(first, int(np.searchsorted(self.t, t1, side="left")))
-        window = slice(first, last)
-        return Events._trusted(
-            self.x[window], self.y[window], self.t[window], self.p[window], self.height, self.width
-        )
+        return self[first:last]
 
     @classmethod
     def empty(cls, height: int | None = None, width: int | None = None) -> Events:

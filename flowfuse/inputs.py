@@ -41,11 +41,20 @@ class Modality(IntEnum):
     FRAMES = 0
     EVENTS = 1
     HISTORY = 2  # events before t0
+    SECOND_FRAME = 3  # frame 1, beside frame 0
 
     @staticmethod
-    def mask(*, frames: bool, events: bool, history: bool) -> Tensor:
-        """Return the modality mask of one item, [3] float32, 0 or 1."""
-        return torch.tensor([frames, events, history], dtype=torch.float32)
+    def mask(*, frames: bool, events: bool, history: bool, second_frame: bool) -> Tensor:
+        """Return the modality mask of one item, [4] float32, 0 or 1."""
+        return torch.tensor([frames, events, history, second_frame], dtype=torch.float32)
+
+
+class PairKind(IntEnum):
+    """What is matched with what: frame to frame, event slice to event slice, frame to slice."""
+
+    FRAMES = 0
+    EVENTS = 1
+    CROSS = 2
 
 
 class ModelInputs(NamedTuple):
@@ -53,11 +62,12 @@ class ModelInputs(NamedTuple):
 
     Attributes:
         slices: [B, K + 1, bins, H, W] float32, raw polarity sums of the slices E_0 .. E_K.
-        frame0, frame1: [B, 1 | 3, H, W] float32 in [0, 1], gamma-encoded (gray or RGB).
+        frame0, frame1: [B, 1 | 3, H, W] float32 in [0, 1], gamma-encoded (gray or RGB). Nothing is
+            read of those that the mask says are absent.
         event_sum: [B, 1, H, W] float32, polarity sums from frame 0 to frame 1, weighted by the two
             exposures (:func:`sum_events`).
         exposure: [B, 2] float32, exposure durations of both frames over (t1 - t0); 0 = unknown.
-        modality_mask: [B, 3] float32, 0 or 1, see :class:`Modality`.
+        modality_mask: [B, 4] float32, 0 or 1, see :class:`Modality`.
     """
 
     slices: Tensor
@@ -112,8 +122,8 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
     call of voxelize makes all slices and one the event sum. Frames on the device stay there.
 
     Args:
-        frame0, frame1: [H, W] or [H, W, 3] RGB; uint8, or float32 in [0, 1]. Both None: no frames,
-            and the size is that of the events' sensor.
+        frame0, frame1: [H, W] or [H, W, 3] RGB; uint8, uint16, or float32 in [0, 1]. frame1 None:
+            frame 0 alone. Both None: no frames, and the size is that of the events' sensor.
         events: any; those outside :func:`input_interval` are left out.
         t0, t1: time interval in microseconds, the mid-exposure times of the frames.
         spec: slices and bins.
@@ -125,10 +135,12 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
         :class:`ModelInputs` of one item, without a batch axis, on the device.
 
     Raises:
-        ValueError: when a slice would be shorter than one microsecond.
+        ValueError: when a slice would be shorter than one microsecond, or frame 1 comes alone.
     """
-    frames = None if frame0 is None or frame1 is None else (frame0, frame1)
-    height, width = (events.height, events.width) if frames is None else frames[0].shape[:2]
+    frames = [frame for frame in (frame0, frame1) if frame is not None]
+    if frame0 is None and frame1 is not None:
+        raise ValueError("prepare_inputs: frame1 needs frame0, got None")
+    height, width = frames[0].shape[:2] if frames else (events.height, events.width)
     has_events = len(events.slice_time(t0, t1)) > 0
     if history is None:
         history = has_events and int(events.t[0]) < t0
@@ -136,12 +148,14 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
     tensors = EventTensors.upload(used, device)
     size = {"height": height, "width": width}
     slices = slice_events(tensors, t0, t1, slices=spec.slices, bins=spec.bins, **size)
-    if frames is not None:
-        images = [unit_image(frame, device) for frame in frames]
-    else:
-        images = [torch.zeros(1, height, width, device=device)] * 2
+    images = [unit_image(frame, device) for frame in frames]
+    empty = images[0] if images else torch.zeros(1, height, width, device=device)
+    images += [torch.zeros_like(empty)] * (2 - len(images))
     mask = Modality.mask(
-        frames=frames is not None, events=has_events, history=has_events and history
+        frames=len(frames) > 0,
+        events=has_events,
+        history=has_events and history,
+        second_frame=len(frames) > 1,
     )
     return ModelInputs(
         slices=slices,
@@ -167,7 +181,7 @@ def unit_image(frame: np.ndarray | Tensor, device: torch.device | str) -> Tensor
     """Return a frame as the network takes it.
 
     Args:
-        frame: [H, W] or [H, W, 3]; uint8, or float32 in [0, 1].
+        frame: [H, W] or [H, W, 3]; uint8 or uint16 of full range, or float32 in [0, 1].
         device: where to; the bits are the same everywhere.
 
     Returns:
@@ -175,10 +189,11 @@ def unit_image(frame: np.ndarray | Tensor, device: torch.device | str) -> Tensor
     """
     image = to_device(frame, device)
     image = image.reshape(*image.shape[:2], -1).permute(2, 0, 1)
-    if image.dtype != torch.uint8:
+    white = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype)
+    if white is None:
         return image
     # By a tensor on the device: by a number, CUDA multiplies with the reciprocal.
-    return image.float() / torch.full((), 255.0, device=image.device)
+    return image.float() / torch.full((), white, device=image.device)
 
 
 def slice_times(t0: int, t1: int, slices: int) -> list[int]:
@@ -232,7 +247,7 @@ def slice_events(
     limits = slice_times(t0, t1, slices)
     if t1 - t0 < slices:
         raise ValueError(
-            f"slice_events: the window [{t0}, {t1}) us is too short for {slices} slices "
+            f"slice_events: the time interval [{t0}, {t1}) us is too short for {slices} slices "
             "of at least 1 us"
         )
     return _voxelize_intervals(events, limits, limits[1:], bins, height, width)

@@ -28,9 +28,11 @@ class Result:
     tau = (t - t0) / (t1 - t0) in [0, 1]. Arrays are numpy or torch, as the input was.
 
     Attributes:
-        t0, t1: window in microseconds.
+        t0, t1: time interval in microseconds.
         height, width: image size in px.
-        modalities: what the flow was estimated from: "frames", "events", or both.
+        modalities: what the flow was estimated from: "frames", "events", or both; "frame0" and
+            "events" where there was one frame alone. What was given to a network that does not use
+            it is not named.
     """
 
     def __init__(
@@ -114,9 +116,7 @@ class Result:
             Positions at tau, [N, 2] or [T, N, 2] float32, px. A point that is not on the image at
             t0 has no trajectory: NaN.
         """
-        points = self._numbers("track: points", points, "numbers of shape [N, 2]")
-        if points.dim() != 2 or points.shape[1] != 2:
-            raise ValueError(f"track: points must have shape [N, 2], got {list(points.shape)}")
+        points = self._points_of("track", points)
         times = self._times(tau)
         coords = points.T[None, :, None]  # [1, 2, 1, N]
         controls = self._controls_at(coords)  # [n, 2, N]
@@ -142,31 +142,84 @@ class Result:
         Raises:
             ValueError: events of another time or of a sensor of another size.
         """
+        origin, _, on_image = self._trace_events("at_events", events)
+        flow = self._controls_at(origin)[-1].T
+        return self._give(torch.where(on_image[:, None], flow, torch.nan))
+
+    def velocity_at_events(self, events: Events | tuple | Mapping[str, Any]) -> Array:
+        """Velocity, at the time of each event, of the trajectory that passes through it.
+
+        Args:
+            events: as of :meth:`at_events`.
+
+        Returns:
+            [N, 2] float32, (u, v) in px per second; NaN for events that are not on the image.
+
+        Raises:
+            ValueError: as :meth:`at_events`.
+        """
+        origin, tau, on_image = self._trace_events("velocity_at_events", events)
+        controls = self._controls_at(origin).movedim(-1, 0)[..., None, None]  # [N, n, 2, 1, 1]
+        rate = bezier_velocity(controls, tau)[..., 0, 0] / ((self.t1 - self.t0) * 1e-6)
+        return self._give(torch.where(on_image[:, None], rate, torch.nan))
+
+    def origins(self, points: Array, tau: float) -> Array:
+        """Where at t0 that was which is at given places at the time tau.
+
+        Args:
+            points: [N, 2], (x, y) in px at tau.
+            tau: in [0, 1].
+
+        Returns:
+            [N, 2] float32, px; found as :meth:`at_events` finds the origins of events. NaN for
+            places that are not on the image.
+        """
+        points = self._points_of("origins", points)
+        time = self._times(tau)
+        if time.dim():
+            raise ValueError(f"origins: tau must be one number, got shape {list(time.shape)}")
+        place = points.T[None, :, None]
+        origin = self._trace(place, self._weights(time.expand(len(points))))
+        on_image = inside(place, self.height, self.width)[0, 0, 0]
+        return self._give(torch.where(on_image[:, None], origin[0, :, 0].T, torch.nan))
+
+    def _trace_events(self, caller: str, events: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the trajectories through events begin, [1, 2, 1, N]; tau [N]; whether the events
+        are on the image, [N]."""
         found = as_events(events)
         if found is None:
-            raise ValueError("at_events: events must be Events or arrays, got None")
-        if len(events) and (found.t[0] < self.t0 or found.t[-1] > self.t1):
+            raise ValueError(f"{caller}: events must be Events or arrays, got None")
+        if len(found) and (found.t[0] < self.t0 or found.t[-1] > self.t1):
             raise ValueError(
-                f"at_events: events must lie in [{self.t0}, {self.t1}] us, got {found.t[0]} to "
+                f"{caller}: events must lie in [{self.t0}, {self.t1}] us, got {found.t[0]} to "
                 f"{found.t[-1]} us; take events.slice_time(t0, t1)"
             )
         if found.height is not None and (found.height, found.width) != (self.height, self.width):
             raise ValueError(
-                f"at_events: events must be of {self.width} x {self.height} px as the flow, got "
+                f"{caller}: events must be of {self.width} x {self.height} px as the flow, got "
                 f"those of a sensor of {found.width} x {found.height} px"
             )
         device = self._points.device
-        tau = (found.t - self.t0) / (self.t1 - self.t0)
-        weights = self._weights(torch.from_numpy(tau).float().to(device))  # [N, n]
+        tau = torch.from_numpy((found.t - self.t0) / (self.t1 - self.t0)).float().to(device)
         positions = np.stack((found.x, found.y)).astype(np.float32)
         place = torch.from_numpy(positions)[None, :, None].to(device)  # [1, 2, 1, N]
+        on_image = inside(place, self.height, self.width)[0, 0, 0]
+        return self._trace(place, self._weights(tau)), tau, on_image
+
+    def _trace(self, place: Tensor, weights: Tensor) -> Tensor:
+        """Trace places [1, 2, 1, N] px at times of weights [N, n] back to t0, by fixed-point
+        steps."""
         origin = place
         for _ in range(TRACE_STEPS):
             moved = torch.einsum("pn,ncp->cp", weights, self._controls_at(origin))
             origin = place - moved[None, :, None]
-        on_image = inside(place, self.height, self.width)[0, 0, 0]
-        flow = self._controls_at(origin)[-1].T
-        return self._give(torch.where(on_image[:, None], flow, torch.nan))
+        return origin
+
+    def _points_of(self, caller: str, points: Any) -> Tensor:
+        points = self._numbers(f"{caller}: points", points, "numbers of shape [N, 2]")
+        if points.dim() != 2 or points.shape[1] != 2:
+            raise ValueError(f"{caller}: points must have shape [N, 2], got {list(points.shape)}")
+        return points
 
     def _controls_at(self, coords: Tensor) -> Tensor:
         """Control points at [1, 2, 1, N] px: [n, 2, N]."""

@@ -1,4 +1,4 @@
-"""Which windows of a recording to estimate, and the estimate of one; nothing else is in memory."""
+"""Which time intervals of a recording to estimate, and the estimate of one, alone in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowfuse.result import Result
 GAP_RATIO = 1.5
 # Wrong units make events and frames differ at least a thousandfold in duration.
 UNIT_RATIO = 300
-MAX_WINDOWS = 1_000_000  # the names of flow files count with six digits
+MAX_INTERVALS = 1_000_000  # the names of flow files count with six digits
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Interval:
     """One flow field to estimate.
 
     Attributes:
-        index: number of the output file: the first frame's index, or the window's with ``--every``.
+        index: number of the output file: that of the first frame, or with ``--every`` its own.
         t0, t1: microseconds.
         frames: indices of the two frames; None for events alone.
     """
@@ -52,7 +52,7 @@ def plan_frame_pairs(
     start: int | None = None,
     end: int | None = None,
 ) -> list[Interval]:
-    """List the windows between frames: successive ones, or as the data set wants them.
+    """List the intervals between frames: successive ones, or as the data set wants them.
 
     Args:
         recording: with at least two frames.
@@ -69,31 +69,80 @@ def plan_frame_pairs(
             f"the recording has {len(times)} frame(s), and a pair needs two; "
             "use --every 10ms for flow from the events alone"
         )
-    windows = [
+    intervals = [
         Interval(i, times[i], times[j], (i, j))
         for i, j in wanted[slice(*(pairs or (None, None)))]
         if (start is None or start <= times[i]) and (end is None or times[j] <= end)
     ]
-    if not windows:
+    if not intervals:
         raise ValueError(
             f"no frame pair in the range asked for: the recording has {len(wanted)} pairs, "
             f"from {times[0] * 1e-6:.6f} to {times[-1] * 1e-6:.6f} s"
         )
-    return windows
+    return intervals
+
+
+def has_intervals(recording: Recording) -> bool:
+    """Whether a recording has no frames, but time intervals with ground truth."""
+    return not recording.has_frames and len(_intervals(recording)) > 0
+
+
+def plan_intervals(
+    recording: Recording,
+    wanted: tuple[int | None, int | None] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> list[Interval]:
+    """List the time intervals with ground truth of a recording without frames.
+
+    Args:
+        recording: one that :func:`has_intervals`.
+        wanted: first interval and the one after the last; None = open.
+        start, end: microseconds; an interval lies in [start, end].
+
+    Raises:
+        ValueError: when there is none.
+    """
+    every = _intervals(recording)
+    intervals = [
+        Interval(index, t0, t1, None)
+        for index, (t0, t1) in list(enumerate(every))[slice(*(wanted or (None, None)))]
+        if (start is None or start <= t0) and (end is None or t1 <= end)
+    ]
+    if not intervals:
+        raise ValueError(
+            f"no interval with ground truth in the range asked for: the recording has "
+            f"{len(every)}, from {_seconds(every[0][0], every[-1][1], 'to')}"
+        )
+    return intervals
+
+
+def is_measured(recording: Recording, interval: Interval) -> bool:
+    """Whether ``recording.ground_truth_at(interval.index, tau)`` is that of a interval."""
+    if interval.frames is not None:
+        return True
+    known = _intervals(recording)
+    return interval.index < len(known) and known[interval.index] == (interval.t0, interval.t1)
+
+
+def _intervals(recording: Recording) -> list[tuple[int, int]]:
+    # Not of the interface: recordings of other packages need not have any.
+    found = getattr(recording, "ground_truth_intervals", ())
+    return [(int(t0), int(t1)) for t0, t1 in found]
 
 
 def plan_fixed_rate(
     recording: Recording, every: int, start: int | None = None, end: int | None = None
 ) -> list[Interval]:
-    """List the successive windows of ``every`` microseconds, for flow from the events alone.
+    """List the successive intervals of ``every`` microseconds, for flow from the events alone.
 
     Args:
         recording: its events.
-        every: length of a window, us.
+        every: length of an interval, us.
         start, end: microseconds; from the first to the last event by default.
 
     Raises:
-        ValueError: when there are no events, no whole window fits, or more than MAX_WINDOWS do.
+        ValueError: when there are no events, no whole interval fits, or more than MAX_INTERVALS do.
     """
     if recording.event_range is None:
         raise ValueError(
@@ -104,8 +153,9 @@ def plan_fixed_rate(
     start = first if start is None else start
     end = last + 1 if end is None else end
     count = (end - start) // every
-    if not 1 <= count <= MAX_WINDOWS:
-        found = "no window" if count < 1 else f"at most {MAX_WINDOWS} expected, {count} windows"
+    if not 1 <= count <= MAX_INTERVALS:
+        many = f"at most {MAX_INTERVALS} expected, {count} time intervals"
+        found = "no time interval" if count < 1 else many
         raise ValueError(
             f"{found} of {every} us {'fits' if count < 1 else 'fit'} between "
             f"{_seconds(start, end)} (the events go from {_seconds(first, last, 'to')})"
@@ -114,17 +164,20 @@ def plan_fixed_rate(
 
 
 def find_earlier(
-    recording: Recording, windows: Sequence[Interval], written: Sequence[int]
+    recording: Recording, intervals: Sequence[Interval], written: Sequence[int]
 ) -> list[Interval]:
-    """List the windows that earlier runs with the same settings wrote, beside those planned now.
+    """List the intervals that earlier runs with the same settings wrote, beside those planned now.
 
     Args:
-        recording: of the windows.
-        windows: planned now by :func:`plan_frame_pairs` or :func:`plan_fixed_rate`.
+        recording: of the intervals.
+        intervals: planned now by :func:`plan_frame_pairs` or :func:`plan_fixed_rate`.
         written: indices of the flow files.
     """
-    planned, first = {window.index for window in windows}, windows[0]
+    planned, first = {interval.index for interval in intervals}, intervals[0]
     earlier = [index for index in written if index not in planned]
+    if first.frames is None and is_measured(recording, first):
+        known = _intervals(recording)
+        return [Interval(i, *known[i], None) for i in earlier if i < len(known)]
     if first.frames is None:
         every = first.t1 - first.t0
         starts = [first.t0 + (index - first.index) * every for index in earlier]
@@ -179,54 +232,55 @@ def estimate_interval(
     estimator: Estimator,
     recording: Recording,
     reader: FrameReader,
-    window: Interval,
+    interval: Interval,
     iterations: int | None,
     flow_init: np.ndarray | None = None,
 ) -> tuple[Result | None, float]:
-    """Read what one window needs and estimate its flow.
+    """Read what one interval needs and estimate its flow.
 
     Args:
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
 
     Returns:
-        The result, None where there is neither a frame pair nor an event; seconds spent in the
-        estimator, without reading.
+        The result, None where the network has nothing to go by: no event in the interval, and
+        neither frames nor a use for them; seconds spent in the estimator, without reading.
 
     Raises:
-        ValueError: naming the window, or the file at fault.
+        ValueError: naming the interval, or the file at fault.
     """
-    exposures = reader.exposures(window)
-    start, end = input_interval(window.t0, window.t1, estimator.model.config.slices, *exposures)
+    exposures = reader.exposures(interval)
+    start, end = input_interval(interval.t0, interval.t1, estimator.model.config.slices, *exposures)
     events = recording.events(max(start, 0), end)
-    if window.frames is None and not len(events.slice_time(window.t0, window.t1)):
+    uses_frames = interval.frames is not None and estimator.model.config.frames
+    if not uses_frames and not len(events.slice_time(interval.t0, interval.t1)):
         return None, 0.0
-    frame0, frame1 = reader.frames(window)
+    frame0, frame1 = reader.frames(interval)
     begin = time.perf_counter()
     try:
         result = estimator(
             frame0,
             frame1,
             events,
-            t0=window.t0,
-            t1=window.t1,
+            t0=interval.t0,
+            t1=interval.t1,
             exposure0=exposures[0],
             exposure1=exposures[1],
             iterations=iterations,
             flow_init=flow_init,
         )
     except ValueError as error:
-        raise ValueError(f"{_name(recording, window)}: {error}") from error
+        raise ValueError(f"{_name(recording, interval)}: {error}") from error
     if estimator.device.type == "cuda":
         torch.cuda.synchronize(estimator.device)
     return result, time.perf_counter() - begin
 
 
-def _name(recording: Recording, window: Interval) -> str:
-    """What an error message calls a window."""
-    kind = f"window {window.index}"
-    if window.frames is not None:
-        kind = f"frames {window.frames[0]} and {window.frames[1]}"
-    times = _seconds(window.t0, window.t1, "to")
+def _name(recording: Recording, interval: Interval) -> str:
+    """What an error message calls an interval."""
+    kind = f"time interval {interval.index}"
+    if interval.frames is not None:
+        kind = f"frames {interval.frames[0]} and {interval.frames[1]}"
+    times = _seconds(interval.t0, interval.t1, "to")
     return f"{recording.path or 'the recording'}, {kind} ({times})"
 
 
@@ -237,27 +291,28 @@ class FrameReader:
         self.recording = recording
         self._kept: dict[int, np.ndarray] = {}
 
-    def frames(self, window: Interval) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return the two frames of a window, or two None."""
-        if window.frames is None:
+    def frames(self, interval: Interval) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the two frames of an interval, or two None."""
+        if interval.frames is None:
             return None, None
         self._kept = {
-            i: self._kept[i] if i in self._kept else self.recording.frame(i) for i in window.frames
+            i: self._kept[i] if i in self._kept else self.recording.frame(i)
+            for i in interval.frames
         }
-        first, last = window.frames
+        first, last = interval.frames
         return self._kept[first], self._kept[last]
 
-    def exposures(self, window: Interval) -> tuple[int | None, int | None]:
-        """Return the exposure durations of a window's frames in microseconds, None if unknown."""
-        intervals = self.recording.exposures
-        if window.frames is None or intervals is None:
+    def exposures(self, interval: Interval) -> tuple[int | None, int | None]:
+        """Return the exposure durations of both frames in microseconds, None if unknown."""
+        exposures = self.recording.exposures
+        if interval.frames is None or exposures is None:
             return None, None
-        first, last = (int(intervals[i][1] - intervals[i][0]) for i in window.frames)
+        first, last = (int(exposures[i][1] - exposures[i][0]) for i in interval.frames)
         return first, last
 
 
-def count_gaps(windows: list[Interval]) -> int:
+def count_gaps(intervals: list[Interval]) -> int:
     """Count the pairs much longer than the median one."""
-    durations = [window.t1 - window.t0 for window in windows]
+    durations = [interval.t1 - interval.t0 for interval in intervals]
     limit = GAP_RATIO * statistics.median(durations)
     return sum(duration > limit for duration in durations)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
+import av
 import cv2
 import numpy as np
 
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path
-from flowfuse.io.opencv import opencv_name
+from flowfuse.io.images import as_8_bits
 
 BRIGHTER = (220, 30, 40)  # events of positive polarity: red
 DARKER = (20, 90, 235)  # events of negative polarity: blue
 EVENT_BOUNDARY = (0, 200, 255)  # B_e: cyan
 MOTION_BOUNDARY = (255, 60, 0)  # B_m: orange red
+EVENT_COLOURS = "red: brighter, blue: darker"
+_VIDEO_CLOCK = 90_000  # ticks per second, as MPEG has them
 _INK = (25, 25, 25)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -93,14 +99,16 @@ def largest_magnitude(flow: np.ndarray, valid: np.ndarray | None = None) -> floa
 
 
 def legend(max_magnitude: float, size: int = 120) -> np.ndarray:
-    """The colour wheel of :func:`colour_flow`, with the magnitude of its rim written below.
+    """The colour wheel of :func:`colour_flow`: the colour at a place is that of motion towards it.
+
+    Below stands the magnitude at the rim; larger ones have the colours of the rim, too.
 
     Args:
         max_magnitude: px at the rim.
         size: px, width of the picture.
 
     Returns:
-        uint8 RGB [size + a line of text, size, 3] on white.
+        uint8 RGB [size + two lines of text, size, 3] on white.
     """
     scale = 4  # drawn larger and reduced, for a smooth rim
     axis = (np.arange(size * scale) + 0.5) / (size * scale) * 2 - 1
@@ -108,10 +116,12 @@ def legend(max_magnitude: float, size: int = 120) -> np.ndarray:
     disc = colour_flow(np.stack((u, v)), max_magnitude=1.0)
     disc[np.hypot(u, v) > 1] = 255
     disc = cv2.resize(disc, (size, size), interpolation=cv2.INTER_AREA)
-    text = f"{max_magnitude:.3g} px"
-    height = max(14, size // 7)
-    below = np.full((round(height * 1.5), size, 3), 255, np.uint8)
-    _put_text(below, text, (size // 2, round(height * 1.15)), height, _INK, centred=True)
+    lines = f"rim: {max_magnitude:.3g} px", "or more"
+    height = _text_height(size, lines)
+    below = np.full((round(height * 2.9), size, 3), 255, np.uint8)
+    for number, text in enumerate(lines):
+        place = (size // 2, round(height * (1.15 + 1.3 * number)))
+        _put_text(below, text, place, height, _INK, centred=True)
     return np.concatenate((disc, below))
 
 
@@ -130,9 +140,9 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     """An image as uint8 RGB [H, W, 3].
 
     Args:
-        image: [H, W], [H, W, 1] or [H, W, 3]; uint8, or floating in [0, 1].
+        image: [H, W], [H, W, 1] or [H, W, 3]; uint8, uint16, or floating in [0, 1].
     """
-    image = np.asarray(image)
+    image = as_8_bits(np.asarray(image))
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
         raise ValueError(
             f"an image must have shape [H, W], [H, W, 1] or [H, W, 3], got {list(image.shape)}"
@@ -226,12 +236,23 @@ def upscale(image: np.ndarray, width: int = 480) -> np.ndarray:
     return image if factor <= 1 else image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def add_title(image: np.ndarray, title: str) -> np.ndarray:
-    """Write a title above a picture, dark on white, in a size that its width allows."""
-    height = _text_height(image.shape[1], [title])
+def add_title(image: np.ndarray, title: str, height: int | None = None) -> np.ndarray:
+    """Write a title above a picture, dark on white.
+
+    Args:
+        image: as in :func:`as_rgb`.
+        title: the text.
+        height: of the text, px; None = as the width of the picture allows.
+    """
+    height = title_height(image.shape[1], title) if height is None else height
     strip = np.full((round(height * 1.7), image.shape[1], 3), 255, np.uint8)
     _put_text(strip, title, (height // 2, round(height * 1.25)), height, _INK)
     return np.concatenate((strip, as_rgb(image)))
+
+
+def title_height(width: int, title: str) -> int:
+    """The height of a title (px) that fits above a picture of this width (px)."""
+    return _text_height(width, [title])
 
 
 def contact_sheet(
@@ -282,72 +303,71 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def write_video(path: str | os.PathLike, images: Iterable[np.ndarray], fps: float) -> str:
-    """Write pictures of one size as an .mp4, atomically.
+def write_video(
+    path: str | os.PathLike, images: Iterable[np.ndarray], times: Sequence[float]
+) -> None:
+    """Write pictures of one size as an .mp4 of H.264, which browsers and players show, atomically.
 
     Args:
         path: ends in .mp4.
         images: as in :func:`as_rgb`; only one is held at a time.
-        fps: frames per second.
-
-    Returns:
-        The codec: "vp09" (VP9, plays in browsers) where OpenCV can write it, else "mp4v" (MPEG-4
-        part 2, which many browsers do not play).
+        times: seconds of the video, increasing, at which each picture begins; the last one lasts as
+            long as the one before it.
 
     Raises:
-        ValueError: without images, when their sizes differ, or when the path is not UTF-8.
-        OSError: when OpenCV can write neither, or not all pictures (a full disk).
+        ValueError: without images, when their sizes differ, or when the times are not increasing,
+            or not as many.
+        OSError: when it cannot be encoded, or not written (a full disk).
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"{path}: videos are written as .mp4")
-    opencv_name(path)  # that of the temporary file beside it would tell the user nothing
-    remaining = iter(images)
-    image = next(remaining, None)
-    if image is None:
-        raise ValueError(f"{path}: no images for the video")
-    size = as_rgb(image).shape[1::-1]
-    with atomic_path(path) as temporary:
-        writer, codec = _open_video(path, temporary, fps, size)
-        written = 0
+    ticks = [round((time - times[0]) * _VIDEO_CLOCK) for time in times]
+    if any(later <= earlier for earlier, later in pairwise(ticks)):
+        raise ValueError(f"{path}: the times of a video must increase by 1/{_VIDEO_CLOCK} s")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
-            while image is not None:
-                picture = as_rgb(image)
-                if picture.shape[1::-1] != size:
-                    raise ValueError(
-                        f"{path}: pictures of {size[0]} x {size[1]} and of "
-                        f"{picture.shape[1]} x {picture.shape[0]} px in one video"
-                    )
-                # Most players need even sides; a border of white completes them.
-                odd = ((0, size[1] % 2), (0, size[0] % 2), (0, 0))
-                writer.write(np.pad(picture, odd, constant_values=255)[:, :, ::-1].copy())
-                written += 1
-                image = next(remaining, None)
-        finally:
-            writer.release()
-        # OpenCV says nothing when a picture could not be written, for example on a full disk.
-        reader = cv2.VideoCapture(opencv_name(temporary))
-        found = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
-        reader.release()
-        if found != written:
-            raise OSError(f"{path}: only {found} of {written} pictures could be written")
-    return codec
+            _encode(path, file, images, ticks)
+        except av.FFmpegError as error:
+            raise OSError(
+                f"{path}: the video cannot be encoded as H.264 ({error}); the wheels of PyAV (av) "
+                "on PyPI can"
+            ) from error
 
 
-def _open_video(
-    path: Path, temporary: Path, fps: float, size: tuple[int, int]
-) -> tuple[cv2.VideoWriter, str]:
-    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
-    for codec in ("vp09", "mp4v"):
-        fourcc = cv2.VideoWriter.fourcc(*codec)
-        writer = cv2.VideoWriter(opencv_name(temporary), fourcc, fps, even)
-        if writer.isOpened():
-            return writer, codec
-    raise OSError(
-        f"{path}: this OpenCV writes neither VP9 nor MPEG-4 video of {even[0]} x {even[1]} px; "
-        "install opencv-python-headless from PyPI, whose wheels do, or check that the disk is "
-        "writable"
-    )
+def _encode(path: Path, file: IO[bytes], images: Iterable[np.ndarray], ticks: list[int]) -> None:
+    """Write pictures into an open file; the place in time of each is in 1/_VIDEO_CLOCK s."""
+    size: tuple[int, int] | None = None
+    count = 0
+    with av.open(file, "w", format="mp4") as container:
+        last = ticks[-1] - ticks[-2] if len(ticks) > 1 else _VIDEO_CLOCK
+        # The rate is what the last picture lasts; the others have their times.
+        rate, options = Fraction(_VIDEO_CLOCK, last), {"crf": "18", "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, _VIDEO_CLOCK)
+        for count, image in enumerate(images, 1):
+            if count > len(ticks):
+                raise ValueError(f"{path}: {len(ticks)} times for more pictures")
+            picture = as_rgb(image)
+            size = size or picture.shape[1::-1]
+            if picture.shape[1::-1] != size:
+                raise ValueError(
+                    f"{path}: pictures of {size[0]} x {size[1]} and of "
+                    f"{picture.shape[1]} x {picture.shape[0]} px in one video"
+                )
+            # The codec needs even sides; a border of white completes them.
+            odd = ((0, size[1] % 2), (0, size[0] % 2), (0, 0))
+            picture = np.pad(picture, odd, constant_values=255)
+            if count == 1:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = ticks[count - 1], stream.time_base
+            container.mux(stream.encode(frame))
+        if not count or count != len(ticks):
+            found = f"{count} pictures for {len(ticks)} times" if count else "no images"
+            raise ValueError(f"{path}: {found} for the video")
+        container.mux(stream.encode())
 
 
 def _heat(values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from dsec_cases import FIRST, OFFSET, write
 
 from flowfuse.cli.infer_options import build_parser, parse_config
 from flowfuse.data.calibration import read_calibration
+from flowfuse.data.registry import FORMATS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
@@ -52,6 +53,40 @@ def headings_of(path: Path) -> set[str]:
         for line in path.read_text(encoding="utf-8").splitlines()
         if line.startswith("#")
     }
+
+
+TESTS = {  # of each row of the table of formats
+    "HDF5": "hdf5_events",
+    "HDF5 table": "table",
+    "M3ED": "table",
+    "Prophesee HDF5": "prophesee_hdf5",
+    "npz": "npz_events",
+    "npz table": "table",
+    "text": "text",
+    "zipped text": "zipped_text",
+    "Prophesee RAW": "prophesee_raw",
+    "Prophesee DAT": "prophesee_dat",
+    "AEDAT 4": "aedat4",
+    "AEDAT 2": "aedat2",
+    "AEDAT 3": "aedat3",
+    "ROS bag": "ros_bag",
+    "EVIMO2": "table",
+    "video": "frames",
+    "images": "frames",
+}
+
+
+def test_the_table_has_every_format_and_a_test_is_behind_each_row():
+    part = TEXT.partition("### Formats\n")[2].partition("\n###")[0]
+    lines = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
+    rows = {name.strip(): files for name, files, _ in lines[2:]}
+    own = {item.name: item for item in FORMATS if type(item).__module__.startswith("flowfuse.")}
+    assert set(rows) == set(own) == set(TESTS)
+    for name, files in rows.items():
+        suffixes = tuple(re.findall(r"`(\.\w+)`", files))
+        assert suffixes == own[name].suffixes or (name, suffixes) == ("images", (".txt",)), name
+        test = REPOSITORY / "tests" / "data" / "formats" / f"test_{TESTS[name]}.py"
+        assert "def test_" in test.read_text(encoding="utf-8"), name
 
 
 def test_the_links_lead_somewhere():

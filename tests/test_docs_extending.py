@@ -18,6 +18,10 @@ from flowfuse.data.opening import DATASETS
 from flowfuse.data.recording import Recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.registry import FORMATS, event_suffixes
+from flowfuse.inputs import InputSpec
+from flowfuse.training.data_spec import find_labelled, parse_data
+from flowfuse.training.pools import make_held_out, make_pool
+from flowfuse.training.settings import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -99,7 +103,7 @@ def test_the_camera_format_is_read(install, events, tmp_path):
     assert event_suffixes()[-1] == ".acme"
     path = write_acme(tmp_path / "a.acme", events, images())
     check(open_recording(path), events)
-    check(open_recording(path.rename(tmp_path / "a.dat")), events)  # by content
+    check(open_recording(path.rename(tmp_path / "a.bin")), events)  # by content
     (tmp_path / "r").mkdir()
     write_acme(tmp_path / "r" / "events.acme", events, images())
     check(open_recording(tmp_path / "r"), events)
@@ -133,6 +137,15 @@ def test_the_data_set_is_read(install, events, tmp_path):
     check(recording, events)
     np.testing.assert_array_equal(recording.ground_truth(1)[0], flow)
     assert recording.ground_truth(0) is None and recording.ground_truth_step == 1
+    assert parse_data("street:x") == ("street", "x")
+    samples = find_labelled("street").training_samples(root.parent, "train", InputSpec(2, 2))
+    assert len(samples) == 1 and samples.size == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(samples[0].flow[0], flow)
+    config = TrainConfig(data=f"street:{root.parent}")
+    with pytest.raises(ValueError, match=r"not be larger than the frames of street:.* \(6, 8\)"):
+        make_pool(config)
+    with pytest.raises(FileNotFoundError, match=r"no sequence of STREET with .* for validation"):
+        make_held_out(config, samples)
     with pytest.raises(ValueError, match=r"holds sequences of STREET; name one, such as .*day"):
         open_recording(root.parent)
     with pytest.raises(ValueError, match=r"no calibration file is taken here: STREET is rectified"):
@@ -172,6 +185,9 @@ class Asks(DataSet):
 
 class Unnamed(Asks):
     name = None
+
+class Placeless(Asks):
+    training_data = "asks"
 """
 
 
@@ -187,12 +203,13 @@ class Unnamed(Asks):
         ("formats", "faulty:nothing", "ValueError: holds must have 'events', 'frames' or both"),
         ("datasets", "faulty:asks", "OSError: no network"),
         ("datasets", "faulty:unnamed", "TypeError: name must be a string"),
+        ("datasets", "faulty:placeless", "ValueError: training_data must be a name, a colon and"),
     ],
 )
 def test_a_faulty_entry_point_is_named_once(install, events, tmp_path, group, value, message):
     instances = "\n".join(
         f"{name.lower()} = {name}()"
-        for name in ("Raises", "Shape", "Shouts", "Nothing", "Asks", "Unnamed")
+        for name in ("Raises", "Shape", "Shouts", "Nothing", "Asks", "Unnamed", "Placeless")
     )
     install({"faulty.py": FAULTY + instances}, f"[flowfuse.{group}]\nbad = {value}\n")
     np.savez(tmp_path / "a.npz", x=events.x, y=events.y, t=events.t, p=events.p)

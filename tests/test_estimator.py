@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 import flowfuse
 from flowfuse.estimator import Estimator, load
 from flowfuse.events import Events
-from flowfuse.model import FlowFuse, ModelConfig
+from flowfuse.inputs import ModelInputs
+from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.result import Result
 
@@ -165,8 +167,8 @@ def test_absent_modalities(estimator, frames, events):
     assert frames_only.modalities == ("frames",) and events_only.modalities == ("events",)
     flows = [fused.flow, frames_only.flow, events_only.flow]
     assert all(np.abs(a - b).max() > 1e-3 for a, b in ((flows[0], flows[1]), (flows[0], flows[2])))
-    # one frame holds no motion: the same as none
-    assert np.array_equal(estimator(frames[0], None, events, t0=T0, t1=T1).flow, flows[2])
+    # the second frame alone is not used
+    assert np.array_equal(estimator(None, frames[1], events, t0=T0, t1=T1).flow, flows[2])
     # events outside the window only: the same as none
     silent = estimator(*frames, make_events(0, T0 // 2), t0=T0, t1=T1)
     assert silent.modalities == ("frames",) and np.array_equal(silent.flow, flows[1])
@@ -206,11 +208,28 @@ def test_a_long_first_exposure_reaches_back_beyond_the_first_slice(estimator, fr
 
 
 def test_without_frames_there_are_no_exposures(estimator, frames, events):
-    reference = estimator(None, None, events, t0=T0, t1=T1).flow
     exposures = {"exposure0": 20_000, "exposure1": 10_000}
     for frame0 in (None, frames[0]):
+        reference = estimator(frame0, None, events, t0=T0, t1=T1).flow
         result = estimator(frame0, None, events, t0=T0, t1=T1, **exposures)
         assert np.array_equal(result.flow, reference)
+
+
+def test_frame_0_alone_is_used_where_the_network_can(frames, events):
+    by_evidence, guided = (
+        Estimator(FlowFuse(replace(CONFIGS["nano"], fusion=fusion)))
+        for fusion in ("evidence", "guided")
+    )
+    one = by_evidence(frames[0], None, events, t0=T0, t1=T1)
+    assert one.modalities == ("frame0", "events")
+    none = by_evidence(None, None, events, t0=T0, t1=T1)
+    both = by_evidence(*frames, events, t0=T0, t1=T1)
+    assert np.abs(one.flow - none.flow).max() > 1e-6 and np.abs(one.flow - both.flow).max() > 1e-6
+    alone = guided(frames[0], None, events, t0=T0, t1=T1)
+    assert alone.modalities == ("events",)
+    assert np.array_equal(alone.flow, guided(None, None, events, t0=T0, t1=T1).flow)
+    with pytest.raises(ValueError, match="both frames, or events"):
+        by_evidence(frames[0], None, None, t0=T0, t1=T1)
 
 
 def test_an_exposure_that_cannot_be_is_named(estimator, frames, events):
@@ -258,11 +277,11 @@ OUTSIDE = ([WIDTH], [0], [T0 + 5], [1])
         (FLAT, FLAT, None, dict(GOOD, iterations="a"), "iterations must be an integer, got 'a'"),
         (FLAT, FLAT, None, dict(t0=0, t1=2**70), r"t1 must be within \+-2305843009213693952 us"),
         (FLAT, FLAT.astype(">f4"), None, GOOD, "frame1 must be .*; got dtype >f4"),
-        (FLAT.astype(np.uint16), FLAT, None, GOOD, "frame0 must be .*; got dtype uint16"),
+        (FLAT.astype(np.uint32), FLAT, None, GOOD, "frame0 must be .*; got dtype uint32"),
         (FLAT[:9], FLAT[:9], None, GOOD, "frame0 must be at least 16 x 16 px, got 50 x 9"),
         (FLAT[None], FLAT, None, GOOD, r"frame0 must have shape \[H, W\] or \[H, W, 3\]"),
         (FLAT.tolist(), FLAT, None, GOOD, "frame0 must be a numpy array or a tensor, got list"),
-        (FLAT.astype(np.int32), FLAT, None, GOOD, "must be uint8, or float16"),
+        (FLAT.astype(np.int32), FLAT, None, GOOD, "must be uint8, uint16, or float16"),
         (FLAT + 200.0, FLAT, None, GOOD, r"must lie in \[0, 1\], got 200 to 200; divide by 255"),
         (FLAT - 0.5, FLAT, None, GOOD, r"must lie in \[0, 1\]"),
         (FLAT * np.nan, FLAT, None, GOOD, "frame0 must be finite"),
@@ -283,6 +302,51 @@ OUTSIDE = ([WIDTH], [0], [T0 + 5], [1])
 def test_wrong_inputs_are_named(estimator, frame0, frame1, events, times, message):
     with pytest.raises(ValueError, match=message):
         estimator(frame0, frame1, events, **times)
+
+
+def wanted_events(count=4000, factor=1.0, start=T0, end=T1):
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(start, end, count)) * factor
+    x, y = rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count)
+    return Events(x, y, t.astype(np.int64), rng.integers(0, 2, count), height=HEIGHT, width=WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [
+        (1000, "4000 would, were their times in nanoseconds: all times are microseconds"),
+        (0.001, "would, were their times in milliseconds"),
+        (100, "is it one clock"),
+    ],
+)
+def test_events_at_other_times_are_warned_of(estimator, factor, told):
+    with pytest.warns(UserWarning, match=f"lie in .*{told}"):
+        estimator(FLAT, FLAT, wanted_events(factor=factor), **GOOD)
+
+
+def test_next_to_none_of_the_events_in_the_interval(estimator):
+    few = wanted_events(4000, 1, T0 + 10 * (T1 - T0), T0 + 20 * (T1 - T0))
+    with pytest.warns(UserWarning, match="0 of the 4000 events given lie in"):
+        estimator(FLAT, FLAT, few, **GOOD)
+
+
+@pytest.mark.filterwarnings("error")
+def test_events_of_the_interval_are_not_warned_of(estimator):
+    for start in (T0, T0 - 5 * (T1 - T0)):
+        estimator(FLAT, FLAT, wanted_events(start=max(0, start)), **GOOD)
+    estimator(FLAT, FLAT, wanted_events(0), **GOOD)
+
+
+def test_frames_of_16_bits_and_mixed_coordinates(estimator):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8) for _ in range(2)]
+    deep = [frame.astype(np.uint16) * 257 for frame in frames]
+    events = wanted_events()
+    mixed = (events.x.astype(np.uint16), events.y.astype(np.int64), events.t, events.p)
+    expected = estimator(*frames, events, **GOOD).flow
+    np.testing.assert_allclose(estimator(*deep, mixed, **GOOD).flow, expected, atol=1e-4)
+    with pytest.warns(UserWarning, match="frame0: values up to .* multiply by 65535 / 4095"):
+        estimator(*(frame // 17 for frame in deep), events, **GOOD)
 
 
 def test_wrong_questions_are_named():
@@ -382,3 +446,111 @@ def test_frames_are_not_copied_to_the_host(monkeypatch, dtype):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     result = estimator(frame, frame, None, t0=0, t1=1000)
     assert isinstance(result.flow, torch.Tensor)
+
+
+def test_modalities_are_those_that_the_network_used(frames, events):
+    times = {"t0": T0, "t1": T1}
+    assert Estimator(make_model())(*frames, events, **times).modalities == ("frames", "events")
+    for given, used in (({"frames": False}, "events"), ({"events": False}, "frames")):
+        result = Estimator(make_model(**given))(*frames, events, **times)
+        assert result.modalities == (used,)
+
+
+def test_prepare_and_run_are_a_call(estimator, frames, events):
+    """The same bits, from an item, from a batch of one, and through a DataLoader."""
+    called = estimator(*frames, events, t0=T0, t1=T1, exposure0=4_000, iterations=1)
+    item = estimator.prepare(*frames, events, t0=T0, t1=T1, exposure0=4_000)
+    assert item.slices.shape == (3, 3, HEIGHT, WIDTH) and item.exposure.tolist()[1] == 0
+    (batch,) = torch.utils.data.DataLoader([item], batch_size=1)
+    assert isinstance(batch, ModelInputs)
+    for inputs in (item, batch):
+        (result,) = estimator.run(inputs, t0=T0, t1=[T1], iterations=1)
+        assert np.array_equal(result.control_points, called.control_points)
+        assert np.array_equal(result.uncertainty, called.uncertainty)
+        assert (result.t0, result.t1, result.modalities) == (T0, T1, ("frames", "events"))
+    (result,) = estimator.run(item, t0=T0, t1=T1, iterations=1, as_torch=True)
+    assert isinstance(result.flow, torch.Tensor) and not result.flow.is_inference()
+    for wrong, message in (
+        ({"t0": [T0, T0]}, r"t0 must be one number, or \[1\], got 2 numbers"),
+        ({"t1": T0}, "t1 must be later than t0"),
+        ({"iterations": 1.5}, "iterations must be an integer"),
+        ({"flow_init": np.zeros((2, HEIGHT, WIDTH))}, r"shape \[1, 2, 37, 50\], got \[2, 37, 50\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            estimator.run(item, **{"t0": T0, "t1": T1, **wrong})
+    with pytest.raises(ValueError, match="run: inputs must be ModelInputs"):
+        estimator.run(tuple(item), t0=T0, t1=T1)
+
+
+def test_a_batch_is_as_its_items(estimator, frames, events):
+    early = estimator(*frames, events, t0=T0, t1=T1, exposure0=2_000)
+    alone = estimator(None, None, events, t0=T0 + 1_000, t1=T1)
+    first, second = frames
+    results = estimator.estimate_batch(
+        [first, None], [second, None], [events, events], t0=[T0, T0 + 1_000], t1=np.array([T1, T1]),
+        exposure0=[2_000, None],
+    )  # fmt: skip
+    for result, one in zip(results, (early, alone), strict=True):
+        # Sums of two items may be made in another order: some ulps of some px.
+        assert np.allclose(result.control_points, one.control_points, atol=1e-4)
+        assert (result.modalities, result.t0, result.t1) == (one.modalities, one.t0, one.t1)
+    stacked = torch.from_numpy(np.stack((first, first)))
+    tensors = estimator.estimate_batch(stacked, stacked, None, t0=[T0, T0], t1=[T1, T1])
+    assert isinstance(tensors[1].flow, torch.Tensor) and tensors[1].modalities == ("frames",)
+    assert torch.allclose(tensors[0].flow, tensors[1].flow, atol=1e-4)
+    arrays = estimator.estimate_batch(stacked, stacked, None, t0=[T0] * 2, t1=T1, as_torch=False)
+    assert isinstance(arrays[0].flow, np.ndarray)
+
+
+def test_wrong_batches_are_refused(estimator, frames, events):
+    first, second = frames
+    colour = np.repeat(first[:, :, None], 3, axis=2)
+    times = {"t0": [T0, T0], "t1": [T1, T1]}
+    for arguments, message in (
+        (([first], [second] * 2, None), "frame0: 1, frame1: 2, events: NoneType, t0: 2"),
+        (([first] * 2, [second, second[1:]], None), "item 1: .*one size"),
+        (([first, colour], [second, colour], None), "gray and RGB frames"),
+        (([first, first[1:]], [second, second[1:]], None), "50 x 36, 50 x 37 px"),
+        (([None] * 2, [None] * 2, [events, Events.empty(HEIGHT, WIDTH)]), "item 1: .*no event in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            estimator.estimate_batch(*arguments, **times)
+
+
+def test_velocity_at_events_by_hand():
+    """x(tau) = x0 + 4 tau in x, 2 tau + 6 tau^2 in y, in 0.1 s: 40 px/s, and (20 + 120 tau)."""
+    result = known_result()
+    t = [1_000_000, 1_050_000, 1_100_000]
+    events = Events([10, 12, 14], [3, 6, 11], t, [1, 1, 0])
+    velocity = result.velocity_at_events(events)
+    assert np.allclose(velocity, [[40, 20], [40, 80], [40, 140]], atol=1e-3)
+    outside = result.velocity_at_events(Events([31], [3], [1_000_000], [1]))
+    assert np.isnan(outside).all() and result.velocity_at_events(Events.empty()).shape == (0, 2)
+    with pytest.raises(ValueError, match="velocity_at_events: events must lie in"):
+        result.velocity_at_events(Events([1], [1], [5], [1]))
+
+
+def test_origins_are_the_inverse_of_tracks():
+    result = known_result()
+    points = np.array([[3.5, 7.0], [12.0, 2.0]], np.float32)
+    back = result.origins(result.track(points, 0.5), 0.5)
+    assert np.allclose(back, points, atol=1e-4)
+    assert np.isnan(result.origins([[-5.0, 1.0]], 0.5)).all()
+    with pytest.raises(ValueError, match=r"origins: tau must be one number, got shape \[2\]"):
+        result.origins(points, [0.1, 0.2])
+    with pytest.raises(ValueError, match=r"origins: points must have shape \[N, 2\], got \[3\]"):
+        result.origins([1.0, 2.0, 3.0], 0.5)
+
+
+def test_encoded_frames_are_used_again(estimator, frames, events):
+    """The same bits; and a network without frames has none to encode."""
+    called = estimator(*frames, events, t0=T0, t1=T1)
+    item = estimator.prepare(*frames, events, t0=T0, t1=T1)
+    encoded = estimator.encode_frame(item.frame0), estimator.encode_frame(item.frame1[None])
+    (result,) = estimator.run(item, t0=T0, t1=T1, encoded_frames=encoded)
+    assert np.array_equal(result.control_points, called.control_points)
+    assert np.array_equal(result.boundary, called.boundary)
+    swapped = estimator.run(item, t0=T0, t1=T1, encoded_frames=encoded[::-1])[0]
+    assert not np.array_equal(swapped.flow, called.flow), "they are what counts"
+    with pytest.raises(ValueError, match="uses no frames, so none can be encoded"):
+        Estimator(make_model(frames=False)).encode_frame(item.frame0)

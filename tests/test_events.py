@@ -23,11 +23,18 @@ def test_inputs_are_converted(convert, p):
 
 
 def test_inputs_are_kept_without_a_copy_and_unchanged():
-    x, t = np.array([1, 2, 3], np.uint16), np.array([5, 5, 9])
+    x, t = np.array([1, 2, 3], np.int32), np.array([5, 5, 9])
     p = np.array([-1, 1, 1], np.int8)
     events = make(x=x, t=t, p=p)
     assert np.shares_memory(events.x, x) and np.shares_memory(events.t, t)
     assert p.tolist() == [-1, 1, 1]
+
+
+def test_mixed_integer_coordinates_become_one_type():
+    x, y = np.array([1, 2, 3], np.uint16), np.array([0, 1, 1], np.int64)
+    events = Events(x, y, [5, 5, 9], [0, 1, 1], height=3, width=4)
+    assert events.x.dtype == events.y.dtype == np.int32
+    assert events.x.tolist() == [1, 2, 3] and events.y.tolist() == [0, 1, 1]
 
 
 def test_rectified_coordinates():
@@ -98,3 +105,14 @@ def test_faults_are_named(changes, message):
 def test_negative_pixels_are_faults_even_of_an_unknown_sensor():
     with pytest.raises(ValueError, match=r"x\[0\] = -1 lies outside the sensor, expected 0 <= x$"):
         Events([-1], [0], [0], [1])
+
+
+def test_parts_keep_the_order():
+    events = Events([1, 2, 3, 4], [0] * 4, [5, 6, 7, 8], [0, 1, 0, 1], height=2, width=6)
+    part = events[1:3]
+    assert part.t.tolist() == [6, 7] and (part.height, part.width) == (2, 6)
+    assert np.shares_memory(part.x, events.x)
+    assert events[events.p == 1].x.tolist() == [2, 4] and len(events[4:]) == 0
+    for wrong in (0, [0, 1], slice(None, None, -1), np.array([1, 0])):
+        with pytest.raises(ValueError, match="expected a forward slice or a mask"):
+            events[wrong]

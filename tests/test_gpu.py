@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -313,12 +314,12 @@ def inputs_on_device(config, **options) -> ModelInputs:
     return ModelInputs(*(tensor.to(DEVICE) for tensor in make_inputs(config, **options)))
 
 
-def training_loss(model, inputs, supervision="truth", bf16=False):
+def training_loss(model, inputs, supervision="ground_truth", bf16=False):
     """The loss of a batch that fits the inputs, as training computes it."""
     batch = make_batch(inputs).to(inputs.slices.device)
     with torch.autocast(inputs.slices.device.type, torch.bfloat16, enabled=bf16):
         output = model(inputs)
-    if supervision == "truth":
+    if supervision == "ground_truth":
         return supervised_loss(output, batch, LossConfig())[0]
     return self_supervised_loss(output, batch, SelfSupervisionConfig())[0]
 
@@ -335,11 +336,9 @@ def relative_error(found, expected) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("supervision", ["truth", "self"])
+@pytest.mark.parametrize("supervision", ["ground_truth", "self"])
 @pytest.mark.parametrize("strategy", ["volume", "on_demand"])
 def test_a_training_step_agrees_with_the_cpu(full_precision, supervision, strategy):
-    from dataclasses import replace
-
     config = replace(CONFIGS["small"], correlation=strategy)
     results = []
     for device in ("cpu", DEVICE):
@@ -366,13 +365,13 @@ def test_a_training_step_in_bfloat16():
 
 
 @needs_kernels
-@pytest.mark.parametrize("supervision", ["truth", "self"])
+@pytest.mark.parametrize("supervision", ["ground_truth", "self"])
 def test_a_training_step_does_not_wait_for_the_device(supervision):
     model = make_model(TINY).to(DEVICE).train()
     inputs = inputs_on_device(TINY, batch=2, channels=3)
     batch = make_batch(inputs).to(DEVICE)
     losses = {
-        "truth": lambda output: supervised_loss(output, batch, LossConfig())[0],
+        "ground_truth": lambda output: supervised_loss(output, batch, LossConfig())[0],
         "self": lambda output: self_supervised_loss(output, batch, SelfSupervisionConfig())[0],
     }
 

@@ -166,17 +166,17 @@ def test_inputs_are_made_by_two_calls_of_voxelize(monkeypatch):
     for name in range(4):  # x, y, t and p are uploaded once
         assert calls[0][name] is calls[1][name]
     assert found.slices.shape == (3, 3, 3, 4) and found.event_sum.shape == (1, 3, 4)
-    assert found.modality_mask.tolist() == [1, 1, 1]
+    assert found.modality_mask.tolist() == [1, 1, 1, 1]
     assert found.exposure.tolist() == pytest.approx([0.4, 0.2])
 
 
 def test_what_is_missing_is_told_and_zero():
     settings = {"t0": 100, "t1": 200, "spec": InputSpec(slices=2, bins=1)}
     found = prepare_inputs(None, None, events((0, 0, 120, 1)), **settings)
-    assert found.modality_mask.tolist() == [0, 1, 0] and not found.frame0.any()
+    assert found.modality_mask.tolist() == [0, 1, 0, 0] and not found.frame0.any()
     frame = np.full((3, 4, 3), 255, np.uint8)
     found = prepare_inputs(frame, frame, Events.empty(3, 4), **settings)
-    assert found.modality_mask.tolist() == [1, 0, 0] and not found.slices.any()
+    assert found.modality_mask.tolist() == [1, 0, 0, 1] and not found.slices.any()
     assert found.frame0.shape == (3, 3, 4) and (found.frame0 == 1).all()
     assert all(value.shape[0] == 1 for value in found.as_batch())
 

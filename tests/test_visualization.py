@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -172,31 +173,51 @@ def test_write_image(tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
+def refuse(*_, **__):
+    raise av.FFmpegError(1, "no encoder")
+
+
 def test_write_video(tmp_path):
-    path = tmp_path / "a.mp4"
+    path = tmp_path / "a\udcff.mp4"  # any name that the system takes
     images = [np.full((33, 47, 3), value, np.uint8) for value in (40, 120, 200)]
-    assert write_video(path, iter(images), fps=10) in ("vp09", "mp4v")
-    capture = cv2.VideoCapture(str(path))
-    found = []
-    while (frame := capture.read())[0]:
-        found.append(frame[1])
-    assert len(found) == 3 and found[0].shape == (34, 48, 3)
-    # 12: the codec is lossy; uniform pictures come back within some levels.
-    means = [frame[:30, :40].mean() for frame in found]
-    np.testing.assert_allclose(means, [40, 120, 200], atol=12)
+    write_video(path, iter(images), [7, 7.25, 8.5])
+    with open(path, "rb") as file, av.open(file) as container:
+        (stream,) = container.streams.video
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        found = list(container.decode(stream))
+    assert [frame.time for frame in found] == pytest.approx([0, 0.25, 1.5], abs=1e-4)
+    pictures = [frame.to_ndarray(format="rgb24") for frame in found]
+    assert len(found) == 3 and pictures[0].shape == (34, 48, 3)
+    # 6: the codec is lossy; uniform pictures come back within some levels.
+    means = [picture[:30, :40].mean() for picture in pictures]
+    np.testing.assert_allclose(means, [40, 120, 200], atol=6)
 
 
 def test_faults_of_videos_leave_nothing(tmp_path, monkeypatch):
-    images = [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)]
+    path, images = (
+        tmp_path / "a.mp4",
+        [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)],
+    )
     with pytest.raises(ValueError, match="pictures of 8 x 8 and of 9 x 8 px"):
-        write_video(tmp_path / "a.mp4", images, 10)
+        write_video(path, images, [0, 1])
     with pytest.raises(ValueError, match="no images"):
-        write_video(tmp_path / "a.mp4", [], 10)
+        write_video(path, [], [])
+    with pytest.raises(ValueError, match="1 times for more pictures"):
+        write_video(path, images[:1] * 2, [0])
+    with pytest.raises(ValueError, match="1 pictures for 2 times"):
+        write_video(path, images[:1], [0, 1])
+    with pytest.raises(ValueError, match="must increase"):
+        write_video(path, images[:1] * 2, [1, 1])
     with pytest.raises(ValueError, match=r"written as .mp4"):
-        write_video(tmp_path / "a.avi", images, 10)
-    with pytest.raises(ValueError, match=r"a\\udcff.mp4': OpenCV opens only names that are UTF-8"):
-        write_video(tmp_path / "a\udcff.mp4", images[:1], 10)
-    monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
-    with pytest.raises(OSError, match="neither VP9 nor MPEG-4"):
-        write_video(tmp_path / "a.mp4", images[:1], 10)
+        write_video(tmp_path / "a.avi", images, [0, 1])
+    if os.path.exists("/dev/full"):
+        monkeypatch.setattr(
+            "flowfuse.visualization.open", lambda *_: open("/dev/full", "wb"), raising=False
+        )
+        with pytest.raises(OSError, match="No space left"):
+            write_video(path, images[:1], [0])
+        monkeypatch.undo()
+    monkeypatch.setattr(av.VideoFrame, "from_ndarray", refuse)
+    with pytest.raises(OSError, match=r"cannot be encoded as H.264 .*PyAV"):
+        write_video(path, images[:1], [0])
     assert os.listdir(tmp_path) == []

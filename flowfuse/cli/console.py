@@ -1,16 +1,18 @@
-"""What the commands and the scripts of data_tools share: how they end, and what they then say."""
+"""What the commands and the scripts of data_tools share: how they are told, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import jsonargparse
 import torch
 from tqdm import tqdm
 
@@ -48,7 +50,7 @@ def run_command(
         The exit code: the action's, 1 after an error, INTERRUPTED, or CLOSED_PIPE.
     """
     try:
-        with _plain_warnings(name):
+        with plain_warnings(name):
             code = action() or 0
             sys.stdout.flush()
             return code
@@ -70,38 +72,82 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def plain_warnings(name: str) -> Iterator[None]:
+    """Show warnings as lines of the command, beside a progress bar."""
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+class CommandParser(jsonargparse.ArgumentParser):
+    """A command line whose options are written by hand: flowfuse-infer's and those of the tools.
+
+    Args:
+        description: the first lines of ``--help``.
+        kwargs: of :class:`jsonargparse.ArgumentParser`. Unless stated, the help shows defaults.
+    """
+
+    def __init__(self, description: str, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        # The tools have always taken --ground for --ground-truth; unless told, jsonargparse warns.
+        kwargs.setdefault("allow_abbrev", True)
+        super().__init__(description=description, **kwargs)
+        self._former_names: dict[str, str] = {}
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Add an option; ``type`` is a function of its text."""
+        if "type" in kwargs:
+            kwargs["type"] = _read_once(kwargs["type"])
+        return super().add_argument(*args, **kwargs)
+
+    def accept_former_name(self, former: str, option: str) -> None:
+        """Let an option that was renamed keep its former name for one release, with a notice.
+
+        Args:
+            former: such as "--truth".
+            option: such as "--ground-truth".
+        """
+        self._former_names[former] = option
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any
+    ) -> jsonargparse.Namespace:
+        """Read the arguments, those of the process by default; wrong ones end in :meth:`error`."""
+        words = list(sys.argv[1:] if args is None else args)
+        for index, word in enumerate(words):
+            former, equals, value = word.partition("=")
+            if former in self._former_names:
+                option = self._former_names[former]
+                print(f"{self.prog}: warning: {former} is now called {option}", file=sys.stderr)
+                words[index] = f"{option}{equals}{value}"
+        return super().parse_args(words, *others, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the usage, the message in one line and exit code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _read_once(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """The same for text; what has been read stays, as jsonargparse reads a value once more."""
+
+    @functools.wraps(read)
+    def read_once(value: Any) -> Any:
+        return read(value) if isinstance(value, str) else value
+
+    return read_once
+
+
 def parse_count(text: str) -> int:
     """Read a whole number of at least 1 from a command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
-
-
-def accept_former_name(parser: argparse.ArgumentParser, former: str, option: str) -> None:
-    """Let an option that was renamed keep its former name for one release, with a notice.
-
-    Args:
-        parser: has the option under its present name.
-        former: such as "--truth".
-        option: such as "--ground-truth".
-    """
-    present = parser._option_string_actions[option]
-
-    class FormerName(argparse.Action):
-        def __call__(self, parser, namespace, values, option_string=None) -> None:
-            notice = f"{parser.prog}: warning: {former} is now called {option}"
-            print(notice, file=sys.stderr)
-            present(parser, namespace, values, option)
-
-    parser.add_argument(
-        former,
-        dest=present.dest,
-        action=FormerName,
-        type=present.type or str,
-        choices=present.choices,
-        default=argparse.SUPPRESS,
-        help=argparse.SUPPRESS,
-    )
 
 
 def _describe(error: BaseException, output: Path | None) -> str:
@@ -114,15 +160,3 @@ def _describe(error: BaseException, output: Path | None) -> str:
         where = error.filename or output
         return f"{where}: {error.strerror}" if where else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def _plain_warnings(name: str) -> Iterator[None]:
-    """Show warnings as lines of the command, beside a progress bar."""
-
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
-        tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield

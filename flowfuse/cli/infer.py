@@ -5,22 +5,27 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from flowfuse import __version__
 from flowfuse.cli.console import leave, run_command
 from flowfuse.cli.infer_figures import colour_range
+from flowfuse.cli.infer_motion import MotionFiles
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_outputs import OutputDirectory, run_settings
-from flowfuse.cli.infer_report import RunReport
+from flowfuse.cli.infer_report import RunMetrics, RunReport
 from flowfuse.cli.infer_submission import submit
+from flowfuse.cli.reading_options import keyword_arguments
+from flowfuse.data.calibration import calibration_files
+from flowfuse.data.diagnosis import find_cause
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator, load, select_device
-from flowfuse.io.opencv import opencv_name
+from flowfuse.io.history import record_call
+from flowfuse.io.progress import progress
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.runner import (
     FrameReader,
@@ -30,8 +35,11 @@ from flowfuse.runner import (
     describe_times,
     estimate_interval,
     find_earlier,
+    has_intervals,
+    is_measured,
     plan_fixed_rate,
     plan_frame_pairs,
+    plan_intervals,
 )
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
@@ -57,11 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or wrong usage after its message
         return int(stop.code or 0)
     then = "nothing is written" if config.submission else "the same command goes on from here"
-    return run_command(COMMAND, lambda: run(config), interrupted=then, output=config.output)
+    return run_command(
+        COMMAND, lambda: run(config, arguments), interrupted=then, output=config.output
+    )
 
 
-def run(config: InferenceConfig) -> None:
+def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
     """Estimate, write and evaluate everything that ``config`` asks for.
+
+    Args:
+        config: the settings.
+        arguments: what was typed, for the output directory's history.
 
     Raises:
         OSError, ValueError: with a message that names the file or setting at fault.
@@ -79,29 +93,45 @@ def run(config: InferenceConfig) -> None:
         frames=config.frames,
         times=config.frame_times,
         calibration=config.calibration,
+        **keyword_arguments(config.reading),
     )
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
     if config.every:
-        windows = plan_fixed_rate(recording, config.every, start, end)
+        intervals = plan_fixed_rate(recording, config.every, start, end)
+    elif has_intervals(recording):
+        intervals = plan_intervals(recording, config.pairs, start, end)
     else:
-        windows = plan_frame_pairs(recording, config.pairs, start, end)
+        intervals = plan_frame_pairs(recording, config.pairs, start, end)
         check_events(recording)
+    _warn_of_cause(recording)
     outputs = OutputDirectory(config.output, config.format, config.png_encoding, config.times)
-    if config.video:
-        opencv_name(outputs.video)  # refused now, not when all windows are estimated
-    given = (config.events, config.frames, config.frame_times, config.calibration)
+    motion = MotionFiles(config.output, config.tracks, config.event_flow)
+    given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
-    outputs.prepare(
-        run_settings(config, sources, recording, estimator.info["path"]),
-        sources,
-        overwrite=config.overwrite,
-    )
-    report = _estimate_all(config, estimator, recording, windows, outputs)
+    if config.calibration is not None:
+        sources += calibration_files(config.calibration)
+    settings = run_settings(config, sources, recording, estimator.info["path"])
+    outputs.prepare(settings, sources, overwrite=config.overwrite)
+    record_call(config.output, COMMAND, arguments, asdict(config), __version__)
+    with motion:
+        report = _estimate_all(config, estimator, recording, intervals, outputs, motion)
     report.metrics.write(outputs.metrics, config.checkpoint)
-    found = [window for window in windows if outputs.flow(window.index).is_file()]
+    found = [interval for interval in intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):
         outputs.write_video(recording, found, report.magnitude)
-    print(report.summary(config, estimator, recording, outputs), flush=True)
+    told = [report.summary(config, estimator, recording, outputs), *motion.lines()]
+    # A name of a file that is not UTF-8 must not end a run that is done.
+    print("\n".join(told).encode(errors="backslashreplace").decode(), flush=True)
+
+
+def _warn_of_cause(recording: Recording) -> None:
+    """Warn, in one line, where events and frames, or times, are evidently not what they seem."""
+    try:
+        cause = find_cause(recording)
+    except (OSError, ValueError):
+        return  # of frames or events that may not be asked for: told when they are read
+    if cause is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {cause}", stacklevel=2)
 
 
 def _usable_precision(config: InferenceConfig) -> InferenceConfig:
@@ -116,29 +146,32 @@ def _estimate_all(
     config: InferenceConfig,
     estimator: Estimator,
     recording: Recording,
-    windows: list[Interval],
+    intervals: list[Interval],
     outputs: OutputDirectory,
+    motion: MotionFiles,
 ) -> RunReport:
-    """Estimate the windows that are not done; measure these and those of earlier calls."""
-    report = RunReport(len(windows), 0 if config.every else count_gaps(windows))
-    count = min(len(windows), config.max_pictures)
-    chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
-    pictured = {windows[position].index for position in chosen}
-    earlier = find_earlier(recording, windows, outputs.written())
-    known = {window.index for window in earlier}
-    present = sorted([*windows, *earlier], key=lambda window: window.index)
+    """Estimate the intervals that are not done; measure these and those of earlier calls."""
+    unit = "pair" if intervals[0].frames else "time interval"
+    gaps = count_gaps(intervals) if intervals[0].frames else 0
+    metrics = RunMetrics(config.outlier_fraction)
+    report = RunReport(len(intervals), gaps, unit=unit, metrics=metrics)
+    count = min(len(intervals), config.max_pictures)
+    chosen = np.linspace(0, len(intervals) - 1, count).astype(int).tolist()
+    pictured = {intervals[position].index for position in chosen}
+    earlier = find_earlier(recording, intervals, outputs.written())
+    known = {interval.index for interval in earlier}
+    present = sorted([*intervals, *earlier], key=lambda interval: interval.index)
     reader = FrameReader(recording)
-    # disable=None: no bar where the output is no terminal.
-    bar = tqdm(present, unit=" windows" if config.every else " pairs", disable=None)
-    for window in bar:
-        pictures = window.index in pictured
-        if window.index in known:
+    bar = progress(present, unit=f" {unit}s")
+    for interval in bar:
+        pictures, uncertainty = interval.index in pictured, None
+        if interval.index in known:
             pass
-        elif outputs.is_done(window.index, pictures):
+        elif outputs.is_done(interval.index, pictures) and motion.is_done(interval.index):
             report.done += 1
         else:
             result, seconds = estimate_interval(
-                estimator, recording, reader, window, config.iterations
+                estimator, recording, reader, interval, config.iterations
             )
             if result is None:
                 report.skipped += 1
@@ -146,17 +179,30 @@ def _estimate_all(
             report.new += 1
             report.seconds.append(seconds)
             report.from_frames += result.modalities == ("frames",)
-            outputs.write(recording, window, result, pictures=pictures)
+            motion.write(recording, interval, result)
+            outputs.write(recording, interval, result, pictures=pictures)
+            uncertainty = result.uncertainty
         # What was written is what is measured: an interrupted run gives the same numbers.
-        flow = outputs.read(window.index)
+        flow = outputs.read(interval.index)
         report.magnitude = max(report.magnitude, colour_range(flow))
-        if window.frames:
-            flow_at = {tau: outputs.read(window.index, tau) for tau in config.times if tau < 1}
-            frame0, frame1 = reader.frames(window)
-            assert frame0 is not None and frame1 is not None
-            report.metrics.add(recording, window, flow, flow_at, (frame0, frame1))
-            bar.set_postfix_str(report.metrics.latest)
-    outputs.write_windows(present)
+        if is_measured(recording, interval):
+            flow_at = {tau: outputs.read(interval.index, tau) for tau in config.times if tau < 1}
+            report.metrics.add(
+                recording,
+                interval,
+                flow,
+                flow_at,
+                reader.frames(interval),
+                uncertainty=uncertainty,
+            )
+            bar.set_postfix_str(report.metrics.latest, refresh=False)
+    outputs.write_intervals(present)
+    if report.skipped == report.total and not config.every:
+        warnings.warn(
+            f"no event in any {unit} asked for, and no frames that {config.checkpoint} uses: "
+            "nothing was estimated",
+            stacklevel=2,
+        )
     if recording.event_range is not None and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
     return report

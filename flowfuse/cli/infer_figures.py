@@ -9,6 +9,7 @@ import numpy as np
 from flowfuse.events import Events
 from flowfuse.result import Result
 from flowfuse.visualization import (
+    EVENT_COLOURS,
     add_legend,
     add_title,
     as_rgb,
@@ -69,7 +70,9 @@ def write_figures(
     }
     return {
         "flow": add_title(_draw_flow(result.flow, ground_truths.get(1.0)), f"flow, {title}"),
-        "events": add_title(upscale(render_events(frame0, events)), f"events, {title}"),
+        "events": add_title(
+            upscale(render_events(frame0, events)), f"events ({EVENT_COLOURS}), {title}"
+        ),
         "boundary": contact_sheet(list(maps.values()), list(maps), columns=2),
         "times": _draw_times(result, ground_truths, times or SHEET_TIMES),
     }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flowfuse.cli.console import CommandParser
+from flowfuse.cli.reading_options import add_reading_options, reading_options
+from flowfuse.config import parse_duration
+from flowfuse.data.reading import ReadingOptions
 from flowfuse.model.checkpoint import available
 
 COMMAND = "flowfuse-infer"
@@ -26,22 +29,24 @@ file (for --every, or with --frames); or a video. OUT gets
   windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
+  tracks.csv       with --tracks: id,t_us,x,y,lost of points that are followed
+  event_flow/      with --event-flow: the velocity of every event
 
 for all frame pairs or time intervals of this and earlier calls. The video covers the last call
 that made new ones. The same command again continues an interrupted run.
 
 INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts. Its pairs are 100 ms apart,
-or those of its ground truth if it has some. With --submission, INPUT is the ROOT that holds the
-test sequences, and one zip is written instead of OUT.
+or those of its ground truth if it has some. docs/data.md lists other data sets. With --submission,
+INPUT is the ROOT that holds the test sequences, and one zip is written instead of OUT.
 """
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
-    "format", "png_encoding", "max_pictures", "no_video",
+    "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "tracks",
+    "event_flow", "bit_depth", "repair", "part", "time_offset", "depth",
 )  # fmt: skip
 MAX_THREADS = 1024
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
-_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class InferenceConfig:
         input: recording directory, event file or video; None with ``events`` or ``frames``.
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
+        reading: what else is stated or asked for of the recording.
         output: directory of the results.
         checkpoint: shipped name, path of a file, or directory of a training.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -60,17 +66,21 @@ class InferenceConfig:
         iterations: recurrent updates; None = the network's default.
         threads: CPU threads; None = torch's choice.
         pairs: first and last (excluded) pair; None on either side = open.
-        start, end: window in seconds of the recording's clock.
+        start, end: of the time to estimate, in seconds of the recording's clock.
         every: flow from events alone, one field each so many microseconds; None = frame pairs.
         times: the tau in (0, 1] at which continuous flow is written.
         format: "flo", "png", "npy" or "npz".
         png_encoding: "kitti" or "dsec".
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
+        outlier_fraction: 1PE, 2PE and 3PE also ask for an error of this fraction of the true
+            magnitude.
         overwrite: discard the results of a run with other settings, or a former submission.
         submission: the zip of predictions for the test set of DSEC, whose root ``input`` is.
         schedules: directory of the test set's schedules, SEQ.csv; None = where DSEC has them.
         warm_start: a prediction starts from the one before.
+        tracks: a file of points to follow through all pairs, or "auto"; None = no tracks.
+        event_flow: write the velocity of every event.
     """
 
     input: Path | None
@@ -79,6 +89,7 @@ class InferenceConfig:
     frames: Path | None = None
     frame_times: Path | None = None
     calibration: Path | None = None
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     checkpoint: str = "small"
     device: str = "auto"
     precision: str = "float32"
@@ -93,17 +104,24 @@ class InferenceConfig:
     png_encoding: str = "kitti"
     max_pictures: int = 8
     video: bool = True
+    outlier_fraction: float = 0.0
     overwrite: bool = False
     submission: Path | None = None
     schedules: Path | None = None
     warm_start: bool = False
+    tracks: str | None = None
+    event_flow: bool = False
 
 
 def build_parser() -> ArgumentParser:
-    """Return the command line of ``flowfuse-infer``."""
-    parser = ArgumentParser(
+    """Return the command line of ``flowfuse-infer``.
+
+    It is written by hand, unlike that of ``flowfuse-train``: many options are not typed as the
+    fields are (10ms, 0:10, --no-video), and which ones go together depends on what is asked for.
+    """
+    parser = CommandParser(
+        DESCRIPTION,
         prog=COMMAND,
-        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -118,13 +136,19 @@ def build_parser() -> ArgumentParser:
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
     add("--frames", metavar="DIR", type=str, help="directory or video of the frames, likewise")
-    add("--frame-times", metavar="FILE", type=str, help="times of the frames, likewise")
+    add(
+        "--frame-times",
+        metavar="FILE",
+        type=str,
+        help="times of the frames, likewise; or triggers[:rising|falling]",
+    )
     add(
         "--calibration",
         metavar="FILE",
         type=str,
         help="YAML file of two cameras: events are undistorted, frames brought into their view",
     )
+    add_reading_options(parser)
     add("--pairs", metavar="A:B", type=str, help="pairs A to B - 1 of the recording (default: all)")
     add("--start", metavar="S", type=float, help="start here, in seconds of the recording's clock")
     add("--end", metavar="S", type=float, help="end here, likewise")
@@ -163,6 +187,14 @@ def build_parser() -> ArgumentParser:
         help="draw pictures of at most N pairs, evenly spread; 0: none",
     )
     add("--no-video", action="store_true", help="do not write flow.mp4")
+    add(
+        "--outlier-fraction",
+        metavar="F",
+        type=float,
+        default=0.0,
+        help="count an error for 1PE, 2PE and 3PE only if it is at least this fraction of the true "
+        "magnitude; 0.05 gives the NPE of BFlow",
+    )
     add(
         "--checkpoint",
         metavar="NAME",
@@ -204,8 +236,16 @@ def build_parser() -> ArgumentParser:
     add(
         "--warm-start",
         action="store_true",
-        help="with --submission: predict all windows between those asked for, each from the last",
+        help="with --submission: predict the time intervals in between too, each from the last",
     )
+    add(
+        "--tracks",
+        metavar="POINTS.csv",
+        type=str,
+        help="follow the points of a file, lines x,y in px of the first frame, through all pairs "
+        "of this call, which are estimated anew; auto: choose points",
+    )
+    add("--event-flow", action="store_true", help="also write the velocity of every event")
     return parser
 
 
@@ -227,8 +267,10 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
             )
     if given.max_pictures < 0:
         parser.error(f"--max-pictures must not be negative, got {given.max_pictures}")
+    if not 0 <= given.outlier_fraction < 1:
+        parser.error(f"--outlier-fraction must be in [0, 1), got {given.outlier_fraction}")
     if given.every is not None and given.pairs is not None:
-        parser.error("--every makes windows of its own: give --start and --end, not --pairs")
+        parser.error("--every makes time intervals of its own: give --start and --end, not --pairs")
 
     def convert(option: str, parse: Callable, text: str | None):
         try:
@@ -239,6 +281,10 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     def path(text: str | None) -> Path | None:
         return None if text is None else Path(text)
 
+    try:
+        reading = reading_options(given)
+    except ValueError as error:
+        parser.error(str(error))
     return InferenceConfig(
         input=path(given.input),
         output=Path(given.output or given.submission),
@@ -246,6 +292,7 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         frames=path(given.frames),
         frame_times=path(given.frame_times),
         calibration=path(given.calibration),
+        reading=reading,
         checkpoint=given.checkpoint,
         device=given.device,
         precision=given.precision,
@@ -260,10 +307,13 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         png_encoding=given.png_encoding,
         max_pictures=given.max_pictures,
         video=not given.no_video,
+        outlier_fraction=given.outlier_fraction,
         overwrite=given.overwrite,
         submission=path(given.submission),
         schedules=path(given.schedules),
         warm_start=given.warm_start,
+        tracks=given.tracks,
+        event_flow=given.event_flow,
     )
 
 
@@ -283,18 +333,6 @@ def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
         if given[name] != parser.get_default(name):
             option = name.replace("_", "-")
             parser.error(f"--submission writes one zip of fixed content: leave out --{option}")
-
-
-def parse_duration(text: str) -> int:
-    """Read "10ms", "5000us" or "0.01s" as microseconds."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text)
-    try:
-        value = float(match[1]) * _UNITS[match[2]] if match else -1.0
-    except ValueError:
-        value = -1.0
-    if not 1 <= value < math.inf:
-        raise ValueError("expected a time of at least 1us, such as 10ms, 5000us or 0.01s")
-    return round(value)
 
 
 def parse_times(text: str) -> tuple[float, ...]:

@@ -10,29 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from flowfuse import __version__
 from flowfuse.cli.infer_figures import PICTURES, write_figures
+from flowfuse.cli.infer_motion import EVENT_FLOW, TRACKS
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
+from flowfuse.io.progress import progress
 from flowfuse.result import Result
-from flowfuse.runner import Interval
+from flowfuse.runner import Interval, is_measured
 from flowfuse.visualization import (
+    EVENT_COLOURS,
     add_legend,
+    add_title,
     colour_flow,
     render_events,
+    title_height,
     upscale,
     write_image,
     write_video,
 )
 
-VIDEO_RATE = 10.0  # pictures per second
+LEAST_SHOWN = 1 / 60  # s of the video that a picture is shown, in the median: screens show no more
+SLOW_DOWNS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+LONGEST_SHOWN = 1.0  # s; where nothing was estimated for longer, the video goes on sooner
 VIDEO_WIDTH = 640  # px; smaller recordings are enlarged
-# Events drawn over the frame are those of this fraction of the window: they lie on the edges of t0.
+# Events of this fraction of the interval are drawn over the frame: they lie on the edges of t0.
 EVENT_SHARE = 0.2
 
 
@@ -41,6 +47,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """Everything that the flow of a run depends on; runs that agree in it share a directory."""
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    reading = {name: str(getattr(config.reading, name)) for name in config.reading.stated()}
     return {
         "flowfuse": __version__,
         "recording": [[str(path.resolve()), *_fingerprint(path)] for path in sources],
@@ -49,16 +56,26 @@ def run_settings(
         "iterations": config.iterations,
         "precision": config.precision,
         "every_us": config.every,
-        # The grid of fixed-rate windows starts there; frame pairs are numbered by their frames.
+        # The grid of fixed-rate intervals starts there; frame pairs are numbered by their frames.
         "start_s": config.start if config.every else None,
         "times": list(config.times),
         "format": config.format,
         "png_encoding": config.png_encoding if config.format == "png" else None,
+        **({"reading": reading} if reading else {}),
     }
+
+
+def _without_paths(key: str, value: Any) -> Any:
+    """A setting without what changes when a recording is moved: its size and dates tell it."""
+    if key != "recording" or not isinstance(value, list):
+        return value
+    return [entry[1:] if isinstance(entry, (list, tuple)) else entry for entry in value]
 
 
 def _fingerprint(path: Path) -> tuple[int, int]:
     """Size (bytes) and newest modification (ns) of a file, or of the files right in a directory."""
+    if not path.exists():  # a statement in place of a file, such as triggers:rising
+        return 0, 0
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
@@ -85,95 +102,108 @@ class OutputDirectory:
         self.root, self.suffix, self.encoding, self.times = root, suffix, encoding, tuple(times)
         self.settings = root / "run.json"
         self.metrics = root / "metrics.json"
-        self.windows = root / "windows.csv"
+        self.intervals = root / "windows.csv"
         self.video = root / "flow.mp4"
         self.pictures = root / "pictures"
+        self.tracks = root / TRACKS
 
     def flow(self, index: int, tau: float | None = None) -> Path:
-        """The flow file of a window; with ``tau``, that of the continuous flow."""
+        """The flow file of an interval; with ``tau``, that of the continuous flow."""
         directory = self.root / "flow"
         if tau is not None:
             directory = tau_directory(self.root / "flow_at", tau)
         return directory / f"{index:06d}.{self.suffix}"
 
     def picture(self, index: int, kind: str) -> Path:
-        """One of the PICTURES of a window."""
+        """One of the PICTURES of an interval."""
         return self.pictures / f"{index:06d}_{kind}.png"
 
     def is_done(self, index: int, pictures: bool) -> bool:
-        """Whether all files of a window are there."""
+        """Whether all files of an interval are there."""
         files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
         if pictures:
             files += [self.picture(index, kind) for kind in PICTURES]
         return all(path.is_file() for path in files)
 
     def written(self) -> list[int]:
-        """The windows whose flow is there, with ``times`` too."""
+        """The intervals whose flow is there, with ``times`` too."""
         names = (path.stem for path in (self.root / "flow").glob(f"[0-9]*.{self.suffix}"))
         return sorted(int(n) for n in names if n.isdigit() and self.is_done(int(n), False))
 
-    def write_windows(self, windows: Sequence[Interval]) -> None:
-        """Write windows.csv: the times of every window, and its flow file where it has one."""
+    def write_intervals(self, intervals: Sequence[Interval]) -> None:
+        """Write windows.csv: the times of every interval, and its flow file where it has one."""
         lines = ["index,t0_us,t1_us,file"]
-        for window in windows:
-            path = self.flow(window.index)
+        for interval in intervals:
+            path = self.flow(interval.index)
             name = path.relative_to(self.root).as_posix() if path.is_file() else ""
-            lines.append(f"{window.index},{window.t0},{window.t1},{name}")
-        with atomic_path(self.windows) as temporary:
+            lines.append(f"{interval.index},{interval.t0},{interval.t1},{name}")
+        with atomic_path(self.intervals) as temporary:
             temporary.write_text("\n".join(lines) + "\n")
 
     def read(self, index: int, tau: float | None = None) -> np.ndarray:
-        """Read back the flow of a window, [2, H, W] px."""
+        """Read back the flow of an interval, [2, H, W] px."""
         return read_flow(self.flow(index, tau), self.encoding)[0]
 
     def write(
-        self, recording: Recording, window: Interval, result: Result, *, pictures: bool
+        self, recording: Recording, interval: Interval, result: Result, *, pictures: bool
     ) -> None:
-        """Write the files of a window.
+        """Write the files of an interval.
 
         Raises:
             OSError: one cannot be written.
         """
         for tau in self.times:
-            write_flow(self.flow(window.index, tau), result.at(tau), encoding=self.encoding)
-        write_flow(self.flow(window.index), result.flow, encoding=self.encoding)
+            write_flow(self.flow(interval.index, tau), result.at(tau), encoding=self.encoding)
+        write_flow(self.flow(interval.index), result.flow, encoding=self.encoding)
         if not pictures:
             return
-        frame0, events = _beginning(recording, window)
+        frame0, events = _beginning(recording, interval)
         ground_truths = {}
-        if window.frames:
+        if is_measured(recording, interval):
             for tau in (*recording.ground_truth_times, 1.0):
-                ground_truth = recording.ground_truth_at(window.index, tau)
+                ground_truth = recording.ground_truth_at(interval.index, tau)
                 if ground_truth is not None:
                     ground_truths[tau] = ground_truth
-        title = f"{window.index:06d}: {window.t0 * 1e-6:.6f} to {window.t1 * 1e-6:.6f} s"
+        title = f"{interval.index:06d}: {interval.t0 * 1e-6:.6f} to {interval.t1 * 1e-6:.6f} s"
         times = self.times or tuple(tau for tau in ground_truths if tau < 1)
         drawn = write_figures(title, result, frame0, events, ground_truths, times)
         for kind, image in drawn.items():
-            write_image(self.picture(window.index, kind), image)
+            write_image(self.picture(interval.index, kind), image)
 
     def write_video(
-        self, recording: Recording, windows: Sequence[Interval], max_magnitude: float
+        self, recording: Recording, intervals: Sequence[Interval], max_magnitude: float
     ) -> None:
         """Write flow.mp4 from the flow files: frame with events, and colour flow with its legend.
 
+        It runs in real time, or slowed down by a factor that is drawn beside the time.
+
         Args:
             recording: of the frames and events.
-            windows: those whose flow was written.
+            intervals: those whose flow was written.
             max_magnitude: px at the rim of the colour wheel, the same in all of the video.
 
         Raises:
-            OSError: OpenCV cannot write it.
+            OSError: it cannot be written.
         """
 
-        def pictures() -> Iterator[np.ndarray]:
-            for window in tqdm(windows, unit=" pictures", desc="video", disable=None):
-                frame0, events = _beginning(recording, window)
-                flow = colour_flow(self.read(window.index), max_magnitude=max_magnitude)
-                sides = np.concatenate((render_events(frame0, events), flow), axis=1)
-                yield add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+        times, slow_down = playback([interval.t0 for interval in intervals])
+        speed = "real time" if slow_down == 1 else f"slowed down {slow_down} x"
 
-        write_video(self.video, pictures(), VIDEO_RATE)
+        def title(interval: Interval) -> str:
+            return f"{interval.t0 * 1e-6:.4f} s, {speed}. Events ({EVENT_COLOURS}), flow"
+
+        def pictures() -> Iterator[np.ndarray]:
+            height = None
+            for interval in progress(intervals, unit=" pictures", desc="video: "):
+                frame0, events = _beginning(recording, interval)
+                flow = colour_flow(self.read(interval.index), max_magnitude=max_magnitude)
+                sides = np.concatenate((render_events(frame0, events), flow), axis=1)
+                picture = add_legend(upscale(sides, VIDEO_WIDTH), max_magnitude)
+                # One height for all, with room for the longest time.
+                height = height or title_height(picture.shape[1], title(intervals[-1]) + "  ")
+                yield add_title(picture, title(interval), height)
+
+        write_video(self.video, pictures(), times)
 
     def lines(self) -> list[str]:
         """Say where things are."""
@@ -181,8 +211,8 @@ class OutputDirectory:
         if self.times:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
-        for name in ("windows", "metrics", "video"):
-            path = getattr(self, name)
+        files = {"time intervals": self.intervals, "metrics": self.metrics, "video": self.video}
+        for name, path in files.items():
             if path.is_file():
                 lines.append(f"{name}: {path}")
         drawn = sorted(self.pictures.glob("*.png"))
@@ -234,7 +264,7 @@ class OutputDirectory:
         changed = [
             f"{key} {found.get(key)} there, {value} now"
             for key, value in settings.items()
-            if found.get(key) != value
+            if _without_paths(key, found.get(key)) != _without_paths(key, value)
         ]
         if changed:
             raise ValueError(
@@ -245,7 +275,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.windows, self.video]
+        files += [self.metrics, self.intervals, self.video, self.tracks]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -253,15 +283,34 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.windows, self.video):
+        for path in (self.metrics, self.intervals, self.video, self.tracks):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
-        return self.root / "flow", self.root / "flow_at", self.pictures
+        return self.root / "flow", self.root / "flow_at", self.pictures, self.root / EVENT_FLOW
 
 
-def _beginning(recording: Recording, window: Interval) -> tuple[np.ndarray | None, Events]:
+def playback(starts: Sequence[int]) -> tuple[list[float], int]:
+    """When a video shows what begins at some times, and how much slower than it happened.
+
+    Args:
+        starts: increasing, microseconds.
+
+    Returns:
+        Seconds of the video, from 0, and the factor by which they are longer: one of SLOW_DOWNS, so
+        that a picture is shown for LEAST_SHOWN in the median, and for LONGEST_SHOWN at most.
+    """
+    steps = np.diff(np.asarray(starts, np.int64)) * 1e-6
+    median = float(np.median(steps)) if len(steps) else LEAST_SHOWN
+    # A camera of nominally 60 Hz may be a little faster.
+    fitting = (factor for factor in SLOW_DOWNS if factor * median >= 0.9 * LEAST_SHOWN)
+    factor = next(fitting, SLOW_DOWNS[-1])
+    shown = np.minimum(steps * factor, max(LONGEST_SHOWN, median * factor))
+    return [0.0, *np.cumsum(np.maximum(shown, 1e-3)).tolist()], factor
+
+
+def _beginning(recording: Recording, interval: Interval) -> tuple[np.ndarray | None, Events]:
     """The frame at t0 and the events right after it."""
-    end = window.t0 + round(EVENT_SHARE * (window.t1 - window.t0))
-    frame0 = recording.frame(window.frames[0]) if window.frames else None
-    return frame0, recording.events(window.t0, max(end, window.t0 + 1))
+    end = interval.t0 + round(EVENT_SHARE * (interval.t1 - interval.t0))
+    frame0 = recording.frame(interval.frames[0]) if interval.frames else None
+    return frame0, recording.events(interval.t0, max(end, interval.t0 + 1))

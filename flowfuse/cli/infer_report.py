@@ -20,7 +20,8 @@ from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.boundaries import DISTANCES
 from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth
-from flowfuse.evaluation.metrics import means, photometric_error
+from flowfuse.evaluation.metrics import means, photometric_error, uncertainty_metrics
+from flowfuse.evaluation.report import without_nan
 from flowfuse.io.atomic import atomic_path
 from flowfuse.io.images import as_gray
 from flowfuse.runner import GAP_RATIO, Interval
@@ -34,45 +35,63 @@ class RunMetrics:
 
     Beside every measure stands the one of zero flow: what estimating nothing would have given.
 
+    Args:
+        outlier_fraction: 1PE, 2PE and 3PE also ask for an error of this fraction of the true
+            magnitude.
+
     Attributes:
         latest: the last pair's numbers, for a progress bar.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outlier_fraction: float = 0.0) -> None:
         self.latest = ""
+        self._outlier_fraction = outlier_fraction
         self._pairs: list[dict[str, Any]] = []
         # 1.0 is the flow from frame to frame; other tau are continuous flow
         self._evaluations: dict[float, Evaluation] = {}
+        # Printed alone: the uncertainty is not written, and metrics.json tells of what is.
+        self._ause: list[float] = []
 
     def add(
         self,
         recording: Recording,
-        window: Interval,
+        interval: Interval,
         flow: np.ndarray,
         flow_at: dict[float, np.ndarray],
-        frames: tuple[np.ndarray, np.ndarray],
+        frames: tuple[np.ndarray | None, np.ndarray | None],
+        *,
+        uncertainty: np.ndarray | None = None,
     ) -> None:
-        """Evaluate the flow of one pair.
+        """Evaluate the flow of one pair, or of an interval with ground truth.
 
         Args:
             recording: asked for its ground truth.
-            window: of the pair.
+            interval: of the pair.
             flow: [2, H, W] px, to its second frame.
             flow_at: tau -> [2, H, W] px.
-            frames: both frames, uint8; a gray and a colour one are compared in gray.
+            frames: both frames, uint8; a gray and a colour one are compared in gray. (None, None):
+                there are none, and the photometric error is unknown.
+            uncertainty: [H, W] px, of a pair that was estimated by this call.
         """
-        if frames[0].ndim != frames[1].ndim:
-            frames = (as_gray(frames[0]), as_gray(frames[1]))
+        frame0, frame1 = frames
         still = np.zeros_like(flow)
+        errors = math.nan, math.nan
+        if frame0 is not None and frame1 is not None:
+            if frame0.ndim != frame1.ndim:
+                frame0, frame1 = as_gray(frame0), as_gray(frame1)
+            errors = (
+                photometric_error(frame0, frame1, flow),
+                photometric_error(frame0, frame1, still),
+            )
         pair: dict[str, Any] = {
-            "index": window.index,
-            "t0_us": window.t0,
-            "t1_us": window.t1,
-            "photometric_error": photometric_error(*frames, flow),
-            "photometric_error_zero_flow": photometric_error(*frames, still),
+            "index": interval.index,
+            "t0_us": interval.t0,
+            "t1_us": interval.t1,
+            "photometric_error": errors[0],
+            "photometric_error_zero_flow": errors[1],
         }
         flows = {**flow_at, 1.0: flow}
-        asked = {tau: recording.ground_truth_at(window.index, tau) for tau in flows}
+        asked = {tau: recording.ground_truth_at(interval.index, tau) for tau in flows}
         known = {tau: answer for tau, answer in asked.items() if answer is not None}
         for tau in known:
             # With the flow to the second frame goes the path to it, as far as it is known.
@@ -83,13 +102,19 @@ class RunMetrics:
                 np.stack([known[time][1] for time in times]),
                 tau=times,
             )
-            evaluation = self._evaluations.setdefault(tau, Evaluation())
+            evaluation = self._evaluations.setdefault(
+                tau, Evaluation(outlier_fraction=self._outlier_fraction)
+            )
             estimates = {"flow": Estimate(path), "zero_flow": Estimate(np.zeros_like(path))}
             found = evaluation.add(estimates, ground_truth)[ALL]
             if tau < 1:
                 pair.setdefault("flow_at", {})[str(tau)] = found
                 continue
             pair |= found
+            true_flow, valid = known[tau]
+            if uncertainty is not None and np.any(valid):
+                ranked = uncertainty_metrics(flow, true_flow, uncertainty, valid)
+                self._ause.append(ranked["ause"])
             if "tepe" in found["flow"]:
                 pair["trajectory"] = {name: found["flow"][name] for name in PATH}
             told = f"EPE {found['flow']['epe']:.2f}, zero flow {found['zero_flow']['epe']:.2f} px"
@@ -128,11 +153,12 @@ class RunMetrics:
         content = {
             "flowfuse": __version__,
             "checkpoint": checkpoint,
+            "outlier_fraction": self._outlier_fraction,
             "average": self.averages(),
             "pairs": self._pairs,
         }
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(_without_nan(content), indent=1) + "\n")
+            temporary.write_text(json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
         return True
 
     def lines(self) -> list[str]:
@@ -162,13 +188,26 @@ class RunMetrics:
                     f"  {name}: EPE {found['epe']:.3f} px, 1PE {found['1pe']:.2f} %, "
                     f"2PE {found['2pe']:.2f} %, 3PE {found['3pe']:.2f} %, AE {found['ae']:.3f} deg"
                 )
+            if self._outlier_fraction:
+                lines.append(
+                    f"  1PE, 2PE and 3PE count errors of {100 * self._outlier_fraction:g} % of the "
+                    "true magnitude and more"
+                )
             lines.append(boundary_line(average["flow"]["per_pixel"]))
+            if self._ause:
+                pairs = counted(len(self._ause), "pair")
+                lines.append(
+                    f"  AUSE: {_mean(self._ause):.3f} (0: the uncertainty ranks the pixels as "
+                    f"their errors do; of {pairs} estimated by this call)"
+                )
         if "trajectory" in average:
             path = average["trajectory"]
             lines.append(
                 f"TEPE (EPE between the frames): {path['tepe']:.3f} px, straight line to the true "
                 f"end {path['tepe_line_true_end']:.3f} px"
             )
+        if math.isnan(average["photometric_error"]):
+            return lines
         lines.append(
             f"photometric error after warping: {average['photometric_error']:.4f}, "
             f"zero flow {average['photometric_error_zero_flow']:.4f} (of full range)"
@@ -197,18 +236,9 @@ def _mean(values: list[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _without_nan(value: Any) -> Any:
-    """Replace NaN by None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 @dataclass
 class RunReport:
-    """What happened to the windows of a run."""
+    """What happened to the intervals of a run."""
 
     total: int
     gaps: int
@@ -216,6 +246,7 @@ class RunReport:
     new: int = 0
     from_frames: int = 0
     skipped: int = 0
+    unit: str = "pair"
     magnitude: float = LEAST_MAGNITUDE
     seconds: list[float] = field(default_factory=list)
     metrics: RunMetrics = field(default_factory=RunMetrics)
@@ -228,7 +259,7 @@ class RunReport:
         outputs: OutputDirectory,
     ) -> str:
         """Say it in a few lines."""
-        unit = "window" if config.every else "pair"
+        unit = self.unit
         found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
         for count, text in (

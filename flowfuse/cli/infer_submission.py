@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from flowfuse.cli.console import ListedError
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.datasets.dsec.files import FLOW_STEP, DsecFiles, find_schedule, read_schedule
 from flowfuse.data.datasets.dsec.sequence import DsecSequence, missing_files
 from flowfuse.estimator import Estimator
+from flowfuse.geometry.carry import carry_forward
 from flowfuse.io.atomic import atomic_path, check_file_path
 from flowfuse.io.flow import encode_flow
+from flowfuse.io.progress import progress
 from flowfuse.runner import FrameReader, Interval, estimate_interval
 
 # The test sequences with flow, and how many predictions the benchmark wants of each.
@@ -31,7 +32,7 @@ TEST_SEQUENCES = {
     "zurich_city_15_a": 72,
 }
 SCHEDULE_STEP = 10  # frames from one prediction to the next, where the schedule has no gap
-LONGEST_WINDOW = 150_000  # us; a longer one has lost frames, and motion is not carried across
+LONGEST_INTERVAL = 150_000  # us; a longer one has lost frames, and motion is not carried across
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class SequencePlan:
 
     Attributes:
         sequence: open.
-        windows: in the order of time; index is the number of the file.
+        intervals: in the order of time; index is the number of the file.
         wanted: the indices that the benchmark asks for.
     """
 
     sequence: DsecSequence
-    windows: list[Interval]
+    intervals: list[Interval]
     wanted: frozenset[int]
 
 
@@ -66,38 +67,38 @@ def submit(config: InferenceConfig, estimator: Estimator) -> str:
         raise ValueError(f"{path}: exists already; give another name, or --overwrite")
     check_file_path(path)
     plans = plan_submission(config.input, config.schedules, warm_start=config.warm_start)
-    total = sum(len(plan.windows) for plan in plans.values())
+    total = sum(len(plan.intervals) for plan in plans.values())
     seconds = []
     with (
         atomic_path(path) as partial,
         zipfile.ZipFile(partial, "w") as archive,
-        tqdm(total=total, unit=" windows", disable=None) as bar,
+        progress(total=total, unit=" intervals") as bar,
     ):
         for name, plan in plans.items():
-            bar.set_postfix_str(name)
-            for window, flow, duration in predict(estimator, plan, config):
+            bar.set_postfix_str(name, refresh=False)
+            for interval, flow, duration in predict(estimator, plan, config):
                 seconds.append(duration)
                 bar.update()
-                if window.index in plan.wanted:
-                    entry = f"{name}/{window.index:06d}.png"
+                if interval.index in plan.wanted:
+                    entry = f"{name}/{interval.index:06d}.png"
                     archive.writestr(_entry(entry), encode_prediction(entry, flow))
     count = sum(len(plan.wanted) for plan in plans.values())
     start = "each from the one before" if config.warm_start else "each on its own"
     return (
         f"{path}: {count} predictions of {len(plans)} sequences, {start}\n"
-        f"time per window: {statistics.median(seconds):.3f} s (median of {len(seconds)})"
+        f"time per interval: {statistics.median(seconds):.3f} s (median of {len(seconds)})"
     )
 
 
 def plan_submission(
     root: Path, schedules: Path | None = None, *, warm_start: bool = False
 ) -> dict[str, SequencePlan]:
-    """Open the test sequences and list the windows to estimate.
+    """Open the test sequences and list the intervals to estimate.
 
     Args:
         root: of DSEC, in any layout.
         schedules: directory of SEQ.csv; None looks where DSEC has them.
-        warm_start: also the windows of 100 ms between scheduled ones, where the schedule has no
+        warm_start: also the intervals of 100 ms between scheduled ones, where the schedule has no
             gap.
 
     Raises:
@@ -120,9 +121,9 @@ def plan_submission(
                 sequence, rows = DsecSequence(files), read_schedule(schedule)
                 if len(rows) != count:
                     found.append(f"{schedule}: {len(rows)} predictions, {count} expected")
-                windows, wrong = plan_windows(sequence, rows, schedule, warm_start=warm_start)
+                intervals, wrong = plan_intervals(sequence, rows, schedule, warm_start=warm_start)
                 found += wrong
-                plans[name] = SequencePlan(sequence, windows, frozenset(rows[:, 2].tolist()))
+                plans[name] = SequencePlan(sequence, intervals, frozenset(rows[:, 2].tolist()))
             except (ValueError, OSError) as error:
                 found.append(str(error))
         problems += found
@@ -136,10 +137,10 @@ def plan_submission(
     return plans
 
 
-def plan_windows(
+def plan_intervals(
     sequence: DsecSequence, rows: np.ndarray, schedule: Path, *, warm_start: bool
 ) -> tuple[list[Interval], list[str]]:
-    """List the windows of one sequence, and what is wrong with them.
+    """List the intervals of one sequence, and what is wrong with them.
 
     Args:
         sequence: the sequence.
@@ -147,7 +148,7 @@ def plan_windows(
         schedule: its file, for messages.
         warm_start: see :func:`plan_submission`.
     """
-    windows: list[Interval] = []
+    intervals: list[Interval] = []
     unknown, uncovered, problems = [], [], []
     times = sequence.frame_times
     for start, end, index in rows.tolist():
@@ -159,74 +160,59 @@ def plan_windows(
         if first != index:
             unknown.append(f"{schedule}: file_index {index} has the time stamp of frame {first}")
             continue
-        between = first - windows[-1].index if windows else 0
+        between = first - intervals[-1].index if intervals else 0
         if warm_start and FLOW_STEP < between <= SCHEDULE_STEP:
-            for i in range(windows[-1].pair[1], first - FLOW_STEP + 1, FLOW_STEP):
+            for i in range(intervals[-1].pair[1], first - FLOW_STEP + 1, FLOW_STEP):
                 j = i + FLOW_STEP
-                if times[j] - times[i] <= LONGEST_WINDOW:
-                    windows.append(Interval(i, int(times[i]), int(times[j]), (i, j)))
-        windows.append(Interval(index, start, end, (first, last)))
-    for window in windows:
-        if not sequence.covers(window.t0, window.t1):
+                if times[j] - times[i] <= LONGEST_INTERVAL:
+                    intervals.append(Interval(i, int(times[i]), int(times[j]), (i, j)))
+        intervals.append(Interval(index, start, end, (first, last)))
+    for interval in intervals:
+        if not sequence.covers(interval.t0, interval.t1):
             uncovered.append(
                 f"{sequence.name}: the events, from {sequence.event_range} us, do not cover "
-                f"window {window.index}, {window.t0} to {window.t1} us"
+                f"time interval {interval.index}, {interval.t0} to {interval.t1} us"
             )
     for kind in filter(None, (unknown, uncovered)):
         problems.append(kind[0] + (f" (and {len(kind) - 1} more like it)" if kind[1:] else ""))
     present = {path.name for path in sequence.frame_files}
-    needed = sorted({f"{i:06d}.png" for window in windows for i in window.pair})
+    needed = sorted({f"{i:06d}.png" for interval in intervals for i in interval.pair})
     absent = [name for name in needed if name not in present]
     if absent:
         problems.append(f"{sequence.name}: {len(absent)} images are missing, e.g. {absent[0]}")
-    return windows, problems
+    return intervals, problems
 
 
 def predict(
     estimator: Estimator, plan: SequencePlan, config: InferenceConfig
 ) -> Iterator[tuple[Interval, np.ndarray, float]]:
-    """Estimate the windows of a sequence.
+    """Estimate the intervals of a sequence.
 
     Yields:
-        A window, its flow [2, H, W] px, and the seconds in the estimator.
+        An interval, its flow [2, H, W] px, and the seconds in the estimator.
     """
     reader = FrameReader(plan.sequence)
     former: Interval | None = None
     flow = np.empty(0)
-    for window in plan.windows:
+    for interval in plan.intervals:
         flow_init = None
-        if config.warm_start and former is not None and former.pair[1] == window.pair[0]:
-            share = (window.t1 - window.t0) / (former.t1 - former.t0)
+        if config.warm_start and former is not None and former.pair[1] == interval.pair[0]:
+            share = (interval.t1 - interval.t0) / (former.t1 - former.t0)
             flow_init = share * carry_forward(flow)
         result, seconds = estimate_interval(
-            estimator, plan.sequence, reader, window, config.iterations, flow_init
+            estimator, plan.sequence, reader, interval, config.iterations, flow_init
         )
-        assert result is not None, "there are frames"
-        former, flow = window, result.flow
+        if result is None:
+            raise ValueError(
+                f"{plan.sequence.name}, interval {interval.index}: no event, and this network uses "
+                "events alone; the benchmark wants flow of every interval"
+            )
+        former, flow = interval, result.flow
         if not np.isfinite(flow).all():
-            raise ValueError(f"{plan.sequence.name}, window {window.index}: the flow is not finite")
-        yield window, flow, seconds
-
-
-def carry_forward(flow: np.ndarray) -> np.ndarray:
-    """Take the flow of a window along itself: what starts the next window at the same velocity.
-
-    Args:
-        flow: [2, H, W] px.
-
-    Returns:
-        [2, H, W] float32: at each pixel, the mean flow of those that end nearest to it; NaN where
-        none does.
-    """
-    height, width = flow.shape[1:]
-    y, x = np.mgrid[:height, :width]
-    x, y = (np.rint(place).astype(np.int64) for place in (x + flow[0], y + flow[1]))
-    kept = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    cells = y[kept] * width + x[kept]
-    count = np.bincount(cells, minlength=height * width)
-    sums = [np.bincount(cells, values[kept], minlength=height * width) for values in flow]
-    with np.errstate(invalid="ignore"):
-        return (np.stack(sums) / count).reshape(2, height, width).astype(np.float32)
+            raise ValueError(
+                f"{plan.sequence.name}, time interval {interval.index}: the flow is not finite"
+            )
+        yield interval, flow, seconds
 
 
 def encode_prediction(name: str, flow: np.ndarray) -> bytes:

@@ -1,14 +1,16 @@
-"""flowfuse-train: train a model on generated scenes, DSEC or MVSEC, or finetune it on a recording.
+"""flowfuse-train: train on generated scenes, data sets or recordings, or finetune without truth.
 
     flowfuse-train --model small --data scenes:fast --steps 20000 -o runs/small
     flowfuse-train --config dsec --data dsec:ROOT -o runs/dsec
+    flowfuse-train --init small --data recording:A,B -o runs/own
     flowfuse-train --config recipe.yaml --learning-rate 2e-4 -o runs/mine
     flowfuse-train -o runs/mine --resume
     flowfuse-train --self-supervised RECORDING -o runs/adapted
     torchrun --nproc-per-node 2 -m flowfuse.train --model base --batch 8 -o runs/base
 
-A run directory holds config.yaml (the resolved configuration), checkpoints/, model.safetensors
-(the averaged weights, for flowfuse-infer), log.csv, validation.csv, pictures/ and tensorboard/.
+A run directory holds config.yaml (the resolved configuration), history.jsonl (every command),
+checkpoints/, model.safetensors and best.safetensors (the averaged weights of the last step and of
+the best validation, for flowfuse-infer), log.csv, validation.csv, pictures/ and tensorboard/.
 Resuming is exact: on the CPU, with the same number of threads, the weights have the same bits as
 those of an uninterrupted training. Processes that torchrun starts share every batch: each draws and
 measures its part of the samples, the first one writes and prints.
@@ -24,10 +26,11 @@ from contextlib import closing
 import torch
 from torch.distributed import DistError
 
-from flowfuse import distributed
-from flowfuse.cli.console import INTERRUPTED
+from flowfuse import __version__, distributed
+from flowfuse.cli.console import INTERRUPTED, plain_warnings
 from flowfuse.cli.train_options import PROGRAM, RunOptions, read_command_line
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
+from flowfuse.io.history import record_call
 from flowfuse.model.checkpoint import resolve_checkpoint
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.training.devices import own_device
@@ -35,7 +38,7 @@ from flowfuse.training.finetune import compare
 from flowfuse.training.pools import make_held_out, make_pool
 from flowfuse.training.settings import TrainConfig
 from flowfuse.training.state import RunDirectory, TrainingState, count_parameters
-from flowfuse.training.stopping import StopRequest
+from flowfuse.training.stopping import StoppedError, StopRequest
 from flowfuse.training.trainer import NotFiniteError, Trainer
 
 
@@ -55,7 +58,10 @@ def check_shares(config: TrainConfig) -> None:
 
 
 def prepare(
-    config: TrainConfig, options: RunOptions, device: torch.device
+    config: TrainConfig,
+    options: RunOptions,
+    device: torch.device,
+    argv: Sequence[str] | None = None,
 ) -> tuple[RunDirectory, TrainingState]:
     """Open the run's directory, new or resumed, and make the state to go on from.
 
@@ -102,12 +108,15 @@ def prepare(
                 f"got {config.steps}"
             )
         _tell(f"resuming from {path}")
+        if settings.get("supervision") == "truth":  # what it was called before
+            settings = {**settings, "supervision": "ground_truth"}
         for key, (old, new) in changed_keys(settings, config_to_dict(config)).items():
             _tell(f"changed since then: {key} = {new} (was {old})")
     elif options.resume:
         _tell(f"{options.output} has no checkpoint yet: starting from the beginning")
     if first:
         write_yaml(run.config, config)
+        record_call(run.path, PROGRAM, argv, config_to_dict(config), __version__)
     count = distributed.this().count
     _tell(
         f"{config.model.name}: {count_parameters(state.model) / 1e6:.2f} M parameters on {device}, "
@@ -127,18 +136,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the training is done or its time is up; 1 when it failed; 2 when what was asked for
         cannot be done; 130 after Ctrl-C.
     """
+    # Not by run_command: the exit codes say more, and of several processes one speaks for all.
     started = time.monotonic()
     try:
         processes = distributed.launched()
     except ValueError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
+    stop = StopRequest(insist=processes.count == 1, tell=processes.is_first)
+    with stop:
+        return _run(argv, processes, stop, started)
+
+
+def _run(
+    argv: Sequence[str] | None,
+    processes: distributed.Processes,
+    stop: StopRequest,
+    started: float,
+) -> int:
+    """Read the settings, prepare, train and say how it ended; returns the exit code."""
     try:
-        config, options = read_command_line(argv)
+        with plain_warnings(PROGRAM):
+            config, options = read_command_line(argv)
+        if options.stop_after_minutes is not None:
+            stop.deadline = started + 60.0 * options.stop_after_minutes
         check_shares(config)
         device = own_device(config.device)
         if config.bf16 and not has_native_bfloat16(device):
             _tell(f"warning: bf16: {NO_INSTRUCTIONS} (--no-bf16); going on as asked")
+        if config.source != "scenes":
+            _tell(f"opening {config.data}")
+        elif config.overfit:
+            _tell(f"generating {config.overfit} samples of {config.data} to overfit")
         pool = make_pool(config)
         held_out = make_held_out(config, pool)
     except (ValueError, OSError, ImportError) as error:  # the same in every process
@@ -149,15 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     # All batches of a stage have one size, so the search pays; runs on a GPU differ in rounding.
     torch.backends.cudnn.benchmark = True
-    minutes, state = options.stop_after_minutes, None
-    deadline = None if minutes is None else started + 60.0 * minutes
+    state = None
     try:
-        with (
-            distributed.joined(processes, device),
-            StopRequest(deadline, insist=processes.count == 1) as stop,
-        ):
-            run, state = prepare(config, options, device)
-            with closing(Trainer(config, run, state, pool, held_out)) as trainer:
+        with distributed.joined(processes, device):
+            run, state = prepare(config, options, device, argv)
+            _tell(f"preparing what is measured on: {config.validation_scenes} samples at most")
+            with closing(Trainer(config, run, state, pool, held_out, stop)) as trainer:
                 trainer.train(stop)
     except NotFiniteError as error:  # every process has seen it
         _tell(f"error: {error}")
@@ -168,16 +194,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, torch.OutOfMemoryError, DistError) as error:
         _tell_of_failure(_one_line(error))
         return 2 if state is None else 1
+    except StoppedError:
+        _tell("the time is up during the preparation: nothing was trained in this call")
+        return 0
     except KeyboardInterrupt:
+        if not stop.patient:
+            _tell("stopped during the preparation: nothing was trained in this call")
+            return INTERRUPTED
         where = "" if state is None else f" in step {state.step + 1}"
         _tell(f"stopped{where}; --resume goes on from the last checkpoint")
         return INTERRUPTED
+    if not stop.patient:
+        _tell("the time is up before the first step: nothing was trained in this call")
+        return 0
     if state.step < config.steps:
         _tell(f"stopped after step {state.step}, checkpoint saved; --resume goes on from there")
+        _tell(run.describe_models(state))
         return INTERRUPTED if stop.requested else 0
-    if processes.is_first and config.source == "recording":
+    if processes.is_first and config.is_unlabelled:
         _tell(compare(run.validation))
-    _tell(f"done: step {state.step}; the model is {run.model}")
+    _tell(f"done: step {state.step}; {run.describe_models(state)}")
     return 0
 
 

@@ -61,6 +61,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
         FileNotFoundError: a recipe, or a run to resume, that is not there.
         SystemExit: after --help.
     """
+    # jsonargparse has no parse_known_args; what this one leaves over depends on the model it names.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_run_options(early)
     early.add_argument("--model")
@@ -146,10 +147,10 @@ def _build_parser() -> jsonargparse.ArgumentParser:
         prog=PROGRAM,
         exit_on_error=False,
         allow_abbrev=False,
-        description="Train a model on generated scenes, DSEC or MVSEC, or finetune one on a "
-        f"recording. --model NAME chooses an architecture ({', '.join(CONFIGS)}); --model.KEY "
-        "VALUE changes one of its settings. A recipe given with --config holds the same keys in "
-        "YAML; the command line wins over it.",
+        description="Train a model on generated scenes, on a data set or on recordings with ground "
+        "truth, or finetune one on a recording without. --model NAME chooses an architecture "
+        f"({', '.join(CONFIGS)}); --model.KEY VALUE changes one of its settings. A recipe given "
+        "with --config holds the same keys in YAML; the command line wins over it.",
     )
     documented = docstring_parser.parse(TrainConfig.__doc__).params
     described = {entry.arg_name: entry.description for entry in documented}

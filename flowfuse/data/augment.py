@@ -51,6 +51,7 @@ class AugmentConfig:
         corrupt_events: probability that the events are wrong where both modalities are there, see
             :mod:`flowfuse.data.corruption`.
         corrupt_frames: the same of the frames (never both).
+        drop_second_frame: probability that frame 1 is missing where both modalities are there.
     """
 
     flip: float = 0.5
@@ -68,6 +69,7 @@ class AugmentConfig:
     drop_exposure: float = 0.1
     corrupt_events: float = 0.0
     corrupt_frames: float = 0.0
+    drop_second_frame: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -238,7 +240,15 @@ def drop_frames(sample: Sample) -> Sample:
     return drop_exposure(sample)._replace(
         frame0=torch.zeros_like(sample.frame0),
         frame1=torch.zeros_like(sample.frame1),
-        modality_mask=_without(sample, Modality.FRAMES),
+        modality_mask=_without(sample, Modality.FRAMES, Modality.SECOND_FRAME),
+    )
+
+
+def drop_second_frame(sample: Sample) -> Sample:
+    """Take frame 1 away, and with it what is known of the exposures: few know only the first."""
+    return drop_exposure(sample)._replace(
+        frame1=torch.zeros_like(sample.frame1),
+        modality_mask=_without(sample, Modality.SECOND_FRAME),
     )
 
 
@@ -325,6 +335,8 @@ def augment(
         result = drop_frames(result)
     elif modality < config.drop_frames + config.drop_events:
         result = drop_events(result)
+    elif config.drop_second_frame > 0 and rng.random() < config.drop_second_frame:
+        result = drop_second_frame(result)
     return result.contiguous()
 
 

@@ -12,17 +12,22 @@ A calibration is a YAML file::
       K: [1164.6, 1164.5, 713.5, 570.9]
     R: [[1, 0, 0], [0, 1, 0], [0, 0, 1]]     # directions: x_events = R x_frames
 
+    t: [0.045, 0, 0]                         # metres: X_events = R X_frames + t; may be left out
+
 Without ``frames`` and ``R`` both come from one sensor, as of a DAVIS. Events go to undistorted,
 fractional positions in the view of the event camera (its K, no distortion); frames are resampled
-into that view by the homography of infinitely distant points. The distance between the cameras is
-left out, so what is near is off by (focal length) x (distance of the cameras) / (depth) px.
+into that view by the homography of infinitely distant points. What is near is then off by (focal
+length) x (distance of the cameras) / (depth) px. With ``t`` and the depth of the scene
+(:mod:`flowfuse.data.depth`) frames are resampled for that depth instead.
+
+Files of Kalibr and of ROS are read as well: :mod:`flowfuse.data.rig_files`.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +35,15 @@ import cv2
 import numpy as np
 import yaml
 
+from flowfuse.data.depth import Depth
 from flowfuse.data.formats.base import EventFile, FrameSource
 from flowfuse.data.remapping import RemappedEvents, RemappedFrames
+from flowfuse.data.rig_files import (
+    from_camchain,
+    from_camera_infos,
+    is_camchain,
+    is_camera_info,
+)
 
 MODELS = {"pinhole": (4, 5, 8, 12, 14), "fisheye": (4,)}  # numbers of coefficients
 LEAST_OVERLAP = 0.98  # of the event camera's view, below which the user is warned
@@ -108,11 +120,13 @@ class Calibration:
     Attributes:
         events, frames: the cameras.
         rotation: [3, 3], takes directions of the frame camera to those of the event camera.
+        translation: [3] m, then takes points there; zero where it is unknown.
     """
 
     events: Camera
     frames: Camera
     rotation: np.ndarray
+    translation: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def forward_map(self) -> np.ndarray:
         """[H, W, 2] float32: the undistorted (x, y) of each pixel of the event camera."""
@@ -120,12 +134,30 @@ class Calibration:
         places = rays @ self.events.matrix[:2, :2].T + self.events.matrix[:2, 2]
         return places.reshape(self.events.height, self.events.width, 2).astype(np.float32)
 
-    def backward_map(self) -> np.ndarray:
-        """[H, W, 2] float32: where each pixel of the event view lies in the frame; NaN: nowhere."""
+    def rays(self) -> np.ndarray:
+        """[H, W, 2] float64: the directions of the pixels of the event view, at depth 1."""
+        rays = (_pixels(self.events) - self.events.matrix[:2, 2]) / np.diag(self.events.matrix)[:2]
+        return rays.reshape(self.events.height, self.events.width, 2)
+
+    def backward_map(self, depth: np.ndarray | None = None) -> np.ndarray:
+        """Where each pixel of the event view lies in the frame.
+
+        Args:
+            depth: [H, W] m, at the pixels of the event view; not positive or not finite: infinite.
+                None: all infinite.
+
+        Returns:
+            [H, W, 2] float32 (x, y); NaN: nowhere.
+        """
         pixels = _pixels(self.events)
         homogeneous = np.concatenate((pixels, np.ones((len(pixels), 1))), axis=1)
-        # x_frames = R^T K^-1 x, for row vectors.
-        directions = homogeneous @ np.linalg.inv(self.events.matrix).T @ self.rotation
+        rays = homogeneous @ np.linalg.inv(self.events.matrix).T
+        if depth is not None:
+            # X_frames = R^T (Z r - t), up to scale.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                near = np.where(np.isfinite(depth) & (depth > 0), 1 / depth, 0.0)
+            rays = rays - near.reshape(-1, 1) * self.translation
+        directions = rays @ self.rotation  # R^T r, for row vectors
         places = np.full_like(pixels, np.nan)
         in_front = directions[:, 2] > 1e-6
         places[in_front] = self.frames.project(directions[in_front, :2] / directions[in_front, 2:])
@@ -140,24 +172,41 @@ class Calibration:
         return float(seen.mean())
 
 
-def read_calibration(path: str | os.PathLike) -> Calibration:
+def calibration_files(path: str | os.PathLike) -> list[Path]:
+    """The files of a calibration: one, or two of ROS with a comma between."""
+    names = os.fspath(path).split(",")
+    return [Path(path)] if Path(path).is_file() else [Path(name) for name in names]
+
+
+def read_calibration(
+    path: str | os.PathLike,
+    event_size: tuple[int, int] | None = None,
+    frame_size: tuple[int, int] | None = None,
+) -> Calibration:
     """Read a calibration file; see the top of this module.
+
+    Args:
+        path: of a file, or of two with a comma between: camera_info of the events and the frames.
+        event_size, frame_size: (height, width), px, where they are known; they help to tell the
+            cameras of Kalibr apart.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: naming the file, the key, what was found and what was expected.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such calibration file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a YAML file ({reason})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: keys events, frames and R expected, found {content!r:.60}")
-    _check_keys(path, "", content, {"events"}, {"frames", "R"})
+    paths = calibration_files(path)
+    contents = [_read_yaml(name) for name in paths]
+    path, content = paths[0], contents[0]
+    if all(is_camera_info(found) for found in contents) and len(paths) <= 2:
+        content = from_camera_infos(paths, contents)
+    elif len(paths) > 1:
+        raise ValueError(
+            f"{path}: two files with a comma between must be camera_info of ROS, of the events and "
+            f"of the frames, found the keys {sorted(map(str, content))}"
+        )
+    elif is_camchain(content):
+        content = from_camchain(path, content, event_size, frame_size)
+    _check_keys(path, "", content, {"events"}, {"frames", "R", "t"})
     if ("frames" in content) != ("R" in content):
         raise ValueError(f"{path}: frames and R belong together, found {sorted(content)}")
     events = _read_camera(path, "events", content["events"])
@@ -169,7 +218,24 @@ def read_calibration(path: str | os.PathLike) -> Calibration:
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
     if off > _ROTATION_ERROR or np.linalg.det(rotation) < 0:
         raise ValueError(f"{path}: R must be a rotation; R R^T is off the identity by {off:.2g}")
-    return Calibration(events, _read_camera(path, "frames", content["frames"]), rotation)
+    translation = _numbers(path, "t", content.get("t", [0, 0, 0]))
+    if translation.shape != (3,):
+        raise ValueError(f"{path}: t must be three numbers in m, got {content['t']!r:.60}")
+    frames = _read_camera(path, "frames", content["frames"])
+    return Calibration(events, frames, rotation, translation)
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such calibration file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a YAML file ({reason})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: keys events, frames and R expected, found {content!r:.60}")
+    return content
 
 
 def apply_calibration(
@@ -177,6 +243,7 @@ def apply_calibration(
     events: EventFile | None,
     frames: FrameSource | None,
     name: str,
+    depth: str | None = None,
 ) -> tuple[EventFile | None, FrameSource | None]:
     """Bring events and frames onto the undistorted grid of the event camera.
 
@@ -184,7 +251,16 @@ def apply_calibration(
         calibration: the rig.
         events, frames: either may be None.
         name: of the calibration, for the warning when the frames see less than the events.
+        depth: of the scene, see :mod:`flowfuse.data.depth`; None: infinite.
+
+    Raises:
+        ValueError: the depth says nothing, since the distance of the cameras is unknown.
     """
+    if depth is not None and not calibration.translation.any():
+        raise ValueError(
+            f"{name}: depth was given, but no distance of the cameras (t); without it, depth "
+            "changes nothing"
+        )
     if events is not None:
         events = RemappedEvents(events, calibration.forward_map())
     if frames is not None:
@@ -196,7 +272,17 @@ def apply_calibration(
                 stacklevel=3,
             )
         size = (calibration.frames.height, calibration.frames.width)
-        frames = RemappedFrames(frames, calibration.backward_map(), size)
+        if depth is None:
+            frames = RemappedFrames(frames, calibration.backward_map(), size)
+        else:
+            scene = Depth(calibration.rays(), depth)
+            scene.check_count(len(frames.times))
+            frames = RemappedFrames(
+                frames,
+                calibration.backward_map(scene.at(0) if len(frames.times) else None),
+                size,
+                None if scene.is_constant else lambda i: calibration.backward_map(scene.at(i)),
+            )
     return events, frames
 
 

@@ -24,11 +24,9 @@ from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.presets import log_uniform
 from flowfuse.geometry.grid import pixel_grid
 from flowfuse.geometry.grid import sample as sample_image
+from flowfuse.inputs import PairKind
 
 Range = tuple[float, float]
-
-# What ``matching`` says: which pairs of latents still correspond at the true displacement.
-FRAME_PAIR, EVENT_PAIRS, CROSS_PAIR = range(3)
 
 EVENT_FIELDS = ("slices", "event_sum")
 FRAME_FIELDS = ("frame0", "frame1")
@@ -252,24 +250,24 @@ def jump_frame(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 EVENT_KINDS: dict[str, Kind] = {
-    "shift": Kind(shift_events, 3, (CROSS_PAIR,)),
+    "shift": Kind(shift_events, 3, (PairKind.CROSS,)),
     "gain": Kind(scale_events, 1),
     "balance": Kind(unbalance_polarity, 1.5),
-    "invert": Kind(invert_polarity, 0.5, (CROSS_PAIR,)),
-    "burst": Kind(lose_burst, 2, (EVENT_PAIRS, CROSS_PAIR)),
+    "invert": Kind(invert_polarity, 0.5, (PairKind.CROSS,)),
+    "burst": Kind(lose_burst, 2, (PairKind.EVENTS, PairKind.CROSS)),
     "lines": Kind(heat_lines, 1),
     "noise": Kind(add_noise_events, 3),
-    "displace": Kind(displace_events, 1.5, (EVENT_PAIRS, CROSS_PAIR)),
-    "turn": Kind(turn_events, 1, (EVENT_PAIRS, CROSS_PAIR)),
+    "displace": Kind(displace_events, 1.5, (PairKind.EVENTS, PairKind.CROSS)),
+    "turn": Kind(turn_events, 1, (PairKind.EVENTS, PairKind.CROSS)),
 }
 FRAME_KINDS: dict[str, Kind] = {
     "exposure": Kind(expose_wrongly, 2),
     "defocus": Kind(defocus, 2),
     "smear": Kind(smear, 2),
     "grain": Kind(add_grain, 1.5),
-    "shutter": Kind(roll_shutter, 1, (FRAME_PAIR, CROSS_PAIR)),
-    "repeat": Kind(repeat_frame, 1, (FRAME_PAIR,)),
-    "jump": Kind(jump_frame, 0.5, (FRAME_PAIR,)),
+    "shutter": Kind(roll_shutter, 1, (PairKind.FRAMES, PairKind.CROSS)),
+    "repeat": Kind(repeat_frame, 1, (PairKind.FRAMES,)),
+    "jump": Kind(jump_frame, 0.5, (PairKind.FRAMES,)),
 }
 
 

@@ -15,7 +15,9 @@ from flowfuse.events import Events
 class FileRecording:
     """A :class:`~flowfuse.data.recording.Recording` of an event file and frames, either optional.
 
-    Data sets whose ground truth is known override :meth:`ground_truth_at`.
+    Data sets whose ground truth is known override :meth:`ground_truth_at`. Those without frames
+    list its time intervals in ``ground_truth_intervals``, [N, 2] int64, start and end in
+    microseconds; the index of :meth:`ground_truth_at` then counts these.
 
     Args:
         path: the directory or file, or None.
@@ -30,6 +32,7 @@ class FileRecording:
 
     ground_truth_step = 1
     ground_truth_times: tuple[float, ...] = ()
+    ground_truth_intervals: np.ndarray = np.empty((0, 2), np.int64)
 
     def __init__(
         self,
@@ -126,6 +129,10 @@ class FileRecording:
             flow [2, H, W] float32 (px, from the frame) and valid [H, W] bool; None if unknown.
         """
         return None
+
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether :meth:`ground_truth_at` has some for tau = 1; quicker where a class knows it."""
+        return self.ground_truth_at(index, 1.0) is not None
 
     def _find_size(self, stated_size: tuple[str, tuple[int, int]] | None) -> tuple[int, int]:
         """(height, width); what states it goes to _size_source. Statements must agree."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -130,6 +131,11 @@ class TimeOffset:
         gain_z = np.diff(np.arctanh(np.clip([self.as_given, self.correlation], -0.9999, 0.9999)))
         return bool(gain >= CLEAR_GAIN and gain_z >= CLEAR_GAIN_Z)  # False for NaN
 
+    @property
+    def option(self) -> str:
+        """The option of the commands that applies it."""
+        return f"--time-offset={self.offset / 1000:.2f}ms"
+
 
 def estimate_offset(recording: Recording, reach: int = 50_000, most_pairs: int = 12) -> TimeOffset:
     """Compare the differences of successive frames with the polarity sums of shifted windows.
@@ -147,10 +153,22 @@ def estimate_offset(recording: Recording, reach: int = 50_000, most_pairs: int =
         reach: us, the largest offset that is tried, to both sides.
         most_pairs: evenly spread.
     """
-    times = recording.frame_times
     nothing = TimeOffset(math.nan, math.nan, math.nan, 0, reach)
+    chosen = usable_pairs(recording, reach, most_pairs)
+    return _offset_of(recording, reach, chosen) if chosen else nothing
+
+
+def usable_pairs(recording: Recording, reach: int, most: int) -> list[int]:
+    """The first frames of pairs that lie in the time of the events, evenly spread.
+
+    Args:
+        recording: with or without events and frames.
+        reach: us, that the events go on before and after, where some pairs have that.
+        most: so many at most.
+    """
+    times = recording.frame_times
     if recording.event_range is None or len(times) < 2:
-        return nothing
+        return []
     first, last = recording.event_range
     usable = [
         i
@@ -158,14 +176,19 @@ def estimate_offset(recording: Recording, reach: int = 50_000, most_pairs: int =
         if first + reach <= times[i] and times[i + 1] <= last - reach
     ] or [i for i in range(len(times) - 1) if first <= times[i] and times[i + 1] <= last]
     if not usable:
-        return nothing
-    chosen = np.unique(np.linspace(0, len(usable) - 1, min(len(usable), most_pairs)).astype(int))
+        return []
+    places = np.unique(np.linspace(0, len(usable) - 1, min(len(usable), most)).astype(int))
+    return [usable[i] for i in places.tolist()]
+
+
+def _offset_of(recording: Recording, reach: int, chosen: Sequence[int]) -> TimeOffset:
+    """The offset that some frame pairs tell."""
+    times = recording.frame_times
     shifts = np.arange(-reach // STEP, reach // STEP + 1)
     products, energies, energy = np.zeros(len(shifts)), np.zeros(len(shifts)), 0.0
     factor = max(1, recording.width // GRID_WIDTH)
-    for index in (usable[i] for i in chosen.tolist()):
-        change = _log_image(recording, index + 1, factor) - _log_image(recording, index, factor)
-        change -= np.median(change)  # of the exposure, not of motion
+    for index in chosen:
+        change = change_of_frames(recording, index, factor)
         sums = _shifted_sums(recording, int(times[index]), int(times[index + 1]), reach, factor)
         sums -= sums.mean(axis=(1, 2), keepdims=True)
         products += (sums * change).sum(axis=(1, 2))
@@ -191,9 +214,89 @@ def estimate_offset(recording: Recording, reach: int = 50_000, most_pairs: int =
     )
 
 
+def change_of_frames(recording: Recording, index: int, factor: int) -> np.ndarray:
+    """[h, w]: how log intensity changes from a frame to the next, on a grid coarser by a factor."""
+    change = _log_image(recording, index + 1, factor) - _log_image(recording, index, factor)
+    return change - np.median(change)  # of the exposure, not of motion
+
+
+def polarity_sum(
+    events: Events, t0: int, t1: int, shape: tuple[int, ...], factor: int
+) -> np.ndarray:
+    """[h, w]: ON minus OFF events of [t0, t1), as blurred as :func:`change_of_frames`."""
+    return cv2.GaussianBlur(_sum(events, t0, t1, shape[0], shape[1], factor), (0, 0), 1.0)
+
+
+@dataclass(frozen=True)
+class ClockDrift:
+    """The offset of the clocks at the first frame, and how it changes.
+
+    Attributes:
+        offset: us, to be added to the times of the frames; NaN: nothing could be compared.
+        drift: added per time since the first frame; 0 where none is evident.
+        spread: us, of the offsets of single stretches around this line.
+        stretches: compared.
+        correlation: their mean.
+    """
+
+    offset: float
+    drift: float
+    spread: float
+    stretches: int
+    correlation: float
+
+    @property
+    def option(self) -> str:
+        """The option of the commands that applies it."""
+        drift = f",{self.drift * 1e6:.3g}ppm" if self.drift else ""
+        return f"--time-offset={self.offset / 1000:.2f}ms{drift}"
+
+
+STRETCHES = 8
+_PAIRS_EACH = 6
+_LEAST_CORRELATION = 0.2
+
+
+def estimate_drift(recording: Recording, reach: int = 50_000) -> ClockDrift:
+    """Estimate the offset of the clocks in several stretches, and a line through them.
+
+    A drift is told only if it moves the clocks, over all frames, by more than a step of the search
+    and by more than twice the spread of the offsets around the line.
+
+    Args:
+        recording: with events and frames.
+        reach: us, the largest offset that is tried.
+    """
+    times = recording.frame_times
+    chosen = usable_pairs(recording, reach, STRETCHES * _PAIRS_EACH)
+    rows = []
+    for group in np.array_split(np.array(chosen, int), min(STRETCHES, len(chosen)) or 1):
+        if not len(group):
+            continue
+        found = _offset_of(recording, reach, group.tolist())
+        if found.correlation >= _LEAST_CORRELATION and not math.isnan(found.offset):
+            moment = float((times[group].mean() + times[group + 1].mean()) / 2 - times[0])
+            rows.append((moment, found.offset, found.correlation))
+    if not rows:
+        return ClockDrift(math.nan, 0.0, math.nan, 0, math.nan)
+    moments, offsets, correlations = np.array(rows).T
+    mean = float(np.average(offsets, weights=correlations**2))
+    plain = ClockDrift(mean, 0.0, float(np.std(offsets)), len(rows), float(correlations.mean()))
+    if len(rows) < 4:
+        return plain
+    drift, offset = np.polyfit(moments, offsets, 1, w=correlations)
+    spread = float(np.std(offsets - offset - drift * moments))
+    moved = abs(drift) * float(times[-1] - times[0])
+    if moved <= max(STEP, 2 * spread):
+        return plain
+    return ClockDrift(float(offset), float(drift), spread, len(rows), plain.correlation)
+
+
 def _log_image(recording: Recording, index: int, factor: int) -> np.ndarray:
     """Log intensity of a frame, reduced."""
     gray = as_gray(recording.frame(index))
+    if gray.dtype == np.uint16:
+        gray = gray.astype(np.float32) / np.float32(257)
     height, width = (side // factor for side in gray.shape)
     whole = gray[: height * factor, : width * factor].astype(np.float32)
     blocks = whole.reshape(height, factor, width, factor).mean(axis=(1, 3))

@@ -13,6 +13,7 @@ from pathlib import Path
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.directory import DATASET as DIRECTORY
 from flowfuse.data.datasets.directory import NothingRecordedError, open_directory
+from flowfuse.data.reading import ReadingOptions, TimeOffset, parse_time_offset
 from flowfuse.data.recording import Recording
 from flowfuse.data.registry import Registry
 
@@ -24,13 +25,19 @@ DATASETS: Registry[DataSet] = Registry(
 )
 
 
-def open_recording(
+def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
     path: str | os.PathLike | None = None,
     *,
     events: str | os.PathLike | None = None,
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
+    bit_depth: int | None = None,
+    repair: bool = False,
+    part: int | None = None,
+    time_offset: TimeOffset | str | None = None,
+    depth: str | float | None = None,
 ) -> Recording:
     """Open a recording of any camera or data set.
 
@@ -40,9 +47,20 @@ def open_recording(
             ``<seq>_data.hdf5`` of MVSEC; a recording of an added data set; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
-        times: a file of frame times in seconds, likewise.
+        times: a file of frame times in seconds, likewise; or "triggers[:rising|falling][:INPUT]",
+            those at the trigger inputs of the event camera.
         calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
             brought into their view.
+        columns: of a table of events, such as "x,y,t_us,p" for t in microseconds; None: as the
+            file shows them.
+        bit_depth: of a camera whose frames are stored in 16 bits; None: stated by the file, or
+            found by the largest value of all, with a warning.
+        repair: drop, and count in a warning, events out of order or off the sensor, and frames out
+            of order.
+        part: the one to read, from 1 on, of a file of events whose clock was reset.
+        time_offset: added to the times of the frames, such as "-24.5ms" or "3ms,12ppm".
+        depth: of the scene, with a calibration of two cameras: metres, "plane:NX,NY,NZ,D", or the
+            path of depth maps; see :mod:`flowfuse.data.depth`.
 
     Returns:
         Recording. No event is loaded by opening it; text files are read once when first needed.
@@ -54,6 +72,10 @@ def open_recording(
     """
     if path is None and events is None and frames is None:
         raise ValueError("open_recording: nothing to open, expected a path, events or frames")
+    if isinstance(time_offset, str):
+        time_offset = parse_time_offset(time_offset)
+    stated_depth = None if depth is None else str(depth)
+    options = ReadingOptions(bit_depth, bool(repair), part, time_offset, stated_depth)
     path = None if path is None else Path(path)
     if path is not None and events is None and frames is None:
         dataset = _find_dataset(path)
@@ -62,13 +84,26 @@ def open_recording(
                 raise ValueError(
                     f"{calibration}: no calibration file is taken here: {dataset.own_calibration}"
                 )
+            if columns is not None:
+                raise ValueError(f"{path}: columns are stated, but {dataset.name} has its own")
+            if options.stated():
+                raise ValueError(
+                    f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
+                    f"{dataset.name}, whose files state it"
+                )
             return dataset.open(path)
     try:
         return open_directory(
-            path, events=events, frames=frames, times=times, calibration=calibration
+            path,
+            events=events,
+            frames=frames,
+            times=times,
+            calibration=calibration,
+            columns=columns,
+            options=options,
         )
     except NothingRecordedError:
-        if path is not None:
+        if path is not None and path.is_dir():
             _refuse_root(path)
         raise
 

@@ -17,7 +17,7 @@ from flowfuse.data.recording_writer import write_frames
 from flowfuse.data.registry import event_suffixes, video_suffixes
 from flowfuse.io.atomic import atomic_directory
 from flowfuse.io.flow import tau_directory, write_flow
-from flowfuse.io.images import as_gray
+from flowfuse.io.images import as_8_bits, as_gray
 
 
 def copy_recording(
@@ -155,7 +155,9 @@ def _gray(recording: Recording, index: int) -> np.ndarray:
     if frame.ndim == 3:
         if index == 0:
             warnings.warn("MVSEC holds gray frames: colour is left out", stacklevel=2)
-    return as_gray(frame)
+    if frame.dtype == np.uint16 and index == 0:
+        warnings.warn("MVSEC holds frames of 8 bits: the rest is left out", stacklevel=2)
+    return as_8_bits(as_gray(frame))
 
 
 def _maps(recording: Recording, path: Path) -> Iterator[np.ndarray]:

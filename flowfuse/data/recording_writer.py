@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,17 @@ from flowfuse.data.formats.event_writer import write_events
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_directory
 from flowfuse.io.flow import tau_directory, write_flow
+
+_AFTER_IHDR = 33  # bytes: the signature of a PNG, and its first chunk
+
+
+def _all_bits(channels: int) -> bytes:
+    """The chunk sBIT of a PNG that says that all 16 bits are used: nothing is to be guessed."""
+    content = b"sBIT" + bytes([16] * channels)
+    return struct.pack(">I", channels) + content + struct.pack(">I", zlib.crc32(content))
+
+
+_ALL_BITS = {2: _all_bits(1), 3: _all_bits(3)}  # by the axes of an image
 
 
 def write_recording(
@@ -31,7 +44,7 @@ def write_recording(
     Args:
         path: a directory that does not exist yet, or is empty.
         events: of a sensor of the frames' size.
-        frames: [F, H, W] or [F, H, W, 3] RGB, uint8; written as PNG.
+        frames: [F, H, W] or [F, H, W, 3] RGB, uint8 or uint16; written as PNG.
         frame_times: [F] integer microseconds, increasing, mid-exposure.
         exposures: [F, 2] start and end, or [F] durations about the frame times; microseconds.
         flow: per frame but the last: flow [2, H, W], or (flow, valid), or None.
@@ -68,9 +81,10 @@ def _check_frames(frames: list[np.ndarray], times: np.ndarray, events: Events | 
     if len(frames) != len(times):
         raise ValueError(f"write_recording: {len(times)} frame_times for {len(frames)} frames")
     for index, frame in enumerate(frames):
-        if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.shape[2:] not in ((), (3,)):
+        right = frame.dtype in (np.uint8, np.uint16) and frame.ndim in (2, 3)
+        if not right or frame.shape[2:] not in ((), (3,)):
             raise ValueError(
-                f"write_recording: frame {index} must be uint8 [H, W] or [H, W, 3], "
+                f"write_recording: frame {index} must be uint8 or uint16 [H, W] or [H, W, 3], "
                 f"got {frame.dtype} {list(frame.shape)}"
             )
         if frame.shape[:2] != frames[0].shape[:2]:
@@ -107,7 +121,7 @@ def write_frames(
 
     Args:
         directory: exists.
-        frames: uint8 [H, W] or [H, W, 3] RGB; as many as times.
+        frames: uint8, or uint16 of full range, [H, W] or [H, W, 3] RGB; as many as times.
         times: [F] integer microseconds.
         exposures: [F, 2] integer microseconds, or None.
     """
@@ -118,7 +132,10 @@ def write_frames(
         written, data = cv2.imencode(".png", frame if frame.ndim == 2 else frame[:, :, ::-1])
         if not written:
             raise OSError(f"{directory / name}: OpenCV could not encode the image")
-        (directory / name).write_bytes(data.tobytes())
+        png = data.tobytes()
+        if frame.dtype == np.uint16:
+            png = png[:_AFTER_IHDR] + _ALL_BITS[frame.ndim] + png[_AFTER_IHDR:]
+        (directory / name).write_bytes(png)
         lines.append(f"{_seconds(time)} {name}\n")
     (directory / "images.txt").write_text("".join(lines))
     if exposures is not None:

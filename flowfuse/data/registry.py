@@ -15,7 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
+from flowfuse.data.formats.wrapped_frames import DeepFrames, frames_in_order
 
 
 class Offered(Protocol):
@@ -108,7 +109,8 @@ FORMATS: Registry[Format] = Registry(Format, "flowfuse.data.formats", "FORMAT", 
 
 def event_suffixes() -> tuple[str, ...]:
     """The suffixes of event files, with the dot, those of this package first."""
-    return tuple(suffix for item in FORMATS if EVENTS in item.holds for suffix in item.suffixes)
+    found = (suffix for item in FORMATS if EVENTS in item.holds for suffix in item.suffixes)
+    return tuple(dict.fromkeys(found))
 
 
 def video_suffixes() -> tuple[str, ...]:
@@ -138,8 +140,15 @@ def find_format(path: Path, holds: str) -> Format | None:
     return next(found, named[0] if named else None)
 
 
-def open_event_file(path: str | os.PathLike) -> EventFile:
+def open_event_file(
+    path: str | os.PathLike, columns: str | None = None, *, check: bool = True
+) -> EventFile:
     """Open an event file; the modules of ``flowfuse/data/formats`` say what each kind must hold.
+
+    Args:
+        path: a file, or a directory such as a ROS 2 bag.
+        columns: of a table, such as "x,y,t_us,p"; None: as the file shows them.
+        check: whether to refuse times that go back, see :meth:`EventFile.check_order`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -154,7 +163,10 @@ def open_event_file(path: str | os.PathLike) -> EventFile:
             f"{path}: unknown event format {path.suffix.lower()!r}, expected one of "
             f"{', '.join(event_suffixes())}"
         )
-    return found.open_events(path)
+    file = found.open_events(path) if columns is None else found.open_columns(path, columns)
+    if check:
+        file.check_order()
+    return file
 
 
 def check_event_path(path: Path) -> None:
@@ -173,17 +185,26 @@ def check_event_path(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such event file")
 
 
-def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = None) -> FrameSource:
-    """Open frames.
+def open_frames(
+    source: str | os.PathLike,
+    times: str | os.PathLike | StatedTimes | None = None,
+    *,
+    bit_depth: int | None = None,
+    repair: bool = False,
+) -> FrameSource:
+    """Open frames: uint8, or uint16 whose white is 65535, whatever depth the camera has.
 
     Args:
         source: a directory of images, sorted by the numbers in their names; a video; a text file
             with lines ``t path`` (t in seconds, paths relative to the file); or an .aedat4 file or
             a ROS bag, which have their own times.
         times: a text file with the times in seconds: one column, or lines ``t path`` that then name
-            the images inside the directory ``source`` or beside the file. None for a video: the
-            container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it; for a text
-            file: its own, which are replaced by those given.
+            the images inside the directory ``source`` or beside the file. Or known times. None for
+            a video: the container's; for a directory: ``timestamps.txt`` or ``times.txt`` in it;
+            for a text file: its own, which are replaced by those given.
+        bit_depth: of frames stored in 16 bits; None: stated by the file, or found by the largest
+            value of all, with a warning.
+        repair: leave out, with a warning, frames whose times do not increase.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -191,8 +212,10 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         ValueError: naming the file, what was found and what was expected.
     """
     source = Path(source)
-    if times is not None and not Path(times).is_file():
-        raise FileNotFoundError(f"{times}: no such file of frame times")
+    if times is not None and not isinstance(times, StatedTimes):
+        times = Path(times)
+        if not times.is_file():
+            raise FileNotFoundError(f"{times}: no such file of frame times")
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such directory of images, nor video")
     found = find_format(source, FRAMES)
@@ -203,4 +226,5 @@ def open_frames(source: str | os.PathLike, times: str | os.PathLike | None = Non
         )
     if times is not None and found.has_frame_times:
         raise ValueError(f"{times}: frame times were given, but {source} has its own")
-    return found.open_frames(source, None if times is None else Path(times))
+    opened = found.open_frames(source, times)
+    return DeepFrames(frames_in_order(opened, repair), bit_depth)

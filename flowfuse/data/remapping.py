@@ -7,6 +7,7 @@ Events and frames need opposite maps. An event at a raw pixel goes to the float 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -89,13 +90,23 @@ class RemappedFrames(FrameSource):
         source: frames of any size.
         backward: [H, W, 2] float32: for each pixel of the new image, (x, y) in the frame, px.
         size: (height, width) that the frames must have, or None.
+        backward_at: gives the map of each frame by its index, where they differ; ``backward`` is
+            then that of frame 0.
     """
 
     def __init__(
-        self, source: FrameSource, backward: np.ndarray, size: tuple[int, int] | None = None
+        self,
+        source: FrameSource,
+        backward: np.ndarray,
+        size: tuple[int, int] | None = None,
+        backward_at: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.source, self._size = source, size
         self.times, self.exposures = source.times, source.exposures
+        self._backward_at = backward_at
+        self._set_map(backward)
+
+    def _set_map(self, backward: np.ndarray) -> None:
         row, column = (side // 2 for side in backward.shape[:2])
         right = min(column + 1, backward.shape[1] - 1)
         self._step = float(np.linalg.norm(backward[row, right] - backward[row, column]))
@@ -115,6 +126,8 @@ class RemappedFrames(FrameSource):
                 f"{self.source.name(index)} is {frame.shape[1]} x {frame.shape[0]} px, but the "
                 f"calibration of the frame camera is of {self._size[1]} x {self._size[0]} px"
             )
+        if self._backward_at is not None:
+            self._set_map(self._backward_at(index))
         frame = smooth_to_shrink(frame, self._step)
         frame = cv2.remap(
             frame, self._x, self._y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE

@@ -95,23 +95,30 @@ def unlabelled_sample(recording: Recording, first: int, last: int, spec: InputSp
         events before the first one.
     """
     t0, t1 = (int(recording.frame_times[i]) for i in (first, last))
+    return Sample(*recording_inputs(recording, (first, last), t0, t1, spec))
+
+
+def recording_inputs(
+    recording: Recording, frames: tuple[int, int] | None, t0: int, t1: int, spec: InputSpec
+) -> ModelInputs:
+    """Make a network's inputs from a recording, in gray.
+
+    Args:
+        recording: of the frames and events.
+        frames: the frame pair; None: the events alone.
+        t0, t1: time interval in microseconds.
+        spec: slices and bins.
+    """
     exposures: Exposures = (None, None)
-    if recording.exposures is not None:
-        exposure0, exposure1 = (
-            int(end - start) for start, end in recording.exposures[[first, last]]
-        )
-        exposures = (exposure0, exposure1)
+    frame0 = frame1 = None
+    if frames is not None:
+        frame0, frame1 = (as_gray(recording.frame(i)) for i in frames)
+        if recording.exposures is not None:
+            spans = recording.exposures[list(frames)]
+            exposures = (int(spans[0, 1] - spans[0, 0]), int(spans[1, 1] - spans[1, 0]))
     start, end = input_interval(t0, t1, spec.slices, *exposures)
-    inputs = prepare_inputs(
-        as_gray(recording.frame(first)),
-        as_gray(recording.frame(last)),
-        recording.events(max(start, 0), end),
-        t0=t0,
-        t1=t1,
-        spec=spec,
-        exposures=exposures,
-    )
-    return Sample(*inputs)
+    events = recording.events(max(start, 0), end)
+    return prepare_inputs(frame0, frame1, events, t0=t0, t1=t1, spec=spec, exposures=exposures)
 
 
 def labelled_sample(

@@ -34,7 +34,7 @@ from flowfuse.evaluation.rotation import rotation_flow
 from flowfuse.evaluation.statistics import Facts
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
-from flowfuse.io.images import as_gray
+from flowfuse.io.images import as_8_bits, as_gray
 
 IMAGE_INTERVAL = 40_000  # us between two images: 25 frames per second
 HISTORY_SHARE = 5  # one part in so many of an interval of events alone serves as history
@@ -64,7 +64,7 @@ class Case(ABC):
     def gray(self) -> list[np.ndarray]:
         """Both frames as uint8 [H, W]."""
         assert self.frames is not None, "events alone have no frames"
-        return [as_gray(frame) for frame in self.frames]
+        return [as_8_bits(as_gray(frame)) for frame in self.frames]
 
     @property
     def events_between(self) -> Events:

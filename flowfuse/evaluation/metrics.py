@@ -38,8 +38,8 @@ def flow_metrics(
         ground_truth: [2, H, W], px.
         valid: [H, W] bool, where ground truth is known; None = everywhere.
         boundary: [H, W], the motion boundary B_m (bool, or > 0.5); None = unknown.
-        outlier_fraction: 1pe, 2pe and 3pe also ask for an error above this fraction of the true
-            magnitude (some protocols use 0.05); 0 asks for the pixels alone.
+        outlier_fraction: 1pe, 2pe and 3pe also ask for an error of at least this fraction of the
+            true magnitude (some protocols use 0.05); 0 asks for the pixels alone.
 
     Returns:
         ``epe``: mean endpoint error, px; ``1pe``, ``2pe``, ``3pe``: % of pixels with a larger error
@@ -80,7 +80,7 @@ def flow_sums(
     first, second = np.concatenate((flow, one)), np.concatenate((ground_truth, one))
     # atan2 of |cross| and dot is exact for small angles, where arccos is not.
     angle = np.arctan2(_length(np.cross(first.T, second.T), axis=1), (first * second).sum(axis=0))
-    large = error > outlier_fraction * length
+    large = error >= outlier_fraction * length  # as bflow's NPE; exactly so much is a rare tie
     everywhere = np.ones(len(error), bool)
     measures = {
         "epe": (error, everywhere),
@@ -279,7 +279,7 @@ def photometric_error(frame0: np.ndarray, frame1: np.ndarray, flow: np.ndarray) 
     """Mean absolute difference between frame 0 and frame 1 warped back by the flow.
 
     Args:
-        frame0, frame1: [H, W] or [H, W, 3]; uint8 in [0, 255] or floating in [0, 1].
+        frame0, frame1: [H, W] or [H, W, 3]; uint8, uint16, or floating in [0, 1].
         flow: [2, H, W], px.
 
     Returns:
@@ -295,7 +295,7 @@ def photometric_error(frame0: np.ndarray, frame1: np.ndarray, flow: np.ndarray) 
                 f"{name} must have shape {list(flow.shape[1:])} as the flow and the shape of the "
                 f"other frame, got {list(frame.shape)}"
             )
-        scale = 255.0 if frame.dtype == np.uint8 else 1.0
+        scale = float(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1.0
         planes = frame.reshape(*frame.shape[:2], -1).transpose(2, 0, 1) / scale
         images.append(torch.from_numpy(np.ascontiguousarray(planes, np.float64))[None])
     motion = torch.tensor(flow)[None]
@@ -324,7 +324,7 @@ def event_sharpness(events: Events, flow: np.ndarray, t0: int, t1: int) -> float
     Source: Stoffregen et al., Reducing the Sim-to-Real Gap for Event Cameras, ECCV 2020.
     """
     if t1 <= t0:
-        raise ValueError(f"t1 must be later than t0, got the window [{t0}, {t1}) us")
+        raise ValueError(f"t1 must be later than t0, got the time interval [{t0}, {t1}) us")
     flow = _field("flow", flow, 3)
     height, width = flow.shape[1:]
     events = events.slice_time(t0, t1)

@@ -1,7 +1,8 @@
-"""The measures of many sets and rows as Markdown."""
+"""The measures of many sets and rows as Markdown, and what JSON can hold of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 # Tables of a set: title -> (column, measure). Some have intervals beside.
@@ -221,3 +222,12 @@ def head(titles: Sequence[str]) -> list[str]:
 def line(cells: Sequence[str]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(text.replace("|", "/") for text in cells) + " |"
+
+
+def without_nan(value: object) -> object:
+    """The same with None for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

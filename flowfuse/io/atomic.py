@@ -7,12 +7,17 @@ import os
 import re
 import secrets
 import shutil
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]+\.tmp(\.\w+)?")  # names that atomic_path gives
+# Names that atomic_path gives; those of before 2026-12 have no machine.
+_TEMPORARY = re.compile(r"\..*\.(?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)-[0-9a-f]+\.tmp(\.\w+)?")
+_OLD = 86_400.0  # s without a change after which a file of another machine counts as abandoned
 
 
 @contextmanager
@@ -36,8 +41,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     check_file_path(path)
-    token = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_token()}.tmp{path.suffix}")
     try:
         yield temporary
         if not temporary.exists():
@@ -70,7 +74,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     check_new_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkdtemp, which makes private directories.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{_token()}.tmp")
     temporary.mkdir()
     try:
         yield temporary
@@ -120,7 +124,36 @@ def check_new_directory(path: str | os.PathLike) -> None:
 
 
 def remove_abandoned(directory: Path) -> None:
-    """Remove the temporary files that a killed writer left in a directory that is ours alone."""
+    """Remove the temporary files that killed writers left in a directory of results.
+
+    Those of a process that still runs stay: it may write into the same directory. Of a process of
+    another machine nothing is known, so its files stay for a day after their last change.
+    """
     for path in directory.glob(".*.tmp*"):
-        if _TEMPORARY.fullmatch(path.name):
+        name = _TEMPORARY.fullmatch(path.name)
+        if name is not None and path.is_file() and not _is_written(path, name):
             path.unlink(missing_ok=True)
+
+
+def _token() -> str:
+    """Machine, process and a random part: who writes a temporary file."""
+    return f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_written(path: Path, name: re.Match[str]) -> bool:
+    """Whether the process that made a temporary file may still write it."""
+    if name["machine"] not in (None, _machine()):
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime < _OLD
+        return False
+    try:
+        os.kill(int(name["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, for another user
+        return True
+    return True

@@ -8,20 +8,21 @@ which an average over processes would not be where their numbers of valid pixels
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowfuse import distributed
-from flowfuse.data.corruption import CROSS_PAIR, EVENT_PAIRS, FRAME_PAIR
 from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier, fit_bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
 from flowfuse.geometry.laplace import negative_log_likelihood
-from flowfuse.inputs import Modality
+from flowfuse.inputs import Modality, ModelInputs, PairKind
+from flowfuse.model.evidence import present_kinds
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
 
@@ -37,6 +38,8 @@ class LossConfig:
         decay: an earlier iteration counts this much of the next one.
         boundary: weight of the boundary maps' cross-entropy.
         matching: weight of the matching cross-entropy, which makes the latent common.
+        evidence: weight of the likelihood of the errors that each modality alone makes, which
+            teaches how far to trust it.
         positive_event: weight of a B_e pixel over one that is none; such pixels are rare.
         positive_motion: the same for B_m.
     """
@@ -47,6 +50,7 @@ class LossConfig:
     decay: float = 0.8
     boundary: float = 1.0
     matching: float = 1.0
+    evidence: float = 0.2
     positive_event: float = 2.0
     positive_motion: float = 6.0
 
@@ -63,7 +67,7 @@ def check_loss_weights(config: Any) -> None:
 
 
 def supervised_loss(
-    output: ModelOutput, batch: Sample, config: LossConfig
+    output: ModelOutput, batch: Sample, config: LossConfig, single: SingleErrors | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the supervised losses of one batch.
 
@@ -71,11 +75,12 @@ def supervised_loss(
         output: of the network.
         batch: collated samples with ground truth.
         config: the weights.
+        single: what each modality alone makes of it, where the evidence is to be taught.
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
-        ``boundary_motion``, ``matching``, and ``epe`` (px, at t1; no gradient). Of several
-        processes, each gets its share of every number.
+        ``boundary_motion``, ``matching``, ``evidence``, and ``epe`` (px, at t1; no gradient). Of
+        several processes, each gets its share of every number.
     """
     with torch.autocast(batch.flow.device.type, enabled=False):
         parts = {
@@ -86,11 +91,15 @@ def supervised_loss(
             output.boundary, batch.boundary, (config.positive_event, config.positive_motion)
         )
         parts["matching"] = matching_loss(output, batch)
+        parts["evidence"] = (
+            batch.flow.new_zeros(()) if single is None else evidence_loss(output, single)
+        )
         loss = (
             config.flow * parts["flow"]
             + config.coarse * parts["coarse"]
             + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
             + config.matching * parts["matching"]
+            + config.evidence * parts["evidence"]
         )
     parts["epe"] = end_point_error(output, batch)
     return loss, parts
@@ -145,6 +154,47 @@ def sequence_loss(output: ModelOutput, batch: Sample, decay: float) -> Tensor:
         error = torch.where(valid.unsqueeze(2), bezier(points, batch.tau) - ground_truth, 0)
         loss = loss + decay ** (iterations - 1 - i) * masked_mean(error.abs().mean(dim=2), valid)
     return loss
+
+
+class SingleErrors(NamedTuple):
+    """What frames alone and events alone make of the samples that have both.
+
+    Attributes:
+        error: [B, 2, h, w] float32, mean absolute error per component in every cell, px.
+        valid: [B, h, w] bool, where it is known.
+    """
+
+    error: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) -> SingleErrors:
+    """Run a network on each modality alone: what it is to expect of each."""
+    inputs, errors = batch.inputs, []
+    mask = inputs.modality_mask
+    for kept in ((Modality.FRAMES, Modality.SECOND_FRAME), (Modality.EVENTS, Modality.HISTORY)):
+        only = torch.zeros_like(mask)
+        only[:, kept] = mask[:, kept]
+        flow = network(inputs._replace(modality_mask=only)).control_points[:, -1].float()
+        error = torch.where(batch.valid[:, -1:], flow - batch.flow[:, -1], 0)
+        errors.append(error.abs().mean(dim=1))
+    valid = batch.valid[:, -1].float().unsqueeze(1)
+    share, sums = (F.avg_pool2d(x, STRIDE) for x in (valid, torch.stack(errors, dim=1)))
+    both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1) > 0
+    return SingleErrors(sums / share.clamp(min=1e-6), (share[:, 0] > 0.5) & both)
+
+
+def evidence_loss(output: ModelOutput, single: SingleErrors) -> Tensor:
+    """Likelihood of the errors that each modality alone makes, Laplace distributions.
+
+    In px of the latent.
+    """
+    height, width = single.valid.shape[-2:]
+    log_scale = output.evidence[..., :height, :width]
+    error = single.error / STRIDE
+    mask = single.valid.unsqueeze(1).expand_as(log_scale)
+    return masked_mean(log_scale + error * torch.exp(-log_scale), mask)
 
 
 def at_cells(images: Tensor) -> Tensor:
@@ -203,11 +253,11 @@ def matching_loss(output: ModelOutput, batch: Sample) -> Tensor:
     fires = activity[..., :height, :width] > 0
     # A corrupted modality may show nothing at the true displacement.
     mask = batch.modality_mask
-    matching = torch.ones_like(mask) if batch.matching is None else batch.matching
-    with_frames, with_events, with_history = (mask[:, modality] for modality in Modality)
-    history = (with_events * with_history * matching[:, EVENT_PAIRS]).view(-1, 1, 1, 1) > 0
-    both = (with_frames * with_events * matching[:, CROSS_PAIR]).view(-1, 1, 1, 1) > 0
-    has_frames = (with_frames * matching[:, FRAME_PAIR]).view(-1, 1, 1, 1) > 0
+    matching = mask.new_ones(len(mask), len(PairKind))
+    if batch.matching is not None:
+        matching = batch.matching
+    matching = matching * present_kinds(mask)
+    has_frames, history, both = (matching[:, kind].view(-1, 1, 1, 1) > 0 for kind in PairKind)
 
     pairs = [
         (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)

@@ -36,7 +36,9 @@ class ModelConfig:
         boundary: localize boundaries; without it guided fusion has no maps to go by (switch).
         common_gradient: the localizer sees the common spatiotemporal gradients; without it, the
             bare frames and event sum (switch).
-        fusion: "guided" by the boundaries, or plain "concatenation" (switch).
+        fusion: by "evidence", which weighs each modality by the expected error of its matches and
+            takes the appearance from the frames where there are any; "guided" by the boundaries
+            alone; or plain "concatenation". Each has all that the next one has (switch).
         correlation: "auto", "volume" or "on_demand".
     """
 
@@ -59,7 +61,7 @@ class ModelConfig:
     events: bool = True
     boundary: bool = True
     common_gradient: bool = True
-    fusion: Literal["guided", "concatenation"] = "guided"
+    fusion: Literal["evidence", "guided", "concatenation"] = "evidence"
     correlation: Literal["auto", "volume", "on_demand"] = "auto"
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ class ModelConfig:
         if not (self.frames or self.events):
             raise ValueError("ModelConfig: frames and events are both switched off; one is needed")
         for key, choices in (
-            ("fusion", ("guided", "concatenation")),
+            ("fusion", ("evidence", "guided", "concatenation")),
             ("correlation", ("auto", "volume", "on_demand")),
         ):
             if getattr(self, key) not in choices:
@@ -96,6 +98,16 @@ class ModelConfig:
                 )
         if tuple(self.dilations) != tuple(2**i for i in range(len(self.dilations))):
             raise ValueError(f"ModelConfig: dilations must be 1, 2, 4, ..., got {self.dilations}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the boundaries guide the fusion."""
+        return self.fusion != "concatenation"
+
+    @property
+    def weighs_evidence(self) -> bool:
+        """Whether the modalities are weighed by the expected error of their matches."""
+        return self.fusion == "evidence" and self.frames and self.events
 
     @property
     def input_spec(self) -> InputSpec:

@@ -150,19 +150,23 @@ class WindowMatching(nn.Module):
             total = moments[:, :, 2:]
             return Matches(moments[:, :, :2] / total, -total.log())
 
-    def fit(self, matches: Sequence[Matches], tau: Tensor) -> Tensor:
+    def fit(self, matches: Sequence[Matches], tau: Tensor, scores: Tensor | None = None) -> Tensor:
         """Fit trajectories to all pairs.
 
         Args:
             matches: of some pairs each.
             tau: [P], when each pair's motion has got to.
+            scores: [B, P, 1, h, w], how much each pair counts, as logits; None: all the same.
 
         Returns:
             [B, n, 2, h, w] float32, change of the control points.
         """
         residual, certainty = (torch.cat(parts, dim=1) for parts in zip(*matches, strict=True))
         with torch.autocast(residual.device.type, enabled=False):
-            share = (certainty * self.log_trust.exp()).softmax(dim=1)
+            trust = certainty * self.log_trust.exp()
+            if scores is not None:
+                trust = trust + scores
+            share = trust.softmax(dim=1)
             return self._fit(residual, share, tau.expand(len(residual), -1))
 
     def _fit(self, residual: Tensor, share: Tensor, tau: Tensor) -> Tensor:

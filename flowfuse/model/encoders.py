@@ -28,6 +28,20 @@ class Encoded(NamedTuple):
     latents: Tensor
 
 
+class EncodedFrame(NamedTuple):
+    """What the encoders make of one frame of B items, to be used in several estimates.
+
+    Attributes:
+        stem: [B, C_stem, H/4, W/4].
+        fine: [B, C_t, H/4, W/4], to be matched at 1/4.
+        latent: [B, C, h, w] at 1/8.
+    """
+
+    stem: Tensor
+    fine: Tensor
+    latent: Tensor
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with a skip connection."""
 
@@ -90,6 +104,15 @@ class Trunk(nn.Module):
         x = self.project(self.blocks(activate(self.norm(self.down(x)))))
         # Vectors of one length: correlations compare directions, contrast has no say.
         return (F.normalize(x.float(), dim=1) * self.log_length.exp()).to(x.dtype)
+
+
+def join_frames(frames: Sequence[EncodedFrame]) -> Encoded:
+    """Join frames that were encoded one by one."""
+    return Encoded(
+        frames[0].stem,
+        stack_maps([frame.fine for frame in frames]),
+        stack_maps([frame.latent for frame in frames]),
+    )
 
 
 def in_turn(values: Tensor) -> tuple[Tensor, ...]:

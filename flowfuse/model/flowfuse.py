@@ -1,6 +1,6 @@
 """The network: event slices and two frames in, Bezier trajectories out.
 
-slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations ----------------+
+slices  -> event stem --+--> trunk -> E_0..E_K --+-> correlations -> evidence ----+
 frames  -> frame stem --+--> trunk -> F_0, F_1 --+-> first estimate               |
 frames, event sum -> common gradient -> boundary localizer -> B_e, B_m            |
                                                       |                           v
@@ -17,19 +17,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bezier
-from flowfuse.inputs import Modality, ModelInputs
+from flowfuse.geometry.grid import pad_to_multiple
+from flowfuse.inputs import Modality, ModelInputs, PairKind
+from flowfuse.io.images import as_gray
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
 from flowfuse.model.encoders import (
     Encoded,
+    EncodedFrame,
     EventStem,
     FrameStem,
     Trunk,
     activate,
     group_count,
     in_turn,
+    join_frames,
     stack_maps,
+)
+from flowfuse.model.evidence import (
+    Evidence,
+    EvidenceHead,
 )
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
@@ -47,6 +55,9 @@ from flowfuse.ops import common_gradient
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
 MINIMUM_SIZE = 16
+CUES = slice(Modality.SECOND_FRAME)  # flags that the convolutions see; the evidence knows all four
+KINDS = (PairKind.EVENTS, PairKind.FRAMES, PairKind.CROSS)  # as they are correlated
+NO_STEP = 1e6  # prior of a gradient step that goes nowhere
 
 
 class ModelOutput(NamedTuple):
@@ -61,6 +72,9 @@ class ModelOutput(NamedTuple):
         boundary: [B, 2, H, W] float32 logits of B_e and B_m; zeros without the localizer.
         event_latent: [B, K + 1, C, h, w] latents of the event slices.
         frame_latent: [B, 2, C, h, w] latents of the frames.
+        evidence: [B, 2, h, w] float32, log of the Laplace scale of the error, px of the latent,
+            that frames alone and events alone would make, as estimated; zero unless the fusion is
+            by evidence.
     """
 
     control_points: Tensor
@@ -69,6 +83,7 @@ class ModelOutput(NamedTuple):
     boundary: Tensor
     event_latent: Tensor
     frame_latent: Tensor
+    evidence: Tensor
 
 
 class Coarse(NamedTuple):
@@ -99,7 +114,6 @@ class FlowFuse(nn.Module):
         self.config = config
         slices, channels, hidden = config.slices, config.channels, config.hidden
         pairs = slices + 2
-        guided = config.fusion == "guided"
         if config.events:
             self.event_stem = EventStem(config.bins, config.stem_channels)
         if config.frames:
@@ -120,10 +134,12 @@ class FlowFuse(nn.Module):
         cue_channels = 1 + (slices + 1) + 2 + 3
         self.context = nn.Conv2d(3 * channels + cue_channels, 2 * hidden, 3, padding=1)
         self.context_norm = nn.GroupNorm(group_count(2 * hidden), 2 * hidden)
-        if guided:
+        if config.guided:
             self.gates = TokenGates(2 + cue_channels, pairs)
             self.boundary_context = start_at_zero(nn.Conv2d(2, 2 * hidden, 3, padding=1))
             self.propagation = BoundaryPropagation(hidden, hidden, config.dilations)
+        if config.weighs_evidence:
+            self.evidence = EvidenceHead()
         self.motion = MotionEncoder(pairs * config.token_channels, config.degree, hidden)
         self.update = ConvGRU(hidden, hidden, hidden)
         self.head = UpdateHead(hidden, config.degree)
@@ -131,7 +147,7 @@ class FlowFuse(nn.Module):
             config.stem_channels,
             config.token_channels,
             hidden,
-            guided=guided,
+            guided=config.guided,
             slices=slices,
             degree=config.degree,
             radius=config.radius,
@@ -146,6 +162,7 @@ class FlowFuse(nn.Module):
         flow_init: Tensor | None = None,
         *,
         grad_through_steps: bool = False,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
@@ -157,6 +174,8 @@ class FlowFuse(nn.Module):
                 the estimate.
             grad_through_steps: whether gradients pass through the last steps, see
                 :func:`lucas_kanade_refine`; for training without ground truth.
+            encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, where all
+                items have both; None: they are encoded here.
 
         Returns:
             :class:`ModelOutput`.
@@ -173,10 +192,24 @@ class FlowFuse(nn.Module):
         slices, scene = normalize_inputs(
             inputs, frames=config.frames, events=config.events, cell=STRIDE
         )
-        events, frames = self._encode(slices, scene)
+        events, frames = self._encode(slices, scene, encoded_frames)
         del slices
-        coarse = self._estimate(scene, events, frames, iterations, flow_init)
+        latents = events.latents, frames.latents
+        correlations = self._correlate(*latents)
+        evidence, change = self._match_at_rest(correlations, scene.modality_mask)
+        if evidence is not None:
+            frames, events = (
+                faded(encoded, fade)
+                for encoded, fade in zip((frames, events), evidence.fade.split(1, 1), strict=True)
+            )
+        regressed = self.init_head(torch.cat((events.latents, frames.latents), dim=1).flatten(1, 2))
+        points = regressed + change
+        if flow_init is not None:
+            points = self._replace_first(points, flow_init)
+        coarse = self._estimate(scene, events, frames, correlations, evidence, points, iterations)
+        del correlations
         frame0, frame1 = scene.frame0, scene.frame1
+        has_second = scene.modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
         del scene
         refined = self.refinement(
             coarse.points[-1].detach(),
@@ -184,13 +217,15 @@ class FlowFuse(nn.Module):
             events,
             frames,
             coarse.boundary,
+            evidence,
             config.correlation,
         )
+        priors = torch.where(has_second > 0, refined.priors, NO_STEP)
         control_points = lucas_kanade_refine(
             refined.control_points,
             frame0,
             frame1,
-            refined.priors,
+            priors,
             grad_through_steps=grad_through_steps,
         )
         return ModelOutput(
@@ -198,9 +233,28 @@ class FlowFuse(nn.Module):
             uncertainty=refined.uncertainty[..., :height, :width],
             coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
             boundary=coarse.boundary[..., :height, :width],
-            event_latent=events.latents,
-            frame_latent=frames.latents,
+            event_latent=latents[0],
+            frame_latent=latents[1],
+            evidence=torch.zeros_like(points[:, :2]) if evidence is None else evidence.log_scale,
         )
+
+    def encode_frame(self, frame: Tensor) -> EncodedFrame:
+        """Encode a frame that several estimates use, such as one between two time intervals.
+
+        Args:
+            frame: [B, 1 | 3, H, W], as of :class:`ModelInputs`.
+
+        Returns:
+            What ``forward`` would make of it; the same bits on the CPU, where it encodes frames one
+            by one, too.
+
+        Raises:
+            ValueError: this network uses no frames.
+        """
+        if not self.config.frames:
+            raise ValueError("FlowFuse: this network uses no frames, so none can be encoded")
+        features = self.frame_stem(pad_to_multiple(as_gray(frame), STRIDE) - 0.5)
+        return EncodedFrame(features, self.fine(features), self.trunk(features))
 
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
         batch, *rest, height, width = inputs.slices.shape
@@ -224,34 +278,40 @@ class FlowFuse(nn.Module):
                 )
         return height, width
 
-    def _encode(self, slices: Tensor, scene: Scene) -> tuple[Encoded, Encoded]:
+    def _encode(
+        self,
+        slices: Tensor,
+        scene: Scene,
+        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None,
+    ) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
+        mask = scene.modality_mask
         if self.config.events:
-            events = self._encode_modality(
-                self.event_stem, slices, scene.modality_mask[:, Modality.EVENTS]
-            )
-        if self.config.frames:
+            present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
+            events = self._encode_modality(self.event_stem, slices, present)
+        if self.config.frames and encoded_frames is not None:
+            frames = join_frames(encoded_frames)
+        elif self.config.frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
-            frames = self._encode_modality(
-                self.frame_stem, images, scene.modality_mask[:, Modality.FRAMES]
-            )
+            present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
+            frames = self._encode_modality(self.frame_stem, images, present)
         return (
             events or zero_features(cast(Encoded, frames), slices.shape[1]),
             frames or zero_features(cast(Encoded, events), 2),
         )
 
     def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
-        """Encode images [B, N, channels, H, W].
+        """Encode images [B, N, channels, H, W], of which some are present, [B, N].
 
-        An absent modality would still give the features of an empty image: stem and latents are
-        made zero.
+        An absent one would still give the features of an empty image: stem and latents are made
+        zero.
         """
         first: Tensor | None = None
         fine: list[Tensor] = []
         latents: list[Tensor] = []
-        for part in in_turn(images):
-            there = present.view(-1, 1, 1, 1).repeat_interleave(part.shape[1], dim=0)
+        for part, here in zip(in_turn(images), in_turn(present), strict=True):
+            there = here.reshape(-1, 1, 1, 1)
             features = stem(part.flatten(0, 1))
             features = features * there.to(features.dtype)
             latent = self.trunk(features)
@@ -268,22 +328,26 @@ class FlowFuse(nn.Module):
         scene: Scene,
         events: Encoded,
         frames: Encoded,
+        correlations: Sequence[PairCorrelations],
+        evidence: Evidence | None,
+        points: Tensor,
         iterations: int,
-        flow_init: Tensor | None,
     ) -> Coarse:
-        """Estimate at 1/8: first points, boundaries, and the recurrent updates that they guide."""
+        """Estimate at 1/8, from first points: boundaries, and recurrent updates guided by them."""
         config = self.config
-        correlations = self._correlate(events.latents, frames.latents)
-        points = self._first_points(events.latents, frames.latents, correlations)
-        if flow_init is not None:
-            points = self._replace_first(points, flow_init)
         boundary, agreement = self._localize(scene, events, frames, points.detach())
         coarse_boundary = max_pool(boundary, STRIDE)
         cues = self._cues(scene, agreement)
-        state, context = self._context(events.latents, frames.latents, cues, coarse_boundary)
+        context_events = events.latents
+        if config.weighs_evidence:
+            # What the frames show looks alike from camera to camera; what events look like does
+            # not, and where the frames are there, it adds little to what its motion tells.
+            has_frames = scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1, 1)
+            context_events = context_events * (1 - has_frames).to(context_events.dtype)
+        state, context = self._context(context_events, frames.latents, cues, coarse_boundary)
         update_context = self.update.context(context)
         gates = None
-        if config.fusion == "guided":
+        if config.guided:
             gates = self.gates(torch.cat((coarse_boundary, cues), dim=1))
             weights = self.propagation.weights(context, coarse_boundary)
 
@@ -291,8 +355,8 @@ class FlowFuse(nn.Module):
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            motion = self._motion_features(correlations, here, gates)
-            if config.fusion == "guided":
+            motion = self._motion_features(correlations, here, gates, evidence)
+            if config.guided:
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
             points = (points if iteration == 0 else here) + self.head(state)
@@ -313,21 +377,33 @@ class FlowFuse(nn.Module):
             strategy=self.config.correlation,
         )
 
-    def _first_points(
-        self, events: Tensor, frames: Tensor, correlations: Sequence[PairCorrelations]
-    ) -> Tensor:
-        """Return first control points [B, 2 n, h, w]: matches around rest, and a regressed part."""
-        regressed = self.init_head(torch.cat((events, frames), dim=1).flatten(1, 2))
-        still = torch.zeros_like(regressed).unflatten(1, (self.config.degree, 2))
+    def _match_at_rest(
+        self, correlations: Sequence[PairCorrelations], mask: Tensor
+    ) -> tuple[Evidence | None, Tensor]:
+        """Match around rest: how good each modality is, and control points [B, 2 n, h, w]."""
+        size = correlations[0].grid.shape[-2:]
+        still = mask.new_zeros(len(mask), self.config.degree, 2, *size)
         matches = [self.matching(part(still)) for part in correlations]
-        return regressed + self.matching.fit(matches, self.tau).flatten(1, 2)
+        evidence = scores = None
+        if self.config.weighs_evidence:
+            evidence = self.evidence(matches, self.tau, mask)
+            kinds = [PairKind.EVENTS] * self.config.slices + [PairKind.FRAMES, PairKind.CROSS]
+            scores = torch.stack([evidence.of_pair(kind).log() for kind in kinds], dim=1)
+        return evidence, self.matching.fit(matches, self.tau, scores).flatten(1, 2)
 
     def _motion_features(
-        self, correlations: Sequence[PairCorrelations], points: Tensor, gates: Tensor | None
+        self,
+        correlations: Sequence[PairCorrelations],
+        points: Tensor,
+        gates: Tensor | None,
+        evidence: Evidence | None,
     ) -> Tensor:
         """Return motion features [B, hidden, h, w]: what is found where the points lead."""
         control_points = points.unflatten(1, (self.config.degree, 2))
-        tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
+        fades = None if evidence is None else [evidence.of_pair(kind) for kind in KINDS]
+        tokens, matches = read_pairs(
+            correlations, control_points, self.matching, self.tokens, fades
+        )
         if gates is not None:
             tokens = tokens * gates.to(tokens.dtype)
         change = self.matching.fit(matches, self.tau)
@@ -339,7 +415,7 @@ class FlowFuse(nn.Module):
         """Return the first recurrent state and the features that stay, [B, hidden, h, w] each."""
         features = (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype))
         context = self.context(torch.cat(features, dim=1))
-        if self.config.fusion == "guided":
+        if self.config.guided:
             context = context + self.boundary_context(boundary)
         state, context = self.context_norm(context).chunk(2, dim=1)
         return torch.tanh(state), activate(context)
@@ -381,14 +457,23 @@ class FlowFuse(nn.Module):
             agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
             gradients = 4 * gradients.float()
             raw = (compress(gradients), scene.first_sum)
-        present = scene.modality_mask[:, :, None, None].expand(-1, -1, height, width)
+        present = scene.modality_mask[:, CUES][..., None, None].expand(-1, -1, height, width)
         return torch.cat((*raw, present), dim=1), agreement
 
     def _cues(self, scene: Scene, agreement: Tensor) -> Tensor:
         """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
-        flat = torch.cat((scene.exposure, scene.modality_mask), dim=1)[:, :, None, None]
+        flat = torch.cat((scene.exposure, scene.modality_mask[:, CUES]), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
         return torch.cat((agreement, scene.density, flat), dim=1)
+
+
+def faded(encoded: Encoded, fade: Tensor) -> Encoded:
+    """Shrink features by [B, 1, h, w]; those that are only correlated stay, see `read_pairs`."""
+    stem = F.interpolate(fade, scale_factor=STRIDE / STEM_STRIDE, mode="bilinear")
+    return encoded._replace(
+        stem=encoded.stem * stem.to(encoded.stem.dtype),
+        latents=encoded.latents * fade.unsqueeze(1).to(encoded.latents.dtype),
+    )
 
 
 def zero_features(other: Encoded, count: int) -> Encoded:

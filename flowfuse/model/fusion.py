@@ -54,11 +54,17 @@ def read_pairs(
     control_points: Tensor,
     matching: WindowMatching,
     tokens: CorrelationTokens,
+    fades: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, list[Matches]]:
-    """Look up along trajectories: tokens [B, P, channels, h, w] of all pairs, and what matches."""
+    """Look up along trajectories: tokens [B, P, channels, h, w] of all pairs, and what matches.
+
+    ``fades``: of each kind of pairs, what its correlations are multiplied with, [B, 1, h, w].
+    """
 
     def read(part: PairCorrelations) -> tuple[Tensor, Matches]:
         windows = part(control_points)
+        if fades is not None:
+            windows = windows * fades[part.kind].unsqueeze(1)
         matches = matching(windows)
         return tokens(windows, matches, part.kind), matches
 

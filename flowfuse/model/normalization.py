@@ -26,12 +26,12 @@ class Scene(NamedTuple):
     """What stays of :class:`ModelInputs` once the slices are encoded: padded, zero where absent.
 
     Attributes:
-        frame0, frame1: [B, 1, H, W] lumas.
+        frame0, frame1: [B, 1, H, W] lumas; frame 1 is frame 0 where it is absent.
         event_sum: [B, 1, H, W].
         first_sum: [B, 1, H, W], polarity sum of slice E_1, normalized.
         density: [B, K + 1, h, w], mean magnitude of every slice in the cells.
         exposure: [B, 2].
-        modality_mask: [B, 3].
+        modality_mask: [B, 4].
     """
 
     frame0: Tensor
@@ -99,20 +99,28 @@ def normalize_inputs(
     Returns:
         The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
     """
-    switches = {Modality.FRAMES: frames, Modality.EVENTS: events, Modality.HISTORY: events}
+    switches = {
+        Modality.FRAMES: frames,
+        Modality.EVENTS: events,
+        Modality.HISTORY: events,
+        Modality.SECOND_FRAME: frames,
+    }
     # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
-    modality_mask = torch.stack(
-        [inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()], dim=1
-    )
+    flags = [inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()]
+    flags[Modality.SECOND_FRAME] = flags[Modality.SECOND_FRAME] * flags[Modality.FRAMES]
+    modality_mask = torch.stack(flags, dim=1)
     has_frames = modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
     has_events = modality_mask[:, Modality.EVENTS].view(-1, 1, 1, 1)
     history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
     history[:, 0] = modality_mask[:, Modality.HISTORY]
     slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
     slices = pad_to_multiple(slices, cell, mode="constant")
+    has_second = modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
+    frame0, frame1 = as_gray(inputs.frame0), as_gray(inputs.frame1)
     return slices, Scene(
-        frame0=pad_to_multiple(as_gray(inputs.frame0) * has_frames, cell),
-        frame1=pad_to_multiple(as_gray(inputs.frame1) * has_frames, cell),
+        frame0=pad_to_multiple(frame0 * has_frames, cell),
+        # Two frames that are the same show no motion, to whatever reads them as they are.
+        frame1=pad_to_multiple(torch.where(has_second > 0, frame1, frame0) * has_frames, cell),
         event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
         first_sum=slices[:, 1].sum(1, keepdim=True),
         density=F.avg_pool2d(magnitude(slices), cell),

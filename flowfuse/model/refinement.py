@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.inputs import PairKind
 from flowfuse.model.correlation import WindowMatching, correlate
 from flowfuse.model.encoders import Encoded, ResidualBlock, activate, group_count
+from flowfuse.model.evidence import Evidence
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
@@ -103,6 +105,7 @@ class Refinement(nn.Module):
         events: Encoded,
         frames: Encoded,
         boundary: Tensor,
+        evidence: Evidence | None,
         strategy: str,
     ) -> Refined:
         """Refine.
@@ -113,10 +116,11 @@ class Refinement(nn.Module):
             events: the K + 1 slices, of whose latents nothing is used.
             frames: the two frames, likewise.
             boundary: [B, 2, H, W] logits of B_e and B_m.
+            evidence: how good each modality is, at 1/8; None: nothing is faded.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        tokens, proposed = self._match(points, events.fine, frames.fine, strategy)
+        tokens, proposed = self._match(points, events.fine, frames.fine, evidence, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
         )
@@ -144,7 +148,12 @@ class Refinement(nn.Module):
         return merged
 
     def _match(
-        self, points: Tensor, events: Tensor, frames: Tensor, strategy: str
+        self,
+        points: Tensor,
+        events: Tensor,
+        frames: Tensor,
+        evidence: Evidence | None,
+        strategy: str,
     ) -> tuple[Tensor, Tensor]:
         """Return tokens [B, (K + 1) channels, ..] and the change they propose, [B, 2 n, ..]."""
         correlations = correlate(
@@ -155,7 +164,15 @@ class Refinement(nn.Module):
             strategy=strategy,
         )
         control_points = points.unflatten(1, (self.degree, 2))
-        tokens, matches = read_pairs(correlations, control_points, self.matching, self.tokens)
+        fades = None
+        if evidence is not None:
+            fades = [
+                F.interpolate(evidence.of_pair(kind), scale_factor=float(FACTOR), mode="bilinear")
+                for kind in (PairKind.FRAMES, PairKind.EVENTS)
+            ]
+        tokens, matches = read_pairs(
+            correlations, control_points, self.matching, self.tokens, fades
+        )
         return tokens.flatten(1, 2), self.matching.fit(matches, self.tau).flatten(1, 2)
 
 

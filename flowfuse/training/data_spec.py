@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowfuse.data.datasets.base import DataSet
+from flowfuse.data.opening import DATASETS
 from flowfuse.data.synthetic.presets import PRESETS
 
-KINDS = ("scenes", "recording", "dsec", "mvsec")
+OWN_FORMS = ("scenes:PRESET", "scenes:A=2,B=1", "recording:PATH,PATH")  # beside those of data sets
 
 
 def parse_data(data: str) -> tuple[str, str]:
     """Read what to train on.
 
     Returns:
-        Its kind, one of KINDS, and what follows: presets with weights, or a path.
+        Its kind, "scenes", "recording" or that of a data set, and what follows: presets with
+        weights, or a path.
 
     Raises:
         ValueError: another kind, or presets that :func:`scene_weights` refuses.
     """
     kind, _, rest = data.partition(":")
-    if kind not in KINDS or not rest:
-        raise ValueError(
-            "data must be scenes:PRESET, scenes:A=2,B=1, recording:PATH, dsec:ROOT or mvsec:PATH, "
-            f"got {data!r}"
-        )
+    forms = [*OWN_FORMS, *(item.training_data for item in DATASETS if item.training_data)]
+    if kind not in {form.partition(":")[0] for form in forms} or not rest:
+        raise ValueError(f"data must be {', '.join(forms[:-1])} or {forms[-1]}, got {data!r}")
     if kind == "scenes":
         scene_weights(rest)
     return kind, rest
+
+
+def find_labelled(kind: str) -> DataSet:
+    """Find the data set with ground truth that ``--data`` calls so; :func:`parse_data` knows it."""
+    return next(item for item in DATASETS if item.training_data.partition(":")[0] == kind)
 
 
 def scene_weights(text: str) -> dict[str, float]:
@@ -58,7 +64,17 @@ def scene_weights(text: str) -> dict[str, float]:
     return weights
 
 
+def split_paths(text: str) -> list[Path]:
+    """Read the paths of recordings: one, whatever its name, or several with commas between."""
+    if Path(text).exists():
+        return [Path(text)]
+    return [Path(part) for part in text.split(",") if part]
+
+
 def absolute(data: str) -> str:
     """The same data, named as it can be found from any working directory."""
     kind, rest = parse_data(data)
-    return data if kind == "scenes" else f"{kind}:{Path(rest).absolute()}"
+    if kind == "scenes":
+        return data
+    paths = split_paths(rest) if kind == "recording" else [Path(rest)]
+    return f"{kind}:{','.join(str(path.absolute()) for path in paths)}"

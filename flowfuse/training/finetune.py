@@ -83,8 +83,8 @@ class RecordingPairs(Dataset):
             raise ValueError(
                 f"no event lies between the frames to learn from: {describe_times(recording)}"
             )
-        self.learned = [w for span in SPANS for w in _windows(recording, range(learned), span)]
-        self.measured = _windows(recording, range(learned, count), 1)
+        self.learned = [w for span in SPANS for w in _intervals(recording, range(learned), span)]
+        self.measured = _intervals(recording, range(learned, count), 1)
 
     @property
     def recording(self) -> Recording:
@@ -124,8 +124,8 @@ class RecordingValidator:
     def __init__(self, pairs: RecordingPairs, count: int, device: torch.device) -> None:
         self._pairs = pairs
         self._device = device
-        steps = [window for window in pairs.learned if window.pair[1] - window.pair[0] == 1]
-        self._windows = {"": _spread(pairs.measured, count), "_learned": _spread(steps, count)}
+        steps = [interval for interval in pairs.learned if interval.pair[1] - interval.pair[0] == 1]
+        self._intervals = {"": _spread(pairs.measured, count), "_learned": _spread(steps, count)}
 
     def measure(self, model: FlowFuse) -> dict[str, float]:
         """Measure a model as flowfuse-infer runs it.
@@ -140,8 +140,10 @@ class RecordingValidator:
             there is no event.
         """
         values: dict[str, float] = {}
-        for kind, windows in self._windows.items():
-            rows = [self._measure(self._estimate(model, window), window) for window in windows]
+        for kind, intervals in self._intervals.items():
+            rows = [
+                self._measure(self._estimate(model, interval), interval) for interval in intervals
+            ]
             for name in rows[0]:
                 found = [row[name] for row in rows if not np.isnan(row[name])]
                 values[name + kind] = float(np.mean(found)) if found else float("nan")
@@ -157,12 +159,12 @@ class RecordingValidator:
         """
         images: list[np.ndarray] = []
         labels: list[str] = []
-        for window in self._windows[""][:scenes]:
-            result = self._estimate(model, window)
-            frame = self._pairs.recording.frame(window.pair[0])
+        for interval in self._intervals[""][:scenes]:
+            result = self._estimate(model, interval)
+            frame = self._pairs.recording.frame(interval.pair[0])
             magnitude = largest_magnitude(result.flow)
             row = {
-                f"frame {window.pair[0]}, events": render_events(frame, self._events(window)),
+                f"frame {interval.pair[0]}, events": render_events(frame, self._events(interval)),
                 f"flow, up to {magnitude:.1f} px": colour_flow(result.flow, None, magnitude),
                 "B_e cyan, B_m orange red": render_boundary(frame, result.boundary),
             }
@@ -170,22 +172,28 @@ class RecordingValidator:
             images += row.values()
         write_image(path, contact_sheet(images, labels, columns=3))
 
-    def _estimate(self, model: FlowFuse, window: Interval) -> Result:
+    def _estimate(self, model: FlowFuse, interval: Interval) -> Result:
         estimator, recording = Estimator(model, device=self._device), self._pairs.recording
-        result, _ = estimate_interval(estimator, recording, FrameReader(recording), window, None)
-        assert result is not None, "there are frames"
+        result, _ = estimate_interval(estimator, recording, FrameReader(recording), interval, None)
+        if result is None:
+            raise ValueError(
+                f"{self._pairs.path}, frames {interval.pair}: no event between them, and this "
+                "network uses events alone"
+            )
         return result
 
-    def _measure(self, result: Result, window: Interval) -> dict[str, float]:
-        frame0, frame1 = (as_gray(self._pairs.recording.frame(i)) for i in window.pair)
+    def _measure(self, result: Result, interval: Interval) -> dict[str, float]:
+        frame0, frame1 = (as_gray(self._pairs.recording.frame(i)) for i in interval.pair)
         return {
             "photometric": photometric_error(frame0, frame1, result.flow),
             "photometric_zero": photometric_error(frame0, frame1, np.zeros_like(result.flow)),
-            "sharpness": event_sharpness(self._events(window), result.flow, window.t0, window.t1),
+            "sharpness": event_sharpness(
+                self._events(interval), result.flow, interval.t0, interval.t1
+            ),
         }
 
-    def _events(self, window: Interval) -> Events:
-        return self._pairs.recording.events(window.t0, window.t1)
+    def _events(self, interval: Interval) -> Events:
+        return self._pairs.recording.events(interval.t0, interval.t1)
 
 
 def compare(table: Path) -> str:
@@ -201,13 +209,13 @@ def compare(table: Path) -> str:
     )
 
 
-def _windows(recording: Recording, frames: range, span: int) -> list[Interval]:
+def _intervals(recording: Recording, frames: range, span: int) -> list[Interval]:
     """The pairs of frames that are so many frames apart."""
     times = [int(t) for t in recording.frame_times]
     return [Interval(i, times[i], times[i + span], (i, i + span)) for i in frames[:-span]]
 
 
-def _spread(windows: list[Interval], count: int) -> list[Interval]:
+def _spread(intervals: list[Interval], count: int) -> list[Interval]:
     """At most so many of them, evenly spaced."""
-    places = np.linspace(0, len(windows) - 1, min(count, len(windows)))
-    return [windows[int(place)] for place in places]
+    places = np.linspace(0, len(intervals) - 1, min(count, len(intervals)))
+    return [intervals[int(place)] for place in places]

@@ -1,33 +1,29 @@
 """What a training learns from and is measured on.
 
 scenes:fast, scenes:fast=2,blur=1    generated scenes of a preset, or a mixture with weights
-recording:PATH                       a recording without ground truth, for self-supervision
-dsec:ROOT                            the sequences of DSEC with ground truth, split by sequence
-mvsec:PATH                           a sequence of MVSEC, or a directory of some
+recording:PATH,PATH                  recordings with ground truth, or folders of them; for
+                                     self-supervision one, without
+dsec:ROOT, mvsec:PATH, ...           a data set with ground truth, which knows its own split
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Subset
 
 from flowfuse import distributed
 from flowfuse.data.augment import crop_centre
-from flowfuse.data.datasets.dsec.dataset import DsecDataset
-from flowfuse.data.datasets.mvsec.dataset import MvsecDataset
-from flowfuse.data.datasets.mvsec.recording import DATA_SUFFIX, open_mvsec
+from flowfuse.data.datasets.base import SampleSet, Split
+from flowfuse.data.labelled import LabelledRecordings
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.dataset import SceneDataset
-from flowfuse.training.data_spec import parse_data, scene_weights
+from flowfuse.inputs import InputSpec
+from flowfuse.training.data_spec import find_labelled, parse_data, scene_weights, split_paths
 from flowfuse.training.devices import scene_device
 from flowfuse.training.finetune import RecordingPairs
 from flowfuse.training.sampling import VALIDATION_SEED, Pool
 from flowfuse.training.settings import TrainConfig
-
-MVSEC_HELD_OUT = 0.1  # of every sequence's pairs, at its end: MVSEC has no split of its own
 
 
 def make_pool(config: TrainConfig) -> Pool:
@@ -38,22 +34,17 @@ def make_pool(config: TrainConfig) -> Pool:
         ValueError: it cannot be learned from, or is smaller than the crops.
     """
     kind, rest = parse_data(config.data)
-    slicing = config.model.slices, config.model.bins
     pool: Pool
     if kind == "scenes":
         pool = make_scenes(config, config.seed, config.overfit or config.scenes)
-    elif kind == "recording":
-        pool = pairs = RecordingPairs(Path(rest), config.held_out, *slicing)
+    elif config.is_unlabelled:
+        pool = pairs = RecordingPairs(
+            Path(rest), config.held_out, config.model.slices, config.model.bins
+        )
         _check_crops(config, (pairs.recording.height, pairs.recording.width))
-    elif kind == "dsec":
-        pool = dsec = DsecDataset(rest, "train", *slicing)
-        _check_crops(config, (dsec.sequences[0].height, dsec.sequences[0].width))
     else:
-        parts = mvsec_sequences(Path(rest), *slicing, held_out=False)
-        pool = ConcatDataset(parts)
-        first = parts[0].dataset
-        assert isinstance(first, MvsecDataset)
-        _check_crops(config, (first.recording.height, first.recording.width))
+        pool = labelled = open_labelled(config, "train")
+        _check_crops(config, labelled.size)
     if config.overfit > len(pool):
         raise ValueError(f"overfit {config.overfit}: {config.data} has {len(pool)} samples")
     return [pool[i] for i in range(config.overfit)] if config.overfit else pool
@@ -69,17 +60,12 @@ def make_held_out(config: TrainConfig, pool: Pool) -> Pool:
     Raises:
         FileNotFoundError, ValueError: as `make_pool`.
     """
-    kind, rest = parse_data(config.data)
-    slicing = config.model.slices, config.model.bins
+    kind, _ = parse_data(config.data)
     if config.overfit:
         return [crop_centre(pool[i], config.crop) for i in range(len(pool))]
     if kind == "scenes":
         return make_scenes(config, VALIDATION_SEED, config.validation_scenes)
-    if kind == "dsec":
-        return DsecDataset(rest, "validation", *slicing)
-    if kind == "mvsec":
-        return ConcatDataset(mvsec_sequences(Path(rest), *slicing, held_out=True))
-    return pool
+    return pool if config.is_unlabelled else open_labelled(config, "validation")
 
 
 def validation_samples(config: TrainConfig, held_out: Pool) -> list[Sample]:
@@ -107,35 +93,14 @@ def make_scenes(config: TrainConfig, seed: int, count: int) -> SceneDataset:
     )
 
 
-def mvsec_sequences(path: Path, slices: int, bins: int, *, held_out: bool) -> list[Subset[Sample]]:
-    """Open the sequences of MVSEC at a path, from one frame to the next.
-
-    Args:
-        path: ``<seq>_data.hdf5``, or a directory of such files, with the ground truth beside them.
-        slices, bins: see :class:`flowfuse.model.ModelConfig`.
-        held_out: the last tenth of every sequence's pairs with ground truth; else the pairs before,
-            but for one that shares a frame with those.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: as of :class:`~flowfuse.data.datasets.mvsec.dataset.MvsecDataset`; or a sequence
-            is too short to be divided.
-    """
-    files: Sequence[Path] = [path] if path.is_file() else sorted(path.glob(f"*{DATA_SUFFIX}"))
-    if not files:
-        raise FileNotFoundError(f"{path}: no *{DATA_SUFFIX} of MVSEC there")
-    parts = []
-    for file in files:
-        pairs = MvsecDataset(open_mvsec(file), slices=slices, bins=bins)
-        count = len(pairs)
-        if count < 3:
-            raise ValueError(
-                f"{file}: {count} pair(s) of frames with ground truth; 3 are needed, of which the "
-                "last is held out"
-            )
-        split = count - max(1, round(MVSEC_HELD_OUT * count))
-        parts.append(Subset(pairs, range(split, count) if held_out else range(split - 1)))
-    return parts
+def open_labelled(config: TrainConfig, split: Split) -> SampleSet:
+    """Open the samples with ground truth that a configuration asks for."""
+    kind, rest = parse_data(config.data)
+    spec = InputSpec(config.model.slices, config.model.bins)
+    if kind == "recording":
+        paths = split_paths(rest)
+        return LabelledRecordings(paths, split, config.held_out, config.held_out_by, spec)
+    return find_labelled(kind).training_samples(Path(rest), split, spec)
 
 
 def _check_crops(config: TrainConfig, size: tuple[int, int]) -> None:

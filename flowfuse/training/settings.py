@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +11,7 @@ from flowfuse.losses.self_supervised import SelfSupervisionConfig
 from flowfuse.losses.supervised import LossConfig
 from flowfuse.model import CONFIGS, ModelConfig
 from flowfuse.model.flowfuse import MINIMUM_SIZE
-from flowfuse.training.data_spec import parse_data
+from flowfuse.training.data_spec import parse_data, split_paths
 from flowfuse.training.sampling import (
     TEST_SEED,
     VALIDATION_SEED,
@@ -26,14 +27,15 @@ class TrainConfig:
 
     Args:
         model: architecture.
-        supervision: "truth", or "self": from frames and events alone.
+        supervision: "ground_truth" (formerly "truth"), or "self": from frames and events alone.
         loss: weights of the supervised losses.
         self_loss: weights of the self-supervised losses.
         augment: how samples are varied.
         data: what to train on: generated scenes (scenes:PRESET, or a mixture,
-            scenes:fast=2,blur=1), dsec:ROOT, mvsec:PATH, or, unlabelled, a recording,
-            recording:PATH.
-        held_out: share of a recording's frame pairs, the last ones, to measure on.
+            scenes:fast=2,blur=1), a data set (dsec:ROOT, mvsec:PATH), or recordings with ground
+            truth, or folders of them (recording:PATH,PATH); for supervision = self one recording.
+        held_out: share of the recordings that is measured on: of the pairs of each, the last ones.
+        held_out_by: "time", or "recording": the last of the recordings, whole.
         scenes: size of the pool of generated scenes.
         scene_size: height and width of the scenes, px.
         crop: height and width of what the network sees, px.
@@ -73,12 +75,13 @@ class TrainConfig:
     """
 
     model: ModelConfig = CONFIGS["small"]
-    supervision: Literal["truth", "self"] = "truth"
+    supervision: Literal["ground_truth", "self", "truth"] = "ground_truth"
     loss: LossConfig = field(default_factory=LossConfig)
     self_loss: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data: str = "scenes:slow=1,fast=3,blur=1,dark=1,mixed=1"
     held_out: float = 0.2
+    held_out_by: Literal["time", "recording"] = "time"
     scenes: int = 2000
     scene_size: tuple[int, int] = (160, 192)
     crop: tuple[int, int] = (128, 160)
@@ -113,6 +116,9 @@ class TrainConfig:
     overfit: int = 0
 
     def __post_init__(self) -> None:
+        if self.supervision == "truth":  # for one release
+            warnings.warn("supervision truth is now called ground_truth", FutureWarning, 3)
+            object.__setattr__(self, "supervision", "ground_truth")
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and not value >= lowest:
@@ -144,15 +150,19 @@ class TrainConfig:
                 f"scene_device {self.scene_device} needs workers = 0, got {self.workers}: "
                 "a forked process cannot use the GPU"
             )
-        if self.source == "recording" and (self.supervision != "self" or self.overfit):
+        if self.is_unlabelled and (self.overfit or len(split_paths(parse_data(self.data)[1])) > 1):
             raise ValueError(
-                f"data {self.data} has no ground truth: it needs supervision = self and "
-                f"overfit = 0, got {self.supervision} and {self.overfit}"
+                f"data {self.data}: supervision = self learns from one recording, with overfit = 0"
             )
 
     @property
+    def is_unlabelled(self) -> bool:
+        """Whether a recording is learned from without ground truth."""
+        return self.source == "recording" and self.supervision == "self"
+
+    @property
     def source(self) -> str:
-        """The kind of the data, one of :data:`flowfuse.training.data_spec.KINDS`."""
+        """The kind of the data, see :func:`flowfuse.training.data_spec.parse_data`."""
         return parse_data(self.data)[0]
 
     def plan(self) -> StepPlan:

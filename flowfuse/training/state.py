@@ -141,12 +141,16 @@ class TrainingState:
     def start_from(self, path: Path) -> None:
         """Take the weights of a checkpoint, and nothing else, to begin a training with them.
 
+        Weights of a guided fusion can begin one by evidence.
+
         Raises:
             CheckpointError: unreadable, or of another architecture; the difference is named.
         """
         config, _ = read_header(path)
         # What the weights know nothing of may differ.
-        free = ("name", "iterations", "correlation")
+        free = {"name", "iterations", "correlation"}
+        if (config.fusion, self.model.config.fusion) == ("guided", "evidence"):
+            free.add("fusion")  # which is the same until what it adds is trained
         for key, (there, here) in changed_keys(
             config_to_dict(config), config_to_dict(self.model.config)
         ).items():
@@ -157,7 +161,12 @@ class TrainingState:
                 )
         weights = read_tensors(path, "model.")
         for model in (self.model, self.average):
-            load_weights(model, weights, where=str(path))
+            begun = {
+                name: value
+                for name, value in model.state_dict().items()
+                if name.startswith("evidence.")
+            }
+            load_weights(model, begun | weights, where=str(path))
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.
@@ -212,6 +221,7 @@ class RunDirectory:
     Attributes:
         config: resolved configuration of the run.
         model: the averaged weights of the newest checkpoint, for inference.
+        best: the averaged weights with the best validation so far, for inference.
         nan_batch: the batch that made the loss not finite.
         validation: what was measured on held-out data, a table.
         pictures: directory of validation pictures.
@@ -221,11 +231,12 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.model = path / f"model{SUFFIX}"
+        self.best = path / f"best{SUFFIX}"
         self.nan_batch = path / f"nan_batch{SUFFIX}"
         self.validation = path / "validation.csv"
         self.pictures = path / "pictures"
         self._checkpoints = path / "checkpoints"
-        self._written = (self.config, self.model, path / "log.csv", self.validation)
+        self._written = (self.config, self.model, self.best, path / "log.csv", self.validation)
 
     def create(self) -> None:
         """Make the directory, and clear what a killed writer left half-written.
@@ -265,6 +276,24 @@ class RunDirectory:
             if old not in wanted:
                 old.unlink()
         return path
+
+    def save_best(self, state: TrainingState, settings: dict[str, Any]) -> None:
+        """Write the weights that are the best by validation, as the state says."""
+        state.export(self.best, settings)
+
+    def describe_models(self, state: TrainingState) -> str:
+        """Say whether `model` is the best by validation, and where the best is."""
+        known = {name: value for name, value in state.best.items() if name != "step"}
+        if not known:
+            return f"the model is {self.model}; it was never validated"
+        (name, value), step = next(iter(known.items())), int(state.best["step"])
+        measured = f"by validation ({name} {value:.4g})"
+        if step == state.step:
+            return f"the model is {self.model}, the best {measured}"
+        return (
+            f"the model of the last step is {self.model}; the best {measured} is that of step "
+            f"{step}, {self.best}"
+        )
 
     def restore_newest(self, state: TrainingState) -> tuple[Path, dict[str, Any]]:
         """Restore the newest checkpoint that can be read; tell of those that cannot.

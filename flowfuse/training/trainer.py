@@ -14,8 +14,9 @@ from tqdm import tqdm
 from flowfuse import distributed
 from flowfuse.config import config_to_dict
 from flowfuse.data.samples import Sample
+from flowfuse.io.progress import progress
 from flowfuse.losses.self_supervised import self_supervised_loss
-from flowfuse.losses.supervised import masked_mean, supervised_loss
+from flowfuse.losses.supervised import masked_mean, single_errors, supervised_loss
 from flowfuse.model import ModelOutput
 from flowfuse.training.finetune import RecordingPairs, RecordingValidator
 from flowfuse.training.log import TrainingLog
@@ -27,7 +28,11 @@ from flowfuse.training.sampling import (
 )
 from flowfuse.training.settings import TrainConfig
 from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
+from flowfuse.training.stopping import StoppedError, StopRequest
 from flowfuse.training.validation import Validator
+
+# Steps from one that runs the network on each modality alone to the next: it takes two forwards.
+EVIDENCE_EVERY = 2
 
 
 class NotFiniteError(RuntimeError):
@@ -43,6 +48,10 @@ class Trainer:
         state: what is trained, at the step to go on from.
         pool: what is trained on; see :func:`flowfuse.training.pools.make_pool`.
         held_out: what is measured on; see :func:`flowfuse.training.pools.make_held_out`.
+        stop: asked before every sample that is prepared.
+
+    Raises:
+        StoppedError: it is time to stop, in this process or in another.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class Trainer:
         state: TrainingState,
         pool: Pool,
         held_out: Pool,
+        stop: StopRequest,
     ) -> None:
         self.config = config
         self.run = run
@@ -66,7 +76,7 @@ class Trainer:
             self.validator = RecordingValidator(pool, config.validation_scenes, self.device)
         else:
             self.validator = Validator(
-                validation_samples(config, held_out),
+                _prepare_held_out(config, held_out, stop),
                 batch=config.batch,
                 device=self.device,
                 bf16=config.bf16,
@@ -82,7 +92,7 @@ class Trainer:
         if self.log is not None:
             self.log.close()
 
-    def train(self, stop: Callable[[], bool]) -> None:
+    def train(self, stop: StopRequest) -> None:
         """Train until the last step, or until `stop` says so after a step; then save.
 
         Args:
@@ -94,7 +104,12 @@ class Trainer:
         """
         config, state = self.config, self.state
         if state.step == 0 and config.init is not None:
+            if self.is_first:
+                tqdm.write("measuring the model before its first step", file=sys.stderr)
             self._validate()  # what there is to improve on
+            if distributed.anywhere(stop()):
+                return
+        stop.patient = True
         feed = batches(
             self.samples,
             first_step=state.step + 1,
@@ -102,13 +117,8 @@ class Trainer:
             workers=config.workers,
             pin=self.device.type == "cuda",
         )
-        with tqdm(
-            total=config.steps,
-            initial=state.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.is_first,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a file needs no animation
+        with progress(
+            total=config.steps, initial=state.step, unit=" steps", disable=not self.is_first
         ) as bar:
             while state.step < config.steps:
                 start = time.monotonic()
@@ -152,8 +162,11 @@ class Trainer:
                 iterations=self._iterations(step),
                 grad_through_steps=config.supervision == "self",
             )
-        if config.supervision == "truth":
-            loss, parts = supervised_loss(output, moved, config.loss)
+        if config.supervision == "ground_truth":
+            single = None
+            if state.model.config.weighs_evidence and step % EVIDENCE_EVERY == 0:
+                single = single_errors(state.average, moved)
+            loss, parts = supervised_loss(output, moved, config.loss, single)
         else:
             loss, parts = self_supervised_loss(output, moved, config.self_loss)
         state.optimizer.zero_grad(set_to_none=True)
@@ -219,6 +232,8 @@ class Trainer:
         best = values[criterion] < state.best.get(criterion, math.inf)
         if best:
             state.best = {"step": state.step, criterion: values[criterion]}
+            if self.is_first:
+                self.run.save_best(state, self.settings)
         return best
 
     def _save_bad_batch(self, batch: Sample, step: int) -> None:
@@ -232,3 +247,34 @@ class Trainer:
     def _last_checkpoint(self) -> str:
         saved = self.run.checkpoints()
         return f"the last checkpoint is {saved[-1]}" if saved else "there was no checkpoint yet"
+
+
+class _Watched:
+    """A pool that tells how many of its samples were made, and stops when it is time."""
+
+    def __init__(self, pool: Pool, stop: StopRequest, bar: tqdm) -> None:
+        self._pool, self._stop, self._bar = pool, stop, bar
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def __getitem__(self, index: int) -> Sample:
+        self._stop.check()
+        sample = self._pool[index]
+        self._bar.update()
+        return sample
+
+
+def _prepare_held_out(config: TrainConfig, held_out: Pool, stop: StopRequest) -> list[Sample]:
+    """Make the samples to measure on, unless it is time to stop in any process."""
+    stopped, samples = False, []
+    with progress(
+        desc="held-out samples: ", unit=" made", disable=not distributed.this().is_first
+    ) as bar:
+        try:
+            samples = validation_samples(config, _Watched(held_out, stop, bar))
+        except StoppedError:
+            stopped = True
+    if distributed.anywhere(stopped):  # the others would wait for this one
+        raise StoppedError
+    return samples

@@ -1,11 +1,10 @@
-"""benchmarks/accuracy.py with its parts: what it computes and writes, and how it fails; never how
+"""benchmarks/accuracy.py: what it computes and writes, and how it fails; never how
 accurate anything is."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -38,14 +37,11 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-# Statistics
-
-
 # Rows
 
 
 def test_labels_of_checkpoints(tmp_path: Path) -> None:
-    network = load("accuracy_rows").Network
+    network = load("accuracy").Network
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, FlowFuse(replace(CONFIGS["small"], events=False, slices=6)))
     assert network.parse("small").row == "small fused"
@@ -62,7 +58,7 @@ def test_labels_of_checkpoints(tmp_path: Path) -> None:
 def test_scenes_of_two_slicings_are_generated_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rows = load("accuracy_rows")
+    rows = load("accuracy")
     dataset = importlib.import_module("flowfuse.data.synthetic.dataset")
     generated = []
     generate = dataset.generate_scene
@@ -90,7 +86,7 @@ def test_scenes_of_two_slicings_are_generated_once(
 
 
 def test_modes_show_a_network_less(tmp_path: Path) -> None:
-    rows = load("accuracy_rows")
+    rows = load("accuracy")
     case = rows.SceneSet("slow", 1, (64, 80), {(4, 3)}, tmp_path)[0]
     network = rows.Network.parse("small")
     found = rows.estimate_all([network], case)
@@ -112,7 +108,7 @@ def test_modes_show_a_network_less(tmp_path: Path) -> None:
 
 
 def test_without_a_localizer_there_are_no_boundaries(tmp_path: Path) -> None:
-    rows = load("accuracy_rows")
+    rows = load("accuracy")
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, FlowFuse(replace(CONFIGS["nano"], boundary=False)))
     network = rows.Network.parse(str(path))
@@ -126,7 +122,7 @@ def test_without_a_localizer_there_are_no_boundaries(tmp_path: Path) -> None:
 def test_sets_before_several_sensors() -> None:
     names = load("accuracy").set_names(["slow", "thin"], ["default", "v2e"])
     assert names == ["slow", "thin", "slow@v2e", "thin@v2e"]
-    sets = [load("accuracy_rows").SceneSet(n, 1, (64, 80), {(4, 3)}, None) for n in names[1:3]]
+    sets = [load("accuracy").SceneSet(n, 1, (64, 80), {(4, 3)}, None) for n in names[1:3]]
     assert sets[0].what.endswith("Event sensor: that of trainings.")
     assert sets[1].what.endswith("Event sensor: that of v2e's model, which no training uses.")
 
@@ -137,14 +133,6 @@ def test_scenes_are_prepared_by_several_processes(tmp_path: Path) -> None:
     assert load("accuracy").main([*arguments, "--prepare", "--workers", "2"]) == 0
     slicings = {(config.slices, config.bins) for config in CONFIGS.values()}
     assert len(list(tmp_path.glob("*/*.npz"))) == 2 * len(slicings)
-
-
-def test_without_nan() -> None:
-    without_nan = load("accuracy").without_nan
-    assert without_nan({"a": [1.5, math.nan, (math.inf, "x")], "b": 2}) == {
-        "a": [1.5, None, [None, "x"]],
-        "b": 2,
-    }
 
 
 # The commands

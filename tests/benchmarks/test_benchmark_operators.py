@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from flowfuse import ops
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = {
     "operator", "size", "direction", "dtype", "time_ms", "spread", "extra_bytes", "peer",
@@ -65,37 +67,6 @@ def test_quick_run_writes_rows_and_table(script: ModuleType, tmp_path: Path) -> 
         assert not line.startswith("| convex_upsample") or line in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        (["--threads", "0"], "--threads"),
-        (["--threads", "two"], "--threads"),
-        (["--device", "tpu"], "--device"),
-        (["--only", "no such row"], "no such row"),
-        (["--json", "/no/such/folder/x.json"], "/no/such/folder"),
-        (["--markdown", "."], "is a directory"),
-        (["--slow"], "--slow"),
-    ],
-)
-def test_bad_arguments_are_told_in_one_line(
-    script: ModuleType, arguments: list[str], word: str, capsys: pytest.CaptureFixture
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        script.main(arguments)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("operators: ") and message.count("\n") == 1 and word in message
-
-
-def test_cuda_without_a_gpu_is_told(
-    script: ModuleType, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        script.main(["--device", "cuda"])
-    assert "no GPU" in capsys.readouterr().err
-
-
 def test_extra_memory_is_the_temporary(script: ModuleType) -> None:
     extra_memory = load("measuring").extra_memory
     count = 1 << 18
@@ -110,8 +81,6 @@ def test_extra_memory_is_the_temporary(script: ModuleType) -> None:
 
 
 def test_extra_memory_sees_the_compiled_operators(script: ModuleType) -> None:
-    from flowfuse import ops
-
     if not ops.build_info()["extension"]:
         pytest.skip("the compiled operators are not built")
     f0, f1 = torch.randn(2, 1, 8, 16, 16)
@@ -185,7 +154,7 @@ def test_failure_gives_exit_code_1_and_leaves_the_others(
         make_case(broken, lambda x: [2 * x]),
         make_case(lambda x: [x + x], lambda x: [2 * x]),
     ]
-    monkeypatch.setattr(script, "all_cases", lambda setting: iter(both))
+    monkeypatch.setattr(script, "operator_cases", lambda setting: iter(both))
     results = tmp_path / "rows.json"
     assert script.main(["--quick", "--json", str(results)]) == 1
     first, second = json.loads(results.read_text())["rows"]
@@ -194,7 +163,7 @@ def test_failure_gives_exit_code_1_and_leaves_the_others(
 
 
 def test_correlation_floor_takes_the_cheaper_way(script: ModuleType) -> None:
-    correlation = load("correlation_cases").correlation_needs
+    correlation = load("operator_cases").correlation_needs
     common = {"both": False, "itemsize": 4, "kind": "float32"}
     once = correlation((1, 256, 60, 80), 1, 4, 4, 1, **common)
     assert once.operations == 2 * 256 * 4800 * (3 * 100 + 70)  # level 3 has 7 x 10 cells
@@ -208,7 +177,7 @@ def test_the_rows_are_all_there(script: ModuleType) -> None:
     labels = [
         label
         for device in ("cpu", "cuda")
-        for case in script.all_cases(setting(device, False, limits, "avx512"))
+        for case in script.operator_cases(setting(device, False, limits, "avx512"))
         for label in case.labels().values()
     ]
     for part in (
@@ -239,9 +208,9 @@ def test_without_bfloat16_instructions_no_row_and_no_limit_is_of_it(
     )
     limits = measuring.measure_limits("cpu", quick=True)
     assert measured == [torch.float32] and limits.bfloat16_operations is None
-    text = load("reporting").limits_text(asdict(limits))
+    text = load("measuring").limits_text(asdict(limits))
     assert "2 GFLOP/s in float32, none in bfloat16" in text
-    cases = script.all_cases(load("operator_cases").Setting("cpu", True, limits, "avx2"))
+    cases = script.operator_cases(load("operator_cases").Setting("cpu", True, limits, "avx2"))
     assert {case.dtype for case in cases} == {"float32", "int16"}
 
 

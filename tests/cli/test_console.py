@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowfuse.cli.console import CLOSED_PIPE, INTERRUPTED, ListedError, parse_count, run_command
+from flowfuse.cli.console import (
+    CLOSED_PIPE,
+    INTERRUPTED,
+    CommandParser,
+    ListedError,
+    parse_count,
+    run_command,
+)
+from flowfuse.config import parse_size
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 
@@ -81,6 +89,29 @@ def test_counts():
             parse_count(text)
 
 
+def test_options_are_read_once_and_keep_former_names(capsys):
+    parser = CommandParser("Try it.", prog="tool")
+    parser.add_argument("--size", type=parse_size, default="4x3", help="px")
+    parser.add_argument("--count", type=int, help="of them")
+    parser.accept_former_name("--extent", "--size")
+    assert parser.parse_args([]).size == (4, 3)
+    assert parser.parse_args(["--extent=5x6", "--count", "-2"]).as_dict() == {
+        "size": (5, 6),
+        "count": -2,
+    }
+    assert capsys.readouterr().err == "tool: warning: --extent is now called --size\n"
+    for words, message in (
+        (["--count", "1.5"], "argument --count: invalid int value: '1.5'"),
+        (["--extent", "5"], "argument --size: expected WIDTHxHEIGHT, got '5'"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(words)
+        assert stop.value.code == 2
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1] == f"tool: error: {message}" and "usage: tool [-h]" in " ".join(said)
+
+
 def test_all_tools_are_tried():
     assert TOOLS == sorted(FIRST_STEPS)
 
@@ -109,7 +140,10 @@ def test_tools_explain_themselves(name, monkeypatch, capsys):
     ("line", "message"),
     [
         ("convert EMPTY new", "EMPTY: neither events (events.h5, "),
-        ("convert FILE new", "FILE, line 1: columns t x y p (t in seconds) expected, found 'text'"),
+        (
+            "convert FILE new",
+            "FILE, line 1: names of the columns t, x, y and p expected, found 'text'",
+        ),
         ("convert REC FILE/new", "FILE: exists, but is no directory"),
         ("convert REC new.h5 --events-format npz", "new.h5: its name says .h5, events_format says"),
         ("convert REC new_data.hdf5 --events-format h5", "its name says MVSEC, events_format says"),

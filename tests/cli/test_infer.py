@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,6 +129,7 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
         assert image is not None and image.std() > 5
     video = cv2.VideoCapture(str(out / "flow.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == FRAMES - 1
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(1e6 / STEP, rel=1e-3)  # real time
     for index in range(FRAMES - 1):
         result = expected_flow(recording, checkpoint, index)
         assert np.array_equal(read_flow(out / "flow" / flows[index])[0], result.flow)
@@ -137,10 +139,24 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
     for text in (
         "3 pairs of 28 x 20 px: 3 estimated, 0 were there already",
         "1 pair without any event: flow from the frames alone",
-        "EPE: ", "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
+        "EPE: ", "AUSE: ", "of 3 pairs estimated by this call",
+        "EPE at tau = 0.5: ", "time per pair: ", "photometric error",
         str(out / "flow.mp4"), str(out / "pictures" / pictures[0]), str(out / "metrics.json"),
     ):  # fmt: skip
         assert text in printed
+
+
+def test_an_evident_cause_is_told_in_one_line(recording, tmp_path, monkeypatch):
+    found = open_recording(recording)
+    monkeypatch.setattr(infer, "find_cause", lambda recording: "x is mirrored")
+    with pytest.warns(UserWarning, match=f"^{re.escape(str(recording))}: x is mirrored$"):
+        infer._warn_of_cause(found)
+
+    def fails(recording):
+        raise ValueError("a broken frame that is not asked for")
+
+    monkeypatch.setattr(infer, "find_cause", fails)
+    infer._warn_of_cause(found)
 
 
 def test_metrics_by_hand(run, recording, tmp_path):
@@ -202,7 +218,7 @@ def test_an_interrupted_run_goes_on(run, recording, tmp_path, monkeypatch, capsy
     assert "2 estimated, 1 were there already" in capsys.readouterr().out
     assert (out / "flow" / "000000.flo").stat().st_mtime_ns == before
     (out / "flow_at" / "0.5" / "000002.flo").unlink()
-    abandoned = out / "flow" / ".000002.77-0a1b2c3d.tmp.flo"  # what a kill leaves
+    abandoned = out / "flow" / ".000002.999999999-0a1b2c3d.tmp.flo"  # what a kill leaves
     abandoned.write_bytes(b"half")
     assert run(*arguments) == 0
     assert "1 estimated, 2 were there already" in capsys.readouterr().out
@@ -300,7 +316,7 @@ def test_an_output_inside_the_recording_is_taken_up(run, broken, capsys):
         assert f"{done} were there already" in capsys.readouterr().out
 
 
-def test_metrics_and_windows_cover_earlier_calls(run, recording, tmp_path):
+def test_metrics_and_intervals_cover_earlier_calls(run, recording, tmp_path):
     assert run(recording, "--pairs", "1:3", *QUIET) == 0
     assert run(recording, "--pairs", "0:1", *QUIET) == 0
     assert run(recording, *QUIET, out=tmp_path / "whole") == 0
@@ -396,7 +412,8 @@ def test_events_alone_at_a_fixed_rate(run, recording, events, checkpoint, tmp_pa
     # [85, 95) ms holds no event: the recording's events end at 85 ms
     assert files(out / "flow") == [f"{index:06d}.flo" for index in range(4)]
     printed = capsys.readouterr().out
-    assert "5 windows" in printed and "1 window without any event: no flow, no file" in printed
+    assert "5 time intervals" in printed and "time intervals: " in printed
+    assert "1 time interval without any event: no flow, no file" in printed
     assert not (out / "metrics.json").exists() and (out / "flow.mp4").is_file()
     rows = (out / "windows.csv").read_text().splitlines()
     assert rows[4:] == ["3,80000,90000,flow/000003.flo", "4,90000,100000,"]
@@ -493,7 +510,7 @@ def first_image(path: Path) -> Path:
         (lambda p: truncate(p / "flow" / "000001.flo"), (), "000001.flo"),
         (lambda p: None, ("--pairs", "7:9"), "no frame pair in the range asked for"),
         (lambda p: None, ("--start", "9"), "no frame pair in the range asked for"),
-        (lambda p: None, ("--every", "5s"), "no window of 5000000 us fits"),
+        (lambda p: None, ("--every", "5s"), "no time interval of 5000000 us fits"),
         (lambda p: None, ("--every", "1us", "--end", "9"), "at most 1000000 expected"),
         (lambda p: (p / "exposures.txt").write_text("0 1\n" * 4), (), "broken, frames 0 and 1 ("),
         (lambda p: None, ("--device", "cuda:77"), "cuda:77"),
@@ -555,11 +572,54 @@ def test_output_that_cannot_be_written(run, recording, tmp_path, capsys, monkeyp
     assert files(tmp_path / "out", "*.flo") == []
 
 
-def test_a_video_that_cannot_be_written_is_refused_first(run, recording, tmp_path, capsys):
+def test_a_name_that_is_not_utf8(run, recording, tmp_path, capsys):
     out = tmp_path / "out\udcff"
-    assert run(recording, "--max-pictures", "0", out=out) == 1
-    assert "OpenCV opens only names that are UTF-8" in capsys.readouterr().err
-    assert not out.exists()
+    assert run(recording, "--max-pictures", "0", out=out) == 0
+    assert (out / "flow.mp4").is_file()
+    assert "video: " in capsys.readouterr().out
+
+
+def test_a_recording_that_was_moved_goes_on(run, broken, tmp_path, capsys):
+    assert run(broken, "--pairs", "0:1", *QUIET) == 0
+    moved = broken.rename(tmp_path / "elsewhere")
+    assert run(moved, "--pairs", "0:2", *QUIET) == 0
+    assert "1 estimated, 1 were there already" in capsys.readouterr().out
+    calls = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    commands = [json.loads(line)["command"] for line in calls]
+    assert str(broken) in commands[0] and str(moved) in commands[1] and len(commands) == 2
+    with open(moved / "events.h5", "ab") as file:
+        file.write(b" ")
+    assert run(moved, "--pairs", "0:2", *QUIET) == 1
+    assert "other settings (recording " in capsys.readouterr().err
+
+
+def test_a_network_of_events_alone_skips_pairs_without_any(run, recording, tmp_path, capsys):
+    """The last pair of the recording has none: told, counted, and no file."""
+    path, out = tmp_path / "events.safetensors", tmp_path / "out"
+    save_checkpoint(path, FlowFuse(replace(CONFIG, frames=False)))
+    assert run(recording, "--checkpoint", path, *QUIET) == 0
+    printed = capsys.readouterr().out
+    assert "2 estimated, 0 were there already" in printed
+    assert "  1 pair without any event: no flow, no file" in printed
+    assert files(out / "flow") == ["000000.flo", "000001.flo"]
+    assert (out / "windows.csv").read_text().splitlines()[-1].endswith(",")
+    assert run(recording, "--checkpoint", path, "--pairs", "2:3", *QUIET, out=tmp_path / "b") == 0
+    assert "uses: nothing was estimated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("starts", "times", "factor"),
+    [
+        ([0, 50_000, 100_000], [0, 0.05, 0.1], 1),  # 20 Hz: real time
+        ([7_000, 17_000, 27_000], [0, 0.02, 0.04], 2),  # 100 Hz
+        ([0, 1_000, 2_000], [0, 0.02, 0.04], 20),
+        ([0, 50_000, 60_000_000, 60_050_000], [0, 0.05, 1.05, 1.1], 1),  # a gap is cut
+        ([5], [0], 1),
+    ],
+)
+def test_playback(starts, times, factor):
+    found = outputs.playback(starts)
+    assert found[0] == pytest.approx(times) and found[1] == factor
 
 
 def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
@@ -596,14 +656,14 @@ class Clock:
     ("frames", "message"),
     [
         ((3, 5), "/rec, frames 3 and 5 (0.000100 to 0.000200 s): exposure0 must be"),
-        (None, "/rec, window 7 (0.000100 to 0.000200 s): exposure0 must be"),
+        (None, "/rec, time interval 7 (0.000100 to 0.000200 s): exposure0 must be"),
     ],
 )
-def test_errors_of_an_estimate_name_the_window(frames, message):
+def test_errors_of_an_estimate_name_the_interval(frames, message):
     def fail(*inputs, **times):
         raise ValueError("exposure0 must be short")
 
-    fail.model = SimpleNamespace(config=SimpleNamespace(slices=4))
+    fail.model = SimpleNamespace(config=SimpleNamespace(slices=4, frames=True))
     recording = SimpleNamespace(
         path=Path("/rec"),
         exposures=None,
@@ -616,7 +676,7 @@ def test_errors_of_an_estimate_name_the_window(frames, message):
         )
 
 
-def test_a_window_reads_all_events_of_both_exposures():
+def test_an_interval_reads_all_events_of_both_exposures():
     asked = []
     recording = SimpleNamespace(
         exposures=np.array([[60, 140], [190, 210]]),
@@ -626,7 +686,7 @@ def test_a_window_reads_all_events_of_both_exposures():
 
     class Estimator:
         device = torch.device("cpu")
-        model = SimpleNamespace(config=SimpleNamespace(slices=4))
+        model = SimpleNamespace(config=SimpleNamespace(slices=4, frames=True))
 
         def __call__(self, *inputs, **times):
             return times
@@ -643,6 +703,6 @@ def test_planning_by_hand():
     assert [w.index for w in plan_frame_pairs(clock, None, 150, 300)] == [1]
     assert count_gaps(plan_frame_pairs(clock)) == 1
     steps = plan_fixed_rate(clock, 400)
-    # the last event is at 1049: 50 + 2 * 400 <= 1050, a third window is not whole
+    # the last event is at 1049: 50 + 2 * 400 <= 1050, a third interval is not whole
     assert steps == [Interval(0, 50, 450, None), Interval(1, 450, 850, None)]
     assert len(plan_fixed_rate(clock, 500)) == 2

@@ -39,6 +39,21 @@ def test_paths_are_averaged_over_pixels_not_over_pairs():
     assert average["tepe"] == pytest.approx((20 * 1 + 3) / 40)
 
 
+def test_ause_is_told_of_pairs_with_an_uncertainty():
+    metrics = RunMetrics()
+    frame, valid = np.zeros(SIZE, np.uint8), np.ones(SIZE, bool)
+    recording = SimpleNamespace(ground_truth_at=lambda index, tau: (constant(0.0), valid))
+    window = SimpleNamespace(index=0, t0=0, t1=10)
+    flow = constant(0.0)
+    flow[0] = np.arange(20).reshape(SIZE)  # the error of each pixel
+    metrics.add(recording, window, flow, {}, (frame, frame))
+    assert not any("AUSE" in line for line in metrics.lines())
+    metrics.add(recording, window, flow, {}, (frame, frame), uncertainty=flow[0] ** 2)
+    (told,) = [line for line in metrics.lines() if "AUSE" in line]
+    assert told.startswith("  AUSE: 0.000 (0: ") and "1 pair estimated by this call" in told
+    assert "ause" not in metrics.averages()["flow"]["per_pixel"]  # as of a run that is continued
+
+
 def test_a_truth_without_any_valid_pixel_is_told():
     metrics = RunMetrics()
     frame, flow = np.zeros(SIZE, np.uint8), constant(1.0)
@@ -51,3 +66,25 @@ def test_a_truth_without_any_valid_pixel_is_told():
     told, photometric = metrics.lines()
     assert told == "EPE: unknown, the ground truth of 1 pair has no valid pixel"
     assert photometric.startswith("photometric error")
+
+
+def test_outliers_of_a_share_of_the_motion():
+    """The switch for the NPE of other papers: 4 px of 100 px are below 5 %."""
+    frame, window = np.zeros(SIZE, np.uint8), SimpleNamespace(index=0, t0=0, t1=10)
+    ground_truth = constant(100.0), np.ones(SIZE, bool)
+    recording = SimpleNamespace(ground_truth_at=lambda index, tau: ground_truth)
+    for fraction, expected, told in ((0.0, 100, False), (0.05, 0, True)):
+        metrics = RunMetrics(fraction)
+        metrics.add(recording, window, constant(104.0), {}, (frame, frame))
+        assert metrics.averages()["flow"]["per_pixel"]["3pe"] == expected
+        assert any("5 % of the true magnitude" in line for line in metrics.lines()) == told
+
+
+def test_an_interval_without_frames_has_no_photometric_error():
+    window = SimpleNamespace(index=0, t0=0, t1=10)
+    recording = SimpleNamespace(ground_truth_at=lambda i, tau: (constant(2), np.ones(SIZE, bool)))
+    metrics = RunMetrics()
+    metrics.add(recording, window, constant(1.0), {}, (None, None))
+    assert metrics.averages()["flow"]["per_pixel"]["epe"] == 1
+    assert np.isnan(metrics.averages()["photometric_error"])
+    assert not any("photometric" in line for line in metrics.lines())

@@ -22,15 +22,15 @@ from flowfuse.cli.console import ListedError
 from flowfuse.cli.infer import main
 from flowfuse.cli.infer_submission import (
     TEST_SEQUENCES,
-    carry_forward,
     encode_prediction,
+    plan_intervals,
     plan_submission,
-    plan_windows,
 )
 from flowfuse.data.datasets.dsec.sequence import open_sequence
 from flowfuse.data.datasets.dsec.writer import default_rig, write_raw_events, write_sequence
 from flowfuse.estimator import load
 from flowfuse.events import Events
+from flowfuse.geometry.carry import carry_forward
 from flowfuse.inputs import ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import save_checkpoint
@@ -221,7 +221,8 @@ def test_what_does_not_fit_the_schedule_is_listed(small):
     late.unlink()
     write_raw_events(late, Events([1, 2], [1, 2], [0, 300_000], [1, 0]), 10**9)
     fault(
-        text, r"thun_01_a: the events, from \(1000000000, 1000300000\) us, do not cover window 30"
+        text,
+        r"thun_01_a: the events, from \(1000000000, 1000300000\) us, do not cover time interval 30",
     )
     with h5py.File(late, "r+") as file_:
         del file_["ms_to_idx"]
@@ -242,12 +243,12 @@ class Sequence:
         return True
 
 
-def test_warm_start_runs_the_windows_between_and_resets_at_gaps():
+def test_warm_start_runs_the_intervals_between_and_resets_at_gaps():
     times = Sequence.frame_times
     rows = np.array([(times[i], times[i + 2], i) for i in (10, 20, 30, 40, 60)])
-    cold, problems = plan_windows(Sequence(), rows, Path("s.csv"), warm_start=False)
+    cold, problems = plan_intervals(Sequence(), rows, Path("s.csv"), warm_start=False)
     assert problems == [] and [w.index for w in cold] == [10, 20, 30, 40, 60]
-    warm, problems = plan_windows(Sequence(), rows, Path("s.csv"), warm_start=True)
+    warm, problems = plan_intervals(Sequence(), rows, Path("s.csv"), warm_start=True)
     # Interval 34 would span the lost frames; from 40 to 60 the schedule itself has a gap.
     assert problems == [] and [w.index for w in warm] == [*range(10, 34, 2), 36, 38, 40, 60]
     assert warm[1] == Interval(12, 600_000, 700_000, (12, 14))
@@ -281,23 +282,12 @@ def test_warm_start_hands_the_flow_on(small, tmp_path, checkpoint, monkeypatch):
         assert archive.namelist() == [f"interlaken_00_b/0000{i}.png" for i in (20, 30, 40)]
 
 
-def test_flow_is_carried_along_itself():
-    flow = np.zeros((2, 3, 4), np.float32)
-    flow[0, 1, 0] = 2  # lands on column 2 of row 1, where (0, 0) stays, too
-    flow[1, 0, 3] = -1  # leaves the image
-    carried = carry_forward(flow)
-    assert carried[:, 1, 2].tolist() == [1.0, 0.0]  # the mean of both
-    missing = np.isnan(carried).any(axis=0)
-    assert missing.sum() == 2 and missing[1, 0] and missing[0, 3]
-    assert (carried[:, ~missing][:, :1] == 0).all()
-
-
 def test_a_network_starts_from_what_it_is_given(checkpoint):
     model = load(checkpoint).model
     torch.manual_seed(1)
     inputs = ModelInputs(
         torch.randn(1, 3, 3, 16, 20), torch.rand(1, 1, 16, 20), torch.rand(1, 1, 16, 20),
-        torch.randn(1, 1, 16, 20), torch.zeros(1, 2), torch.ones(1, 3),
+        torch.randn(1, 1, 16, 20), torch.zeros(1, 2), torch.ones(1, 4),
     )  # fmt: skip
     points = torch.randn(1, 6, 2, 3)
     given = torch.full((1, 2, 16, 20), torch.nan)
@@ -523,6 +513,6 @@ def test_steps_of_a_sequence_use_rectified_events(run, tmp_path, capsys):
         tmp_path, "a", events, frames, [50_000, 100_000, 150_000], image_size=(36, 48), t_offset=0
     )
     assert run(path, "-o", tmp_path / "out", "--every", "100ms", *("--max-pictures", 0)) == 0
-    assert "2 windows of 24 x 16 px: 2 estimated" in capsys.readouterr().out
+    assert "2 time intervals of 24 x 16 px: 2 estimated" in capsys.readouterr().out
     written = sorted(path.name for path in (tmp_path / "out" / "flow").iterdir())
     assert written == ["000000.flo", "000001.flo"]

@@ -33,7 +33,7 @@ def make_sample() -> Sample:
         frame1=frame0.roll((int(FLOW[1]), int(FLOW[0])), (1, 2)),
         event_sum=slices[1:].sum((0, 1))[None] + 1,
         exposure=torch.tensor([0.5, 0.25]),
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
         tau=tau,
         flow=flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
         valid=torch.rand(2, HEIGHT, WIDTH, generator=g) > 0.2,
@@ -103,7 +103,7 @@ def test_same_seed_same_bits_and_inputs_untouched():
     for seed in range(20):
         first = tr.augment(sample, np.random.default_rng(seed), config, (16, 20))
         assert_same(first, tr.augment(sample, np.random.default_rng(seed), config, (16, 20)))
-        assert first.slices.shape == (4, 2, 16, 20) and first.modality_mask.shape == (3,)
+        assert first.slices.shape == (4, 2, 16, 20) and first.modality_mask.shape == (4,)
         assert all(t.is_contiguous() for t in first.tensors().values())
         assert first.frame0.min() >= 0 and first.frame0.max() <= 1
     assert_same(sample, again)
@@ -164,7 +164,7 @@ def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 
         slices=torch.zeros(slices + 1, bins, HEIGHT, WIDTH),
         event_sum=torch.zeros(1, HEIGHT, WIDTH),
         exposure=torch.tensor(exposure),
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
     )
 
 
@@ -242,11 +242,14 @@ def test_dropout_marks_and_empties():
     sample = make_sample()
     frames, events = tr.drop_frames(sample), tr.drop_events(sample)
     history, exposure = tr.drop_history(sample), tr.drop_exposure(sample)
-    assert frames.modality_mask.tolist() == [0, 1, 1] and not frames.frame0.any()
+    assert frames.modality_mask.tolist() == [0, 1, 1, 0] and not frames.frame0.any()
     assert not frames.frame1.any() and not frames.exposure.any()
-    assert events.modality_mask.tolist() == [1, 0, 0] and not events.slices.any()
+    assert events.modality_mask.tolist() == [1, 0, 0, 1] and not events.slices.any()
     assert not events.event_sum.any() and torch.equal(events.frame0, sample.frame0)
-    assert history.modality_mask.tolist() == [1, 1, 0] and not history.slices[0].any()
+    second = tr.drop_second_frame(sample)
+    assert second.modality_mask.tolist() == [1, 1, 1, 0] and not second.frame1.any()
+    assert torch.equal(second.frame0, sample.frame0) and not second.exposure.any()
+    assert history.modality_mask.tolist() == [1, 1, 0, 1] and not history.slices[0].any()
     assert torch.equal(history.slices[1:], sample.slices[1:])
     assert not exposure.exposure.any()
     assert torch.equal(exposure.event_sum, sample.slices[1:].sum((0, 1))[None])
@@ -258,7 +261,7 @@ def test_never_both_modalities_dropped():
         tr.augment(make_sample(), np.random.default_rng(s), config, (16, 16)) for s in range(40)
     )
     seen = {tuple(sample.modality_mask.tolist()) for sample in samples}
-    assert seen == {(0, 1, 1), (0, 1, 0), (1, 0, 0)}
+    assert seen == {(0, 1, 1, 0), (0, 1, 0, 0), (1, 0, 0, 1)}
 
 
 def test_config_errors():
@@ -272,7 +275,7 @@ def test_config_errors():
 def test_samples_without_truth_are_varied_as_those_with_it(seed):
     whole = make_sample()
     ground_truth = ("tau", "flow", "valid", "occluded", "boundary")
-    whole = whole._replace(modality_mask=torch.tensor([1.0, 1.0, 0.0]))
+    whole = whole._replace(modality_mask=torch.tensor([1.0, 1.0, 0.0, 1.0]))
     bare = whole._replace(**dict.fromkeys(ground_truth))
     expected, found = (
         tr.augment(sample, np.random.default_rng(seed), tr.AugmentConfig(), (12, 16))

@@ -34,7 +34,7 @@ def make_sample() -> Sample:
         frame1=frame0.roll((-4, 6), (1, 2)),
         event_sum=slices[1:].sum((0, 1))[None],
         exposure=torch.tensor([0.2, 0.2]),
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
         tau=tau,
         flow=flow.expand(2, 2, HEIGHT, WIDTH).contiguous(),
         valid=torch.ones(2, HEIGHT, WIDTH, dtype=torch.bool),

@@ -9,7 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from flowfuse.data.inspection import TimeOffset, count_events, estimate_offset
+from flowfuse.data.inspection import (
+    TimeOffset,
+    count_events,
+    estimate_drift,
+    estimate_offset,
+)
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.synthetic.simulator import SensorConfig, simulate_events
@@ -50,8 +55,8 @@ def test_faults_are_told_not_raised(tmp_path, capsys):
     path = tmp_path / "events.csv"
     path.write_text("0.1 1 1 1\n0.05 1 1 0\n")
     (tmp_path / "sensor.txt").write_text("16 12\n")
-    found = count_events(open_recording(tmp_path))
-    assert "line 2: times must be sorted" in found.fault and found.count == 0
+    with pytest.raises(ValueError, match=r"line 2: times must be sorted.*--repair drops it"):
+        open_recording(tmp_path)
     path.write_text("0.1 1 1 1\n2000000000 1 1 0\n")
     assert "are the units right" in count_events(open_recording(tmp_path)).fault
     assert load_tool("inspect_recording").main([str(tmp_path)]) == 0
@@ -91,6 +96,35 @@ def test_the_offset_of_the_clocks_is_found(tmp_path, moving, offset):
     assert found.correlation > 0.6 and found.pairs >= 2
     assert found.as_given <= found.correlation + 1e-9
     assert found.is_evident == (offset != 0)  # the lag alone is no offset of the clocks
+
+
+@pytest.mark.parametrize(("offset", "drift"), [(3000, 0.04), (-2000, 0.0)])
+def test_the_drift_of_the_clocks_is_found(tmp_path, capsys, offset, drift):
+    images = moving_texture(121, 0.1)
+    events = simulate_events(images, 1000 * np.arange(121), SensorConfig.noiseless(0.03))
+    frames = np.rint(255 * images[10:111:10]).astype(np.uint8)
+    true = 10_000 + 10_000 * np.arange(11)
+    stated = np.rint((true - true[0]) / (1 + drift)).astype(np.int64) + true[0] - offset
+    write_recording(tmp_path / "r", events, frames, stated)
+    found = estimate_drift(open_recording(tmp_path / "r"), reach=9000)
+    assert abs(found.offset - offset - 600) < 900  # events lag behind by about half a threshold
+    assert abs(found.drift - drift) < 0.015 and found.stretches >= 4
+    assert (found.drift == 0) == (drift == 0)
+    # Applied as it is printed, it brings the clocks together.
+    tool = load_tool("inspect_recording")
+    assert tool.main([str(tmp_path / "r"), "--estimate-offset", "--reach", "9"]) == 0
+    out = capsys.readouterr().out
+    assert f"apply it with {found.option}" in out
+    assert ("a drift of" in out) == (drift != 0)
+    option = found.option.removeprefix("--time-offset=")
+    recording = open_recording(tmp_path / "r", time_offset=option)
+    assert np.abs(recording.frame_times - true).max() < 1800
+
+
+def test_no_offset_can_be_estimated(tmp_path, capsys):
+    write_events_alone(tmp_path / "r", [1], [1], [5], [1])
+    assert load_tool("inspect_recording").main([str(tmp_path / "r"), "--estimate-offset"]) == 0
+    assert "offset of the clocks: there are no frames" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

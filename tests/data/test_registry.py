@@ -34,11 +34,15 @@ def name_of(path, holds=EVENTS):
 
 def test_the_formats_and_data_sets_of_this_package():
     # Added ones follow, but for the directory, which is the last resort.
-    first = ".h5", ".hdf5", ".npz", ".txt", ".csv", ".raw", ".aedat4", ".bag"
+    first = (
+        ".h5", ".hdf5", ".npz", ".txt", ".csv", ".zip", ".raw", ".dat", ".aedat4", ".aedat", ".bag",
+        ".mcap", ".db3",
+    )  # fmt: skip
     assert event_suffixes()[: len(first)] == first
     assert video_suffixes()[:6] == (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
     names = [dataset.name for dataset in DATASETS]
-    assert names[:2] == ["DSEC", "MVSEC"] and names[-1] == "directory"
+    assert names[:3] == ["BlinkFlow", "DSEC", "MVSEC"] and names[-1] == "directory"
+    assert {"EVIMO2", "MultiFlow", "UEOF", "TUM-VIE", "VECtor", "rotation"} < set(names)
     for item in (*FORMATS, *DATASETS):
         item.check()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -212,3 +213,31 @@ def test_files_of_events_alone(tmp_path, source, capsys):
             tmp_path / "f.h5", [events.slice_time(0, START + 20_000), later], (HEIGHT, WIDTH)
         )
     assert not (tmp_path / "f.h5").exists()
+
+
+def test_columns_are_stated_and_triggers_are_frame_times(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("3,2,1,700\n4,1,0,900\n")  # x, y, p, t in microseconds
+    source, target = tmp_path / "a.csv", tmp_path / "events.h5"
+    assert run(source, target, "--columns", "x,y,p,t_us") == 0
+    assert f"{target}: 2 events" in capsys.readouterr().out
+    found = open_recording(target).events(0, 1000)
+    assert [getattr(found, name).tolist() for name in "xytp"] == [
+        [3, 4],
+        [2, 1],
+        [700, 900],
+        [1, 0],
+    ]
+    assert run(source, tmp_path / "b.h5", "--columns", "x,y,p") == 1
+    assert "columns must be x, y, p and one of t" in capsys.readouterr().err
+    # EVT 2.0: an event, and a trigger that rises, at 197 us and one tick later.
+    words = np.array([8 << 28 | 3, 1 << 28 | 5 << 22 | 1 << 11 | 1, 10 << 28 | 6 << 22 | 1], "<u4")
+    header = b"% evt 2.0\n% geometry 16x12\n% end\n"
+    (tmp_path / "a.raw").write_bytes(header + words.tobytes())
+    (tmp_path / "images").mkdir()
+    image = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+    cv2.imwrite(str(tmp_path / "images" / "0.png"), image)
+    frames = "--frames", tmp_path / "images", "--frame-times", "triggers:rising"
+    assert run(tmp_path / "a.raw", tmp_path / "out", *frames) == 0
+    recording = open_recording(tmp_path / "out")
+    assert recording.frame_times.tolist() == [198] and recording.event_range == (197, 197)
+    np.testing.assert_array_equal(recording.frame(0), image)

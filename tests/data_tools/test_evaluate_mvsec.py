@@ -50,10 +50,10 @@ def test_the_command(tool, path, tmp_path, capsys):
     text = capsys.readouterr().out
     for part in (
         "protocol evflownet (other seconds), outdoor_day1, dt=1",
-        "windows: 0.0 to 1.0 s after the first event or frame",
+        "time intervals: 0.0 to 1.0 s after the first event or frame",
         "the top 190 rows of the crop; pixels with ground truth and events",
-        "input: raw events and frames; the crop; one window in 2; model small",
-        "2 windows",
+        "input: raw events and frames; the crop; one time interval in 2; model small",
+        "2 time intervals",
     ):
         assert part in text
     result = json.loads(out.read_text())
@@ -83,13 +83,13 @@ def test_events_alone_and_the_full_frame(tool, path, capsys, monkeypatch):
 
 def test_other_seconds_take_the_place_of_all_that_the_paper_names(tool, path):
     recording = open_mvsec(path)
-    with pytest.raises(ValueError, match="no window of protocol dceiflow has ground truth"):
-        tool.choose_protocol("dceiflow", recording.sequence, None).windows(recording)
+    with pytest.raises(ValueError, match="no time interval of protocol dceiflow has ground truth"):
+        tool.choose_protocol("dceiflow", recording.sequence, None).intervals(recording)
     protocol = tool.choose_protocol("dceiflow", recording.sequence, (0.03, 0.1))
     # Seconds count from the first event, at about 0 ms: frames at 45, 70 and 95 ms lie within.
-    assert [window.index for window in protocol.windows(recording)] == [1, 2]
+    assert [window.index for window in protocol.intervals(recording)] == [1, 2]
     lines = "\n".join(protocol.describe(recording.sequence, 1))
-    assert "(other seconds)" in lines and "windows: 0.03 to 0.1 s after" in lines
+    assert "(other seconds)" in lines and "time intervals: 0.03 to 0.1 s after" in lines
     elsewhere = tool.choose_protocol("eraft45", "outdoor_night1", (0.0, 9.0))
     assert not elsewhere.only_listed and elsewhere.full_rows == 193
 
@@ -108,8 +108,11 @@ def test_crop_of_events(tool):
 def test_faults(tool, path, tmp_path, capsys):
     for argv, message in [
         ([str(tmp_path / "x_data.hdf5")], "no such file, expected <sequence>_data.hdf5"),
-        ([str(path)], "no window of protocol evflownet has ground truth"),
-        ([str(path), "--protocol", "dceiflow"], "no window of protocol dceiflow has ground truth"),
+        ([str(path)], "no time interval of protocol evflownet has ground truth"),
+        (
+            [str(path), "--protocol", "dceiflow"],
+            "no time interval of protocol dceiflow has ground truth",
+        ),
         ([str(path), "--dt", "3"], "dt must be 1 or 4, got 3"),
         ([str(path), "--model", "none"], "none"),
         ([str(path), "-o", str(tmp_path)], f"{tmp_path}: cannot write"),
@@ -148,3 +151,26 @@ def test_write_mvsec_writes_the_scene(tmp_path, capsys):
     assert recording.ground_truth(0) is None  # the maps begin after frame 0
     assert tool.main([f"{prefix}b", "--frames", "3"]) == 1
     assert "frames must be at least 4" in capsys.readouterr().err
+
+
+def test_an_interval_without_events_is_left_out(tool, tmp_path, capsys, monkeypatch):
+    """Flow maps without frames: nothing happens in the second one."""
+    t = np.concatenate((np.arange(10_000, 60_000, 100), np.arange(110_000, 140_000, 100)))
+    events = Events(t % 346, t // 100 % 260, t, t // 100 % 2, height=260, width=346)
+    frames = np.zeros((6, 260, 346), np.uint8)
+    maps = np.broadcast_to(np.array([3.0, 4.0])[:, None, None], (4, 2, 260, 346))
+    times = 20_000 + 25_000 * np.arange(6)
+    prefix = tmp_path / "outdoor_day1"
+    path = write_mvsec(prefix, events, frames, times, maps, [10_000, 60_000, 110_000, 140_000])
+    monkeypatch.setitem(PROTOCOLS["eraft20"].starts, "outdoor_day1", (0, 3))
+    out = tmp_path / "result.json"
+    argv = [str(path), "--protocol", "eraft20", "--device", "cpu", "-o", str(out)]
+    assert tool.main(argv) == 0
+    told = capsys.readouterr()
+    assert "1 of 3 time intervals have no event" in told.err and "60000 to 110000 us" in told.err
+    assert "2 time intervals, 1 without events left out" in told.out
+    result = json.loads(out.read_text())
+    assert (result["windows"], result["empty"]) == (2, 1)
+    monkeypatch.setitem(PROTOCOLS["eraft20"].starts, "outdoor_day1", (1, 2))
+    assert tool.main(argv) == 1
+    assert "no event in any of 1 time intervals" in capsys.readouterr().err

@@ -27,9 +27,14 @@ def test_sequence_holds_the_scene(tmp_path, capsys):
     recording = open_mvsec(tmp_path / "sub" / "indoor_flying1_data.hdf5")
     assert (recording.height, recording.width) == (32, 48)
     np.testing.assert_array_equal(recording.frame_times, scene.frame_times)
-    # Maps lie between the frames: three for four frames, the last one only ends the second.
-    half = (scene.t1 - scene.t0) // 2
-    np.testing.assert_array_equal(recording.maps.times, scene.frame_times[:3] + half)
+    # Maps are 50 ms apart, whatever the frames do, and no map has the time of a frame.
+    times = recording.maps.times
+    assert set(np.diff(times)) == {50_000} and times[0] == scene.frame_times[0] + 1100
+    assert not np.isin(times, scene.frame_times).any()
+    places = (times - scene.t0) / (scene.t1 - scene.t0)
+    expected = scene.ground_truth(float(places[1]), start=float(places[0]))[0].numpy()
+    flow, valid = recording.maps.between(int(times[0]), int(times[1]))
+    assert np.abs(flow - expected)[:, valid].max() < 1e-4
 
 
 @pytest.mark.parametrize("present", ["_data.hdf5", "_gt.hdf5", "_gt_flow_dist.npz"])

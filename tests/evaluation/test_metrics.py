@@ -53,6 +53,9 @@ def test_outliers_relative_to_the_magnitude():
         and flow_metrics(flow, ground_truth)["3pe"] == 100
     )
     assert flow_metrics(flow, ground_truth, outlier_fraction=0.05)["3pe"] == 0
+    # "At least" this fraction: 4 px of 64 px are exactly 1/16.
+    found = flow_metrics(field(68, 0), field(64, 0), outlier_fraction=1 / 16)
+    assert found["3pe"] == 100 and found["1pe"] == 100
 
 
 @pytest.mark.parametrize(

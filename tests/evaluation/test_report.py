@@ -2,7 +2,7 @@
 
 import math
 
-from flowfuse.evaluation.report import cell
+from flowfuse.evaluation.report import cell, without_nan
 
 
 def test_cells() -> None:
@@ -14,3 +14,10 @@ def test_cells() -> None:
     assert cell({"value": 1.0, "low": None, "high": None}, 2, limits=True) == "1.00"
     assert cell({"value": 1.0, "low": 1.0, "high": 1.0}, 2, limits=True) == "1.00"
     assert cell(None, 2, limits=True) == ""
+
+
+def test_without_nan() -> None:
+    assert without_nan({"a": [1.5, math.nan, (math.inf, "x")], "b": 2}) == {
+        "a": [1.5, None, [None, "x"]],
+        "b": 2,
+    }

@@ -16,7 +16,12 @@ from flowfuse.data.formats import hdf5_output
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.formats.hdf5_output import Hdf5Output
 from flowfuse.events import Events
-from flowfuse.io.atomic import atomic_directory, atomic_path, check_file_path
+from flowfuse.io.atomic import (
+    atomic_directory,
+    atomic_path,
+    check_file_path,
+    remove_abandoned,
+)
 
 FULL_DISK = """
 import resource, signal, sys
@@ -178,3 +183,28 @@ def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path, monkeyp
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"a\.txt: cannot write, .* is not writable"):
         check_file_path(tmp_path / "a.txt")
+
+
+def test_only_what_killed_writers_left_is_removed(tmp_path):
+    """Two processes may write into one directory."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with atomic_path(tmp_path / "mine.flo") as mine:
+        mine.write_bytes(b"half")
+        machine = mine.name.split(".")[2].split("-")[0]
+        names = {
+            "dead": f".a.{machine}-{ended.pid}-0a.tmp.flo",
+            "of an older version": f".b.{ended.pid}-0a.tmp.flo",
+            "running": f".c.{machine}-{os.getppid()}-0a.tmp.flo",
+            "elsewhere": f".d.{'0' * 8}-{ended.pid}-0a.tmp.flo",
+            "elsewhere, old": f".e.{'0' * 8}-{os.getpid()}-0a.tmp.flo",
+            "another's": ".f.tmp.flo",
+        }
+        for name in names.values():
+            (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / names["elsewhere, old"], (0, 0))
+        (tmp_path / f".g.{machine}-{ended.pid}-0a.tmp").mkdir()
+        remove_abandoned(tmp_path)
+        kept = {what for what, name in names.items() if (tmp_path / name).exists()}
+        assert kept == {"running", "elsewhere", "another's"}
+    assert (tmp_path / "mine.flo").read_bytes() == b"half"

@@ -85,7 +85,7 @@ def test_gradients_reach_the_trajectories_and_not_the_boundary(batch, ground_tru
     coarse = points.detach()[None, ..., 4::8, 4::8].repeat(2, 1, 1, 1, 1, 1).requires_grad_()
     boundary = torch.zeros(1, 2, 96, 128, requires_grad=True)
     latent = torch.zeros(1, 1, 1, 1, 1)
-    output = ModelOutput(points, points, coarse, boundary, latent, latent)
+    output = ModelOutput(points, points, coarse, boundary, latent, latent, latent)
     loss, parts = self_supervised_loss(output, batch, SelfSupervisionConfig())
     assert set(parts) == {"photometric", "gradient_constancy", "sharpness", "smoothness", "epe"}
     loss.backward()
@@ -105,7 +105,7 @@ def test_descending_the_losses_finds_the_motion(batch, ground_truth):
     for _ in range(40):
         points = shift.expand(-1, -1, -1, 96, 128)
         coarse = shift.new_zeros(0, 1, 3, 2, 12, 16)
-        output = ModelOutput(points, points, coarse, boundary, latent, latent)
+        output = ModelOutput(points, points, coarse, boundary, latent, latent, latent)
         loss, _ = self_supervised_loss(output, batch, SelfSupervisionConfig())
         optimizer.zero_grad()
         loss.backward()

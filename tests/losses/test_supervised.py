@@ -26,6 +26,7 @@ def make_output(batch=1, iterations=2, slices=2, height=32, width=40, channels=8
         boundary=torch.randn(batch, 2, height, width).requires_grad_(),
         event_latent=torch.randn(batch, slices + 1, channels, *cells).requires_grad_(),
         frame_latent=torch.randn(batch, 2, channels, *cells).requires_grad_(),
+        evidence=torch.randn(iterations, batch, 2, *cells).requires_grad_(),
     )
 
 
@@ -37,7 +38,7 @@ def make_batch(batch=1, height=32, width=40):
         frame1=image,
         event_sum=image,
         exposure=torch.zeros(batch, 2),
-        modality_mask=torch.ones(batch, 3),
+        modality_mask=torch.ones(batch, 4),
         tau=torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(batch, 1),
         flow=torch.zeros(batch, 4, 2, height, width),
         valid=torch.ones(batch, 4, height, width, dtype=torch.bool),
@@ -144,10 +145,10 @@ def test_matching_skips_what_is_covered():
 
 def test_matching_skips_what_is_absent():
     output, batch = make_output(), make_batch()
-    batch = batch._replace(modality_mask=torch.tensor([[0.0, 0.0, 0.0]]))
+    batch = batch._replace(modality_mask=torch.zeros(1, 4))
     loss = matching_loss(output, batch)
     assert loss == 0
-    batch = batch._replace(modality_mask=torch.tensor([[1.0, 0.0, 1.0]]))
+    batch = batch._replace(modality_mask=torch.tensor([[1.0, 0.0, 1.0, 1.0]]))
     matching_loss(output, batch).backward()
     assert output.event_latent.grad.abs().max() == 0
     assert output.frame_latent.grad.abs().max() > 0

@@ -153,7 +153,10 @@ def test_another_programs_file(tmp_path):
             {"config": json.dumps({**json.loads(config_to_json(TINY)), "chanels": 3})},
             "unknown key chanels; did you mean channels",
         ),
-        ({"config": config_to_json(TINY).replace("guided", "summed")}, "fusion must be guided or"),
+        (
+            {"config": config_to_json(TINY).replace("evidence", "summed")},
+            "fusion must be evidence, guided or",
+        ),
         ({"training": "{"}, "training metadata is no JSON"),
     ],
 )

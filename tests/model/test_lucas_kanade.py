@@ -214,7 +214,7 @@ def test_the_network_ends_with_steps_along_the_gradients_of_its_frames():
     inputs = ModelInputs(
         slices=torch.zeros(1, 3, 2, HEIGHT, WIDTH), frame0=pattern(), frame1=pattern(shift),
         event_sum=torch.zeros(1, 1, HEIGHT, WIDTH), exposure=torch.zeros(1, 2),
-        modality_mask=torch.ones(1, 3),
+        modality_mask=torch.ones(1, 4),
     )  # fmt: skip
     errors = []
     for log_prior in (6.0, -12.0):

@@ -66,7 +66,7 @@ def test_a_forward_needs_little_memory() -> None:
         torch.rand(1, config.slices + 1, config.bins, *size),
         *torch.rand(3, 1, 1, *size),
         torch.zeros(1, 2),
-        torch.ones(1, 3),
+        torch.ones(1, 4),
     )
 
     with torch.no_grad(), HeldMemory() as held:

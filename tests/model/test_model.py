@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse.data.samples import Sample
 from flowfuse.inputs import ModelInputs
@@ -30,7 +31,7 @@ def make_inputs(config, batch=1, height=40, width=48, channels=1, seed=0):
         frame1=rand(channels, height, width),
         event_sum=(6 * rand(1, height, width) - 3).round(),
         exposure=0.5 * rand(2),
-        modality_mask=torch.ones(batch, 3),
+        modality_mask=torch.ones(batch, 4),
     )
 
 
@@ -78,8 +79,6 @@ def test_shapes():
 
 @pytest.mark.parametrize(("name", "million", "giga"), [("small", 1.5, 12), ("base", 4.0, 45)])
 def test_sizes_stay_in_their_budget(name, million, giga):
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = replace(CONFIGS[name], correlation="on_demand")
     model = FlowFuse(config)
     assert sum(p.numel() for p in model.parameters()) <= million * 1e6
@@ -182,7 +181,7 @@ def test_flow_loss_alone_reaches_the_boundary_localizer():
 def test_an_absent_modality_has_no_influence(index, fields):
     model = make_model(TINY)
     inputs = make_inputs(TINY)
-    present = torch.ones(1, 3)
+    present = torch.ones(1, 4)
     present[:, index] = 0
     inputs = inputs._replace(modality_mask=present)
     other = inputs._replace(**{name: torch.rand_like(getattr(inputs, name)) for name in fields})
@@ -191,7 +190,7 @@ def test_an_absent_modality_has_no_influence(index, fields):
 
 def test_missing_history_silences_the_first_slice_only():
     model = make_model(TINY)
-    inputs = make_inputs(TINY)._replace(modality_mask=torch.tensor([[1.0, 1.0, 0.0]]))
+    inputs = make_inputs(TINY)._replace(modality_mask=torch.tensor([[1.0, 1.0, 0.0, 1.0]]))
     slices = inputs.slices.clone()
     slices[:, 0] = 1
     assert torch.equal(flow(model, inputs), flow(model, inputs._replace(slices=slices)))

@@ -69,7 +69,7 @@ class FakeModel:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("supervision", ["truth", "self"])
+@pytest.mark.parametrize("supervision", ["ground_truth", "self"])
 def test_training_stays_on_its_device(supervision, bf16):
     if bf16 and OTHER == "meta":
         pytest.skip("autocast of another device needs a GPU")
@@ -82,7 +82,7 @@ def test_training_stays_on_its_device(supervision, bf16):
     with model.mode, kernels_on("cpu", OTHER):
         with torch.autocast(OTHER, torch.bfloat16, enabled=bf16):
             output = model(inputs)
-        if supervision == "truth":
+        if supervision == "ground_truth":
             loss, parts = supervised_loss(output, batch, LossConfig())
         else:
             loss, parts = self_supervised_loss(output, batch, SelfSupervisionConfig())

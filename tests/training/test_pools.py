@@ -9,12 +9,17 @@ from dsec_cases import write
 
 from flowfuse.cli import train
 from flowfuse.cli.train_options import read_command_line
+from flowfuse.data.datasets.mvsec.dataset import split_sequences
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
-from flowfuse.training.data_spec import parse_data, scene_weights
-from flowfuse.training.pools import make_pool, make_scenes, mvsec_sequences
+from flowfuse.inputs import InputSpec
+from flowfuse.io.flow import write_flow
+from flowfuse.training.data_spec import absolute, parse_data, scene_weights
+from flowfuse.training.pools import make_held_out, make_pool, make_scenes
 
 HEIGHT, WIDTH, FRAMES = 20, 24, 21
+SPEC = InputSpec(2, 2)
 TINY = [
     "--model.slices", "2", "--model.bins", "2", "--model.stem_channels", "8",
     "--model.channels", "8", "--model.hidden", "8", "--model.token_channels", "8",
@@ -83,13 +88,13 @@ def test_training_on_a_data_set(kind, request, tmp_path):
 
 
 def test_sequences_of_mvsec_are_split_in_time(mvsec):
-    (learned,) = mvsec_sequences(mvsec, 2, 2, held_out=False)
-    (held,) = mvsec_sequences(mvsec / "outdoor_day2_data.hdf5", 2, 2, held_out=True)
+    (learned,) = split_sequences(mvsec, "train", SPEC)
+    (held,) = split_sequences(mvsec / "outdoor_day2_data.hdf5", "validation", SPEC)
     # 20 pairs: 18 and 19 are held out, and 17, which ends in the frame where 18 begins, is neither.
     assert list(learned.indices) == list(range(17)) and list(held.indices) == [18, 19]
     assert len(held.dataset) == 20
     with pytest.raises(FileNotFoundError, match=r"no \*_data.hdf5 of MVSEC there"):
-        mvsec_sequences(mvsec / "elsewhere", 2, 2, held_out=False)
+        split_sequences(mvsec / "elsewhere", "train", SPEC)
 
 
 def test_a_sequence_of_mvsec_may_be_too_short(tmp_path):
@@ -98,7 +103,7 @@ def test_a_sequence_of_mvsec_may_be_too_short(tmp_path):
     frames = np.zeros((3, HEIGHT, WIDTH), np.uint8)
     write_mvsec(tmp_path / "a", events, frames, times, np.ones((3, 2, HEIGHT, WIDTH)), times)
     with pytest.raises(ValueError, match=r"2 pair\(s\) of frames with ground truth; 3 are needed"):
-        mvsec_sequences(tmp_path, 2, 2, held_out=False)
+        split_sequences(tmp_path, "train", SPEC)
 
 
 @pytest.mark.parametrize("kind", ["dsec", "mvsec"])
@@ -115,3 +120,47 @@ def test_overfitting_takes_the_first_samples(mvsec):
     config, _ = read_command_line([*TINY, "--data", f"mvsec:{mvsec}", "--overfit", "2", "-o", "x"])
     pool = make_pool(config)
     assert isinstance(pool, list) and len(pool) == 2
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Two recordings with ground truth of 24 x 20 px, five frames each."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        times = 20_000 * np.arange(1, 6)
+        t = np.sort(rng.integers(0, 100_000, 2000))
+        x, y = rng.integers(0, WIDTH, 2000), rng.integers(0, HEIGHT, 2000)
+        events = Events(x, y, t, rng.integers(0, 2, 2000), height=HEIGHT, width=WIDTH)
+        frames = rng.integers(0, 256, (5, HEIGHT, WIDTH), dtype=np.uint8)
+        write_recording(root / name, events, frames, times)
+        (root / name / "flow").mkdir()
+        for i in range(4):
+            write_flow(root / name / "flow" / f"{i:06d}.flo", np.ones((2, HEIGHT, WIDTH)))
+    return root
+
+
+@pytest.mark.parametrize(("by", "learned", "held"), [("time", 4, 2), ("recording", 4, 4)])
+def test_own_recordings_with_ground_truth(own, tmp_path, capsys, by, learned, held):
+    run = tmp_path / "run"
+    given = ["--data", f"recording:{own / 'first'},{own / 'second'}", "--held-out-by", by]
+    config, _ = read_command_line([*TINY, *given, "-o", str(run)])
+    pool = make_pool(config)
+    assert (len(pool), len(make_held_out(config, pool))) == (learned, held)
+    assert train.main([*TINY, *given, "-o", str(run)]) == 0
+    with open(run / "validation.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["epe_zero"]) == pytest.approx(2**0.5, rel=1e-5)
+    assert "done: step 2; the model is " in capsys.readouterr().err
+
+
+def test_a_folder_of_recordings_stands_for_them(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(own.parent)
+    config, _ = read_command_line([*TINY, "--data", f"recording:{own.name}", "-o", "run"])
+    assert config.data == f"recording:{own}" and len(make_pool(config)) == 4
+    assert absolute("recording:a,b") == f"recording:{own.parent / 'a'},{own.parent / 'b'}"
+    given = [*TINY, "--data", f"recording:{own / 'first'}", "-o", str(tmp_path / "run")]
+    assert train.main([*given, "--held-out-by", "recording"]) == 2
+    assert "1 recording(s), of which 1 would be held out" in capsys.readouterr().err
+    assert train.main([*given, "--supervision", "self", "--overfit", "1"]) == 2
+    assert "supervision = self learns from one recording" in capsys.readouterr().err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -95,7 +97,8 @@ def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
 
 def test_what_a_run_leaves(finished):
     assert {p.name for p in finished.iterdir()} == {
-        "checkpoints", "config.yaml", "log.csv", "model.safetensors", "pictures", "validation.csv",
+        "best.safetensors", "checkpoints", "config.yaml", "history.jsonl", "log.csv",
+        "model.safetensors", "pictures", "validation.csv",
     }  # fmt: skip
     kept = {int(p.stem[5:]) for p in (finished / "checkpoints").iterdir()}
     best = read_header(finished / "model.safetensors")[1]["training"]["best"]["step"]
@@ -150,9 +153,9 @@ def test_truncated_newest_checkpoint_is_set_aside(finished, tmp_path, capsys):
     shutil.copytree(finished, run)
     newest = run / "checkpoints/step_00000016.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
-    abandoned = run / "checkpoints/.step_00000016.1-ab.tmp.safetensors"
+    abandoned = run / "checkpoints/.step_00000016.999999999-ab.tmp.safetensors"
     abandoned.write_bytes(b"half")
-    exported = run / ".model.1-ab.tmp.safetensors"
+    exported = run / ".model.999999999-ab.tmp.safetensors"
     exported.write_bytes(b"half")
     assert train.main(["-o", str(run), "--resume"]) == 0
     message = capsys.readouterr().err
@@ -228,7 +231,7 @@ def test_events_alone_are_validated_as_they_are_trained():
         slices=slices, frame0=image, frame1=image, event_sum=image,
         exposure=torch.ones(2), tau=torch.tensor([0.5, 1.0]),
         flow=torch.ones(2, 2, 16, 16), valid=torch.ones(2, 16, 16) > 0,
-        modality_mask=torch.ones(3),
+        modality_mask=torch.ones(4),
     )  # fmt: skip
     seen = []
 
@@ -239,21 +242,85 @@ def test_events_alone_are_validated_as_they_are_trained():
             seen.append(inputs)
             points = torch.zeros(1, 2, 2, 16, 16)
             maps = points[:, 0]
-            return ModelOutput(points, maps, points[None, ..., 4::8, 4::8], maps, maps, maps)
+            return ModelOutput(points, maps, points[None, ..., 4::8, 4::8], maps, maps, maps, maps)
 
     cpu = torch.device("cpu")
     found = Validator([sample], batch=1, device=cpu, bf16=False).measure(Model())
     assert found["epe"] == found["epe_events"] == pytest.approx(2**0.5)
     both, frames, events = seen
-    assert torch.equal(both.event_sum[0], image) and both.modality_mask.tolist() == [[1, 1, 1]]
-    assert not frames.event_sum.any() and frames.modality_mask.tolist() == [[1, 0, 0]]
+    assert torch.equal(both.event_sum[0], image) and both.modality_mask.tolist() == [[1, 1, 1, 1]]
+    assert not frames.event_sum.any() and frames.modality_mask.tolist() == [[1, 0, 0, 1]]
     assert torch.equal(events.event_sum[0, 0], slices[1:].sum((0, 1)))
-    assert not events.exposure.any() and events.modality_mask.tolist() == [[0, 1, 1]]
+    assert not events.exposure.any() and events.modality_mask.tolist() == [[0, 1, 1, 0]]
 
 
-def test_time_is_up(recipe, tmp_path, capsys):
-    assert train.main(["--config", str(recipe), "-o", str(tmp_path), "--stop-after-minutes=0"]) == 0
-    assert "stopped after step 1, checkpoint saved" in capsys.readouterr().err
+def test_time_is_up(recipe, tmp_path, monkeypatch, capsys):
+    """The first step is the first good moment; --stop-after-minutes counts from the start."""
+    given = ["--config", str(recipe), "-o", str(tmp_path)]
+    assert train.main([*given, "--stop-after-minutes=0"]) == 0
+    assert "the time is up during the preparation: nothing was trained" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)  # nothing takes time before the first step
+
+    def late(self, batch, usual=train.Trainer.take_step):
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+        return usual(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "take_step", late)
+    assert train.main([*given, "--resume", "--stop-after-minutes=30"]) == 0
+    told = capsys.readouterr().err
+    assert "stopped after step 1, checkpoint saved" in told
+    assert f"the model is {tmp_path / 'model.safetensors'}; it was never validated" in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_prepares(recipe, tmp_path, monkeypatch, capsys, number):
+    def signalled(config, held_out):
+        os.kill(os.getpid(), number)
+        return [held_out[0]]
+
+    monkeypatch.setattr("flowfuse.training.trainer.validation_samples", signalled)
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 130
+    assert "stopped during the preparation: nothing was trained" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_second_ctrl_c_stops_at_once(recipe, tmp_path, monkeypatch, capfd):
+    def twice(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # the first one is answered here
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+        raise AssertionError("still here")
+
+    monkeypatch.setattr(train.Trainer, "take_step", twice)
+    assert train.main(["--config", str(recipe), "-o", str(tmp_path)]) == 130
+    told = capfd.readouterr().err
+    assert "stopping after this step, with a checkpoint; once more stops at once" in told
+    assert "stopped in step 1; --resume goes on from the last checkpoint" in told
+
+
+def test_every_call_is_kept_and_the_best_is_named(recipe, tmp_path, capsys):
+    given = ["--config", str(recipe), "-o", str(tmp_path), "--steps", "2", "--validate-every", "1"]
+    assert train.main(given) == 0
+    assert train.main([*given, "--resume", "--steps", "3"]) == 0
+    first, second = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert first["command"] == shlex.join(["flowfuse-train", *given])
+    assert second["command"].endswith("--resume --steps 3") and second["settings"]["steps"] == 3
+    assert first["versions"]["torch"] == torch.__version__
+    with open(tmp_path / "validation.csv", newline="") as file:
+        errors = {int(row["step"]): float(row["epe"]) for row in csv.DictReader(file)}
+    best = min(errors, key=lambda step: (errors[step], step))
+    _, info = load_checkpoint(tmp_path / "best.safetensors")
+    assert info["training"]["step"] == best
+    told = capsys.readouterr().err.splitlines()[-1]
+    if best == 3:
+        assert f"the model is {tmp_path / 'model.safetensors'}, the best by validation" in told
+    else:
+        assert f"that of step {best}, {tmp_path / 'best.safetensors'}" in told
+    assert f"epe {errors[best]:.4g}" in told
 
 
 STAGES = ["--steps", "6", "--final-share", "0.5", "--final-crop", "40", "48"]
@@ -342,7 +409,10 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--model.fusio", "x"], "did you mean --model.fusion"),
         (["-o", "{new}", "--nonsense", "1"], "unrecognized arguments: --nonsense 1; did you mean"),
         (["-o", "{new}", "stray"], "unrecognized arguments: stray; see flowfuse-train --help"),
-        (["-o", "{new}", "--model.fusion", "sum"], "model.fusion must be guided or concatenation"),
+        (
+            ["-o", "{new}", "--model.fusion", "sum"],
+            "model.fusion must be evidence or guided or concatenation",
+        ),
         (["-o", "{new}", "--model.hidden", "foo"], "error: model.hidden must be int, got 'foo'"),
         (["-o", "{new}", "--batch", "x"], "error: batch must be int, got 'x'"),
         (["-o", "{new}", "--crop", "3"], "error: crop must be a list of 2 values (int), got 3"),
@@ -554,7 +624,7 @@ class Numbers(torch.utils.data.Dataset):
         flow = torch.zeros(1, 2, 16, 16)
         return Sample(
             slices=image[None].repeat(3, 2, 1, 1), frame0=image, frame1=image,
-            event_sum=image, exposure=torch.ones(2), modality_mask=torch.ones(3),
+            event_sum=image, exposure=torch.ones(2), modality_mask=torch.ones(4),
             tau=torch.ones(1), flow=flow,
             valid=flow[:, 0] == 0, occluded=flow[:, 0] > 0, boundary=flow[0],
         )  # fmt: skip
@@ -620,3 +690,16 @@ def test_training_without_truth(recipe, tmp_path):
     assert "boundary_event" not in rows[0]
     with pytest.raises(ConfigError, match="supervision"):
         train_options.read_command_line(["-o", "x", "--supervision", "none"])
+
+
+def test_supervision_was_called_truth(recipe, tmp_path, capsys):
+    with pytest.warns(FutureWarning, match="supervision truth is now called ground_truth"):
+        config, _ = train_options.read_command_line(["-o", "x", "--supervision", "truth"])
+    assert config.supervision == "ground_truth"
+    run = tmp_path / "former"
+    text = recipe.read_text() + "supervision: truth\n"
+    (tmp_path / "former.yaml").write_text(text)
+    argv = ["--config", str(tmp_path / "former.yaml"), "-o", str(run), "--steps", "1"]
+    assert train.main(argv) == 0
+    assert "train: warning: supervision truth is now called ground_truth" in capsys.readouterr().err
+    assert "supervision: ground_truth" in (run / "config.yaml").read_text()

@@ -2,8 +2,8 @@
 
 A directory holds, where all but one of events and frames may be missing::
 
-    events.h5 | .npz | .txt | .csv     see flowfuse.data.formats; the last two may hold the frames,
-        | .raw | .aedat4 | .bag        too
+    events.h5 | .npz | .txt | .csv     see flowfuse.data.formats, which has more; .aedat4, .aedat
+        | .raw | .aedat4 | .bag ...    and bags may hold the frames, too
     images.txt                         lines "t path", t in seconds, mid-exposure; or
     images/ or frames/, or the images  with timestamps.txt or times.txt (one column of seconds, or
     themselves                         "t path"), beside them or in the directory; or
@@ -27,8 +27,11 @@ import numpy as np
 from flowfuse.data.calibration import apply_calibration, read_calibration
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource
-from flowfuse.data.formats.frames import list_images, read_exposures
+from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, StatedTimes
+from flowfuse.data.formats.frames import has_images, list_images, read_exposures
+from flowfuse.data.formats.triggers import is_trigger_spec, trigger_times
+from flowfuse.data.formats.wrapped_frames import ShiftedFrames
+from flowfuse.data.reading import ReadingOptions
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import (
     check_event_path,
@@ -38,6 +41,7 @@ from flowfuse.data.registry import (
     open_frames,
     video_suffixes,
 )
+from flowfuse.data.repair import put_in_order
 from flowfuse.io.flow import FLOW_SUFFIXES, read_flow
 
 MOST_SHIFT = 1000  # us between a frame's time and the middle of its exposure
@@ -102,6 +106,13 @@ class DirectoryRecording(FileRecording):
                     return flow, valid
         return None
 
+    def has_ground_truth(self, index: int) -> bool:
+        """Whether there is a file of flow from frame ``index`` to the next; it is not read."""
+        directory = self._ground_truth_directories.get(1.0)
+        return directory is not None and any(
+            (directory / f"{index:06d}{suffix}").is_file() for suffix in FLOW_SUFFIXES
+        )
+
 
 def open_directory(
     path: Path | None,
@@ -110,13 +121,18 @@ def open_directory(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
+    columns: str | None = None,
+    options: ReadingOptions | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
 
     Args:
         path: of these; None where events or frames are named.
-        events, frames, times: files or directories, in place of the directory's.
+        events, frames, times: files or directories, in place of the directory's; ``times`` may be
+            "triggers[:rising|falling][:INPUT]", those of the event file.
         calibration: a file of :mod:`flowfuse.data.calibration`.
+        columns: of a table of events, as :func:`flowfuse.data.registry.open_event_file` takes them.
+        options: of reading.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -149,14 +165,47 @@ def open_directory(
         )
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
-    event_file = None if events is None else open_event_file(events)
-    frame_source = None if frames is None else open_frames(frames, times)
+    options = options or ReadingOptions()
+    opened = None if events is None else open_event_file(events, columns, check=False)
+    stated: str | os.PathLike | StatedTimes | None = times
+    if times is not None and is_trigger_spec(str(times)):
+        if opened is None:
+            raise ValueError(f"{times}: frame times of triggers need an event file")
+        stated = trigger_times(opened, str(times))
+    frame_source = None
+    if frames is not None:
+        frame_source = open_frames(
+            frames, stated, bit_depth=options.bit_depth, repair=options.repair
+        )
+        if options.time_offset is not None:
+            shift = options.time_offset
+            frame_source = ShiftedFrames(frame_source, shift.offset, shift.drift)
+    event_file = None
+    if opened is not None:
+        size = None
+        if options.repair:
+            size = _stated_size(path, frame_source if calibration is None else None)
+        event_file = put_in_order(opened, repair=options.repair, part=options.part, size=size)
     if calibration is not None:
-        rig = read_calibration(calibration)
+        sizes = (
+            None if event_file is None else event_file.sensor_size,
+            _stated_size(None, frame_source),
+        )
+        rig = read_calibration(calibration, *sizes)
         event_file, frame_source = apply_calibration(
-            rig, event_file, frame_source, str(calibration)
+            rig, event_file, frame_source, str(calibration), options.depth
         )
     return DirectoryRecording(path, event_file, frame_source)
+
+
+def _stated_size(path: Path | None, frames: FrameSource | None) -> tuple[int, int] | None:
+    """(height, width) of the sensor as sensor.txt or the first frame has it; None: not stated."""
+    if path is not None and (path / "sensor.txt").is_file():
+        return _read_sensor(path / "sensor.txt")
+    if frames is not None and len(frames.times):
+        height, width = frames.read(0).shape[:2]
+        return height, width
+    return None
 
 
 class DirectoryDataSet(DataSet):
@@ -245,10 +294,20 @@ def _find_frames(directory: Path) -> tuple[Path | None, Path | None]:
         return directory / "images.txt", None
     candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
     times = next((path for path in candidates if path.is_file()), None)
-    for place in (directory / "images", directory / "frames", directory):
-        if place.is_dir() and list_images(place):
+    for place in (directory / "images", directory / "frames"):
+        if place.is_dir() and has_images(place):
             return place, times
     videos = sorted(p for p in directory.iterdir() if p.suffix.lower() in video_suffixes())
+    images = list_images(directory)
+    # A single image beside a video is its thumbnail, or a picture of the rig.
+    if len(images) > 1 or (images and not videos):
+        if videos:
+            warnings.warn(
+                f"{directory}: {len(images)} images and {videos[0].name}; the images are taken as "
+                "the frames, name the video (frames=, --frames) to use it",
+                stacklevel=4,
+            )
+        return directory, times
     if len(videos) > 1:
         names = ", ".join(path.name for path in videos)
         raise ValueError(f"{directory}: several videos ({names}); name one with frames=")

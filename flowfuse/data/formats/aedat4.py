@@ -1,21 +1,33 @@
 """AEDAT 4 files (iniVation cameras), read by dv-processing, which finds windows by itself.
 
-Frames: opening reads every frame once for its time, as of a video.
+Opening goes through all packets of events and frames once: their times are checked.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.base import (
+    EVENTS,
+    FRAMES,
+    Arrays,
+    EventFile,
+    Format,
+    FrameSource,
+    StatedTimes,
+    UnsortedError,
+    off_sensor_hint,
+    starts_with,
+)
+from flowfuse.data.formats.spool import SpooledEvents
 from flowfuse.events import Events
-
-_FIRST_SPAN = 100_000  # us, looked through for the last event, doubled until there is one
 
 
 def open_aedat4(path: Path) -> Any:
@@ -64,7 +76,28 @@ class Aedat4Events(EventFile):
             raise ValueError(f"{path}: stream 'events' expected, found {names}")
         size = recording.getEventResolution()
         self._size = None if size is None else (int(size[1]), int(size[0]))
+        self._fault: str | None = None
         self._range = self._find_range(recording)
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
+
+    @property
+    def is_searchable(self) -> bool:
+        """Whether the file has a table of times; DV wrote none until mid 2020."""
+        if self._range is None:
+            return True
+        start, end = self._reader.get().getTimeRange()
+        return self._fault is not None or bool(start <= self._range[0] and self._range[1] <= end)
+
+    def stream(self) -> Iterator[Arrays]:
+        recording = self._reader.get()
+        recording.resetSequentialRead()
+        while (batch := recording.getNextEventBatch()) is not None:
+            if batch.size():
+                found = np.array(batch.numpy())
+                yield found["x"], found["y"], found["timestamp"], found["polarity"]
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -85,12 +118,13 @@ class Aedat4Events(EventFile):
 
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
         found = self._between(self._reader.get(), t0, t1)
-        columns = (found[name] for name in ("x", "y", "timestamp", "polarity"))
+        x, y, t, p = (found[name] for name in ("x", "y", "timestamp", "polarity"))
         try:
-            return Events(*columns, height=height, width=width)
+            return Events(x, y, t, p, height=height, width=width)
         except ValueError as error:
             raise ValueError(
                 f"{self.path}: {error} (indices count from the first event at or after {t0} us)"
+                f"{off_sensor_hint(x, y, height, width)}"
             ) from error
 
     def _between(self, recording: Any, t0: int, t1: int) -> np.ndarray:
@@ -109,17 +143,21 @@ class Aedat4Events(EventFile):
 
     def _find_range(self, recording: Any) -> tuple[int, int] | None:
         recording.resetSequentialRead()
+        first = last_time = None
         while (batch := recording.getNextEventBatch()) is not None:
-            if batch.size():
-                break
-        else:
+            if not batch.size():
+                continue
+            start, end = int(batch.getLowestTime()), int(batch.getHighestTime())
+            first = start if first is None else first
+            if last_time is not None and start < last_time and self._fault is None:
+                self._fault = (
+                    f"{self.path}: times must be sorted, found a packet from {start} us after one "
+                    f"up to {last_time} us"
+                )
+            last_time = end
+        if first is None or last_time is None:
             return None
-        # The file's range is that of all its streams: the last event is looked for from the end.
-        start, end = recording.getTimeRange()
-        span = _FIRST_SPAN
-        while not len(last := self._between(recording, max(start, end + 1 - span), end + 1)):
-            span *= 2
-        return int(batch.getLowestTime()), int(last["timestamp"][-1])
+        return first, last_time
 
 
 _NO_EVENTS = np.empty(
@@ -145,14 +183,12 @@ class Aedat4Frames(FrameSource):
             durations.append(max(0, round(frame.exposure.total_seconds() * 1e6)))
         # The time stamp of a frame is the start of its exposure.
         self._starts = np.array(starts, np.int64)
+        # Of a sequential read: the process, what it reads, and its next frame.
+        self._place: tuple[int, Any, int] = (-1, None, 0)
+        first, last = recording.getTimeRange()
+        self._searchable = not starts or (first <= min(starts) and max(starts) <= last)
         exposures = np.array(durations, np.int64)
         self.times = self._starts + exposures // 2
-        if (np.diff(self.times) <= 0).any():
-            index = int(np.argmax(np.diff(self.times) <= 0)) + 1
-            raise ValueError(
-                f"{path}: frame times must increase, frame {index} has {self.times[index]} us "
-                f"after {self.times[index - 1]} us"
-            )
         if (exposures > 0).all():
             self.exposures = np.stack((self._starts, self._starts + exposures), axis=1)
 
@@ -162,15 +198,32 @@ class Aedat4Frames(FrameSource):
 
     def read(self, index: int) -> np.ndarray:
         start = int(self._starts[index])
-        found = self._reader.get().getFramesTimeRange(start, start + 1)
-        if not found:
+        if self._searchable:
+            # Several may have one stamp: the one meant is counted from their first.
+            among = index - int(np.argmax(self._starts == start))
+            found = self._reader.get().getFramesTimeRange(start, start + 1) or []
+            frame = found[among] if among < len(found) else None
+        else:
+            frame = self._read_in_order(index)
+        if frame is None:
             raise ValueError(f"{self.name(index)} cannot be read; is the file damaged?")
-        image = np.array(found[0].image)
-        if image.dtype != np.uint8:
-            raise ValueError(f"{self.name(index)}: 8 bits expected, found {image.dtype}")
+        image = np.array(frame.image)
+        if image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"{self.name(index)}: 8 or 16 bits expected, found {image.dtype}")
         if image.ndim == 3 and image.shape[2] == 1:
             return image[:, :, 0]
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
+
+    def _read_in_order(self, index: int) -> Any:
+        process, recording = os.getpid(), self._reader.get()
+        if (process, recording) != self._place[:2] or index < self._place[2]:
+            recording.resetSequentialRead()
+            self._place = (process, recording, 0)
+        frame = None
+        for _ in range(index + 1 - self._place[2]):
+            frame = recording.getNextFrame()
+        self._place = (process, recording, index + 1)
+        return frame
 
     def name(self, index: int) -> str:
         return f"{self.path}, frame {index}"
@@ -194,9 +247,17 @@ class Aedat4Format(Format):
         )
 
     def open_events(self, path: Path) -> EventFile:
-        return Aedat4Events(path)
+        events = Aedat4Events(path)
+        if events.is_searchable:
+            return events
+        warnings.warn(
+            f"{path}: its table has no times, as DV wrote it before mid 2020: all events are "
+            "unpacked into temporary files, 17 bytes each",
+            stacklevel=4,
+        )
+        return SpooledEvents(path, events.stream(), events.sensor_size)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return Aedat4Frames(path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,24 @@ import numpy as np
 from flowfuse.events import Events
 
 EVENTS, FRAMES = "events", "frames"
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, y, t, p
+_MOST_OFF = 0.01  # of the events: if more are off the sensor, its size is rather wrong
+
+
+@dataclass(frozen=True)
+class StatedTimes:
+    """Times of frames that are in no file of their own.
+
+    Attributes:
+        times: [F] int64, microseconds, strictly increasing.
+        source: what a message calls them.
+    """
+
+    times: np.ndarray
+    source: str
+
+    def __str__(self) -> str:
+        return self.source
 
 
 class Format:
@@ -75,13 +95,27 @@ class Format:
         """
         raise NotImplementedError(f"{self.name} holds no events")
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_columns(self, path: Path, columns: str) -> EventFile:
+        """As :meth:`open_events`, of a table whose columns are stated.
+
+        Args:
+            path: exists.
+            columns: see :func:`flowfuse.data.formats.column_order.parse_columns`.
+
+        Raises:
+            ModuleNotFoundError, ValueError: as of :meth:`open_events`; files of the format name
+                their columns themselves.
+        """
+        raise ValueError(f"{path}: columns are stated, but files of {self.name} name their own")
+
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         """Open the frames of a file or directory; asked only where ``holds`` has "frames".
 
         Args:
             path: exists.
-            times: a file of frame times, see :func:`flowfuse.data.formats.frames.read_frame_list`;
-                always None where ``has_frame_times``.
+            times: a file of frame times, or times that are known, which
+                :func:`flowfuse.data.formats.frames.read_frame_list` reads both; always None where
+                ``has_frame_times``.
 
         Raises:
             FileNotFoundError, ModuleNotFoundError, ValueError: as of :meth:`open_events`.
@@ -96,6 +130,10 @@ def starts_with(path: Path, signature: bytes) -> bool:
             return file.read(len(signature)) == signature
     except OSError:
         return False
+
+
+class UnsortedError(ValueError):
+    """Times of events go back."""
 
 
 class EventFile(ABC):
@@ -122,6 +160,40 @@ class EventFile(ABC):
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
         """The events in [t0, t1), microseconds, checked against the sensor size."""
 
+    def check_order(self) -> None:
+        """Look whether times go back, where this is quickly told; continue an overflow.
+
+        Other formats look when they index a file, or at each window.
+
+        Raises:
+            UnsortedError: they go back; says where, and why.
+        """
+        return None
+
+    def stream(self) -> Iterator[Arrays]:
+        """All events as they are stored, part by part: neither sorted nor checked.
+
+        What is wrong with a file is found, and repaired, in them.
+
+        Returns:
+            x, y, t, p of each part: numbers [N], t int64 microseconds.
+
+        Raises:
+            NotImplementedError: this format cannot be read so.
+        """
+        raise NotImplementedError(f"{self.path}: events of this format cannot be repaired")
+
+    def triggers(self) -> np.ndarray:
+        """The edges at the camera's trigger inputs, in the order of the file.
+
+        Returns:
+            [N] of the fields t (int64, microseconds), p (1 rising, 0 falling), id (of the input).
+
+        Raises:
+            ValueError: files of this format hold none, or the file is damaged.
+        """
+        raise ValueError(f"{self.path}: files of this format hold no triggers of the camera")
+
 
 class IndexedEventFile(EventFile):
     """A file that knows the index of a window's first event, to name the one at fault."""
@@ -135,9 +207,31 @@ class IndexedEventFile(EventFile):
         try:
             return Events(*columns, height=height, width=width)
         except ValueError as error:
+            hint = off_sensor_hint(columns[0], columns[1], height, width)
             raise ValueError(
-                f"{self.path}: {error} (indices count from event {first} of the file)"
+                f"{self.path}: {error} (indices count from event {first} of the file){hint}"
             ) from error
+
+
+def off_sensor_hint(x: np.ndarray, y: np.ndarray, height: int, width: int) -> str:
+    """What may be the matter with events of which some lie outside of the sensor; "" if none do.
+
+    Args:
+        x, y: [N].
+        height, width: px, of the sensor.
+    """
+    off = ~((x > -1) & (y > -1) & (x < width) & (y < height))
+    count = int(np.count_nonzero(off))
+    if not count:
+        return ""
+    if x.max() < height and y.max() < width and min(x.min(), y.min()) >= 0:
+        return (
+            f"; {count} of {len(x)} events are off the sensor, but none is if x and y are swapped "
+            "(rows in x, columns in y)"
+        )
+    if count > len(x) * _MOST_OFF:
+        return f"; {count} of {len(x)} events are off the sensor: is its size right?"
+    return f"; {count} of {len(x)} events read are off the sensor: --repair drops such"
 
 
 class FrameSource(ABC):
@@ -158,7 +252,11 @@ class FrameSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """Frame ``index``: uint8 [H, W] or [H, W, 3] RGB."""
+        """Frame ``index``: uint8 or uint16 [H, W] or [H, W, 3] RGB; of 16 bits as stored."""
+
+    def white(self, index: int) -> int | None:
+        """The value of white in frame ``index``, of 16 bits, where the file states it."""
+        return None
 
     @abstractmethod
     def name(self, index: int) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from flowfuse.data.formats.base import IndexedEventFile
+from flowfuse.data.formats.base import Arrays, IndexedEventFile, UnsortedError
 from flowfuse.data.formats.block_times import BlockTimes
+from flowfuse.data.formats.order import added_times, find_order
 
 _STEP = 1 << 20  # events looked at together when a whole column must be searched
+_LOOK_AT_ALL = 1 << 23  # events: if there are more, opening looks at some of them
+_LOOK_AT_SOME = 512
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Columns:
     p: Any
     offset: int = 0  # microseconds, added to t
     ms_to_idx: Any = None
+    wraps: tuple[tuple[int, int], ...] = ()  # of Order: (row, microseconds added from there on)
     blocks: BlockTimes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +50,10 @@ class Columns:
         else:
             raise ValueError(f"t must be finite, got NaN or infinity in {index}")
         t += self.offset
+        if self.wraps:
+            first = index if isinstance(index, int) else index.indices(len(self))[0]
+            added = added_times(self.wraps, first, first + t.size)
+            t += added[0] if t.ndim == 0 else added
         return t
 
     def window(self, t0: int, t1: int) -> tuple[int, np.ndarray]:
@@ -52,6 +61,13 @@ class Columns:
         t1 = max(t0, t1)
         low, high, end = self._rows(t0, t1)
         times = self.times(slice(low, high))
+        back = times[1:] < times[:-1]
+        if back.any():
+            row = low + int(np.argmax(back)) + 1
+            raise ValueError(
+                f"t is not sorted: event {row} has {times[row - low]} us after "
+                f"{times[row - low - 1]} us"
+            )
         first, last = (int(i) for i in np.searchsorted(times, (t0, t1)))
         if (low > 0 and first == 0) or (high < end and last == len(times)):
             table = "" if self.ms_to_idx is None else " or ms_to_idx does not belong to it"
@@ -89,6 +105,12 @@ class Columns:
 class ColumnFile(IndexedEventFile):
     """A file of events in columns x, y, t, p."""
 
+    _wraps: tuple[tuple[int, int], ...] = ()  # of Order, once check_order has looked
+    _continued: tuple[Columns, Columns] | None = None  # as found, and with the overflows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_continued": None}
+
     @abstractmethod
     def _columns(self) -> Any:
         """A context manager that gives the Columns."""
@@ -97,24 +119,65 @@ class ColumnFile(IndexedEventFile):
     def _open(self) -> Iterator[Columns]:
         try:
             with self._columns() as columns:
-                yield columns
+                if self._wraps and (self._continued is None or self._continued[0] is not columns):
+                    # A table by time counts as the times do, which go back where they overflow.
+                    continued = replace(columns, wraps=self._wraps, ms_to_idx=None)
+                    self._continued = columns, continued
+                yield self._continued[1] if self._continued else columns
         except ValueError as error:
             if str(error).startswith(str(self.path)):
                 raise
             raise ValueError(f"{self.path}: {error}") from error
 
-    def _check_ends(self) -> None:
-        """Refuse negative times, which no window would ever show, and an end before the start."""
-        time_range = self.time_range
-        if time_range is None:
-            return
-        first, last = time_range
-        if first < 0:
-            raise ValueError(f"{self.path}: t must not be negative, got t[0] = {first} us")
-        if last < first:
+    def check_order(self) -> None:
+        """Continue times that overflowed, with a warning; refuse those that go back otherwise.
+
+        All times are looked at where there are few or where some that are looked at go back;
+        elsewhere each window looks at its own.
+        """
+        with self._open() as columns:
+            if len(columns) == 0:
+                return
+            below = columns.t.dtype == np.int32 and int(columns.times(0)) < columns.offset
+        if below and not self._wraps:
+            self._continue_signed()
+        with self._open() as columns:
+            if len(columns) > _LOOK_AT_ALL and not _goes_back(columns):
+                order = None
+            else:
+                order = find_order(len(columns), lambda a, b: columns.times(slice(a, b)))
+        if order is not None and not order.is_sorted:
+            raise UnsortedError(f"{self.path}: times must be sorted: {order.describe_faults()}")
+        if order is not None and order.wraps:
+            base = self._wraps[-1][1] if self._wraps else 0
+            added = ((row, base + value) for row, value in order.wraps)
+            self._wraps = (*self._wraps, *added)
+            warnings.warn(f"{self.path}: {order.describe_wraps()}", stacklevel=4)
+        first = self.time_range
+        if first is not None and first[0] < 0:
             raise ValueError(
-                f"{self.path}: t must be sorted, got t[0] = {first} us and t[-1] = {last} us"
+                f"{self.path}: t must not be negative, got t[0] = {first[0]} us; "
+                "--repair drops the events before 0"
             )
+
+    def _continue_signed(self) -> None:
+        """Times of a signed counter of 32 bits that begin below zero: it overflowed before."""
+        self._wraps = ((0, 1 << 32),)
+        warnings.warn(
+            f"{self.path}: the first times are negative, in 32 bits with a sign: the clock "
+            "overflowed before; 2^32 us (71.6 min) are added",
+            stacklevel=4,
+        )
+
+    def stream(self) -> Iterator[Arrays]:
+        with self._open() as columns:
+            count = len(columns)
+        for first in range(0, count, _STEP):
+            with self._open() as columns:
+                rows = slice(first, min(first + _STEP, count))
+                x, y, p = (np.asarray(c[rows]) for c in (columns.x, columns.y, columns.p))
+                t = columns.times(rows)
+            yield x, y, t, p
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -133,6 +196,13 @@ class ColumnFile(IndexedEventFile):
             rows = slice(first, first + len(times))
             x, y, p = (_in_memory(column[rows]) for column in (columns.x, columns.y, columns.p))
         return first, (x, y, times, p)
+
+
+def _goes_back(columns: Columns) -> bool:
+    """Whether a few times, evenly spread, are out of order."""
+    rows = np.unique(np.linspace(0, len(columns) - 1, _LOOK_AT_SOME).astype(np.int64))
+    times = np.array([int(columns.times(int(row))) for row in rows])
+    return bool((times[1:] < times[:-1]).any())
 
 
 def _in_memory(values: np.ndarray) -> np.ndarray:

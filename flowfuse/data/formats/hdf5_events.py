@@ -16,10 +16,10 @@ import numpy as np
 
 from flowfuse.data.formats.base import EventFile, Format, starts_with
 from flowfuse.data.formats.columns import ColumnFile, Columns, check_columns
-from flowfuse.data.formats.hdf5 import Hdf5Handle, open_hdf5
+from flowfuse.data.formats.hdf5 import HDF5_FAULTS, Hdf5Handle, open_hdf5
 
 _LAST_TIME = 1 << 62  # us
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class Hdf5Events(ColumnFile):
@@ -28,7 +28,7 @@ class Hdf5Events(ColumnFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._handle: Hdf5Handle[Columns] = Hdf5Handle(path)
-        self._check_ends()  # a fault of the layout shows now, too, not at the first window
+        _ = self.time_range  # a fault of the layout shows now, too, not at the first window
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:
@@ -44,9 +44,11 @@ class Hdf5Events(ColumnFile):
         table = file.get("ms_to_idx", group.get("ms_to_idx"))
         for name, item, shape in (("t_offset", offset, "[]"), ("ms_to_idx", table, "[M]")):
             wanted = isinstance(item, h5py.Dataset) and item.dtype.kind in "iu"
-            if item is not None and not (wanted and item.ndim == (name == "ms_to_idx")):
+            # One number in an array, as in VECtor, is a number.
+            fits = wanted and (item.ndim == 1 if name == "ms_to_idx" else item.shape in ((), (1,)))
+            if item is not None and not fits:
                 raise ValueError(f"{name} must be integers of shape {shape}, got {item}")
-        start = 0 if offset is None else int(offset[()])
+        start = 0 if offset is None else int(np.ravel(offset[()])[0])
         if abs(start) > _LAST_TIME:
             raise ValueError(f"t_offset must be microseconds, got {start}")
         return Columns(**columns, offset=start, ms_to_idx=table)
@@ -77,7 +79,14 @@ class Hdf5Format(Format):
     rank = 10
 
     def recognizes(self, path: Path) -> bool:
-        return starts_with(path, _SIGNATURE)
+        if not starts_with(path, SIGNATURE):
+            return False
+        try:
+            with open_hdf5(path) as file:
+                group = file["events"] if isinstance(file.get("events"), h5py.Group) else file
+                return all(isinstance(group.get(name), h5py.Dataset) for name in "xytp")
+        except (ValueError, *HDF5_FAULTS):
+            return False
 
     def open_events(self, path: Path) -> EventFile:
         return Hdf5Events(path)

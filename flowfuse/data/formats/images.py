@@ -6,8 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from flowfuse.data.formats.base import FRAMES, Format, FrameSource
-from flowfuse.data.formats.frames import list_images, read_frame_list, read_image
+from flowfuse.data.formats.base import FRAMES, Format, FrameSource, StatedTimes
+from flowfuse.data.formats.frames import (
+    decode_image,
+    has_images,
+    list_images,
+    read_frame_list,
+    stated_white,
+)
 
 
 class ImageFrames(FrameSource):
@@ -24,7 +30,13 @@ class ImageFrames(FrameSource):
         return self.paths
 
     def read(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])
+        path = self.paths[index]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such image")
+        return decode_image(str(path), path.read_bytes())
+
+    def white(self, index: int) -> int | None:
+        return stated_white(self.paths[index].read_bytes())
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -41,42 +53,42 @@ class ImagesFormat(Format):
     def recognizes(self, path: Path) -> bool:
         return path.is_dir() or path.suffix.lower() == ".txt"
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return _open_directory(path, times) if path.is_dir() else _open_list(path, times)
 
 
 FORMAT = ImagesFormat()
 
 
-def _open_list(path: Path, times: Path | None) -> ImageFrames:
-    stamps, names = read_frame_list(path)
+def _open_list(path: Path, times: Path | StatedTimes | None) -> ImageFrames:
+    stamps, names = read_frame_list(path, increasing=False)
     if names is None:
         raise ValueError(f"{path}: lines of 't path' expected, found one column")
     if times is not None:
-        stamps = read_frame_list(times)[0]
+        stamps = read_frame_list(times, increasing=False)[0]
     if len(stamps) != len(names):
         raise ValueError(f"{times}: {len(stamps)} times for {len(names)} images of {path}")
     return ImageFrames([path.parent / name for name in names], stamps)
 
 
-def _open_directory(directory: Path, times: Path | None) -> ImageFrames:
+def _open_directory(directory: Path, times: Path | StatedTimes | None) -> ImageFrames:
     if times is None:
         candidates = [directory / name for name in ("timestamps.txt", "times.txt")]
         times = next((path for path in candidates if path.is_file()), None)
-        if times is None and not list_images(directory):
+        if times is None and not has_images(directory):
             raise FileNotFoundError(f"{directory}: no images in this folder")
         if times is None:
             raise FileNotFoundError(
                 f"{directory}: the times of these images are unknown; put them into "
                 f"{candidates[0]}, one per line in seconds, or name a file of times"
             )
-    stamps, names = read_frame_list(times)
+    stamps, names = read_frame_list(times, increasing=False)
     if names is not None:
         paths = [directory / name for name in names]
-        if paths and not paths[0].is_file():
+        if isinstance(times, Path) and paths and not paths[0].is_file():
             paths = [times.parent / name for name in names]
         return ImageFrames(paths, stamps)
-    paths = list_images(directory)
+    paths = list_images(directory, stamps)
     if len(paths) != len(stamps):
         raise ValueError(f"{times}: {len(stamps)} times for {len(paths)} images in {directory}")
     return ImageFrames(paths, stamps)

@@ -14,6 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 _BLOCK_BYTES = 1 << 20  # unpacked at once
+# What numpy.load raises on a damaged .npy or .npz; the last two where the file is something else.
+NUMPY_FAULTS = (
+    KeyError, ValueError, OSError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, MemoryError, AttributeError, TypeError,
+)  # fmt: skip
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class NpzEvents(ColumnFile):
             arrays: dict[str, Any] = {name: map_member(path, archive, name) for name in names}
             check_columns(arrays, "arrays", sorted(stored))
         self._arrays = Columns(**arrays)
-        self._check_ends()
+        _ = self.time_range
 
     @contextmanager
     def _columns(self) -> Iterator[Columns]:

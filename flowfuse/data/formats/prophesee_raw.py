@@ -1,4 +1,4 @@
-"""Prophesee .raw files (EVT 2.0 and EVT 3.0): indexed by one pass, then read by blocks.
+"""Prophesee .raw files (EVT 2.0, 2.1, 3.0, 4.0): indexed by one pass, then read by blocks.
 
 Source of the bit layouts: "EVT 2.0 Format" and "EVT 3.0 Format", docs.prophesee.ai.
 
@@ -10,40 +10,38 @@ found by a running maximum over the places of such words. What a block inherits 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile, starts_with
+from flowfuse.data.formats import prophesee_words
+from flowfuse.data.formats.base import (
+    EventFile,
+    Format,
+    IndexedEventFile,
+    UnsortedError,
+    starts_with,
+)
+from flowfuse.data.formats.prophesee_words import (
+    Columns,
+    DecoderState,
+    hold,
+    times_evt3,
+    times_high,
+)
 
 BLOCK_BYTES = 1 << 22
 _HEADER_BYTES = 1 << 16  # more than any header has
 
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, y, t, p
-
-
-@dataclass(frozen=True)
-class DecoderState:
-    """What the words before a place have set.
-
-    Attributes:
-        high: the last upper bits of the time, as in the word; -1 before the first.
-        loops: how often they have wrapped around.
-        low: EVT 3.0: the last lower 12 bits of the time.
-        y: EVT 3.0: the row.
-        x: EVT 3.0: the column of the next vector.
-        polarity: EVT 3.0: of vectors.
-    """
-
-    high: int = -1
-    loops: int = 0
-    low: int = 0
-    y: int = 0
-    x: int = 0
-    polarity: int = 0
+# What names the sensor in headers without a geometry, and (height, width) of those sold.
+_SENSOR_KEYS = ("sensor_name", "plugin_name")
+_GENERATION_KEYS = ("sensor_generation", "generation")
+_SENSORS = {"imx636": (720, 1280), "imx646": (720, 1280), "genx320": (320, 320)}
+_SENSORS |= {"gen3": (480, 640), "gen41": (720, 1280), "gen42": (720, 1280)}
+_GENERATIONS = {"3.1": (480, 640), "4.1": (720, 1280), "4.2": (720, 1280)}
 
 
 def decode_evt2(words: np.ndarray, state: DecoderState) -> tuple[Columns, DecoderState]:
@@ -62,7 +60,7 @@ def decode_evt2(words: np.ndarray, state: DecoderState) -> tuple[Columns, Decode
         the state after the last word.
     """
     kind = words >> 28
-    high, loops = _times_high(kind == 8, words & 0xFFFFFFF, state, 28)
+    high, loops = times_high(kind == 8, words & 0xFFFFFFF, state, 28)
     events = (kind <= 1) & (high >= 0)
     found = words[events]
     t = ((loops[events] << 28 | high[events]) << 6) | (found >> 22 & 0x3F)
@@ -85,17 +83,13 @@ def decode_evt3(words: np.ndarray, state: DecoderState) -> tuple[Columns, Decode
     if not len(words):
         return _no_events(), state
     kind, value = words >> 12, (words & 0xFFF).astype(np.int64)
-    high, loops = _times_high(kind == 8, value, state, 12)
-    # New upper bits start the lower ones at 0; repeated ones change nothing.
-    begun = np.concatenate(((state.high,), high[:-1])) != high
-    low = _hold((kind == 6) | begun, np.where(kind == 6, value, 0), state.low)
-    t = (loops << 12 | high) << 12 | low
-    y = _hold(kind == 0, value & 0x7FF, state.y)
+    t, high, loops = times_evt3(kind, value, state)
+    y = hold(kind == 0, value & 0x7FF, state.y)
     is_base, length = kind == 3, np.where(kind == 4, 12, np.where(kind == 5, 8, 0))
-    polarity = _hold(is_base, value >> 11, state.polarity)
+    polarity = hold(is_base, value >> 11, state.polarity)
     # The column of a vector: that of its base, and the lengths of the vectors in between.
     passed = np.cumsum(length)
-    x = _hold(is_base, (value & 0x7FF) - passed, state.x) + passed - length
+    x = hold(is_base, (value & 0x7FF) - passed, state.x) + passed - length
 
     single = np.flatnonzero((kind == 2) & (high >= 0))
     vectors = np.flatnonzero((length > 0) & (high >= 0))
@@ -110,7 +104,7 @@ def decode_evt3(words: np.ndarray, state: DecoderState) -> tuple[Columns, Decode
     state = DecoderState(
         high=int(high[-1]),
         loops=int(loops[-1]),
-        low=int(low[-1]),
+        low=int(t[-1] & 0xFFF),
         y=int(y[-1]),
         x=int(x[-1] + length[-1]),
         polarity=int(polarity[-1]),
@@ -126,27 +120,24 @@ def _no_events() -> Columns:
     return none, none, np.empty(0, np.int64), np.empty(0, np.uint8)
 
 
-def _hold(sets: np.ndarray, value: np.ndarray, initial: int) -> np.ndarray:
-    """[N] int64: at each word, the value of the last word that sets it; before, the initial one."""
-    place = np.maximum.accumulate(np.where(sets, np.arange(len(sets)), -1))
-    return np.where(place >= 0, value[place], initial).astype(np.int64)
+@dataclass(frozen=True)
+class Encoding:
+    """How a stream of words becomes events and triggers."""
+
+    dtype: str  # of a word
+    decode: Callable[[np.ndarray, DecoderState], tuple[Columns, DecoderState]]
+    triggers: Callable[[np.ndarray, DecoderState], np.ndarray] | None = None
 
 
-def _times_high(
-    sets: np.ndarray, value: np.ndarray, state: DecoderState, bits: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The upper bits of the time at each word (-1 before the first), and their wraps, [N] int64."""
-    places = np.flatnonzero(sets)
-    values = value[places].astype(np.int64)
-    before = np.concatenate(((state.high,), values[:-1]))[: len(values)]
-    # A step back by more than half of the range is a wrap; a smaller one is not.
-    wraps = state.loops + np.cumsum(before - values > 1 << (bits - 1))
-    high, loops = np.zeros(len(sets), np.int64), np.zeros(len(sets), np.int64)
-    high[places], loops[places] = values, wraps
-    return _hold(sets, high, state.high), _hold(sets, loops, state.loops)
-
-
-FORMATS: dict[str, tuple[str, Callable]] = {"2": ("<u4", decode_evt2), "3": ("<u2", decode_evt3)}
+ENCODINGS = {
+    "2": Encoding("<u4", decode_evt2, prophesee_words.triggers_evt2),
+    "2.1": Encoding("<u8", prophesee_words.decode_evt21, prophesee_words.triggers_evt21),
+    "2.1 legacy": Encoding(
+        "<u8", prophesee_words.decode_evt21_legacy, prophesee_words.triggers_evt21_legacy
+    ),
+    "3": Encoding("<u2", decode_evt3, prophesee_words.triggers_evt3),
+    "4": Encoding("<u4", prophesee_words.decode_evt4, prophesee_words.triggers_evt4),
+}
 
 
 @dataclass(frozen=True)
@@ -161,22 +152,30 @@ class _Block:
 
 
 class RawEvents(IndexedEventFile):
-    """A .raw file of EVT 2.0 or EVT 3.0.
+    """A .raw file of EVT 2.0, 2.1, 3.0 or 4.0; other streams of words are subclasses.
 
     The index is made by one streaming pass when it is first needed; nothing is written.
 
     Args:
         path: an existing file.
-        block_bytes: what is decoded together, a multiple of 4.
+        block_bytes: what is decoded together, a multiple of 8.
     """
 
     def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
         super().__init__(path)
         self.block_bytes = block_bytes
-        header, self._start = _read_header(path)
-        self._dtype, self._decode = FORMATS[_find_format(path, header)]
-        self._size = _find_size(path, header)
+        encoding, self._start, self._size = self._find_layout(path)
+        self._dtype, self._decode, self._trigger_decoder = (
+            encoding.dtype,
+            encoding.decode,
+            encoding.triggers,
+        )
         self._blocks: list[_Block] | None = None
+
+    def _find_layout(self, path: Path) -> tuple[Encoding, int, tuple[int, int] | None]:
+        """The encoding, where the words begin, and (height, width), or None where not stated."""
+        header, start = read_header(path)
+        return ENCODINGS[_find_format(path, header)], start, find_size(path, header)
 
     @property
     def sensor_size(self) -> tuple[int, int] | None:
@@ -209,25 +208,46 @@ class RawEvents(IndexedEventFile):
         x, y, t, p = (column[window] for column in columns)
         return start, (x, y, t, p)
 
-    def _index(self) -> list[_Block]:
-        if self._blocks is not None:
-            return self._blocks
-        blocks, state, count, last = [], DecoderState(), 0, 0
-        self._extent = np.zeros(2, np.int64)
+    def triggers(self) -> np.ndarray:
+        if self._trigger_decoder is None:
+            return super().triggers()
+        state, parts = DecoderState(), [np.empty(0, prophesee_words.TRIGGER)]
         width = np.dtype(self._dtype).itemsize
+        with open(self.path, "rb") as file:
+            file.seek(self._start)
+            while data := file.read(self.block_bytes):
+                words = np.frombuffer(data[: len(data) - len(data) % width], self._dtype)
+                parts.append(self._trigger_decoder(words, state))
+                state = self._decode(words, state)[1]
+        return np.concatenate(parts)
+
+    def stream(self) -> Iterator[Columns]:
+        return (columns for _, _, _, columns in self._decoded())
+
+    def _decoded(self) -> Iterator[tuple[int, int, DecoderState, Columns]]:
+        """Offset and size in bytes, state before, and events of the blocks that have some."""
+        state, width = DecoderState(), np.dtype(self._dtype).itemsize
         with open(self.path, "rb") as file:
             file.seek(offset := self._start)
             while data := file.read(self.block_bytes):
                 # A word cut off at the end of a recording is lost; cameras leave such files.
                 size = len(data) - len(data) % width
                 before = state
-                (x, y, t, _), state = self._decode(np.frombuffer(data[:size], self._dtype), before)
-                if len(t):
-                    self._check_order(t, last, count)
-                    blocks.append(_Block(offset, size, before, int(t[0]), count))
-                    self._extent = np.maximum(self._extent, (x.max(), y.max()))
-                    count, last = count + len(t), int(t[-1])
+                columns, state = self._decode(np.frombuffer(data[:size], self._dtype), before)
+                if len(columns[2]):
+                    yield offset, size, before, columns
                 offset += len(data)
+
+    def _index(self) -> list[_Block]:
+        if self._blocks is not None:
+            return self._blocks
+        blocks, count, last = [], 0, 0
+        self._extent = np.zeros(2, np.int64)
+        for offset, size, before, (x, y, t, _) in self._decoded():
+            self._check_order(t, last, count)
+            blocks.append(_Block(offset, size, before, int(t[0]), count))
+            self._extent = np.maximum(self._extent, (x.max(), y.max()))
+            count, last = count + len(t), int(t[-1])
         self._last = last
         self._blocks = blocks
         return blocks
@@ -236,19 +256,22 @@ class RawEvents(IndexedEventFile):
         before = np.concatenate(((last,), t[:-1]))
         if (t < before).any():
             index = int(np.argmax(t < before))
-            raise ValueError(
+            raise UnsortedError(
                 f"{self.path}: times must be sorted, event {count + index} has {t[index]} us after "
-                f"{before[index]} us; is the file damaged?"
+                f"{before[index]} us"
             )
 
 
-def _read_header(path: Path) -> tuple[dict[str, str], int]:
+def read_header(path: Path) -> tuple[dict[str, str], int]:
     """Keys and values of the lines that start with %, and where the words begin."""
     with open(path, "rb") as file:
         data = file.read(_HEADER_BYTES)
-    header, start = {}, 0
+    header: dict[str, str] = {}
+    start = 0
     while data[start : start + 1] == b"%":
         end = data.find(b"\n", start)
+        if header and not _is_header_line(data[start : end if end >= 0 else start + 2]):
+            break  # a word of data: 0x..25 begins with "%", too
         if end < 0:
             raise ValueError(f"{path}: a header line without an end; is the file truncated?")
         key, _, value = data[start + 1 : end].decode("latin-1").strip().partition(" ")
@@ -261,31 +284,51 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
     return header, start
 
 
+def _is_header_line(line: bytes) -> bool:
+    """Whether bytes are text that follows "% "; words of data are hardly ever so for long."""
+    try:
+        text = line.decode("utf-8").rstrip("\r")
+    except UnicodeDecodeError:
+        return False
+    return text[:2] in ("%", "% ") and (text + " ").replace("\t", " ").isprintable()
+
+
 def _find_format(path: Path, header: dict[str, str]) -> str:
-    """The key of FORMATS."""
-    stated = header.get("format", "").split(";")[0] or f"EVT{header.get('evt', '?')}"
-    match = re.fullmatch(r"EVT\s*([23])(\.0)?", stated, re.IGNORECASE)
+    """The key of ENCODINGS."""
+    name, *fields = header.get("format", "").split(";")
+    stated = name or f"EVT{header.get('evt', '?')}"
+    match = re.fullmatch(r"EVT\s*(2\.?1|[234])(\.0)?", stated, re.IGNORECASE)
     if match is None:
         raise ValueError(
-            f"{path}: encoding {stated!r}, expected EVT2 or EVT3; Prophesee's "
+            f"{path}: encoding {stated!r}, expected EVT2, EVT21, EVT3 or EVT4; Prophesee's "
             "metavision_file_to_raw converts others"
         )
-    if header.get("endianness", "little") != "little":
-        raise ValueError(f"{path}: endianness {header['endianness']!r}, expected little")
-    return match[1]
+    key = "2.1" if len(match[1]) > 1 else match[1]
+    order = dict(field.split("=", 1) for field in fields if "=" in field).get("endianness")
+    order = order or header.get("endianness")
+    if key == "2.1" and order in (None, "legacy"):  # as cameras wrote before this was stated
+        return "2.1 legacy"
+    if order not in (None, "little"):
+        raise ValueError(f"{path}: endianness {order!r}, expected little")
+    return key
 
 
-def _find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
+def find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     """(height, width), of "geometry 1280x720" or "format EVT3;height=720;width=1280"."""
     geometry = re.fullmatch(r"(\d+)x(\d+)", header.get("geometry", ""))
     if geometry:
         return int(geometry[2]), int(geometry[1])
     fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
-    return (int(fields["height"]), int(fields["width"])) if len(fields) == 2 else None
+    if len(fields) == 2:
+        return int(fields["height"]), int(fields["width"])
+    named = " ".join(header.get(key, "") for key in _SENSOR_KEYS).lower()
+    generation = next((header[key] for key in _GENERATION_KEYS if key in header), "")
+    found = [size for name, size in _SENSORS.items() if name in named]
+    return found[0] if found else _GENERATIONS.get(generation[:3])
 
 
 class PropheseeRawFormat(Format):
-    """EVT 2.0 and EVT 3.0."""
+    """EVT 2.0, 2.1, 3.0 and 4.0."""
 
     name = "Prophesee RAW"
     suffixes = (".raw",)
@@ -303,7 +346,7 @@ FORMAT = PropheseeRawFormat()
 
 def _is_prophesee(path: Path) -> bool:
     try:
-        header, _ = _read_header(path)
+        header, _ = read_header(path)
     except ValueError:
         return False
     return "evt" in header or "format" in header

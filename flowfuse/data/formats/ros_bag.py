@@ -1,4 +1,4 @@
-"""ROS bags (ROS 1 .bag, ROS 2 directories), read by rosbags: event arrays and images.
+"""ROS bags (ROS 1 .bag; ROS 2 directories, .db3, .mcap), read by rosbags: events and images.
 
 Messages of events are indexed by one pass over the topic; then a window reads those that it
 touches. Their events are read from the raw bytes: a message object would make a Python object of
@@ -11,6 +11,7 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
+from heapq import merge
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,24 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowfuse.data.formats.base import EVENTS, FRAMES, EventFile, Format, FrameSource, starts_with
+from flowfuse.data.formats.base import (
+    EVENTS,
+    FRAMES,
+    Arrays,
+    EventFile,
+    Format,
+    FrameSource,
+    StatedTimes,
+    UnsortedError,
+    off_sensor_hint,
+    starts_with,
+)
+from flowfuse.data.formats.event_packets import PACKET_TYPES, PacketEvents
 from flowfuse.data.formats.frames import decode_image
 from flowfuse.events import Events
 
-EVENT_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
+ARRAY_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
+EVENT_TYPES = (*ARRAY_TYPES, *PACKET_TYPES)
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 _NAMES = ["x", "y", "seconds", "nanoseconds", "polarity"]
@@ -51,14 +65,75 @@ _ENCODINGS = {
     "8UC3": (3, cv2.COLOR_BGR2RGB),
     "rgba8": (4, cv2.COLOR_RGBA2RGB),
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
+    "mono16": (1, None),
+    "16UC1": (1, None),
+    "rgb16": (3, None),
+    "bgr16": (3, cv2.COLOR_BGR2RGB),
 }
+_DEEP = ("mono16", "16UC1", "rgb16", "bgr16")
+
+
+class _Reader:
+    """The files of a bag, open.
+
+    Messages are not defined by what the bag says of them, which a writer may put in words that
+    rosbags does not parse, but by the standard types of ROS: no other is decoded by rosbags.
+
+    Args:
+        path: a file, or a directory with metadata.yaml.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from rosbags import rosbag1, rosbag2
+        from rosbags.typesys import Stores, get_typestore
+
+        self.is2 = path.suffix != ".bag"
+        self._types = get_typestore(Stores.ROS2_HUMBLE if self.is2 else Stores.ROS1_NOETIC)
+        self._readers: list[Any] = []
+        try:
+            self._readers = [rosbag2.Reader(path) if self.is2 else rosbag1.Reader(path)]
+            self._readers[0].open()
+        except rosbag2.ReaderError as error:
+            # Some writers leave a metadata.yaml that names no storage, or the wrong one.
+            files = sorted(p for p in _visible(path) if p.suffix in (".mcap", ".db3"))
+            if not files:
+                raise
+            warnings.warn(
+                f"{path}: metadata.yaml is not used ({error}), but {len(files)} files beside it",
+                stacklevel=7,
+            )
+            self._readers = [rosbag2.Reader(file) for file in files]
+            for reader in self._readers:
+                reader.open()
+        self.connections = [c for reader in self._readers for c in reader.connections]
+
+    def messages(
+        self, topic: str, start: int | None, stop: int | None
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        """Connection, time of recording (ns) and bytes of messages, by time."""
+        parts = []
+        for reader in self._readers:
+            chosen = [c for c in reader.connections if c.topic == topic]
+            if chosen:
+                parts.append(reader.messages(chosen, start=start, stop=stop))
+        return merge(*parts, key=lambda message: message[1])
+
+    def deserialize(self, data: bytes, kind: str) -> Any:
+        """A message of a standard type as an object."""
+        decode = self._types.deserialize_cdr if self.is2 else self._types.deserialize_ros1
+        return decode(data, kind)
+
+
+def _visible(path: Path) -> list[Path]:
+    """What is in a directory, but for hidden files; nothing where it is a file."""
+    return [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
 
 
 class Bag:
     """A bag opened in this process: a forked one must not share its place in the file.
 
     Args:
-        path: a .bag file, or a directory with metadata.yaml.
+        path: a file of ROS 1 or ROS 2, or a directory with metadata.yaml.
 
     Raises:
         ModuleNotFoundError: rosbags is not installed.
@@ -67,44 +142,56 @@ class Bag:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._opened: tuple[int, Any] | None = None
+        self._opened: tuple[int, _Reader] | None = None
         self.get()
 
-    def get(self) -> Any:
-        """The reader, an AnyReader."""
+    def get(self) -> _Reader:
+        """The reader."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), self._open()
         return self._opened[1]
 
-    def _open(self) -> Any:
+    def _open(self) -> _Reader:
         try:
-            from rosbags.highlevel import AnyReader, AnyReaderError
-            from rosbags.typesys import Stores, get_typestore
+            import rosbags.highlevel  # noqa: F401 -- whether all of rosbags is there
         except ImportError as error:
             raise ModuleNotFoundError(
                 f"{self.path}: ROS bags are read by rosbags, which is not installed: "
                 "pip install rosbags"
             ) from error
-        # Bags of ROS 2 before Iron do not hold the definitions of their messages.
-        store = get_typestore(Stores.ROS2_HUMBLE) if self.path.is_dir() else None
-        reader = AnyReader([self.path], default_typestore=store)
         try:
-            reader.open()
-        except (AnyReaderError, OSError, struct.error) as error:
+            return _Reader(self.path)
+        except Exception as error:  # rosbags has no common base of what it raises
             raise ValueError(
                 f"{self.path}: not a readable ROS bag, is it truncated? ({error})"
             ) from error
-        return reader
 
     @property
     def is_ros2(self) -> bool:
         """Whether messages are in CDR."""
-        return bool(self.get().is2)
+        return self.get().is2
 
     def topics(self, types: tuple[str, ...]) -> list[str]:
         """The topics of these types that have messages, sorted."""
         connections = self.get().connections
         return sorted({c.topic for c in connections if c.msgtype in types and c.msgcount})
+
+    def describe_topics(self) -> str:
+        """All topics with their types and how many messages they have."""
+        found = {c.topic: (c.msgtype, 0) for c in self.get().connections}
+        for connection in self.get().connections:
+            kind, count = found[connection.topic]
+            found[connection.topic] = kind, count + connection.msgcount
+        named = [f"{topic} ({kind}, {count} messages)" for topic, (kind, count) in found.items()]
+        return ", ".join(sorted(named)) or "no topic at all"
+
+    def kind(self, topic: str) -> str:
+        """The type of a topic's messages."""
+        return next(str(c.msgtype) for c in self.get().connections if c.topic == topic)
+
+    def count(self, topic: str) -> int:
+        """How many messages of a topic the bag itself counts."""
+        return sum(c.msgcount for c in self.get().connections if c.topic == topic)
 
     def messages(
         self, topic: str, start: int | None = None, stop: int | None = None
@@ -114,9 +201,7 @@ class Bag:
         Raises:
             ValueError: the bag is damaged.
         """
-        reader = self.get()
-        connections = [c for c in reader.connections if c.topic == topic]
-        messages = reader.messages(connections, start=start, stop=stop)
+        messages = self.get().messages(topic, start, stop)
         while True:
             try:
                 message = next(messages, None)
@@ -130,25 +215,22 @@ class Bag:
 
 
 class BagEvents(EventFile):
-    """The events of one topic: the first of its kind, in alphabetical order.
+    """The events of one topic of event arrays."""
 
-    Raises:
-        ValueError: there is none, or its events are not sorted by time.
-    """
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bag: Bag, topic: str) -> None:
         super().__init__(path)
-        self._bag = Bag(path)
-        self._topic = _choose_topic(self._bag, EVENT_TYPES, "")
+        self._bag, self._topic = bag, topic
         times: list[int] = []
         bounds: list[tuple[int, int]] = []
         self._size: tuple[int, int] | None = None
+        self._fault: str | None = None
         for _, time, data in self._bag.messages(self._topic):
             size, t = self._parse(data)[:2]
             self._size = size if min(size) > 0 else self._size
             if len(t):
-                if (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1]):
-                    raise ValueError(
+                unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
+                if unsorted and self._fault is None:
+                    self._fault = (
                         f"{path}: the events of {self._topic} must be sorted by time; the message "
                         f"recorded at {time} ns, {t[0]} to {t[-1]} us, is not, or begins before "
                         "the one before it ends"
@@ -157,6 +239,10 @@ class BagEvents(EventFile):
                 bounds.append((int(t[0]), int(t[-1])))
         self._times = np.array(times, np.int64)  # ns, of recording
         self._bounds = np.array(bounds, np.int64).reshape(-1, 2)  # us, first and last event
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -174,6 +260,11 @@ class BagEvents(EventFile):
                 largest = np.maximum(largest, (x.max(), y.max()))
         return int(largest[1]) + 1, int(largest[0]) + 1
 
+    def stream(self) -> Iterator[Arrays]:
+        for _, _, data in self._bag.messages(self._topic):
+            _, t, x, y, p = self._parse(data)
+            yield x, y, t, p
+
     def window(self, t0: int, t1: int, height: int, width: int) -> Events:
         first = int(np.searchsorted(self._bounds[:, 1], t0, side="left"))
         last = int(np.searchsorted(self._bounds[:, 0], t1, side="left"))
@@ -185,12 +276,13 @@ class BagEvents(EventFile):
         parts = [self._parse(data)[1:] for _, _, data in found]
         t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
         inside = (t >= t0) & (t < t1)
+        x, y, t, p = (column[inside] for column in (x, y, t, p))
         try:
-            return Events(x[inside], y[inside], t[inside], p[inside], height=height, width=width)
+            return Events(x, y, t, p, height=height, width=width)
         except ValueError as error:
             raise ValueError(
                 f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
-                f"or after {t0} us)"
+                f"or after {t0} us){off_sensor_hint(x, y, height, width)}"
             ) from error
 
     def _parse(
@@ -248,12 +340,6 @@ class BagFrames(FrameSource):
             stamps.append(seconds * 1_000_000 + nanoseconds // 1000)
             recorded.append(time)
         self.times, self._recorded = np.array(stamps, np.int64), recorded
-        if (np.diff(self.times) <= 0).any():
-            index = int(np.argmax(np.diff(self.times) <= 0)) + 1
-            raise ValueError(
-                f"{path}: the times of {self._topic} must increase, image {index} has "
-                f"{self.times[index]} us after {self.times[index - 1]} us"
-            )
 
     @property
     def files(self) -> list[Path]:
@@ -270,13 +356,17 @@ class BagFrames(FrameSource):
             return decode_image(self.name(index), bytes(message.data))
         channels, conversion = self._encoding(index, message.encoding)
         rows = np.frombuffer(message.data, np.uint8)
-        if message.step < message.width * channels or len(rows) != message.step * message.height:
+        kind: np.dtype = np.dtype("u1")
+        if message.encoding in _DEEP:
+            kind = np.dtype(">u2" if message.is_bigendian else "<u2")
+        length = message.width * channels * kind.itemsize
+        if message.step < length or len(rows) != message.step * message.height:
             raise ValueError(
                 f"{self.name(index)}: {len(rows)} bytes do not hold {message.height} rows of "
                 f"{message.width} px in {message.encoding}"
             )
-        image = rows.reshape(message.height, message.step)[:, : message.width * channels]
-        image = np.ascontiguousarray(image)
+        image = rows.reshape(message.height, message.step)[:, :length]
+        image = np.ascontiguousarray(image).view(kind).astype(kind.newbyteorder("="), copy=False)
         if channels == 1:
             return image
         image = image.reshape(message.height, message.width, channels)
@@ -297,8 +387,7 @@ def _choose_topic(bag: Bag, types: tuple[str, ...], beside: str) -> str:
     topics = bag.topics(types)
     if not topics:
         kinds = " or ".join(types)
-        found = sorted({f"{c.topic} ({c.msgtype})" for c in bag.get().connections})
-        raise ValueError(f"{bag.path}: a topic of {kinds} expected, found {', '.join(found)}")
+        raise ValueError(f"{bag.path}: a topic of {kinds} expected, found {bag.describe_topics()}")
     # The longest common beginning, in parts of the name: /davis/left/events, /davis/left/image_raw.
     names = beside.split("/")
     chosen = max(topics, key=lambda topic: _common_parts(topic.split("/"), names))
@@ -318,24 +407,35 @@ def _common_parts(first: list[str], second: list[str]) -> int:
 
 
 class RosBagFormat(Format):
-    """Bags of ROS 1, and the directories of ROS 2."""
+    """Bags of ROS 1, and the directories and single files of ROS 2."""
 
     name = "ROS bag"
-    suffixes = (".bag",)
+    suffixes = (".bag", ".mcap", ".db3")
     holds = (EVENTS, FRAMES)
     rank = 60
 
     def recognizes(self, path: Path) -> bool:
-        return is_ros2_bag(path) or starts_with(path, b"#ROSBAG")
+        return is_ros2_bag(path) or starts_with(path, b"#ROSBAG")  # others by their suffixes
 
     def contents(self, path: Path) -> tuple[bool, bool]:
         bag = Bag(path)
-        return bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+        found = bool(bag.topics(EVENT_TYPES)), bool(bag.topics(IMAGE_TYPES))
+        if not any(found):
+            kinds = ", ".join((*EVENT_TYPES, *IMAGE_TYPES))
+            raise ValueError(
+                f"{path}: no topic with messages that can be read; found {bag.describe_topics()}; "
+                f"expected {kinds}"
+            )
+        return found
 
     def open_events(self, path: Path) -> EventFile:
-        return BagEvents(path)
+        bag = Bag(path)
+        topic = _choose_topic(bag, EVENT_TYPES, "")
+        if bag.kind(topic) in PACKET_TYPES:
+            return PacketEvents(path, bag, topic)
+        return BagEvents(path, bag, topic)
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return BagFrames(path)
 
 

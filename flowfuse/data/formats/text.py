@@ -1,12 +1,15 @@
 """Text files of events, ``t x y p`` per line: checked once, then read by blocks.
 
-t is in seconds; columns are separated by blanks or commas. The first line may be a header; lines
-that start with # or % are skipped.
+Columns are separated by blanks or commas. A line of names before the events says their order and
+the unit of t; else values do where they leave no doubt (column_order.py), with a warning; else it
+is t x y p, t in seconds. A first line of two whole numbers is the width and height of the sensor.
+Lines that start with # or % are skipped.
 """
 
 from __future__ import annotations
 
 import io
+import warnings
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from flowfuse.data.formats.base import EventFile, Format, IndexedEventFile
+from flowfuse.data.formats import column_order
+from flowfuse.data.formats.base import (
+    Arrays,
+    EventFile,
+    Format,
+    IndexedEventFile,
+    UnsortedError,
+)
+from flowfuse.data.formats.column_order import ColumnOrder, parse_columns
 
 BLOCK_BYTES = 1 << 20  # about 50,000 events
 _LONGEST_LINE = 4096
-_COLUMNS = "t x y p"
+_SAMPLE_BYTES = 1 << 16  # looked at for the order of the columns
 _LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
 
 
@@ -30,13 +41,27 @@ class TextIndex:
     10,000 entries.
 
     Args:
-        path: an existing file.
+        path: an existing file, which messages name.
         block_bytes: the size of a block.
+        order: of the columns; None: as the file shows it.
+        content: where the text is, if not in ``path`` itself.
     """
 
-    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        block_bytes: int = BLOCK_BYTES,
+        order: ColumnOrder | None = None,
+        content: Path | None = None,
+    ) -> None:
         self.path = path
         self.block_bytes = block_bytes
+        self._content = path if content is None else content
+        self._stated = order
+        self._order = ColumnOrder()
+        self._unit = 1e6  # microseconds
+        self._told = False  # what was assumed
+        self._size: tuple[int, int] | None = None
         self._built = False
         self._cached: tuple[int, np.ndarray] | None = None  # the block read last
 
@@ -45,6 +70,13 @@ class TextIndex:
         """Times of the first and the last event, microseconds; None without events."""
         self._build()
         return (int(self._times[0]), self._last) if len(self._times) else None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) that the first line states, or None."""
+        with open(self._content, "rb") as file:
+            self._skip_header(file)
+        return self._size
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -65,7 +97,7 @@ class TextIndex:
         last = max(first, int(np.searchsorted(self._times, t1, side="left")))
         blocks = [self._block(index) for index in range(first, last)]
         rows = np.concatenate(blocks) if blocks else np.empty((0, 4))
-        t = _microseconds(rows[:, 0])
+        t = self._microseconds(rows[:, 0])
         window = slice(*np.searchsorted(t, (t0, max(t0, t1)), side="left"))
         kind = np.int32 if self._integral else np.float32
         start = int(self._events[first]) + window.start if blocks else 0
@@ -74,11 +106,19 @@ class TextIndex:
 
     def _block(self, index: int) -> np.ndarray:
         if self._cached is None or self._cached[0] != index:
-            with open(self.path, "rb") as file:
+            with open(self._content, "rb") as file:
                 file.seek(self._offsets[index])
                 text = file.read(self._offsets[index + 1] - self._offsets[index])
             self._cached = index, self._parse(text, int(self._lines[index]))
         return self._cached[1]
+
+    def stream(self) -> Iterator[Arrays]:
+        """All events in the order of the lines; x, y, t (int64 microseconds), p per block."""
+        with open(self.path, "rb") as file:
+            for _, line, text in self._blocks(file):
+                rows = self._parse(text, line)
+                self._check_values(rows, text, line)
+                yield rows[:, 1], rows[:, 2], self._microseconds(rows[:, 0]), rows[:, 3]
 
     def _build(self) -> None:
         if self._built:
@@ -90,7 +130,7 @@ class TextIndex:
         largest, integral, last = np.zeros(2), True, 0
         polarities: set[float] = set()
         end = 0
-        with open(self.path, "rb") as file:
+        with open(self._content, "rb") as file:
             for offset, line, text in self._blocks(file):
                 rows = self._parse(text, line)
                 end = offset + len(text)
@@ -103,7 +143,7 @@ class TextIndex:
                         f"{self.path}: polarities 0 and -1 are both used, by line "
                         f"{_line_of(text, line, len(rows) - 1)}; expected {{0, 1}} or {{-1, 1}}"
                     )
-                t = _microseconds(rows[[0, -1], 0])
+                t = self._microseconds(rows[[0, -1], 0])
                 offsets.append(offset)
                 lines.append(line)
                 times.append(int(t[0]))
@@ -116,6 +156,9 @@ class TextIndex:
         self._events, self._last, self._largest, self._integral = events, last, largest, integral
         self._built = True
 
+    def _microseconds(self, times: np.ndarray) -> np.ndarray:
+        return np.rint(times * self._unit).astype(np.int64)
+
     def _blocks(self, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         """Blocks of whole lines: byte offset, number of the first line, text."""
         offset, line = self._skip_header(file)
@@ -126,7 +169,7 @@ class TextIndex:
                 if len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
                     raise ValueError(
                         f"{self.path}: a line after byte {offset} has more than {_LONGEST_LINE} "
-                        f"characters; expected lines of {_COLUMNS}"
+                        f"characters; expected lines of {self._order}"
                     )
                 text += rest
             yield offset, line, text
@@ -134,8 +177,8 @@ class TextIndex:
             line += text.count(b"\n")
 
     def _skip_header(self, file: BinaryIO) -> tuple[int, int]:
-        """Byte offset and number of the first line that is neither comment nor header."""
-        line = 1
+        """Byte offset and number of the first line of events; what stands before is understood."""
+        line, named, size = 1, None, None
         if file.read(len(BOM_UTF8)) != BOM_UTF8:  # which editors and spreadsheets on Windows write
             file.seek(0)
         while True:
@@ -145,18 +188,68 @@ class TextIndex:
             if text and not fields:
                 line += 1
                 continue
-            if not text or _is_number(fields[0]):
+            if size is None and named is None and _is_size(fields):
+                here = file.tell()
+                behind = next((found for found in map(_fields, _lines(file)) if found), ())
+                file.seek(here)
+                if len(behind) == 4:
+                    size = int(fields[1]), int(fields[0])
+                    line += 1
+                    continue
+            if not text or named is not None or _is_number(fields[0]):
+                self._size = size
+                self._find_order(file, offset, named)
                 return offset, line
-            initials = [field[:1].lower().decode("latin-1") for field in fields]
-            if initials != _COLUMNS.split():
+            named = self._stated
+            if named is None:
+                named = column_order.read_header([field.decode("latin-1") for field in fields])
+            if named is None:
                 raise ValueError(
-                    f"{self.path}, line {line}: columns {_COLUMNS} (t in seconds) expected, "
-                    f"found {_shown(text)}"
+                    f"{self.path}, line {line}: names of the columns t, x, y and p expected, "
+                    f"found {_shown(text)}; state them (columns), as 't,x,y,p'"
                 )
-            return file.tell(), line + 1
+            line += 1
+
+    def _find_order(self, file: BinaryIO, offset: int, named: ColumnOrder | None) -> None:
+        """Find the order of the columns and the unit of t, from the names or the first lines."""
+        rows = self._sample(file, offset)
+        order, told = self._stated or named, []
+        if order is None:
+            try:
+                order, evident = column_order.infer_order(rows)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from error
+            if evident and order.names != "txyp":
+                told.append(f"the columns are taken as {order}, which alone fits their values")
+        self._order, unit = order, order.microseconds
+        if unit is None:
+            unit = column_order.infer_unit(rows[:, order.names.index("t")])
+            if unit == 1:
+                told.append("t is taken as microseconds, since it has whole numbers only")
+        if told and not self._told:
+            warnings.warn(
+                f"{self.path}: {', and '.join(told)}; state them (columns), as 'x,y,t_us,p', if "
+                "that is wrong",
+                stacklevel=8,
+            )
+        self._unit, self._told = unit, True
+
+    def _sample(self, file: BinaryIO, offset: int) -> np.ndarray:
+        """[N, 4] of the first lines, up to one that is no event."""
+        file.seek(offset)
+        rows = []
+        for content in file.read(_SAMPLE_BYTES).split(b"\n")[: column_order.SAMPLE]:
+            fields = _fields(content)
+            if not fields:
+                continue
+            if len(fields) != 4 or not all(map(_is_number, fields)):
+                break
+            rows.append([float(field) for field in fields])
+        # The last line may be cut off.
+        return np.array(rows[:-1] if len(rows) > 1 else rows, np.float64).reshape(-1, 4)
 
     def _parse(self, text: bytes, line: int) -> np.ndarray:
-        """[N, 4] float64 rows of a block that starts at the given line."""
+        """[N, 4] float64, t x y p, of a block that starts at the given line."""
         plain = text.replace(b",", b" ").replace(b"%", b"#")
         # np.loadtxt would warn about a block of blank lines and comments.
         if not any(_fields(content) for content in text.split(b"\n")):
@@ -167,7 +260,7 @@ class TextIndex:
             raise self._fault_of_format(text, line, error) from error
         if rows.shape[1] != 4:
             raise self._fault_of_format(text, line, ValueError("wrong number of columns"))
-        return rows
+        return rows if self._order.names == "txyp" else rows[:, self._order.columns()]
 
     def _fault_of_format(self, text: bytes, line: int, cause: ValueError) -> ValueError:
         """Find the line that cannot be read."""
@@ -178,10 +271,10 @@ class TextIndex:
             if len(fields) != 4:
                 cut = "" if text.endswith(b"\n") else " (is the file truncated?)"
                 return ValueError(
-                    f"{self.path}, line {number}: 4 columns ({_COLUMNS}) expected, "
+                    f"{self.path}, line {number}: 4 columns ({self._order}) expected, "
                     f"found {len(fields)}: {_shown(content)}{cut}"
                 )
-            for name, field in zip(_COLUMNS.split(), fields, strict=True):
+            for name, field in zip(self._order.names, fields, strict=True):
                 if not _is_number(field):
                     return ValueError(
                         f"{self.path}, line {number}: {name} must be a number, "
@@ -189,13 +282,16 @@ class TextIndex:
                     )
         return ValueError(f"{self.path}, near line {line}: {cause}")
 
-    def _check(self, rows: np.ndarray, text: bytes, line: int, last: int | None) -> None:
-        """Check the values of a block; ``last`` is the time of the event before it."""
+    def _of_unit(self) -> str:
+        names = {1e6: "in seconds", 1e3: "in milliseconds", 1.0: "in microseconds"}
+        return names.get(self._unit, "in nanoseconds")
+
+    def _check_values(self, rows: np.ndarray, text: bytes, line: int) -> None:
         t, x, y, p = rows.T
         faults = [
             (~np.isfinite(rows).all(axis=1), "all values must be finite"),
             (t < 0, "t must not be negative"),
-            (t > _LAST_SECOND, "t must be in seconds and fit int64 microseconds"),
+            (t * self._unit > _LAST_SECOND * 1e6, f"t must be {self._of_unit()} and fit int64"),
             (
                 (x <= -1) | (y <= -1) | ((x < 0) & (x % 1 == 0)) | ((y < 0) & (y % 1 == 0)),
                 "x and y must not lie outside the sensor",
@@ -207,25 +303,40 @@ class TextIndex:
                 row = int(np.argmax(bad))
                 raise ValueError(
                     f"{self.path}, line {_line_of(text, line, row)}: {expected}, "
-                    f"found {_COLUMNS} = {' '.join(f'{value:g}' for value in rows[row])}"
+                    f"found t x y p = {' '.join(f'{value:g}' for value in rows[row])}"
                 )
-        microseconds = _microseconds(t)
+
+    def _check(self, rows: np.ndarray, text: bytes, line: int, last: int | None) -> None:
+        """Check the values of a block; ``last`` is the time of the event before it."""
+        self._check_values(rows, text, line)
+        microseconds = self._microseconds(rows[:, 0])
         before = np.concatenate(([microseconds[0] if last is None else last], microseconds[:-1]))
         unsorted = microseconds < before
         if unsorted.any():
             row = int(np.argmax(unsorted))
-            raise ValueError(
+            raise UnsortedError(
                 f"{self.path}, line {_line_of(text, line, row)}: times must be sorted, found "
                 f"{microseconds[row]} us after {before[row]} us"
             )
 
 
 class TextEvents(IndexedEventFile):
-    """Lines ``t x y p``, indexed when first needed."""
+    """Lines of events, indexed when first needed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        order, content: as of :class:`TextIndex`.
+    """
+
+    def __init__(
+        self, path: Path, order: ColumnOrder | None = None, content: Path | None = None
+    ) -> None:
         super().__init__(path)
-        self._index = TextIndex(path)
+        self._index = TextIndex(path, order=order, content=content)
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        return self._index.size
 
     @property
     def time_range(self) -> tuple[int, int] | None:
@@ -233,6 +344,9 @@ class TextEvents(IndexedEventFile):
 
     def coordinate_extent(self) -> tuple[int, int]:
         return self._index.extent
+
+    def stream(self) -> Iterator[Arrays]:
+        return self._index.stream()
 
     def _read(self, t0: int, t1: int) -> tuple[int, tuple[Any, Any, Any, Any]]:
         return self._index.read(t0, t1)
@@ -248,12 +362,19 @@ class TextFormat(Format):
     def open_events(self, path: Path) -> EventFile:
         return TextEvents(path)
 
+    def open_columns(self, path: Path, columns: str) -> EventFile:
+        return TextEvents(path, parse_columns(columns))
+
 
 FORMAT = TextFormat()
 
 
-def _microseconds(seconds: np.ndarray) -> np.ndarray:
-    return np.rint(seconds * 1e6).astype(np.int64)
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(_LONGEST_LINE), b"")
+
+
+def _is_size(fields: list[bytes]) -> bool:
+    return len(fields) == 2 and all(field.isdigit() and int(field) > 0 for field in fields)
 
 
 def _fields(line: bytes) -> list[bytes]:

@@ -1,62 +1,193 @@
-"""Frames in video files, with the container's times or given ones."""
+"""Frames in video files, read by PyAV, with the container's time stamps or given ones."""
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import cv2
+import av
 import numpy as np
 
-from flowfuse.data.formats.base import FRAMES, Format, FrameSource
+from flowfuse.data.formats.base import FRAMES, Format, FrameSource, StatedTimes
 from flowfuse.data.formats.frames import read_frame_list
-from flowfuse.io.opencv import opencv_name
+
+_FORWARD = 30  # frames that are rather decoded than jumped over
+_BLACK = 3  # of 255: no pixel of a black frame is brighter, but for noise
+_MOST_BRIGHT = 0.001  # share of brighter pixels in a black frame
+# Rows of two fields of moving things differ more from their neighbours than rows of one field two
+# further on; of one still picture they differ less, of noise as much.
+_COMBED = 1.1
+_BOTTOM_FIRST = (3, 4)  # of FFmpeg's AVFieldOrder: BB, TB
+
+
+@dataclass
+class _Survey:
+    """What decoding a whole video once has shown."""
+
+    stamps: list[int | None] = field(default_factory=list)  # in units of the stream's time base
+    black: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+    corrupt: list[int] = field(default_factory=list)
+    errors: int = 0
+    late: int = 0  # frames left out: they came after later ones
+    interlaced: int = 0
+    bottom_first: bool = False  # whether the odd rows are the earlier field
+    between: float = 0.0  # second differences of rows of both fields,
+    within: float = 0.0  # and of one
 
 
 class VideoFrames(FrameSource):
     """A video file.
 
-    Opening it decodes it once, for the times. Frames are then decoded in order, because seeking is
-    inexact in many containers: going forward is cheap, going back by more than one frame starts
-    again from the beginning.
+    Opening it decodes it once, for the times and to look for damage, which a warning tells. Frames
+    near the one read last are then decoded in order; others from the key frame before them.
+
+    Of interlaced frames with motion between their two fields, the first field is taken, and the
+    rows between are interpolated. A warning says so.
 
     Args:
         path: the video.
-        times: [F] microseconds, or None to take the time stamps of the container.
+        times: [F] microseconds, or None to take the time stamps of the container, which need not
+            begin at 0.
+
+    Raises:
+        ValueError: it cannot be opened, no frame can be decoded, or its times do not increase.
     """
 
     def __init__(self, path: Path, times: np.ndarray | None = None) -> None:
         self.path = path
-        stamps = self._read_stamps()
-        if times is None:
-            times = np.rint(np.array(stamps) * 1000).astype(np.int64)
-            if (np.diff(times) <= 0).any():
-                index = int(np.argmax(np.diff(times) <= 0)) + 1
-                raise ValueError(
-                    f"{path}: the time stamps of the container do not increase, frame {index} has "
-                    f"{times[index]} us after {times[index - 1]} us; give a file of times"
-                )
-        elif len(times) != len(stamps):
-            raise ValueError(f"{path}: {len(times)} frame times for {len(stamps)} frames")
-        self.times = times
-        self._capture: cv2.VideoCapture | None = None
+        self._opened: tuple[int, Any, Iterator[Any]] | None = None
         self._next = 0
         self._recent: dict[int, np.ndarray] = {}  # a pair of frames, so that pairs go in order
+        found, stated, base = self._look_through()
+        self._stamps = found.stamps
+        self._deinterlace = found.interlaced > 0 and found.between > _COMBED * found.within
+        self._bottom_first = found.bottom_first
+        self._tell(found, stated)
+        if times is None:
+            times = self._container_times(base)
+        elif len(times) != len(found.stamps):
+            raise ValueError(f"{path}: {len(times)} frame times for {len(found.stamps)} frames")
+        self.times = times
 
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(opencv_name(self.path))
-        if not capture.isOpened():
-            raise ValueError(f"{self.path}: OpenCV cannot open this video; is it truncated?")
-        return capture
+    def _open(self) -> Any:
+        try:
+            str(self.path).encode()
+            source: Any = str(self.path)
+        except UnicodeEncodeError:  # FFmpeg takes names in UTF-8
+            source = open(self.path, "rb")
+        try:
+            container = av.open(source, "r")
+        except (av.FFmpegError, OSError) as error:
+            raise ValueError(
+                f"{self.path}: PyAV cannot open this video, is it truncated? ({error})"
+            ) from error
+        if not container.streams.video:
+            raise ValueError(f"{self.path}: holds no video stream")
+        return container
 
-    def _read_stamps(self) -> list[float]:
-        """Milliseconds of every frame."""
-        capture, stamps = self._open(), []
-        while capture.grab():
-            stamps.append(capture.get(cv2.CAP_PROP_POS_MSEC))
-        capture.release()
-        if not stamps:
-            raise ValueError(f"{self.path}: no frame of this video can be decoded")
-        return stamps
+    def _decoded(self, container: Any, errors: list[Exception] | None = None) -> Iterator[Any]:
+        """The frames from where the container is; damaged packets are counted and left out."""
+        stream = container.streams.video[0]
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                yield from packet.decode()
+            except av.EOFError:
+                return
+            except av.FFmpegError as error:
+                if errors is None:
+                    continue
+                errors.append(error)
+                if len(errors) > 100_000:  # of a demuxer that does not move on
+                    return
+
+    def _look_through(self) -> tuple[_Survey, int, float]:
+        """What is found, how many frames the container states (0: nothing), us per stamp."""
+        found = _Survey()
+        errors: list[Exception] = []
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stated, base = int(stream.frames or 0), float(stream.time_base or 0) * 1e6
+            before: np.ndarray | None = None
+            for frame in self._decoded(container, errors):
+                last, index = found.stamps[-1] if found.stamps else None, len(found.stamps)
+                if errors and frame.pts is not None and last is not None and frame.pts <= last:
+                    found.late += 1
+                    continue
+                gray = frame.to_ndarray(format="gray")
+                found.stamps.append(frame.pts)
+                if (gray > _BLACK).mean() <= _MOST_BRIGHT:
+                    found.black.append(index)
+                elif before is not None and np.array_equal(gray, before):
+                    found.repeated.append(index)
+                if frame.is_corrupt:
+                    found.corrupt.append(index)
+                if frame.interlaced_frame:
+                    found.interlaced += 1
+                    rows = gray.astype(np.int16)
+                    found.between += float(np.abs(_bend(rows, 1)).mean())
+                    found.within += float(np.abs(_bend(rows, 2)).mean())
+                before = gray
+            found.bottom_first = stream.codec_context.field_order in _BOTTOM_FIRST
+        found.errors = len(errors)
+        if not found.stamps:
+            reason = f" ({errors[0]})" if errors else ""
+            raise ValueError(f"{self.path}: no frame of this video can be decoded{reason}")
+        return found, stated, base
+
+    def _tell(self, found: _Survey, stated: int) -> None:
+        count, told = len(found.stamps), []
+        if found.errors or found.corrupt:
+            first = f", at first frame {found.corrupt[0]}" if found.corrupt else ""
+            told.append(
+                f"the stream is damaged: {found.errors} packets cannot be decoded, "
+                f"{len(found.corrupt)} frames are incomplete{first}, {found.late} came too late "
+                "and are left out"
+            )
+        if count < stated:
+            told.append(f"{count} frames can be decoded, the container states {stated}")
+        if found.black:
+            told.append(f"{len(found.black)} of {count} frames are black, {_named(found.black)}")
+        if found.repeated:
+            told.append(
+                f"{len(found.repeated)} of {count} frames repeat the one before, "
+                f"{_named(found.repeated)}"
+            )
+        if self._deinterlace:
+            told.append(
+                f"{found.interlaced} of {count} frames are interlaced: the first field of each is "
+                "taken, the rows between are interpolated"
+            )
+        if told:
+            warnings.warn(f"{self.path}: {'; '.join(told)}", stacklevel=6)
+
+    def _container_times(self, base: float) -> np.ndarray:
+        if None in self._stamps or base == 0:
+            raise ValueError(
+                f"{self.path}: frame {self._stamps.index(None)} has no time stamp in the "
+                "container; give a file of times"
+            )
+        times = np.rint(np.array(self._stamps, np.float64) * base).astype(np.int64)
+        if (np.diff(times) <= 0).any():
+            index = int(np.argmax(np.diff(times) <= 0)) + 1
+            raise ValueError(
+                f"{self.path}: the time stamps of the container do not increase, frame {index} has "
+                f"{times[index]} us after {times[index - 1]} us; give a file of times"
+            )
+        if times[0] < 0:
+            raise ValueError(
+                f"{self.path}: the first frame has {times[0]} us in the container, before 0; give "
+                "a file of times"
+            )
+        return times
 
     @property
     def files(self) -> list[Path]:
@@ -64,31 +195,97 @@ class VideoFrames(FrameSource):
 
     def read(self, index: int) -> np.ndarray:
         if index not in self._recent:
-            if self._capture is None or index < self._next:
-                self._capture, self._next, self._recent = self._open(), 0, {}
+            in_reach = self._next <= index < self._next + _FORWARD
+            if self._opened is None or self._opened[0] != os.getpid() or not in_reach:
+                self._go_to(index)
             while self._next <= index:
-                decoded, image = self._capture.read()
-                if not decoded:
+                assert self._opened is not None
+                frame = next(self._opened[2], None)
+                if frame is None:
                     raise ValueError(f"{self.path}: frame {self._next} cannot be decoded")
-                self._recent[self._next] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                if frame.pts != self._stamps[self._next]:
+                    continue  # one that came late
+                self._recent[self._next] = self._image(frame)
                 self._recent.pop(self._next - 2, None)
                 self._next += 1
         return self._recent[index].copy()
+
+    def _go_to(self, index: int) -> None:
+        """Open the video anew, at or before a frame."""
+        container = self._open()
+        self._next, self._recent = 0, {}
+        stamp = self._stamps[index]
+        unique = stamp is not None and self._stamps.count(stamp) == 1
+        if index >= _FORWARD and unique:
+            stream = container.streams.video[0]
+            container.seek(stamp, stream=stream, backward=True)
+            frames = self._decoded(container)
+            for frame in frames:
+                if frame.pts == stamp:
+                    self._opened = os.getpid(), container, _first(frame, frames)
+                    self._next = index
+                    return
+            container = self._open()  # not found: from the beginning
+        self._opened = os.getpid(), container, self._decoded(container)
+
+    def _image(self, frame: Any) -> np.ndarray:
+        """uint8 or uint16 [H, W, 3], or [H, W] of gray videos."""
+        deep = max(component.bits for component in frame.format.components) > 8
+        gray = frame.format.name.startswith("gray")
+        kind = ("gray16le" if deep else "gray") if gray else ("rgb48le" if deep else "rgb24")
+        image = frame.to_ndarray(format=kind)
+        if self._deinterlace and frame.interlaced_frame:
+            image = _first_field(image, bottom=self._bottom_first)
+        turns = round(frame.rotation / 90) % 4  # counterclockwise, as phones state it
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def white(self, index: int) -> int | None:
+        return 65535
 
     def name(self, index: int) -> str:
         return f"{self.path}, frame {index}"
 
 
+def _first(frame: Any, others: Iterator[Any]) -> Iterator[Any]:
+    yield frame
+    yield from others
+
+
+def _bend(rows: np.ndarray, step: int) -> np.ndarray:
+    """Second differences of rows, ``step`` apart."""
+    return 2 * rows[step:-step] - rows[: -2 * step] - rows[2 * step :]
+
+
+def _first_field(image: np.ndarray, *, bottom: bool) -> np.ndarray:
+    """The rows of the first field, and between them the means of their neighbours."""
+    kept = image[1::2] if bottom else image[0::2]
+    above = kept[:-1].astype(np.uint32)
+    mean = ((above + kept[1:] + 1) // 2).astype(image.dtype)
+    result = image.copy()
+    start = 2 if bottom else 1
+    result[start : start + 2 * len(mean) : 2] = mean
+    if bottom:
+        result[0] = kept[0]
+    if len(image) % 2 == (1 if bottom else 0):
+        result[-1] = kept[-1]
+    return result
+
+
+def _named(indices: list[int]) -> str:
+    listed = ", ".join(map(str, indices[:5]))
+    return f"{listed}{', ...' if len(indices) > 5 else ''}"
+
+
 class VideoFormat(Format):
-    """Videos that OpenCV decodes."""
+    """Videos that PyAV decodes, with the FFmpeg that it brings along."""
 
     name = "video"
-    suffixes = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
+    suffixes = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".ts", ".mts")
     holds = (FRAMES,)
     rank = 70
     has_frame_times = False
 
-    def open_frames(self, path: Path, times: Path | None = None) -> FrameSource:
+    def open_frames(self, path: Path, times: Path | StatedTimes | None = None) -> FrameSource:
         return VideoFrames(path, None if times is None else read_frame_list(times)[0])
 
 

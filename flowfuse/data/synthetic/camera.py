@@ -70,11 +70,13 @@ def srgb_to_linear(image: np.ndarray) -> np.ndarray:
     """Decode sRGB values to linear intensity.
 
     Args:
-        image: uint8, or floating point in [0, 1].
+        image: uint8, uint16, or floating point in [0, 1].
 
     Returns:
         float32 in [0, 1], the same shape.
     """
-    encoded = image / np.float32(255) if image.dtype == np.uint8 else np.asarray(image, np.float32)
+    encoded = np.asarray(image, np.float32)
+    if image.dtype.kind == "u":
+        encoded = encoded / np.float32(np.iinfo(image.dtype).max)
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     return linear.astype(np.float32)

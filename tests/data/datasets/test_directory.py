@@ -19,6 +19,7 @@ from event_cases import (
 from flowfuse.data.formats.event_writer import write_events
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
+from flowfuse.visualization import write_video
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_faults_of_recordings(tmp_path, events):
         open_recording(tmp_path)
     listing = tmp_path / "images.txt"
     for text, message in [
-        ("0.1 0.png\n0.1 1.png\n", "line 2: times must increase"),
+        ("0.1 0.png\n0.1 1.png\n", "frame times must increase, frame 1: .*1.png has 100000 us"),
         ("-1 0.png\n", "line 1: negative time"),
         ("a 0.png\n", "line 1: a time in seconds expected first, found 'a'"),
         ("1e17 0.png\n", "line 1: a time in seconds expected first, found '1e17'"),
@@ -201,3 +202,16 @@ def test_frames_without_events(shared_data):
     recording = open_recording(shared_data / "gopro240")
     assert len(recording.frame_times) == 20 and not recording.has_events
     assert recording.frame(0).shape == (recording.height, recording.width, 3)
+
+
+def test_a_still_image_beside_a_video_is_no_frame(tmp_path):
+    images = [np.full((32, 48, 3), value, np.uint8) for value in (40, 120, 200)]
+    write_video(tmp_path / "a.mp4", images, [0, 0.1, 0.2])
+    save_images(tmp_path, frames(1), "cover{}.png")
+    recording = open_recording(tmp_path)
+    assert (len(recording.frame_times), recording.frame(0).shape[:2]) == (3, (32, 48))
+    save_images(tmp_path, frames(2), "cover{}.png")
+    (tmp_path / "times.txt").write_text("0\n0.1\n")
+    with pytest.warns(UserWarning, match=r"2 images and a.mp4; the images are taken"):
+        recording = open_recording(tmp_path)
+    assert recording.frame(0).shape[:2] == (HEIGHT, WIDTH)

@@ -77,6 +77,12 @@ def test_a_recording_comes_back_to_the_microsecond(path, events):
     assert is_mvsec(path) and not is_mvsec(path.with_name("indoor_flying1_gt.hdf5"))
 
 
+def test_code_for_two_cameras_finds_a_right_one(path):
+    with h5py.File(path) as file:
+        assert file["davis/right/image_raw"] == file["davis/left/image_raw"]
+        assert len(file["davis/right/events"]) == len(file["davis/left/events"])
+
+
 def test_opening_and_windows_read_little(tmp_path, monkeypatch, events):
     path = write_mvsec(tmp_path / "a", events, make_frames(), FRAME_TIMES)
     t = (START + np.arange(200_000)) / 1e6

@@ -5,13 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from event_cases import (
-    HEIGHT,
-    WIDTH,
-)
 
-from flowfuse.data.formats.frames import read_image
-from flowfuse.data.opening import open_recording
+from flowfuse.data.formats.frames import list_images, read_image
 
 
 def test_image_values(tmp_path):
@@ -28,24 +23,40 @@ def test_image_values(tmp_path):
                 read_image(tmp_path / name)
 
 
-def test_video(tmp_path):
-    path = tmp_path / "video.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 20, (32, 24))
-    images = np.repeat(np.arange(6, dtype=np.uint8) * 40, HEIGHT * WIDTH * 12).reshape(6, 24, 32, 3)
-    for image in images:
-        writer.write(image)
-    writer.release()
-    recording = open_recording(path)
-    assert recording.frame_times.tolist() == [0, 50_000, 100_000, 150_000, 200_000, 250_000]
-    for index in (0, 1, 4, 3, 5, 0):  # forward, jump, back
-        # FFV1 is lossless; the conversion to and from YUV costs up to 2 grey levels.
-        assert np.abs(recording.frame(index).astype(int) - 40 * index).max() <= 2
-    (tmp_path / "timestamps.txt").write_text("0\n0.1\n")
-    with pytest.raises(ValueError, match="2 frame times for 6 frames"):
-        open_recording(tmp_path)
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"cannot open this video|no frame of this video"):
-        open_recording(path)
-    path = path.rename(tmp_path / "video\udcff.avi")
-    with pytest.raises(ValueError, match=r"video\\udcff.avi': OpenCV opens only names .* UTF-8"):
-        open_recording(path)
+def names_in_order(directory, names, times=None):
+    directory.mkdir()
+    for name in names:
+        (directory / name).touch()
+    return [path.name for path in list_images(directory, times)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["frame_1.png", "frame_2.png", "frame_10.png"],
+        ["000001.png", "000002.png", "000010.png"],
+        ["0.012284.png", "0.036852.png", "0.06142.png", "0.085988.png"],
+        ["0.01.png", "0.1.png", "0.15.png", "0.2.png"],
+        ["-0.5.png", "5e-05.png", "0.1.png", "1.0.png", "12.25.png"],
+        ["1600000000.123456.png", "1600000000.98.png", "1600000001.5.png"],
+        ["take1.8.png", "take1.9.png", "take1.10.png"],
+        ["1.9.png", "1.10.png", "1.11.png"],
+        ["1.998.png", "1.999.png", "1.1000.png", "1.1001.png"],
+        ["cam_0.5.png", "cam_1.25.png", "cam_2.125.png"],
+        ["a1.b2.png", "a1.b10.png", "a2.b1.png"],
+    ],
+)
+def test_the_order_of_image_names(tmp_path, names):
+    assert names_in_order(tmp_path / "images", names[::-1]) == names
+
+
+def test_an_open_order_is_refused_unless_times_tell(tmp_path):
+    with pytest.raises(ValueError, match=r"1.5.png or 1.25.png may come first"):
+        names_in_order(tmp_path / "a", ["1.5.png", "1.25.png"])
+    for factor in (10**6, 1000):  # names in s or ms, from any start
+        folder = tmp_path / f"b{factor}"
+        times = np.array([70, 70 + factor // 4])
+        assert names_in_order(folder, ["1.5.png", "1.25.png"], times) == ["1.25.png", "1.5.png"]
+    for names in (["1.png", "01.png"], ["7.png", "7.jpg"], ["0.5.png", "0.50.png", "0.05.png"]):
+        with pytest.raises(ValueError, match="have the same numbers, so their order is open"):
+            names_in_order(tmp_path / names[0], names)

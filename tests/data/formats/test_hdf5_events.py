@@ -42,7 +42,7 @@ def test_hdf5_windows_read_their_chunks_only(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", get)
     events = open_event_file(tmp_path / name)
-    assert sum(read) < 10
+    assert sum(read) < count + 10  # all times are looked at once, and nothing else
     for _ in range(2):
         read.clear()
         window = events.window(500_300, 502_300, HEIGHT, WIDTH)
@@ -68,5 +68,7 @@ def test_hdf5_files_stay_open_per_process_and_close_with_their_owner(tmp_path, e
         times = again["events/t"][()]
         del again["events/t"]
         again["events/t"] = times[::-1].copy()
-    with pytest.raises(ValueError, match=r"t\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"2997 of 3000 events are out of order.* sort the events by time"
+    ):
         open_event_file(path)

@@ -75,8 +75,8 @@ class BagWriter:
         fields = {"header": header, "height": HEIGHT, "width": WIDTH, "events": made}
         self.write(topic, "dvs_msgs/msg/EventArray", time, **fields)
 
-    def write_image(self, time, image, encoding="mono8", topic="/dvs/image_raw"):
-        height, width = image.shape[:2]
+    def write_image(self, time, image, encoding="mono8", topic="/dvs/image_raw", width=None):
+        height, width = image.shape[0], width or image.shape[1]
         rows = image.reshape(height, -1)
         step = rows.shape[1] + 3  # rows may have gaps behind them
         data = np.pad(rows, ((0, 0), (0, 3))).ravel()
@@ -132,6 +132,43 @@ def test_images_of_bags(tmp_path):
     writer.write("/image/compressed", kind, START, header=header, format="png", data=data)
     writer.bag.close()
     np.testing.assert_array_equal(open_recording(tmp_path / "b.bag").frame(0), colour)
+
+
+def test_deep_images_of_bags(tmp_path):
+    deep = images().astype(np.uint16) * 4
+    deep[0, 0, 0] = 1023
+    writer = BagWriter(tmp_path / "a.bag", 1)
+    for time, image in zip(FRAME_TIMES, deep, strict=True):
+        writer.write_image(time, image.view(np.uint8), "mono16", width=WIDTH)
+    writer.bag.close()
+    with pytest.warns(UserWarning, match=r"image 0 and the other .* up to 1023: 10 bits are"):
+        recording = open_recording(tmp_path / "a.bag")
+    np.testing.assert_array_equal(recording.frame(2), np.rint(deep[2] * (65535 / 1023)))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_bag_without_known_topics_lists_them(tmp_path, version):
+    path = tmp_path / ("a.bag" if version == 1 else "a")
+    writer = BagWriter(path, version)
+    writer.write("/camera/name", "std_msgs/msg/String", START, data="hello")
+    writer.bag.close()
+    message = (
+        r"/camera/name \(std_msgs/msg/String, 1 messages\); expected .*dvs_msgs/msg/EventArray"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_recording(path)
+
+
+def test_images_with_one_stamp(tmp_path):
+    writer = BagWriter(tmp_path / "a.bag", 1)
+    for time, image in zip((START, START, START + 9), images(), strict=True):
+        writer.write_image(time, image)
+    writer.bag.close()
+    with pytest.raises(ValueError, match=r"image 1 has .* --repair leaves out 1 of 3 frames"):
+        open_recording(tmp_path / "a.bag")
+    with pytest.warns(UserWarning, match="left out 1 of 3 frames"):
+        recording = open_recording(tmp_path / "a.bag", repair=True)
+    np.testing.assert_array_equal(recording.frame(1), images()[2])
 
 
 def test_the_images_beside_the_events_are_taken(tmp_path, events):

@@ -9,8 +9,9 @@ from typing import Literal
 
 from torch.utils.data import Dataset
 
-from flowfuse.data.datasets.dsec.files import DsecFiles, list_sequences
-from flowfuse.data.datasets.dsec.sequence import DsecSequence
+from flowfuse.data.datasets.base import DataSet, Split
+from flowfuse.data.datasets.dsec.files import DsecFiles, find_sequence, list_sequences
+from flowfuse.data.datasets.dsec.sequence import DsecSequence, open_sequence
 from flowfuse.data.samples import Sample, labelled_sample
 from flowfuse.inputs import InputSpec, input_interval
 
@@ -98,6 +99,11 @@ class DsecDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames, px."""
+        return self.sequences[0].height, self.sequences[0].width
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"DsecDataset: index {index} of {len(self)} items")
@@ -112,3 +118,27 @@ class DsecDataset(Dataset):
     def _has_events(self, sequence: DsecSequence, first: int, last: int) -> bool:
         t0, t1 = (int(sequence.frame_times[i]) for i in (first, last))
         return sequence.covers(*input_interval(t0, t1, self.slices, None, None))
+
+
+class DsecDataSet(DataSet):
+    """The sequences of DSEC, in any layout."""
+
+    name = "DSEC"
+    rank = 10
+    own_calibration = "DSEC has one of its own"
+    training_data = "dsec:ROOT"
+
+    def matches(self, path: Path) -> bool:
+        return find_sequence(path) is not None
+
+    def open(self, path: Path) -> DsecSequence:
+        return open_sequence(path)
+
+    def sequences(self, path: Path) -> list[str]:
+        return list_sequences(path) if path.is_dir() else []
+
+    def training_samples(self, path: Path, split: Split, spec: InputSpec) -> DsecDataset:
+        return DsecDataset(path, split, spec.slices, spec.bins)
+
+
+DATASET = DsecDataSet()

@@ -14,7 +14,6 @@ import cv2
 import h5py
 import numpy as np
 
-from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.dsec.files import (
     FLOW_STEP,
     DsecFiles,
@@ -39,6 +38,14 @@ _QUIET = 1000
 
 class DsecEvents(Hdf5Events):
     """The raw events of one camera, an events.h5, read window by window."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        first, last = self.time_range or (0, 0)
+        if last < first:
+            raise ValueError(
+                f"{path}: t must be sorted, got t[0] = {first} us and t[-1] = {last} us"
+            )
 
     def _find_columns(self, file: h5py.File):
         columns = super()._find_columns(file)
@@ -295,23 +302,3 @@ def change_view(image: np.ndarray, view_change: np.ndarray, height: int, width: 
     return cv2.warpPerspective(
         image, view_change, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-
-
-class DsecDataSet(DataSet):
-    """The sequences of DSEC, in any layout."""
-
-    name = "DSEC"
-    rank = 10
-    own_calibration = "DSEC has one of its own"
-
-    def matches(self, path: Path) -> bool:
-        return find_sequence(path) is not None
-
-    def open(self, path: Path) -> DsecSequence:
-        return open_sequence(path)
-
-    def sequences(self, path: Path) -> list[str]:
-        return list_sequences(path) if path.is_dir() else []
-
-
-DATASET = DsecDataSet()

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from torch.utils.data import Dataset
+from collections.abc import Sequence
+from pathlib import Path
 
-from flowfuse.data.datasets.mvsec.recording import MvsecRecording
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from flowfuse.data.datasets.base import DataSet, Split
+from flowfuse.data.datasets.mvsec.recording import (
+    DATA_SUFFIX,
+    MvsecRecording,
+    is_mvsec,
+    open_mvsec,
+)
 from flowfuse.data.samples import Sample, labelled_sample
 from flowfuse.inputs import InputSpec
+
+HELD_OUT = 0.1  # of every sequence's pairs, at its end: MVSEC has no split of its own
 
 
 class MvsecDataset(Dataset):
@@ -66,3 +77,69 @@ class MvsecDataset(Dataset):
         return labelled_sample(
             recording, first, second, ground_truth, InputSpec(self.slices, self.bins)
         )
+
+
+class MvsecSplit(ConcatDataset[Sample]):
+    """The samples of one split of several sequences.
+
+    Attributes:
+        size: height and width of the frames, px.
+    """
+
+    def __init__(self, parts: Sequence[Subset[Sample]]) -> None:
+        super().__init__(parts)
+        pairs = parts[0].dataset
+        assert isinstance(pairs, MvsecDataset)
+        self.size = pairs.recording.height, pairs.recording.width
+
+
+def split_sequences(path: Path, split: Split, spec: InputSpec) -> list[Subset[Sample]]:
+    """Open the sequences of MVSEC at a path, from one frame to the next.
+
+    Args:
+        path: ``<seq>_data.hdf5``, or a directory of such files, with the ground truth beside them.
+        split: "validation": the last tenth of every sequence's pairs with ground truth; "train":
+            the pairs before, but for one that shares a frame with those.
+        spec: of the samples.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: as of :class:`MvsecDataset`; or a sequence is too short to be divided.
+    """
+    files: Sequence[Path] = [path] if path.is_file() else sorted(path.glob(f"*{DATA_SUFFIX}"))
+    if not files:
+        raise FileNotFoundError(f"{path}: no *{DATA_SUFFIX} of MVSEC there")
+    parts = []
+    for file in files:
+        pairs = MvsecDataset(open_mvsec(file), slices=spec.slices, bins=spec.bins)
+        count = len(pairs)
+        if count < 3:
+            raise ValueError(
+                f"{file}: {count} pair(s) of frames with ground truth; 3 are needed, of which the "
+                "last is held out"
+            )
+        first = count - max(1, round(HELD_OUT * count))
+        chosen = range(first, count) if split == "validation" else range(first - 1)
+        parts.append(Subset(pairs, chosen))
+    return parts
+
+
+class MvsecDataSet(DataSet):
+    """The sequences of MVSEC, raw; :func:`open_mvsec` undistorts them."""
+
+    name = "MVSEC"
+    rank = 20
+    training_data = "mvsec:PATH"
+    own_calibration = "MVSEC has tables of its own: open_mvsec(..., undistort=...)"
+
+    def matches(self, path: Path) -> bool:
+        return is_mvsec(path)
+
+    def open(self, path: Path) -> MvsecRecording:
+        return open_mvsec(path)
+
+    def training_samples(self, path: Path, split: Split, spec: InputSpec) -> MvsecSplit:
+        return MvsecSplit(split_sequences(path, split, spec))
+
+
+DATASET = MvsecDataSet()

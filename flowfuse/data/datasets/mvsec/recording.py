@@ -16,7 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.mvsec.ground_truth import GROUP, Flow, FlowMaps
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import FrameSource, IndexedEventFile
@@ -238,20 +237,3 @@ def _read_rectification(directory: Path, size: tuple[int, int]) -> np.ndarray:
             )
         tables.append(table)
     return np.stack(tables, axis=2)
-
-
-class MvsecDataSet(DataSet):
-    """The sequences of MVSEC, raw; :func:`open_mvsec` undistorts them."""
-
-    name = "MVSEC"
-    rank = 20
-    own_calibration = "MVSEC has tables of its own: open_mvsec(..., undistort=...)"
-
-    def matches(self, path: Path) -> bool:
-        return is_mvsec(path)
-
-    def open(self, path: Path) -> MvsecRecording:
-        return open_mvsec(path)
-
-
-DATASET = MvsecDataSet()

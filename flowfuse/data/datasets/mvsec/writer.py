@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from flowfuse.data.datasets.mvsec.ground_truth import GROUP
@@ -17,6 +18,7 @@ from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path
 
 TRUTH_SUFFIXES = {"hdf5": "_gt.hdf5", "npz": "_gt_flow_dist.npz"}
+RIGHT = "davis/right"  # code that expects two cameras opens both
 _PACKING = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 _CHUNK = 1 << 14  # events
 
@@ -32,7 +34,7 @@ def write_mvsec(
     ground_truth_format: str = "hdf5",
 ) -> Path:
     """Write ``<prefix>_data.hdf5`` and, with flow maps, its ground truth; each complete or not at
-    all.
+    all. The right camera is a link to the left one: there is no second view.
 
     Args:
         prefix: directory and name of the sequence.
@@ -68,6 +70,7 @@ def write_mvsec(
         with Hdf5Output(data) as file:
             size = _write_frames(file, frames, times)
             _write_events(file, parts, times, size)
+            file[RIGHT] = h5py.SoftLink(f"/{GROUP}")
         if flow_maps is not None and flow_times is not None:
             instants = _checked_times("flow_times", flow_times)
             ground_truth = stack.enter_context(
@@ -159,6 +162,7 @@ def _write_truth_hdf5(
             file.reserve(8 * one.size)
             flow[index] = one
         file.put(f"{GROUP}/flow_dist_ts", times / 1e6)
+        file[RIGHT] = h5py.SoftLink(f"/{GROUP}")
 
 
 def _write_truth_npz(

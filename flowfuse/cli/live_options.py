@@ -1,0 +1,185 @@
+"""Settings of ``flowfuse-live``, read from its command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowfuse.cli.console import CommandParser
+from flowfuse.config import parse_duration
+from flowfuse.model.checkpoint import available
+from flowfuse.stream.policy import POLICIES
+
+COMMAND = "flowfuse-live"
+DESCRIPTION = """\
+Estimate optical flow of live frames and events, and show it. Ctrl-C ends at any time.
+
+SOURCE is one of
+
+  RECORDING           what flowfuse-infer reads, replayed in real time
+  dv:[SERIAL]         a camera of iniVation
+  dv://HOST:PORT      a network stream of dv-processing; HOST:PORT+PORT: events and frames
+  metavision:[SERIAL] a camera of Prophesee, where Metavision or OpenEB is installed
+  webcam:[N]          a camera of OpenCV, with simulated events
+"""
+VIEWS = ("text", "json", "window", "rerun", "none")
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    """What one run of ``flowfuse-live`` does.
+
+    Args:
+        source: see :func:`flowfuse.live_sources.opening.open_source`.
+        interval, every: see :class:`flowfuse.Stream`; interval None: "frames" where frames come,
+            else "20ms".
+        policy, rate, memory, tolerance, offset, warm_start: see :class:`flowfuse.Stream`.
+        speed: of a recording that is replayed; 0: as fast as it can be read.
+        record: directory that keeps what came in; None: nothing is kept.
+        view: one of VIEWS.
+        output: .rrd file of the view "rerun"; None: its viewer is opened.
+        tracks: points that are followed; 0: none.
+        seconds: stop after so many; None: when the source ends.
+        checkpoint, device, precision, iterations, threads: as of flowfuse-infer.
+    """
+
+    source: str
+    interval: str | None = None
+    every: str | None = None
+    policy: str = "latest"
+    rate: float = 2e6
+    memory: int = 2_000_000
+    tolerance: str = "50ms"
+    offset: str = "0"
+    warm_start: bool = False
+    speed: float = 1.0
+    record: Path | None = None
+    view: str = "text"
+    output: Path | None = None
+    tracks: int = 200
+    seconds: float | None = None
+    checkpoint: str = "small"
+    device: str = "auto"
+    precision: str = "float32"
+    iterations: int | None = None
+    threads: int | None = None
+
+
+def build_parser() -> CommandParser:
+    """Return the command line of ``flowfuse-live``."""
+    parser = CommandParser(
+        DESCRIPTION,
+        prog=COMMAND,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add, default = parser.add_argument, LiveConfig("")
+    add("source", metavar="SOURCE", type=str, help="camera, network stream or recording")
+    add(
+        "--interval",
+        metavar="TIME",
+        type=str,
+        help="frames: from each frame to the next; or the length of fixed intervals, such as 20ms "
+        "(default: frames where frames come, else 20ms)",
+    )
+    add(
+        "--every", metavar="TIME", type=str, help="from the start of one fixed interval to the next"
+    )
+    add("--view", type=str, choices=VIEWS, default=default.view, help="how to show it")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE.rrd",
+        type=str,
+        help="with --view rerun: write this file, to be opened by rerun later",
+    )
+    add("--record", metavar="DIR", type=str, help="keep what comes in, as a recording")
+    add("--tracks", metavar="N", type=int, default=default.tracks, help="points to follow; 0: none")
+    add("--seconds", metavar="S", type=float, help="stop after so many seconds")
+    add(
+        "--speed",
+        metavar="X",
+        type=float,
+        default=default.speed,
+        help="replay a recording X times as fast as it was; 0: as fast as it can be read",
+    )
+    add(
+        "--policy",
+        type=str,
+        choices=POLICIES,
+        default=default.policy,
+        help="when more comes in than can be estimated: pass over all but the latest, let the "
+        "source wait for all, or thin the events",
+    )
+    add(
+        "--rate",
+        metavar="N",
+        type=float,
+        default=default.rate,
+        help="with --policy thin: events per second that are let through",
+    )
+    add("--memory", metavar="N", type=int, default=default.memory, help="events that are kept")
+    add(
+        "--tolerance",
+        metavar="TIME",
+        type=str,
+        default=default.tolerance,
+        help="by how much frames and events may lag behind each other",
+    )
+    add(
+        "--offset",
+        metavar="TIME",
+        type=str,
+        default=default.offset,
+        help="added to the times of frames, such as 3ms; --offset=-3ms if negative",
+    )
+    add("--warm-start", action="store_true", help="start each estimate from the one before")
+    add(
+        "--checkpoint",
+        metavar="NAME",
+        type=str,
+        default=default.checkpoint,
+        help=f"shipped checkpoint ({', '.join(available()) or 'none here'}), .safetensors file, or "
+        "directory of a training",
+    )
+    add("--iterations", metavar="N", type=int, help="recurrent updates: fewer are faster")
+    add("--device", type=str, default=default.device, help="auto, cpu, cuda or cuda:N")
+    add("--threads", metavar="N", type=int, help="CPU threads")
+    add(
+        "--precision",
+        type=str,
+        choices=["float32", "bf16"],
+        default=default.precision,
+        help="bf16: automatic mixed precision",
+    )
+    return parser
+
+
+def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
+    """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
+    given = parser.parse_args(list(arguments)).as_dict()
+    for name in ("iterations", "threads", "memory"):
+        if given[name] is not None and given[name] < 1:
+            parser.error(f"--{name} must be at least 1, got {given[name]}")
+    if given["tracks"] < 0:
+        parser.error(f"--tracks must not be negative, got {given['tracks']}")
+    if given["seconds"] is not None and not given["seconds"] > 0:
+        parser.error(f"--seconds must be positive, got {given['seconds']}")
+    for name in ("interval", "every"):
+        text = given[name]
+        if text is None or (name, text) == ("interval", "frames"):
+            continue
+        try:
+            parse_duration(text)
+        except ValueError as error:
+            parser.error(f"--{name} {text!r}: {error}")
+    if given["output"] is not None:
+        if given["view"] != "rerun":
+            parser.error("--output belongs to --view rerun")
+        if not given["output"].endswith(".rrd"):
+            parser.error(f"--output must name a .rrd, got {given['output']!r}")
+    for name in ("output", "record"):
+        given[name] = Path(given[name]) if given[name] else None
+    return LiveConfig(**given)

@@ -1,0 +1,113 @@
+"""How far each modality can be trusted: the error that it alone would make, pixel by pixel.
+
+Frames and events are wrong in different ways: frames where the image is dark, blurred or repeated,
+events where little moves, where they are noise or have another clock. What the images look like
+does not tell it, and differs from one camera to the next; what the matches propose, how sure they
+are and whether they agree does. So the error is estimated from these alone, here and over the whole
+image. What is right is known in training: there, the network is also run on one modality. The
+modality that is likely to be worse is faded: its features shrink, and its matches become unsure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowfuse.inputs import Modality, PairKind
+from flowfuse.model.correlation import Matches
+from flowfuse.model.encoders import activate
+from flowfuse.model.update import start_near_zero
+
+SOURCES = 2  # frames alone and events alone, in the order of PairKind
+MAX_LOG_SCALE = 4.0  # 55 cells: beyond any window; and 0.02 cells: less than a match resolves
+START_STRENGTH = 1.5  # a modality with three times the error keeps a third of its features
+
+
+class Evidence(NamedTuple):
+    """How good each modality is: frames first, then events.
+
+    Attributes:
+        log_scale: [B, 2, h, w] float32, log of the Laplace scale of the error, px of the latent,
+            that frames alone and events alone would make.
+        fade: [B, 2, h, w] float32 in (0, 1], what the features of each are multiplied with: 1 for
+            the better one, and where the other one is absent.
+    """
+
+    log_scale: Tensor
+    fade: Tensor
+
+    def of_pair(self, kind: PairKind) -> Tensor:
+        """What the correlations of a kind of pairs are multiplied with: [B, 1, h, w]."""
+        frames, events = self.fade.split(1, dim=1)
+        first = events if kind == PairKind.EVENTS else frames
+        second = frames if kind == PairKind.FRAMES else events
+        return first * second
+
+
+class EvidenceHead(nn.Module):
+    """Estimate the error of each modality from the matches of all pairs.
+
+    Args:
+        channels: width.
+    """
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        kinds = len(PairKind)
+        gaps = kinds * (kinds - 1) // 2
+        self.local = nn.Conv2d(3 * kinds + gaps + 1, channels, 3, padding=1)
+        self.scene = nn.Linear(channels, channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        self.out = nn.Conv2d(channels, SOURCES, 1)
+        self.log_strength = nn.Parameter(torch.tensor(math.log(START_STRENGTH)))
+        start_near_zero(self.out)
+
+    def forward(self, matches: Sequence[Matches], tau: Tensor, mask: Tensor) -> Evidence:
+        """Weigh what the pairs say.
+
+        Args:
+            matches: of all pairs, looked up at rest: the event pairs, the frame pair, the cross
+                pair.
+            tau: [P], when each pair's motion has got to.
+            mask: [B, 4], see :class:`~flowfuse.inputs.Modality`.
+        """
+        residual, certainty = (
+            torch.cat(parts, dim=1).detach() for parts in zip(*matches, strict=True)
+        )
+        # Of the event pairs, the uniform motion that fits best, and how far they are from it.
+        count = residual.shape[1] - 2
+        times = tau[:count].view(-1, 1, 1, 1)
+        share = certainty[:, :count].softmax(dim=1)
+        rate = (share * times * residual[:, :count]).sum(1) / (share * times * times).sum(1)
+        miss = residual[:, :count] - times * rate.unsqueeze(1)
+        spread = (share * miss.square().sum(2, keepdim=True)).sum(1).sqrt()
+        proposals = torch.stack((residual[:, count], rate, residual[:, count + 1]), dim=1)
+        slices_sure = (share * certainty[:, :count]).sum(1)
+        sure = torch.cat((certainty[:, count], slices_sure, certainty[:, count + 1]), dim=1)
+
+        there = present_kinds(mask)[:, :, None, None]
+        distances = [proposals.norm(dim=2) * there, spread * there[:, PairKind.EVENTS, None]]
+        for a, b in combinations(PairKind, 2):
+            both = there[:, a, None] * there[:, b, None]
+            distances.append((proposals[:, a] - proposals[:, b]).norm(dim=1, keepdim=True) * both)
+        known = torch.cat((sure * there, torch.cat(distances, dim=1).log1p()), dim=1)
+        flags = there.expand(-1, -1, *known.shape[-2:])
+        x = activate(self.local(torch.cat((known, flags), dim=1)))
+        x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
+        log_scale = self.out(activate(self.mix(x))).float().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+
+        share = (-self.log_strength.exp() * log_scale.detach()).softmax(dim=1)
+        # Of one frame no error is known: it stays as it is, and so do the events.
+        both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1)
+        return Evidence(log_scale, torch.where(both > 0, (2 * share).clamp(max=1), 1.0))
+
+
+def present_kinds(modality_mask: Tensor) -> Tensor:
+    """Which kinds of pairs there are: modality mask [B, 4] -> [B, 3], 0 or 1."""
+    frames, events, history, second_frame = (modality_mask[:, column] for column in Modality)
+    return torch.stack((frames * second_frame, events * history, frames * events), dim=1)

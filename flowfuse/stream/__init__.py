@@ -1,0 +1,8 @@
+"""Frames and events as they come, flow at any moment.
+
+stream.py    Stream: what a user pushes into and takes results from
+buffers.py   the memory: the newest events and frames, in constant space
+schedule.py  which interval comes next: on a fixed grid, or between frames
+policy.py    what happens when more comes in than can be estimated; counts of what was lost
+clocks.py    the times that sensors give: refused, with a guess of the unit
+"""

@@ -1,0 +1,228 @@
+"""The estimate of what each modality alone would be worth, and what it does to the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flowfuse.data.augment import AugmentConfig, augment, drop_second_frame
+from flowfuse.data.samples import Sample
+from flowfuse.data.synthetic.dataset import scene_sample
+from flowfuse.data.synthetic.scenes import generate_scene
+from flowfuse.inputs import Modality, ModelInputs, PairKind
+from flowfuse.losses.supervised import SingleErrors, evidence_loss, single_errors
+from flowfuse.model import CONFIGS, FlowFuse
+from flowfuse.model.correlation import Matches
+from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds
+
+NANO = CONFIGS["nano"]
+ALL = torch.ones(1, 4)
+
+
+def make_matches(frames=(1.0, 0.0), rate=(1.0, 0.0), cross=(1.0, 0.0), slices=4, size=(6, 8)):
+    """Matches of all pairs, everywhere the same: events move uniformly at a rate."""
+    times = torch.arange(1, slices + 1) / slices
+    moved = [torch.tensor(rate) * time for time in times] + [torch.tensor(frames)]
+    residual = torch.stack([*moved, torch.tensor(cross)])[None, :, :, None, None]
+    residual = residual.expand(-1, -1, -1, *size).clone()
+    certainty = torch.full((1, slices + 2, 1, *size), -1.0)
+    return [Matches(residual, certainty)], torch.cat((times, torch.ones(2)))
+
+
+def make_inputs(batch=1, height=40, width=48):
+    generator = torch.Generator().manual_seed(0)
+    slices = torch.randn(batch, 5, 3, height, width, generator=generator).round()
+    frame0 = torch.rand(batch, 1, height, width, generator=generator)
+    return ModelInputs(
+        slices=slices,
+        frame0=frame0,
+        frame1=frame0.roll(1, -1),
+        event_sum=slices[:, 1:].sum((1, 2)).unsqueeze(1),
+        exposure=torch.zeros(batch, 2),
+        modality_mask=torch.ones(batch, 4),
+    )
+
+
+def make_model(**changes):
+    torch.manual_seed(0)
+    return FlowFuse(replace(NANO, **changes)).eval()
+
+
+def run(model, inputs, **mask):
+    flags = inputs.modality_mask.clone()
+    for name, value in mask.items():
+        flags[:, Modality[name]] = value
+    with torch.no_grad():
+        return model(inputs._replace(modality_mask=flags))
+
+
+@pytest.mark.parametrize(
+    ("mask", "kinds"),
+    [
+        ((1, 1, 1, 1), (1, 1, 1)),
+        ((1, 0, 0, 1), (1, 0, 0)),
+        ((0, 1, 1, 0), (0, 1, 0)),
+        ((1, 1, 0, 1), (1, 0, 1)),  # no history: nothing to match the slices with
+        ((1, 1, 1, 0), (0, 1, 1)),
+    ],
+)
+def test_kinds_that_are_there(mask, kinds):
+    found = present_kinds(torch.tensor([mask], dtype=torch.float32))
+    assert found.tolist() == [list(map(float, kinds))]
+
+
+def test_an_untrained_head_fades_nothing():
+    torch.manual_seed(0)
+    evidence = EvidenceHead()(*make_matches(), ALL)
+    assert evidence.log_scale.shape == evidence.fade.shape == (1, 2, 6, 8)
+    assert evidence.fade.min() > 0.95
+
+
+def test_the_worse_modality_fades_by_the_power_of_the_ratio():
+    head = EvidenceHead()
+    with torch.no_grad():
+        head.out.weight.zero_()
+        head.out.bias.copy_(torch.tensor([math.log(0.1), math.log(0.4)]))
+        head.log_strength.zero_()
+    evidence = head(*make_matches(), ALL)
+    # Shares 0.8 and 0.2, twice of each, and no more than 1.
+    assert torch.allclose(evidence.fade[0, :, 0, 0], torch.tensor([1.0, 0.4]))
+    pairs = [evidence.of_pair(kind)[0, 0, 0, 0].item() for kind in PairKind]
+    assert np.allclose(pairs, [1.0, 0.16, 0.4])
+
+
+@pytest.mark.parametrize("mask", [(1, 0, 0, 1), (0, 1, 1, 0), (1, 1, 1, 0)])
+def test_nothing_fades_where_one_modality_cannot_be_judged(mask):
+    head = EvidenceHead()
+    torch.nn.init.constant_(head.out.bias, 1.0)
+    with torch.no_grad():
+        head.out.bias[0] = -1
+    evidence = head(*make_matches(), torch.tensor([mask], dtype=torch.float32))
+    assert torch.equal(evidence.fade, torch.ones_like(evidence.fade))
+
+
+def test_the_head_sees_disagreement_and_not_its_direction():
+    torch.manual_seed(0)
+    head = EvidenceHead()
+    torch.nn.init.normal_(head.out.weight)
+    agree = head(*make_matches(), ALL).log_scale
+    turned = make_matches(frames=(0.0, 1.0), rate=(0.0, 1.0), cross=(0.0, 1.0))
+    assert torch.allclose(head(*turned, ALL).log_scale, agree, atol=1e-5)
+    apart = head(*make_matches(frames=(-1.0, 0.0)), ALL).log_scale
+    assert (apart - agree).abs().max() > 1e-3
+
+
+def test_what_is_absent_has_no_say():
+    torch.manual_seed(0)
+    head = EvidenceHead()
+    torch.nn.init.normal_(head.out.weight)
+    one = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # no frame pair
+    first, second = (head(*make_matches(frames=f), one).log_scale for f in ((1.0, 0.0), (9.0, 3.0)))
+    assert torch.equal(first, second)
+
+
+def test_no_gradient_to_the_matches_and_none_from_the_fade():
+    matches, tau = make_matches()
+    matches = [Matches(*(value.requires_grad_() for value in matches[0]))]
+    head = EvidenceHead()
+    head(matches, tau, ALL).fade[:, 1].sum().backward()
+    assert head.log_strength.grad is not None
+    assert head.out.weight.grad is None and matches[0].residual.grad is None
+
+
+def test_evidence_begins_as_guided_fusion_of_one_modality():
+    """Weights of a guided fusion mean the same until the head is trained."""
+    model, guided = make_model(), make_model(fusion="guided")
+    guided.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("evidence.")}
+    )
+    inputs = make_inputs()
+    for mask in ({"EVENTS": 0, "HISTORY": 0}, {"FRAMES": 0, "SECOND_FRAME": 0}):
+        first, second = (run(m, inputs, **mask).control_points for m in (model, guided))
+        assert torch.equal(first, second)
+
+
+def test_a_faded_modality_has_little_influence():
+    model = make_model()
+    inputs = make_inputs()
+    other = inputs._replace(frame0=inputs.frame1, frame1=inputs.frame0)
+
+    def influence(bias):
+        with torch.no_grad():
+            model.evidence.out.bias.copy_(torch.tensor(bias))
+        first, second = (run(model, x).coarse_points[-1] for x in (inputs, other))
+        return (first - second).abs().mean()
+
+    # The cues of the boundaries still see the frames.
+    assert influence((3.0, -3.0)) < 0.5 * influence((-3.0, 3.0))
+
+
+def test_frame_1_is_not_read_where_it_is_absent():
+    model = make_model()
+    inputs = make_inputs()
+    other = inputs._replace(frame1=torch.rand_like(inputs.frame1))
+    first, second = (run(model, x, SECOND_FRAME=0).control_points for x in (inputs, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, run(model, inputs, FRAMES=0, SECOND_FRAME=0).control_points)
+
+
+def test_one_frame_takes_no_gradient_steps():
+    model = make_model()
+    inputs = make_inputs()
+    before = run(model, inputs, SECOND_FRAME=0).control_points
+    torch.nn.init.constant_(model.refinement.out.bias[-NANO.gradient_steps :], -10.0)
+    after = run(model, inputs, SECOND_FRAME=0).control_points
+    assert torch.allclose(before, after, atol=1e-4)
+    assert not torch.allclose(before, run(model, inputs).control_points, atol=1e-4)
+
+
+def make_batch():
+    scene = generate_scene(3, "fast", 40, 48)
+    return Sample.collate([scene_sample(scene, spec=NANO.input_spec, seed=0)])
+
+
+def test_single_errors_are_those_of_each_modality_alone():
+    model, batch = make_model(), make_batch()
+    single = single_errors(model, batch)
+    assert single.error.shape == (1, 2, 5, 6) and single.valid.shape == (1, 5, 6)
+    frames = run(model, batch.inputs, EVENTS=0, HISTORY=0).control_points[:, -1]
+    error = (frames - batch.flow[:, -1]).abs().mean(dim=1)[:, :8, :8]
+    valid = batch.valid[:, -1, :8, :8]
+    assert torch.allclose(single.error[:, 0, 0, 0], error[valid].mean(), rtol=1e-5)
+    one = Sample.collate([drop_second_frame(scene) for scene in [batch.map(lambda t: t[0])]])
+    assert not single_errors(model, one).valid.any()
+
+
+def test_evidence_loss_by_hand_and_its_minimum():
+    output = run(make_model(), make_batch().inputs)
+    single = SingleErrors(torch.full((1, 2, 5, 6), 4.0), torch.ones(1, 5, 6, dtype=torch.bool))
+
+    def loss(scale):
+        log_scale = torch.full_like(output.evidence, math.log(scale))
+        return evidence_loss(output._replace(evidence=log_scale), single).item()
+
+    assert loss(2.0) == pytest.approx(math.log(2) + 0.5 / 2)  # 4 px are half a cell
+    assert loss(0.5) < min(loss(0.4), loss(0.6))
+    nothing = single._replace(valid=torch.zeros(1, 5, 6, dtype=torch.bool))
+    assert evidence_loss(output, nothing) == 0
+
+
+def test_frame_1_is_dropped_as_often_as_asked():
+    sample = make_batch().map(lambda tensor: tensor[0])
+    config = AugmentConfig(drop_frames=0.2, drop_events=0.2, drop_second_frame=0.5)
+    masks = [
+        augment(sample, np.random.default_rng(seed), config, (32, 32)).modality_mask
+        for seed in range(60)
+    ]
+    one = [mask for mask in masks if mask[Modality.FRAMES] > mask[Modality.SECOND_FRAME]]
+    assert 10 <= len(one) <= 28 and all(mask[Modality.EVENTS] for mask in one)
+
+
+def test_pairs_fade_by_both_their_images():
+    evidence = Evidence(torch.zeros(1, 2, 1, 1), torch.tensor([0.5, 0.8]).view(1, 2, 1, 1))
+    found = [evidence.of_pair(kind).item() for kind in PairKind]
+    assert found == pytest.approx([0.25, 0.64, 0.4])
