@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowfuse.evaluation.boundaries import boundary_sums, motion_discontinuities
+from flowfuse.evaluation.boundaries import (
+    Sides,
+    boundary_sums,
+    find_sides,
+    motion_discontinuities,
+    side_sums,
+)
+from flowfuse.evaluation.grid import grid_sums
 from flowfuse.evaluation.metrics import (
     FlowMetrics,
     Sums,
@@ -76,6 +83,11 @@ class GroundTruth:
             return np.asarray(self.motion_boundary) > 0.5
         return motion_discontinuities(self.displacements[-1], self.valid[-1])
 
+    @cached_property
+    def sides(self) -> Sides:
+        """What is in front and what is behind where the ground truth jumps."""
+        return find_sides(self.displacements[-1], self.valid[-1], self.occluded)
+
 
 # (estimate, ground truth, [H, W] bool pixels that count, outlier_fraction) -> sums
 Measure = Callable[[Estimate, GroundTruth, np.ndarray, float], Sums]
@@ -90,7 +102,8 @@ def pair_sums(
 
     Returns:
         the measures of :func:`flow_sums`; ``epe_within_2`` ... of :func:`boundary_sums`, about
-        B_m where it is known, else about the jumps of the ground truth; ``epe_occluded`` and
+        B_m where it is known, else about the jumps of the ground truth; those of :func:`side_sums`
+        and :func:`grid_sums`, about these jumps; ``epe_occluded`` and
         ``epe_visible`` where occlusion is known; those of :func:`trajectory_sums` where there is
         ground truth at earlier times; where there is an uncertainty ``ause`` and
         ``ause_magnitude``, which count once per pair, and ``epe_certain`` with its limit, which
@@ -101,6 +114,8 @@ def pair_sums(
     boundary = ground_truth.motion_boundary
     sums = flow_sums(flow, target, counted, boundary, outlier_fraction=outlier_fraction)
     sums |= boundary_sums(flow, target, counted, ground_truth.edges)
+    sums |= side_sums(flow, target, counted, ground_truth.sides)
+    sums |= grid_sums(flow, target, counted, ground_truth.sides)
     if ground_truth.occluded is not None:
         for name, part in (("occluded", True), ("visible", False)):
             chosen = counted & (ground_truth.occluded == part)
