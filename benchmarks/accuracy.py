@@ -40,7 +40,7 @@ from flowfuse.cli.console import leave, parse_count, run_command
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.dataset import SceneDataset
-from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.data.synthetic.presets import PRESETS, SENSORS, find_preset
 from flowfuse.data.synthetic.scenes import Scene
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.baselines import DIS, ZERO, baseline_flows
@@ -74,7 +74,7 @@ from flowfuse.model.checkpoint import read_header, resolve_checkpoint
 from flowfuse.training.sampling import TEST_SEED
 from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
-SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker")
+SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker", "thin")
 MAX_STEP = 0.5  # px between two instants that are rendered
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
 
@@ -230,7 +230,7 @@ class SceneSet:
     """A fixed set of generated scenes, the same ones for every slicing.
 
     Args:
-        preset: of the scenes.
+        preset: of the scenes, "fast" or, with another sensor, "fast@v2e".
         count: how many.
         size: height and width, px.
         slicings: in which samples are wanted.
@@ -246,7 +246,12 @@ class SceneSet:
         cache: Path | None,
     ) -> None:
         self.name, self.count = preset, count
-        self.what = f"Generated test scenes of {size[1]} x {size[0]} px: {count}."
+        sensor = find_preset(preset).sensor
+        seen = "trainings" if sensor == SENSORS[0] else f"{sensor}'s model, which no training uses"
+        self.what = (
+            f"Generated test scenes of {size[1]} x {size[0]} px: {count}. "
+            f"Event sensor: that of {seen}."
+        )
         self._datasets: dict[Slicing, _SharedScenes] = {}
         for slicing in sorted(set(slicings)):
             dataset = _SharedScenes(
@@ -420,8 +425,8 @@ def run(options: Namespace) -> None:
     if options.prepare:
         slicings |= {(config.slices, config.bins) for config in CONFIGS.values()}
     sets: list[CaseSet] = [
-        SceneSet(preset, options.scenes, tuple(options.size), slicings, options.cache)
-        for preset in options.sets
+        SceneSet(name, options.scenes, tuple(options.size), slicings, options.cache)
+        for name in set_names(options.sets, options.sensor)
     ]
     if options.prepare:
         prepare(sets, options.workers)
@@ -468,6 +473,15 @@ def run(options: Namespace) -> None:
     text = as_markdown(report)
     write_report(report, text, options.output)
     print(text)
+
+
+def set_names(presets: Sequence[str], sensors: Sequence[str]) -> list[str]:
+    """The generated sets: every preset before every sensor; "fast", "fast@v2e"."""
+    return [
+        preset if sensor == SENSORS[0] else f"{preset}@{sensor}"
+        for sensor in dict.fromkeys(sensors)
+        for preset in presets
+    ]
 
 
 def seed_groups(
@@ -517,6 +531,11 @@ def build_parser() -> OneLineParser:
     parser.add_argument(
         "--recordings", type=Path, metavar="DIR", help="folder of real recordings with ground truth"
     )
+    parser.add_argument(
+        "--sensor", nargs="+", choices=SENSORS, default=[SENSORS[0]],
+        help="event sensors that watch the generated sets: the one of all trainings, or v2e's "
+        "model, which no training uses (default)",
+    )  # fmt: skip
     parser.add_argument("--iterations", type=parse_count, help="recurrent updates (the model's)")
     parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")
     parser.add_argument(

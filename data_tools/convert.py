@@ -66,7 +66,6 @@ def copy(arguments: Namespace) -> None:
         frames=arguments.frames,
         times=arguments.frame_times,
         calibration=arguments.calibration,
-        columns=arguments.columns,
         **keyword_arguments(reading_options(arguments)),
     )
     lines = copy_recording(recording, arguments.target, events_format=arguments.events_format)
@@ -91,12 +90,6 @@ def build_parser() -> CommandParser:
         type=Path,
         help="times of the frames, likewise; triggers[:rising|falling][:INPUT]: those of the event "
         "camera's trigger input",
-    )
-    add(
-        "--columns",
-        metavar="t,x,y,p",
-        help="order of the columns of a text or a table; t_s, t_ms, t_us, t_ns: the unit of t "
-        "(None: as the file shows them)",
     )
     add("--calibration", type=Path, help="undistort, and bring the frames into the events' view")
     add(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowfuse.estimator import Estimator, load
     from flowfuse.events import Events
     from flowfuse.io.flow import read_flow, write_flow
-    from flowfuse.result import Result
+    from flowfuse.result import Result, load_result
     from flowfuse.stream.stream import Stream
     from flowfuse.tracking import Tracker
 
@@ -34,6 +34,7 @@ __all__ = [
     "Tracker",
     "__version__",
     "load",
+    "load_result",
     "open_recording",
     "ops",
     "read_flow",
@@ -48,6 +49,7 @@ _HOMES = {
     "Stream": "flowfuse.stream.stream",
     "Tracker": "flowfuse.tracking",
     "load": "flowfuse.estimator",
+    "load_result": "flowfuse.result",
     "open_recording": "flowfuse.data.opening",
     "read_flow": "flowfuse.io.flow",
     "write_flow": "flowfuse.io.flow",

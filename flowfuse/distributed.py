@@ -1,4 +1,4 @@
-"""Processes that train one model together, as torchrun starts them.
+"""Processes that do one thing together, train a model or estimate flow, as torchrun starts them.
 
 Between `joined` and its end, the functions below work on all processes, and every process must call
 them in the same order. Elsewhere, one process is all there is, whatever group the caller may have
@@ -59,10 +59,15 @@ class Processes:
         size = len(numbers) // self.count
         return numbers[self.rank * size : (self.rank + 1) * size]
 
+    def part(self, length: int) -> range:
+        """Return this process's part of ``range(length)``; sizes differ by at most one."""
+        return range(self.rank * length // self.count, (self.rank + 1) * length // self.count)
+
 
 ALONE = Processes()
 _processes = ALONE
 _device = torch.device("cpu")
+_timeout = TIMEOUT
 
 
 def launched() -> Processes:
@@ -91,17 +96,20 @@ def this() -> Processes:
 
 
 @contextmanager
-def joined(processes: Processes, device: torch.device) -> Iterator[None]:
+def joined(
+    processes: Processes, device: torch.device, timeout: timedelta = TIMEOUT
+) -> Iterator[None]:
     """Work as one of several processes; with one process alone, nothing is different.
 
     Args:
         processes: as `launched` gives it.
         device: where this process computes: it decides between gloo and NCCL.
+        timeout: how long a process waits for the others.
 
     Raises:
         ProcessLostError: not all processes have come.
     """
-    global _processes, _device
+    global _processes, _device, _timeout
     if processes.count == 1:
         yield
         return
@@ -111,16 +119,16 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     _guard(
         lambda: dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            timeout=TIMEOUT,
+            timeout=timeout,
             device_id=device if on_gpu else None,
         )
     )
-    _processes, _device, failed = processes, device, True
+    _processes, _device, _timeout, failed = processes, device, timeout, True
     try:
         yield
         failed = False
     finally:
-        _processes, _device = ALONE, torch.device("cpu")
+        _processes, _device, _timeout = ALONE, torch.device("cpu"), TIMEOUT
         # After an error the others may be gone, and NCCL would wait for them.
         if not (failed and on_gpu):
             dist.destroy_process_group()
@@ -206,8 +214,8 @@ def _guard(collective: Callable[[], Any]) -> None:
             raise
         reason = str(error).strip().splitlines()[0]
         raise ProcessLostError(
-            "another process of this training has ended, or has not answered for "
-            f"{TIMEOUT.total_seconds() / 60:g} minutes ({reason})"
+            "another process of this run has ended, or has not answered for "
+            f"{_timeout.total_seconds() / 60:g} minutes ({reason})"
         ) from error
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from flowfuse.events import Events
 from flowfuse.geometry.bezier import bernstein, bezier, bezier_velocity
 from flowfuse.geometry.grid import inside, sample
 from flowfuse.geometry.laplace import expected_error
+from flowfuse.io.atomic import atomic_path
 
 # numpy arrays, or torch tensors where the input was torch: a caller knows which.
 Array = Any
@@ -20,6 +24,13 @@ Array = Any
 # Fixed-point steps that trace an event back to t0. Each shrinks the error by the spatial gradient
 # of the displacement (about 0.1 inside objects), so six reach 1e-6 of the motion there.
 TRACE_STEPS = 6
+
+# The arrays of a result file, each with its axes; "n" is the number of control points.
+_STORED = {
+    "control_points": ("n", 2, "H", "W"),
+    "uncertainty_parameters": (2, "H", "W"),
+    "boundary_logits": (2, "H", "W"),
+}
 
 
 class Result:
@@ -221,6 +232,36 @@ class Result:
             raise ValueError(f"{caller}: points must have shape [N, 2], got {list(points.shape)}")
         return points
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything to a file that :func:`load_result` reads back, to the bit; atomically.
+
+        Args:
+            path: ends in .npz. It gets ``control_points`` [n, 2, H, W], ``uncertainty_parameters``
+                [2, H, W] and ``boundary_logits`` [2, H, W], all float32; ``t0`` and ``t1``, int64
+                microseconds; and ``modalities``, words.
+
+        Raises:
+            ValueError: the path does not end in .npz.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"{path}: a result is written as .npz")
+        tensors = (self._points, self._uncertainty, self._boundary)
+        arrays = {
+            name: tensor[0].cpu().numpy() for name, tensor in zip(_STORED, tensors, strict=True)
+        }
+        with atomic_path(path) as temporary:
+            # Not compressed: the digits of float32 would hardly shrink.
+            np.savez(
+                temporary,
+                allow_pickle=False,
+                **arrays,
+                t0=np.int64(self.t0),
+                t1=np.int64(self.t1),
+                modalities=np.array(self.modalities, dtype=str),
+            )
+
     def _controls_at(self, coords: Tensor) -> Tensor:
         """Control points at [1, 2, 1, N] px: [n, 2, N]."""
         values = sample(self._points.flatten(1, 2), coords, padding="border")
@@ -251,6 +292,55 @@ class Result:
     def _give(self, value: Tensor) -> Array:
         # A copy: writing into what a user got must not change the result.
         return value.clone() if self._as_torch else value.to("cpu", copy=True).numpy()
+
+
+def load_result(path: str | os.PathLike) -> Result:
+    """Read a result that :meth:`Result.save` or ``flowfuse-infer --write control-points`` wrote.
+
+    Args:
+        path: the .npz file.
+
+    Returns:
+        The result, which gives numpy arrays; all its numbers are those of the one written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the file, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such result file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+    missing = {*_STORED, "t0", "t1", "modalities"} - set(content)
+    if missing:
+        raise ValueError(
+            f"{path}: not a result of flowfuse: expected the arrays {', '.join(sorted(missing))}, "
+            f"found {', '.join(sorted(content)) or 'none'}"
+        )
+    sides: dict[str, int] = {}
+    for name, axes in _STORED.items():
+        array = content[name]
+        if array.dtype == np.float32 and array.ndim == len(axes):
+            for axis, length in zip(axes, array.shape, strict=True):
+                if isinstance(axis, str):
+                    sides.setdefault(axis, length)
+        expected = [sides.get(axis, axis) if isinstance(axis, str) else axis for axis in axes]
+        if array.dtype != np.float32 or list(array.shape) != expected or 0 in array.shape:
+            raise ValueError(
+                f"{path}: {name} must be float32 of shape {expected}, "
+                f"got {array.dtype} of {list(array.shape)}"
+            )
+    return Result(
+        *(torch.from_numpy(content[name])[None] for name in _STORED),
+        t0=int(content["t0"]),
+        t1=int(content["t1"]),
+        modalities=tuple(map(str, np.atleast_1d(content["modalities"]))),
+        as_torch=False,
+    )
 
 
 def as_events(events: Any) -> Events | None:

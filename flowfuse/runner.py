@@ -14,6 +14,7 @@ import torch
 from flowfuse.data.recording import Recording
 from flowfuse.data.registry import event_suffixes
 from flowfuse.estimator import Estimator
+from flowfuse.events import Events
 from flowfuse.inputs import input_interval
 from flowfuse.result import Result
 
@@ -21,6 +22,7 @@ from flowfuse.result import Result
 GAP_RATIO = 1.5
 # Wrong units make events and frames differ at least a thousandfold in duration.
 UNIT_RATIO = 300
+MODALITIES = ("frames", "events")
 MAX_INTERVALS = 1_000_000  # the names of flow files count with six digits
 
 
@@ -235,11 +237,13 @@ def estimate_interval(
     interval: Interval,
     iterations: int | None,
     flow_init: np.ndarray | None = None,
+    modalities: Sequence[str] = MODALITIES,
 ) -> tuple[Result | None, float]:
     """Read what one interval needs and estimate its flow.
 
     Args:
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
+        modalities: what the network is given, of what the recording has.
 
     Returns:
         The result, None where the network has nothing to go by: no event in the interval, and
@@ -248,31 +252,111 @@ def estimate_interval(
     Raises:
         ValueError: naming the interval, or the file at fault.
     """
-    exposures = reader.exposures(interval)
-    start, end = input_interval(interval.t0, interval.t1, estimator.model.config.slices, *exposures)
-    events = recording.events(max(start, 0), end)
-    uses_frames = interval.frames is not None and estimator.model.config.frames
-    if not uses_frames and not len(events.slice_time(interval.t0, interval.t1)):
+    used = _read_inputs(estimator, recording, reader, interval, modalities)
+    if used is None:
         return None, 0.0
-    frame0, frame1 = reader.frames(interval)
     begin = time.perf_counter()
+    result = _estimate(estimator, recording, interval, used, iterations, flow_init)
+    if estimator.device.type == "cuda":
+        torch.cuda.synchronize(estimator.device)
+    return result, time.perf_counter() - begin
+
+
+def estimate_backward(
+    estimator: Estimator,
+    recording: Recording,
+    reader: FrameReader,
+    interval: Interval,
+    iterations: int | None,
+    modalities: Sequence[str] = MODALITIES,
+) -> np.ndarray | None:
+    """Estimate the flow of the pixels of t1 back to t0: the same network sees time run backwards.
+
+    Args:
+        modalities: as for :func:`estimate_interval`.
+
+    Returns:
+        [2, H, W] float32, px; None where the network has nothing to go by.
+
+    Raises:
+        ValueError: naming the interval, or the file at fault.
+    """
+    used = _read_inputs(estimator, recording, reader, interval, modalities, backward=True)
+    if used is None:
+        return None
+    return _estimate(estimator, recording, interval, used, iterations).flow
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the estimator is given for an interval; forwards or backwards in time."""
+
+    frames: tuple[np.ndarray | None, np.ndarray | None]
+    events: Events | None
+    t0: int
+    t1: int
+    exposures: tuple[int | None, int | None]
+
+
+def _read_inputs(
+    estimator: Estimator,
+    recording: Recording,
+    reader: FrameReader,
+    interval: Interval,
+    modalities: Sequence[str],
+    *,
+    backward: bool = False,
+) -> _Inputs | None:
+    """Read frames and events, None where there is nothing to estimate flow from."""
+    exposures, frames = reader.exposures(interval), reader.frames(interval)
+    if "frames" not in modalities:
+        exposures, frames = (None, None), (None, None)
+    t0, t1 = interval.t0, interval.t1
+    if backward:
+        exposures, frames = exposures[::-1], frames[::-1]
+    start, end = input_interval(t0, t1, estimator.model.config.slices, *exposures)
+    if backward:  # as much after t1 as forwards before t0
+        start, end = t0 + t1 - end, t0 + t1 - start
+    events = recording.events(max(start, 0), end) if "events" in modalities else None
+    uses_frames = frames[0] is not None and estimator.model.config.frames
+    if not uses_frames and not (events and len(events.slice_time(t0, t1))):
+        return None
+    if backward:
+        duration = t1 - t0
+        # A clock of its own, since times are not negative: an exposure is at most twice as long.
+        t0, t1, last = 2 * duration, 3 * duration, t1 - 1
+        events = events and Events(
+            events.x[::-1],
+            events.y[::-1],
+            t0 + last - events.t[::-1],
+            1 - events.p[::-1],  # what grew brighter grows darker
+            height=events.height,
+            width=events.width,
+        )
+    return _Inputs(frames, events, t0, t1, exposures)
+
+
+def _estimate(
+    estimator: Estimator,
+    recording: Recording,
+    interval: Interval,
+    used: _Inputs,
+    iterations: int | None,
+    flow_init: np.ndarray | None = None,
+) -> Result:
     try:
-        result = estimator(
-            frame0,
-            frame1,
-            events,
-            t0=interval.t0,
-            t1=interval.t1,
-            exposure0=exposures[0],
-            exposure1=exposures[1],
+        return estimator(
+            *used.frames,
+            used.events,
+            t0=used.t0,
+            t1=used.t1,
+            exposure0=used.exposures[0],
+            exposure1=used.exposures[1],
             iterations=iterations,
             flow_init=flow_init,
         )
     except ValueError as error:
         raise ValueError(f"{_name(recording, interval)}: {error}") from error
-    if estimator.device.type == "cuda":
-        torch.cuda.synchronize(estimator.device)
-    return result, time.perf_counter() - begin
 
 
 def _name(recording: Recording, interval: Interval) -> str:

@@ -3,8 +3,10 @@
 console.py           what all commands share: how they are told, and how they end
 infer.py             flowfuse-infer
 infer_options.py     its options
+infer_recording.py   one recording, by one process or several
 reading_options.py   options of all commands that read recordings
 infer_outputs.py     its output directory
+infer_extras.py      what it writes on request beside flow
 infer_figures.py     its pictures
 infer_motion.py      its tracks, and the velocity of events
 infer_report.py      metrics.json, and what is printed

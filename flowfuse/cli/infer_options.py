@@ -11,24 +11,32 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from flowfuse.cli.console import CommandParser
+from flowfuse.cli.infer_extras import EXTRAS
 from flowfuse.cli.reading_options import add_reading_options, reading_options
 from flowfuse.config import parse_duration
 from flowfuse.data.reading import ReadingOptions
 from flowfuse.model.checkpoint import available
+from flowfuse.runner import MODALITIES
 
 COMMAND = "flowfuse-infer"
 DESCRIPTION = """\
 Estimate dense and continuous optical flow from a recording of frames and events.
 
-INPUT is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (lines `time path`, in
-seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of MVSEC; or an event
-file (for --every, or with --frames); or a video. OUT gets
+INPUT is a recording, or several, or a folder of recordings: several are written to OUT/NAME each,
+and their averages to OUT/recordings.json. `torchrun --nproc-per-node N -m flowfuse.infer ...`
+shares the pairs or time intervals of each recording among N processes.
+
+A recording is a directory with events.{h5,npz,txt,csv,raw,aedat4,bag}, images.txt (lines
+`time path`, in seconds) and the images; or an .aedat4 file, a ROS bag or <sequence>_data.hdf5 of
+MVSEC; or an event file (for --every, or with --frames); or a video. OUT gets
 
   flow/000000.flo  flow from frame 0 to frame 1, ...; with --every, of time interval 0, ...
   flow_at/TAU/     with --times: the same from each start to the fraction TAU of the way
   windows.csv      index,t0_us,t1_us,file of every time interval; no file if it has no events
   metrics.json     of frame pairs: the photometric error, and errors if there is ground truth
   pictures/, flow.mp4
+  index.html       with --html: a page that shows all of it over time, in any browser
+  and with --write: flow_backward/, occlusion/, uncertainty/, boundaries/, control_points/
   tracks.csv       with --tracks: id,t_us,x,y,lost of points that are followed
   event_flow/      with --event-flow: the velocity of every event
 
@@ -42,10 +50,12 @@ INPUT is the ROOT that holds the test sequences, and one zip is written instead 
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
-    "format", "png_encoding", "max_pictures", "no_video", "outlier_fraction", "tracks",
-    "event_flow", "bit_depth", "repair", "part", "time_offset", "depth",
+    "format", "png_encoding", "max_pictures", "no_video", "write", "events_only", "frames_only",
+    "html", "outlier_fraction", "tracks", "event_flow", "bit_depth", "repair", "part",
+    "time_offset", "depth", "columns",
 )  # fmt: skip
 MAX_THREADS = 1024
+MAX_VIEWED = 20  # pairs in index.html; at 640 x 480 px they take up to 30 MB
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
 
 
@@ -55,6 +65,7 @@ class InferenceConfig:
 
     Args:
         input: recording directory, event file or video; None with ``events`` or ``frames``.
+        inputs: all that are given, folders of recordings too; ``input`` is the first.
         events, frames, frame_times: files in place of, or in addition to, ``input``.
         calibration: of the rig, a file of :mod:`flowfuse.data.calibration`; None = one pixel grid.
         reading: what else is stated or asked for of the recording.
@@ -71,8 +82,11 @@ class InferenceConfig:
         times: the tau in (0, 1] at which continuous flow is written.
         format: "flo", "png", "npy" or "npz".
         png_encoding: "kitti" or "dsec".
+        extras: what else is written of each interval, names of EXTRAS.
+        modalities: what the network is given: "frames", "events" or both.
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
+        html: write index.html, the viewer.
         outlier_fraction: 1PE, 2PE and 3PE also ask for an error of this fraction of the true
             magnitude.
         overwrite: discard the results of a run with other settings, or a former submission.
@@ -102,8 +116,12 @@ class InferenceConfig:
     times: tuple[float, ...] = ()
     format: str = "flo"
     png_encoding: str = "kitti"
+    extras: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = MODALITIES
     max_pictures: int = 8
     video: bool = True
+    html: bool = False
+    inputs: tuple[Path, ...] = ()
     outlier_fraction: float = 0.0
     overwrite: bool = False
     submission: Path | None = None
@@ -129,9 +147,10 @@ def build_parser() -> ArgumentParser:
     add(
         "input",
         metavar="INPUT",
-        nargs="?",
+        nargs="*",
         type=str,
-        help="recording directory, event file or video",
+        help="recordings (directory, event file or video), folders of recordings, or @FILE with "
+        "one of these a line",
     )
     add("-o", "--output", metavar="OUT", type=str, help="directory of the results")
     add("--events", metavar="FILE", type=str, help="events, if not in INPUT")
@@ -180,11 +199,33 @@ def build_parser() -> ArgumentParser:
         help="scale of 16-bit PNG: kitti 1/64 px, dsec 1/128 px",
     )
     add(
+        "--write",
+        metavar="KIND,...",
+        type=str,
+        default="",
+        help=f"also write, of each pair or time interval: {', '.join(EXTRAS)}",
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--events-only",
+        action="store_true",
+        help="flow of the frame pairs without their frames, to compare",
+    )
+    only.add_argument(
+        "--frames-only", action="store_true", help="flow without the events, to compare"
+    )
+    add(
         "--max-pictures",
         metavar="N",
         type=int,
         default=8,
         help="draw pictures of at most N pairs, evenly spread; 0: none",
+    )
+    add(
+        "--html",
+        action="store_true",
+        help=f"write OUT/index.html: one file for a browser, with up to {MAX_VIEWED} pairs or time "
+        "intervals, evenly spread (--pairs, --start, --end choose)",
     )
     add("--no-video", action="store_true", help="do not write flow.mp4")
     add(
@@ -252,7 +293,8 @@ def build_parser() -> ArgumentParser:
 def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceConfig:
     """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
     given: Namespace = parser.parse_args(list(arguments))
-    if given.input is None and given.events is None and given.frames is None:
+    inputs = _read_inputs(parser, given.input or [])
+    if not inputs and given.events is None and given.frames is None:
         parser.error("give a recording INPUT, --events or --frames")
     _check_submission(parser, given)
     for name in ("iterations", "threads"):
@@ -272,6 +314,9 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     if given.every is not None and given.pairs is not None:
         parser.error("--every makes time intervals of its own: give --start and --end, not --pairs")
 
+    if given.every is not None and given.frames_only:
+        parser.error("--every estimates flow from events: leave out --frames-only")
+
     def convert(option: str, parse: Callable, text: str | None):
         try:
             return None if text is None else parse(text)
@@ -286,7 +331,8 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     except ValueError as error:
         parser.error(str(error))
     return InferenceConfig(
-        input=path(given.input),
+        input=inputs[0] if inputs else None,
+        inputs=inputs,
         output=Path(given.output or given.submission),
         events=path(given.events),
         frames=path(given.frames),
@@ -305,8 +351,11 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
         times=convert("--times", parse_times, given.times),
         format=given.format,
         png_encoding=given.png_encoding,
+        extras=convert("--write", parse_extras, given.write),
+        modalities=_modalities(given),
         max_pictures=given.max_pictures,
         video=not given.no_video,
+        html=given.html,
         outlier_fraction=given.outlier_fraction,
         overwrite=given.overwrite,
         submission=path(given.submission),
@@ -317,6 +366,30 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     )
 
 
+def _read_inputs(parser: ArgumentParser, words: Sequence[str]) -> tuple[Path, ...]:
+    """The inputs, with those of an @FILE in its place."""
+    found: list[Path] = []
+    for word in words:
+        if not word.startswith("@"):
+            found.append(Path(word))
+            continue
+        try:
+            lines = Path(word[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"{word}: cannot read a list of inputs ({error})")
+        listed = [Path(line.strip()) for line in lines if line.strip()]
+        if not listed:
+            parser.error(f"{word}: the list is empty, expected one input a line")
+        found += listed
+    return tuple(found)
+
+
+def _modalities(given: Namespace) -> tuple[str, ...]:
+    if given.events_only:
+        return ("events",)
+    return ("frames",) if given.frames_only else MODALITIES
+
+
 def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
     if given.submission is None:
         if not given.output:  # an unset variable of a shell is an empty name
@@ -325,8 +398,8 @@ def _check_submission(parser: ArgumentParser, given: Namespace) -> None:
             if given[name]:
                 parser.error(f"--{name.replace('_', '-')} belongs to --submission")
         return
-    if given.input is None:
-        parser.error("--submission needs INPUT, the root of DSEC")
+    if len(given.input or []) != 1:
+        parser.error(f"--submission needs INPUT, one root of DSEC, got {len(given.input or [])}")
     if not given.submission.endswith(".zip"):
         parser.error(f"--submission must name a .zip, got {given.submission!r}")
     for name in _OF_RECORDINGS:
@@ -344,6 +417,15 @@ def parse_times(text: str) -> tuple[float, ...]:
     if not all(0 < tau <= 1 for tau in times) or list(times) != sorted(set(times)):
         raise ValueError("expected increasing fractions in (0, 1], such as 0.25,0.5,0.75")
     return times
+
+
+def parse_extras(text: str) -> tuple[str, ...]:
+    """Read "uncertainty,backward" as names of EXTRAS, in the order that EXTRAS has."""
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    for name in names:
+        if name not in EXTRAS:
+            raise ValueError(f"unknown kind {name!r}, expected some of {', '.join(EXTRAS)}")
+    return tuple(name for name in EXTRAS if name in names)
 
 
 def parse_range(text: str) -> tuple[int | None, int | None]:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowfuse import __version__
-from flowfuse.cli.infer_figures import PICTURES, write_figures
+from flowfuse.cli.infer_extras import EXTRAS, Estimates
+from flowfuse.cli.infer_figures import PICTURES, colour_range, write_figures
 from flowfuse.cli.infer_motion import EVENT_FLOW, TRACKS
 from flowfuse.cli.infer_options import InferenceConfig
 from flowfuse.data.recording import Recording
 from flowfuse.events import Events
 from flowfuse.io.atomic import atomic_path, remove_abandoned
 from flowfuse.io.flow import read_flow, tau_directory, write_flow
+from flowfuse.io.lock import directory_lock
 from flowfuse.io.progress import progress
 from flowfuse.result import Result
 from flowfuse.runner import Interval, is_measured
+from flowfuse.viewer.page import write_page
+from flowfuse.viewer.payload import encode_pair
 from flowfuse.visualization import (
     EVENT_COLOURS,
     add_legend,
@@ -55,6 +60,7 @@ def run_settings(
         "checkpoint_sha256": digest,
         "iterations": config.iterations,
         "precision": config.precision,
+        "modalities": list(config.modalities),
         "every_us": config.every,
         # The grid of fixed-rate intervals starts there; frame pairs are numbered by their frames.
         "start_s": config.start if config.every else None,
@@ -96,14 +102,24 @@ class OutputDirectory:
         suffix: of the flow files, without the dot.
         encoding: of 16-bit PNG, "kitti" or "dsec".
         times: the tau of the continuous flow.
+        extras: names of EXTRAS.
     """
 
-    def __init__(self, root: Path, suffix: str, encoding: str, times: Sequence[float]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        suffix: str,
+        encoding: str,
+        times: Sequence[float],
+        extras: Sequence[str] = (),
+    ) -> None:
         self.root, self.suffix, self.encoding, self.times = root, suffix, encoding, tuple(times)
+        self.extras = tuple(extras)
         self.settings = root / "run.json"
         self.metrics = root / "metrics.json"
         self.intervals = root / "windows.csv"
         self.video = root / "flow.mp4"
+        self.page = root / "index.html"
         self.pictures = root / "pictures"
         self.tracks = root / TRACKS
 
@@ -114,15 +130,32 @@ class OutputDirectory:
             directory = tau_directory(self.root / "flow_at", tau)
         return directory / f"{index:06d}.{self.suffix}"
 
+    def extra(self, index: int, name: str) -> Path:
+        """The file of an interval that one of the EXTRAS writes."""
+        kind = EXTRAS[name]
+        return self.root / kind.folder / f"{index:06d}.{kind.suffix or self.suffix}"
+
+    @property
+    def needs_backward(self) -> bool:
+        """Whether anything that is asked for needs the backward flow."""
+        return any(EXTRAS[name].backward for name in self.extras)
+
     def picture(self, index: int, kind: str) -> Path:
         """One of the PICTURES of an interval."""
         return self.pictures / f"{index:06d}_{kind}.png"
 
-    def is_done(self, index: int, pictures: bool) -> bool:
-        """Whether all files of an interval are there."""
+    def payload(self, index: int) -> Path:
+        """What the page shows of an interval."""
+        return self.root / "viewer" / f"{index:06d}.json"
+
+    def is_done(self, index: int, pictures: bool, viewed: bool = False) -> bool:
+        """Whether all files of an interval are there: its pictures, its part of the page."""
         files = [self.flow(index), *(self.flow(index, tau) for tau in self.times)]
+        files += [self.extra(index, name) for name in self.extras]
         if pictures:
             files += [self.picture(index, kind) for kind in PICTURES]
+        if viewed:
+            files.append(self.payload(index))
         return all(path.is_file() for path in files)
 
     def written(self) -> list[int]:
@@ -145,16 +178,33 @@ class OutputDirectory:
         return read_flow(self.flow(index, tau), self.encoding)[0]
 
     def write(
-        self, recording: Recording, interval: Interval, result: Result, *, pictures: bool
+        self,
+        recording: Recording,
+        interval: Interval,
+        result: Result,
+        backward: np.ndarray | None,
+        *,
+        pictures: bool,
+        viewed: bool = False,
     ) -> None:
         """Write the files of an interval.
+
+        Args:
+            backward: its backward flow [2, H, W] px, where ``needs_backward``.
+            pictures: draw it.
+            viewed: make its part of the page.
 
         Raises:
             OSError: one cannot be written.
         """
+        for name in self.extras:
+            estimates = Estimates(result, backward, self.encoding)
+            EXTRAS[name].write(self.extra(interval.index, name), estimates)
         for tau in self.times:
             write_flow(self.flow(interval.index, tau), result.at(tau), encoding=self.encoding)
         write_flow(self.flow(interval.index), result.flow, encoding=self.encoding)
+        if viewed:
+            self._write_payload(recording, interval, result)
         if not pictures:
             return
         frame0, events = _beginning(recording, interval)
@@ -169,6 +219,35 @@ class OutputDirectory:
         drawn = write_figures(title, result, frame0, events, ground_truths, times)
         for kind, image in drawn.items():
             write_image(self.picture(interval.index, kind), image)
+
+    def _write_payload(self, recording: Recording, interval: Interval, result: Result) -> None:
+        flows, frame, ground_truth = [result.flow], None, None
+        if interval.frames:
+            frame = recording.frame(interval.frames[0])
+        if is_measured(recording, interval):
+            ground_truth = recording.ground_truth_at(interval.index, 1.0)
+        if ground_truth is not None:
+            flows.append(ground_truth[0])
+        events = recording.events(interval.t0, interval.t1)
+        content = encode_pair(
+            result, frame, events, ground_truth,
+            index=interval.index, colour_range=colour_range(*flows),
+        )  # fmt: skip
+        path = self.payload(interval.index)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(content)
+
+    def write_page(
+        self, title: str, intervals: Sequence[Interval], metrics: Mapping[int, dict[str, Any]]
+    ) -> int:
+        """Write index.html of the intervals that have a payload; returns its size in bytes.
+
+        Args:
+            metrics: index -> entry of metrics.json.
+        """
+        files = [self.payload(interval.index) for interval in intervals]
+        return write_page(self.page, title, [file for file in files if file.is_file()], metrics)
 
     def write_video(
         self, recording: Recording, intervals: Sequence[Interval], max_magnitude: float
@@ -211,7 +290,13 @@ class OutputDirectory:
         if self.times:
             names = ", ".join(str(tau) for tau in self.times)
             lines.append(f"flow at tau = {names}: {self.root / 'flow_at'}")
-        files = {"time intervals": self.intervals, "metrics": self.metrics, "video": self.video}
+        lines += [f"{name}: {self.extra(0, name).parent}" for name in self.extras]
+        files = {
+            "time intervals": self.intervals,
+            "metrics": self.metrics,
+            "video": self.video,
+            "page": self.page,
+        }
         for name, path in files.items():
             if path.is_file():
                 lines.append(f"{name}: {path}")
@@ -220,18 +305,30 @@ class OutputDirectory:
             lines += ["pictures:", *(f"  {path}" for path in drawn)]
         return lines
 
-    def prepare(
-        self, settings: dict[str, Any], sources: Sequence[Path], *, overwrite: bool
-    ) -> None:
-        """Make the directory, or take up the run in it.
+    @contextmanager
+    def claimed(self, sources: Sequence[Path]) -> Iterator[None]:
+        """Make the directory, and keep other commands out of it.
+
+        Args:
+            sources: files of the recording.
 
         Raises:
-            ValueError: it holds something else, or results of a run with other settings.
+            ValueError: it is one of them, or another command writes there.
             OSError: it cannot be written.
         """
         if any(self.root.resolve() == source.resolve() for source in sources):
             raise ValueError(f"{self.root}: the output directory must not be the recording itself")
         self.root.mkdir(parents=True, exist_ok=True)
+        with directory_lock(self.root):
+            yield
+
+    def prepare(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Begin a run in the directory, or take up the one in it.
+
+        Raises:
+            ValueError: it holds something else, or results of a run with other settings.
+            OSError: it cannot be written.
+        """
         if self.settings.is_file():
             found = self._read_settings()
             if overwrite:
@@ -243,7 +340,12 @@ class OutputDirectory:
         with atomic_path(self.settings) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
         remove_abandoned(self.root)
-        for path in (self.flow(0), self.picture(0, "flow"), *(self.flow(0, t) for t in self.times)):
+        made = [
+            self.flow(0),
+            self.picture(0, "flow"),
+            *(self.flow(0, t) for t in self.times),
+        ]
+        for path in (*made, *(self.extra(0, name) for name in self.extras)):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(path.parent)
 
@@ -275,7 +377,7 @@ class OutputDirectory:
     def _has_results(self) -> bool:
         """Whether a run has come to anything; an error in its input may have ended it before."""
         files = [path for directory in self._directories() for path in directory.rglob("*")]
-        files += [self.metrics, self.intervals, self.video, self.tracks]
+        files += [self.metrics, self.intervals, self.video, self.page, self.tracks]
         return any(path.is_file() and not path.name.startswith(".") for path in files)
 
     def _clear(self) -> None:
@@ -283,11 +385,13 @@ class OutputDirectory:
         for directory in self._directories():
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for path in (self.metrics, self.intervals, self.video, self.tracks):
+        for path in (self.metrics, self.intervals, self.video, self.page, self.tracks):
             path.unlink(missing_ok=True)
 
     def _directories(self) -> tuple[Path, ...]:
-        return self.root / "flow", self.root / "flow_at", self.pictures, self.root / EVENT_FLOW
+        extras = (self.root / kind.folder for kind in EXTRAS.values())
+        folders = (self.root / name for name in ("flow", "flow_at", "viewer", EVENT_FLOW))
+        return *folders, self.pictures, *extras
 
 
 def playback(starts: Sequence[int]) -> tuple[list[float], int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from flowfuse.cli.infer_outputs import OutputDirectory
 from flowfuse.data.recording import Recording
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.boundaries import DISTANCES
-from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth
+from flowfuse.evaluation.evaluate import ALL, Estimate, Evaluation, GroundTruth, PairSums
 from flowfuse.evaluation.metrics import means, photometric_error, uncertainty_metrics
 from flowfuse.evaluation.report import without_nan
 from flowfuse.io.atomic import atomic_path
@@ -47,6 +48,7 @@ class RunMetrics:
         self.latest = ""
         self._outlier_fraction = outlier_fraction
         self._pairs: list[dict[str, Any]] = []
+        self._sums: list[dict[float, PairSums]] = []
         # 1.0 is the flow from frame to frame; other tau are continuous flow
         self._evaluations: dict[float, Evaluation] = {}
         # Printed alone: the uncertainty is not written, and metrics.json tells of what is.
@@ -92,6 +94,7 @@ class RunMetrics:
         }
         flows = {**flow_at, 1.0: flow}
         asked = {tau: recording.ground_truth_at(interval.index, tau) for tau in flows}
+        measured: dict[float, PairSums] = {}
         known = {tau: answer for tau, answer in asked.items() if answer is not None}
         for tau in known:
             # With the flow to the second frame goes the path to it, as far as it is known.
@@ -107,6 +110,7 @@ class RunMetrics:
             )
             estimates = {"flow": Estimate(path), "zero_flow": Estimate(np.zeros_like(path))}
             found = evaluation.add(estimates, ground_truth)[ALL]
+            measured[tau] = evaluation.latest
             if tau < 1:
                 pair.setdefault("flow_at", {})[str(tau)] = found
                 continue
@@ -120,6 +124,36 @@ class RunMetrics:
             told = f"EPE {found['flow']['epe']:.2f}, zero flow {found['zero_flow']['epe']:.2f} px"
             self.latest = told if math.isfinite(found["flow"]["epe"]) else ""
         self._pairs.append(pair)
+        self._sums.append(measured)
+
+    def extend(self, other: RunMetrics) -> None:
+        """Add all that another has measured, pair by pair, as if it had been measured here."""
+        self._ause += other._ause
+        for pair, measured in zip(other._pairs, other._sums, strict=True):
+            self._pairs.append(pair)
+            self._sums.append(measured)
+            for tau, sums in measured.items():
+                self._evaluations.setdefault(tau, Evaluation()).add_sums(sums)
+
+    @classmethod
+    def merged(cls, parts: Sequence[RunMetrics]) -> RunMetrics:
+        """Those of one recording that several processes measured, in the order of its pairs.
+
+        Sums are taken pair by pair, so that the bits are those of one process.
+        """
+        both = [both for part in parts for both in zip(part._pairs, part._sums, strict=True)]
+        fraction = parts[0]._outlier_fraction
+        unsorted, result = cls(fraction), cls(fraction)
+        both.sort(key=lambda entry: entry[0]["index"])
+        unsorted._pairs, unsorted._sums = [pair for pair, _ in both], [sums for _, sums in both]
+        unsorted._ause = [value for part in parts for value in part._ause]
+        result.extend(unsorted)
+        return result
+
+    @property
+    def pairs(self) -> dict[int, dict[str, Any]]:
+        """The entries of metrics.json, by the index of their flow file."""
+        return {pair["index"]: pair for pair in self._pairs}
 
     def averages(self) -> dict[str, Any]:
         """Average flow metrics per pixel and per frame, paths per pixel, the others per pair."""
@@ -240,8 +274,8 @@ def _mean(values: list[float]) -> float:
 class RunReport:
     """What happened to the intervals of a run."""
 
-    total: int
-    gaps: int
+    total: int = 0
+    gaps: int = 0
     done: int = 0
     new: int = 0
     from_frames: int = 0
@@ -250,6 +284,21 @@ class RunReport:
     magnitude: float = LEAST_MAGNITUDE
     seconds: list[float] = field(default_factory=list)
     metrics: RunMetrics = field(default_factory=RunMetrics)
+
+    @classmethod
+    def merged(cls, parts: Sequence[RunReport]) -> RunReport:
+        """What several processes report of one recording, together; ``total`` and ``gaps`` open."""
+        counts = {
+            name: sum(getattr(part, name) for part in parts)
+            for name in ("done", "new", "from_frames", "skipped")
+        }
+        return cls(
+            **counts,
+            unit=parts[0].unit,
+            magnitude=max(part.magnitude for part in parts),
+            seconds=[second for part in parts for second in part.seconds],
+            metrics=RunMetrics.merged([part.metrics for part in parts]),
+        )
 
     def summary(
         self,

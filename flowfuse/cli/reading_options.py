@@ -37,6 +37,13 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--time-offset=-3ms",
     )
     add(
+        "--columns",
+        metavar="t,x,y,p",
+        type=str,
+        help="order of the columns of a text or a table of events; t_s, t_ms, t_us, t_ns: the unit "
+        "of t (default: as the file shows them)",
+    )
+    add(
         "--depth",
         metavar="METRES",
         type=str,
@@ -62,7 +69,9 @@ def reading_options(given: Any) -> ReadingOptions:
             raise ValueError(f"--time-offset {given.time_offset!r}: {error}") from None
     if given.depth is not None and given.calibration is None:
         raise ValueError("--depth needs --calibration, of two cameras")
-    return ReadingOptions(given.bit_depth, given.repair, given.part, offset, given.depth)
+    return ReadingOptions(
+        given.bit_depth, given.repair, given.part, offset, given.depth, given.columns
+    )
 
 
 def keyword_arguments(options: ReadingOptions) -> dict[str, Any]:

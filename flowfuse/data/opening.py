@@ -12,10 +12,14 @@ from pathlib import Path
 
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.datasets.directory import DATASET as DIRECTORY
-from flowfuse.data.datasets.directory import NothingRecordedError, open_directory
+from flowfuse.data.datasets.directory import (
+    NothingRecordedError,
+    holds_recording,
+    open_directory,
+)
 from flowfuse.data.reading import ReadingOptions, TimeOffset, parse_time_offset
 from flowfuse.data.recording import Recording
-from flowfuse.data.registry import Registry
+from flowfuse.data.registry import Registry, event_suffixes, video_suffixes
 
 DATASETS: Registry[DataSet] = Registry(
     DataSet,  # type: ignore[type-abstract]  # asked for by isinstance alone
@@ -75,7 +79,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
     if isinstance(time_offset, str):
         time_offset = parse_time_offset(time_offset)
     stated_depth = None if depth is None else str(depth)
-    options = ReadingOptions(bit_depth, bool(repair), part, time_offset, stated_depth)
+    options = ReadingOptions(bit_depth, bool(repair), part, time_offset, stated_depth, columns)
     path = None if path is None else Path(path)
     if path is not None and events is None and frames is None:
         dataset = _find_dataset(path)
@@ -84,8 +88,6 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
                 raise ValueError(
                     f"{calibration}: no calibration file is taken here: {dataset.own_calibration}"
                 )
-            if columns is not None:
-                raise ValueError(f"{path}: columns are stated, but {dataset.name} has its own")
             if options.stated():
                 raise ValueError(
                     f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
@@ -99,13 +101,55 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
             frames=frames,
             times=times,
             calibration=calibration,
-            columns=columns,
             options=options,
         )
     except NothingRecordedError:
         if path is not None and path.is_dir():
             _refuse_root(path)
         raise
+
+
+def find_recordings(path: str | os.PathLike) -> list[Path]:
+    """Find the recordings of a folder.
+
+    Args:
+        path: a recording, or a folder that holds some: ROOT of a data set, or any folder, in which
+            directories and files that are recordings are taken, and others passed over.
+
+    Returns:
+        The recordings in the order of their names; the path itself where it is one.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: nothing in it is a recording; or a directory in it is a broken one.
+    """
+    path = Path(path)
+    if not path.is_dir() or _is_recording(path):
+        return [path]  # what is wrong with it is told when it is opened
+    for dataset in DATASETS:
+        names = DATASETS.ask(dataset, dataset.sequences, path)
+        if names:
+            return [path / name for name in names]
+    children = [child for child in path.iterdir() if not child.name.startswith(".")]
+    found = sorted(child for child in children if _is_recording(child))
+    if not found:
+        raise ValueError(
+            f"{path}: neither a recording nor a folder of recordings; expected events "
+            f"({', '.join('events' + s for s in event_suffixes())}) or frames (images.txt, "
+            "images/, a video) in it or in the folders in it"
+        )
+    return found
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether a path is a recording; a broken one is."""
+    if _find_dataset(path) is not None:
+        return True
+    if path.is_file():
+        suffix = path.suffix.lower()
+        known = {*event_suffixes(), *video_suffixes()} - {".txt", ".csv", ".npz", ".h5", ".hdf5"}
+        return suffix in known  # the others hold many other things
+    return holds_recording(path)
 
 
 def _find_dataset(path: Path) -> DataSet | None:

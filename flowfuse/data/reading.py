@@ -37,6 +37,8 @@ class ReadingOptions:
         part: of a file of events whose clock was reset, from 1 on.
         time_offset: of the clock of the frames.
         depth: of the scene, with a calibration, see :func:`flowfuse.data.depth.parse_depth`.
+        columns: of a table of events, see
+            :func:`flowfuse.data.formats.column_order.parse_columns`.
     """
 
     bit_depth: int | None = None
@@ -44,6 +46,7 @@ class ReadingOptions:
     part: int | None = None
     time_offset: TimeOffset | None = None
     depth: str | None = None
+    columns: str | None = None
 
     def __post_init__(self) -> None:
         if self.bit_depth is not None and not 8 <= self.bit_depth <= 16:

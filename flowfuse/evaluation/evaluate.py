@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowfuse.evaluation.boundaries import boundary_sums, motion_discontinuities
+from flowfuse.evaluation.boundaries import (
+    Sides,
+    boundary_sums,
+    find_sides,
+    motion_discontinuities,
+    side_sums,
+)
+from flowfuse.evaluation.grid import grid_sums
 from flowfuse.evaluation.metrics import (
     FlowMetrics,
     Sums,
@@ -76,9 +83,15 @@ class GroundTruth:
             return np.asarray(self.motion_boundary) > 0.5
         return motion_discontinuities(self.displacements[-1], self.valid[-1])
 
+    @cached_property
+    def sides(self) -> Sides:
+        """What is in front and what is behind where the ground truth jumps."""
+        return find_sides(self.displacements[-1], self.valid[-1], self.occluded)
+
 
 # (estimate, ground truth, [H, W] bool pixels that count, outlier_fraction) -> sums
 Measure = Callable[[Estimate, GroundTruth, np.ndarray, float], Sums]
+PairSums = dict[str, dict[str, Sums]]  # mask -> row -> sums of a pair
 Pair = tuple[Mapping[str, Estimate], GroundTruth]  # row -> estimate
 
 
@@ -89,7 +102,8 @@ def pair_sums(
 
     Returns:
         the measures of :func:`flow_sums`; ``epe_within_2`` ... of :func:`boundary_sums`, about
-        B_m where it is known, else about the jumps of the ground truth; ``epe_occluded`` and
+        B_m where it is known, else about the jumps of the ground truth; those of :func:`side_sums`
+        and :func:`grid_sums`, about these jumps; ``epe_occluded`` and
         ``epe_visible`` where occlusion is known; those of :func:`trajectory_sums` where there is
         ground truth at earlier times; where there is an uncertainty ``ause`` and
         ``ause_magnitude``, which count once per pair, and ``epe_certain`` with its limit, which
@@ -100,6 +114,8 @@ def pair_sums(
     boundary = ground_truth.motion_boundary
     sums = flow_sums(flow, target, counted, boundary, outlier_fraction=outlier_fraction)
     sums |= boundary_sums(flow, target, counted, ground_truth.edges)
+    sums |= side_sums(flow, target, counted, ground_truth.sides)
+    sums |= grid_sums(flow, target, counted, ground_truth.sides)
     if ground_truth.occluded is not None:
         for name, part in (("occluded", True), ("visible", False)):
             chosen = counted & (ground_truth.occluded == part)
@@ -149,7 +165,7 @@ class Evaluation:
     def __init__(self, *, outlier_fraction: float = 0.0, measure: Measure = pair_sums) -> None:
         self.outlier_fraction = outlier_fraction
         self.measure = measure
-        self.latest: dict[str, dict[str, Sums]] = {}
+        self.latest: PairSums = {}
         self._metrics: dict[str, dict[str, FlowMetrics]] = {}
 
     def add(
@@ -160,15 +176,22 @@ class Evaluation:
         Returns:
             mask -> row -> measure -> value.
         """
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        sums: dict[str, dict[str, Sums]] = {}
+        sums: PairSums = {}
         valid = np.asarray(ground_truth.valid[-1], bool)
         for mask, pixels in ground_truth.masks.items():
             counted = valid if pixels is None else valid & pixels
-            sums[mask], found[mask] = {}, {}
-            for row, estimate in estimates.items():
-                one = self.measure(estimate, ground_truth, counted, self.outlier_fraction)
-                sums[mask][row] = one
+            sums[mask] = {
+                row: self.measure(estimate, ground_truth, counted, self.outlier_fraction)
+                for row, estimate in estimates.items()
+            }
+        return self.add_sums(sums)
+
+    def add_sums(self, sums: PairSums) -> dict[str, dict[str, dict[str, float]]]:
+        """Add a pair by what ``latest`` had of it; returns what :meth:`add` does."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for mask, rows in sums.items():
+            found[mask] = {}
+            for row, one in rows.items():
                 metrics = self._metrics.setdefault(mask, {}).setdefault(row, FlowMetrics())
                 found[mask][row] = metrics.add_sums(one)
         self.latest = sums

@@ -16,6 +16,12 @@ PLACES = {
     "within 5 px": "epe_within_5", "within 10 px": "epe_within_10", "elsewhere": "epe_beyond_10",
     "occluded": "epe_occluded", "visible": "epe_visible",
 }  # fmt: skip
+SIDES = {
+    "behind: 2 px": "epe_behind_2", "behind: 5 px": "epe_behind_5",
+    "behind: 10 px": "epe_behind_10", "in front: 2 px": "epe_front_2",
+    "in front: 5 px": "epe_front_5", "in front: 10 px": "epe_front_10",
+    "thin parts": "epe_thin", "grid": "grid",
+}  # fmt: skip
 PATH = {
     "TEPE px": "tepe", "line to own end": "tepe_line_own_end",
     "line to true end": "tepe_line_true_end", "deviation error": "deviation_error",
@@ -34,22 +40,29 @@ WITHOUT_TRUTH = {
     "photometric": "photometric", "event sharpness (FWL)": "sharpness", "mean u px": "mean_u",
     "mean abs v px": "mean_abs_v", "u of one sign %": "one_sign",
 }  # fmt: skip
-COMPARED = {"EPE": "epe", "boundary EPE": "epe_boundary", "interior EPE": "epe_interior"}
+COMPARED = {
+    "EPE": "epe", "boundary EPE": "epe_boundary", "interior EPE": "epe_interior",
+    "thin EPE": "epe_thin",
+}  # fmt: skip
 COMPARED_WITHOUT_TRUTH = {"photometric": "photometric"}
 EXPLAINED = """\
 Values are pooled over all valid pixels of a set; brackets hold 95 % bootstrap intervals over \
 scenes, those of ratios paired. `boundary`: EPE within 5 px of motion discontinuities, `interior`: \
 elsewhere; within 2, 5, 10 px of B_m, or, where it is not known, of jumps of the ground truth \
-by more than 1 px; occluded: not to be seen at the end. TEPE: EPE over times between the frames; \
-beside it, that of straight lines to the row's own and to the true end. Deviation error: 0 = the \
-true path, 1 = a straight line; sums over the set, where the true path deviates by more than 1 px. \
-AUSE: mean over scenes, 0 = the uncertainty ranks as the errors do. Surest 80 %: the EPE of the \
-pixels that are called most certain, over that of all; of the set, the other 20 % are left out \
-wherever they are; the bounds are those of the 80 % with the smallest errors. Boundaries: at the \
-threshold that is best for the set, without thinning: precision, the share of what is found that \
-has a true boundary within 2 px; recall, the share of the true ones that have one that is found (a \
-true B_m is a band within 1.5 px of a border); F, their harmonic mean; everywhere, that of a map \
-that says "boundary" at every pixel. DIS, Farneback and zero know no path: theirs is straight."""
+by more than 1 px; occluded: not to be seen at the end. Behind and in front: EPE within 2, 5, 10 \
+px of jumps of the ground truth, on the side that the other one hides and on the other; where \
+occlusion is not known or does not tell, on the slower and on the faster side. Thin parts: in \
+front, narrower than 8 px. Grid: mean gradient of u across every fourth column over that across \
+the others, in flat moving regions; 1 = none. TEPE: EPE over times between the frames; beside it, \
+that of straight lines to the row's own and to the true end. Deviation error: 0 = the true path, \
+1 = a straight line; sums over the set, where the true path deviates by more than 1 px. AUSE: \
+mean over scenes, 0 = the uncertainty ranks as the errors do. Surest 80 %: the EPE of the pixels \
+that are called most certain, over that of all; of the set, the other 20 % are left out wherever \
+they are; the bounds are those of the 80 % with the smallest errors. Boundaries: at the threshold \
+that is best for the set, without thinning: precision, the share of what is found that has a true \
+boundary within 2 px; recall, the share of the true ones that have one that is found (a true B_m \
+is a band within 1.5 px of a border); F, their harmonic mean; everywhere, that of a map that says \
+"boundary" at every pixel. DIS, Farneback and zero know no path: theirs is straight."""
 
 
 def as_markdown(report: Mapping) -> str:
@@ -63,7 +76,12 @@ def as_markdown(report: Mapping) -> str:
         lines += table(result["rows"], FLOW, with_interval={"epe"})
         if ratios := ratio_table(result["rows"], COMPARED):
             lines += ["", *ratios]
-        for columns, limits in ((PLACES, set()), (PATH, {"tepe"}), (BOUNDARY, BOUNDARY_F)):
+        for columns, limits in (
+            (PLACES, set()),
+            (SIDES, {"epe_thin"}),
+            (PATH, {"tepe"}),
+            (BOUNDARY, BOUNDARY_F),
+        ):
             rows = {
                 name: row
                 for name, row in result["rows"].items()

@@ -41,11 +41,20 @@ class Evidence(NamedTuple):
     log_scale: Tensor
     fade: Tensor
 
+    @property
+    def frames(self) -> Tensor:
+        """What the features of the frames are multiplied with: [B, 1, h, w]."""
+        return self.fade[:, :1]
+
+    @property
+    def events(self) -> Tensor:
+        """What the features of the event slices are multiplied with: [B, 1, h, w]."""
+        return self.fade[:, 1:]
+
     def of_pair(self, kind: PairKind) -> Tensor:
         """What the correlations of a kind of pairs are multiplied with: [B, 1, h, w]."""
-        frames, events = self.fade.split(1, dim=1)
-        first = events if kind == PairKind.EVENTS else frames
-        second = frames if kind == PairKind.FRAMES else events
+        first = self.events if kind == PairKind.EVENTS else self.frames
+        second = self.frames if kind == PairKind.FRAMES else self.events
         return first * second
 
 

@@ -194,16 +194,12 @@ class FlowFuse(nn.Module):
         )
         events, frames = self._encode(slices, scene, encoded_frames)
         del slices
-        latents = events.latents, frames.latents
-        correlations = self._correlate(*latents)
-        evidence, change = self._match_at_rest(correlations, scene.modality_mask)
+        correlations = self._correlate(events.latents, frames.latents)
+        evidence, points = self._match_at_rest(correlations, scene.modality_mask)
+        points = points + self._regress(events.latents, frames.latents, evidence)
         if evidence is not None:
-            frames, events = (
-                faded(encoded, fade)
-                for encoded, fade in zip((frames, events), evidence.fade.split(1, 1), strict=True)
-            )
-        regressed = self.init_head(torch.cat((events.latents, frames.latents), dim=1).flatten(1, 2))
-        points = regressed + change
+            frames = frames._replace(stem=faded(frames.stem, evidence.frames))
+            events = events._replace(stem=faded(events.stem, evidence.events))
         if flow_init is not None:
             points = self._replace_first(points, flow_init)
         coarse = self._estimate(scene, events, frames, correlations, evidence, points, iterations)
@@ -233,8 +229,8 @@ class FlowFuse(nn.Module):
             uncertainty=refined.uncertainty[..., :height, :width],
             coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
             boundary=coarse.boundary[..., :height, :width],
-            event_latent=latents[0],
-            frame_latent=latents[1],
+            event_latent=events.latents,
+            frame_latent=frames.latents,
             evidence=torch.zeros_like(points[:, :2]) if evidence is None else evidence.log_scale,
         )
 
@@ -338,13 +334,14 @@ class FlowFuse(nn.Module):
         boundary, agreement = self._localize(scene, events, frames, points.detach())
         coarse_boundary = max_pool(boundary, STRIDE)
         cues = self._cues(scene, agreement)
-        context_events = events.latents
-        if config.weighs_evidence:
+        looks = [events.latents[:, 0], frames.latents[:, 0], events.latents[:, -1]]
+        if evidence is not None:
             # What the frames show looks alike from camera to camera; what events look like does
             # not, and where the frames are there, it adds little to what its motion tells.
-            has_frames = scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1, 1)
-            context_events = context_events * (1 - has_frames).to(context_events.dtype)
-        state, context = self._context(context_events, frames.latents, cues, coarse_boundary)
+            alone = 1 - scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
+            fades = (alone * evidence.events, evidence.frames, alone * evidence.events)
+            looks = [faded(look, fade) for look, fade in zip(looks, fades, strict=True)]
+        state, context = self._context((*looks, cues), coarse_boundary)
         update_context = self.update.context(context)
         gates = None
         if config.guided:
@@ -376,6 +373,17 @@ class FlowFuse(nn.Module):
             levels=self.config.levels,
             strategy=self.config.correlation,
         )
+
+    def _regress(self, events: Tensor, frames: Tensor, evidence: Evidence | None) -> Tensor:
+        """Regress first control points [B, 2 n, h, w] from all latents."""
+        parts = [events, frames]
+        if evidence is not None:
+            fades = (evidence.events, evidence.frames)
+            parts = [
+                part * fade.unsqueeze(1).to(part.dtype)
+                for part, fade in zip(parts, fades, strict=True)
+            ]
+        return self.init_head(torch.cat(parts, dim=1).flatten(1, 2))
 
     def _match_at_rest(
         self, correlations: Sequence[PairCorrelations], mask: Tensor
@@ -409,12 +417,10 @@ class FlowFuse(nn.Module):
         change = self.matching.fit(matches, self.tau)
         return self.motion(tokens.flatten(1, 2), torch.cat((points, change.flatten(1, 2)), dim=1))
 
-    def _context(
-        self, events: Tensor, frames: Tensor, cues: Tensor, boundary: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _context(self, features: Sequence[Tensor], boundary: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first recurrent state and the features that stay, [B, hidden, h, w] each."""
-        features = (events[:, 0], frames[:, 0], events[:, -1], cues.to(events.dtype))
-        context = self.context(torch.cat(features, dim=1))
+        dtype = features[0].dtype
+        context = self.context(torch.cat([part.to(dtype) for part in features], dim=1))
         if self.config.guided:
             context = context + self.boundary_context(boundary)
         state, context = self.context_norm(context).chunk(2, dim=1)
@@ -467,13 +473,12 @@ class FlowFuse(nn.Module):
         return torch.cat((agreement, scene.density, flat), dim=1)
 
 
-def faded(encoded: Encoded, fade: Tensor) -> Encoded:
-    """Shrink features by [B, 1, h, w]; those that are only correlated stay, see `read_pairs`."""
-    stem = F.interpolate(fade, scale_factor=STRIDE / STEM_STRIDE, mode="bilinear")
-    return encoded._replace(
-        stem=encoded.stem * stem.to(encoded.stem.dtype),
-        latents=encoded.latents * fade.unsqueeze(1).to(encoded.latents.dtype),
-    )
+def faded(features: Tensor, fade: Tensor) -> Tensor:
+    """Shrink features [B, C, s h, s w] by [B, 1, h, w]."""
+    scale = features.shape[-1] / fade.shape[-1]
+    if scale != 1:
+        fade = F.interpolate(fade, scale_factor=scale, mode="bilinear")
+    return features * fade.to(features.dtype)
 
 
 def zero_features(other: Encoded, count: int) -> Encoded:

@@ -106,9 +106,10 @@ def normalize_inputs(
         Modality.SECOND_FRAME: frames,
     }
     # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
-    flags = [inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()]
-    flags[Modality.SECOND_FRAME] = flags[Modality.SECOND_FRAME] * flags[Modality.FRAMES]
-    modality_mask = torch.stack(flags, dim=1)
+    first, *others, second = (
+        inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()
+    )
+    modality_mask = torch.stack((first, *others, second * first), dim=1)
     has_frames = modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
     has_events = modality_mask[:, Modality.EVENTS].view(-1, 1, 1, 1)
     history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])

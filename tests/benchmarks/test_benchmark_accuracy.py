@@ -119,6 +119,14 @@ def test_without_a_localizer_there_are_no_boundaries(tmp_path: Path) -> None:
     assert pair.estimate(network.estimator, "fused").boundary is None
 
 
+def test_sets_before_several_sensors() -> None:
+    names = load("accuracy").set_names(["slow", "thin"], ["default", "v2e"])
+    assert names == ["slow", "thin", "slow@v2e", "thin@v2e"]
+    sets = [load("accuracy").SceneSet(n, 1, (64, 80), {(4, 3)}, None) for n in names[1:3]]
+    assert sets[0].what.endswith("Event sensor: that of trainings.")
+    assert sets[1].what.endswith("Event sensor: that of v2e's model, which no training uses.")
+
+
 @pytest.mark.slow
 def test_scenes_are_prepared_by_several_processes(tmp_path: Path) -> None:
     arguments = ["--sets", "slow", *TINY, "--cache", str(tmp_path)]
@@ -162,7 +170,7 @@ def test_the_command_writes_report_and_pictures(
             measures[f"boundary_{kind}_f{end}"]["value"] for end in ("", "_everywhere")
         )
         assert everywhere < f < 1
-    for name in ("epe_within_2", "epe_beyond_10", "epe_visible"):
+    for name in ("epe_within_2", "epe_beyond_10", "epe_visible", "epe_behind_5", "epe_front_5"):
         assert measures[name]["value"] > 0, name
     single = [scenes["rows"][f"small {m} only"]["measures"]["epe"] for m in ("frames", "events")]
     ratio = measures["epe"]["value"] / min(found["value"] for found in single)
@@ -208,6 +216,7 @@ def test_recordings_without_truth(capsys: pytest.CaptureFixture) -> None:
         (["--size", "8", "8", "--scenes", "1"], 1, "at least 16"),
         (["--prepare"], 2, "--cache"),
         (["--sets", "underwater"], 2, "underwater"),
+        (["--sensor", "esim"], 2, "esim"),
         (["--sets"], 2, "--sets names no set, so there is nothing to do: name some, or --images"),
         (["--sets", "--recordings", "/no/such/folder"], 1, "no recording with flow/"),
         (["--sets", "--prepare", "--cache", "/tmp"], 2, "--sets names no set"),

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from infer_cases import CONFIG, FIRST, FRAMES, HEIGHT, QUIET, SHIFT, STEP, WIDTH, files
 
-from flowfuse.cli import infer
 from flowfuse.cli import infer_outputs as outputs
+from flowfuse.cli import infer_recording, infer_report
 from flowfuse.cli.infer import main
 from flowfuse.cli.infer_options import parse_duration, parse_range, parse_times
 from flowfuse.data.opening import open_recording
@@ -24,7 +25,7 @@ from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import load
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
-from flowfuse.model import FlowFuse, ModelConfig
+from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.runner import (
     FrameReader,
@@ -34,72 +35,6 @@ from flowfuse.runner import (
     plan_fixed_rate,
     plan_frame_pairs,
 )
-
-HEIGHT, WIDTH, FRAMES = 20, 28, 4
-STEP = 40_000  # us between frames
-FIRST = 5_000  # time of the first frame
-SHIFT = (2.0, 1.0)  # ground truth, px per pair
-CONFIG = ModelConfig(
-    name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
-    boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
-)  # fmt: skip
-QUIET = ("--max-pictures", "0", "--no-video")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    model = FlowFuse(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():  # no zero output: the files must differ
-            parameter += 0.02 * torch.randn_like(parameter)
-    save_checkpoint(path, model)
-    return path
-
-
-@pytest.fixture(scope="module")
-def events() -> Events:
-    """Events from before the first frame to after the last, none during the last pair."""
-    rng = np.random.default_rng(0)
-    count, last = 2000, FIRST + 2 * STEP
-    return Events(
-        rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count),
-        np.sort(rng.integers(0, last, count)), rng.integers(0, 2, count),
-        height=HEIGHT, width=WIDTH,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory, events) -> Path:
-    path = tmp_path_factory.mktemp("recordings") / "rec"
-    frames = np.random.default_rng(1).integers(0, 256, (FRAMES, HEIGHT, WIDTH), np.uint8)
-    ground_truth = np.broadcast_to(np.array(SHIFT, np.float32)[:, None, None], (2, HEIGHT, WIDTH))
-    valid = np.zeros((HEIGHT, WIDTH), bool)
-    valid[5:, :] = True
-    write_recording(
-        path, events, frames, FIRST + STEP * np.arange(FRAMES), exposures=np.full(FRAMES, 8_000),
-        flow=[(ground_truth, valid)] * (FRAMES - 1),
-        flow_at={0.5: [(ground_truth / 2, valid)] * (FRAMES - 1)},
-    )  # fmt: skip
-    return path
-
-
-@pytest.fixture
-def run(checkpoint, tmp_path):
-    def call(*arguments: object, out: Path | None = None) -> int:
-        out = tmp_path / "out" if out is None else out
-        given = ["-o", out, "--checkpoint", checkpoint, "--threads", 1, "--device", "cpu"]
-        given += arguments
-        return main([str(argument) for argument in given])
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
-
-
-def files(root: Path, pattern: str = "*") -> list[str]:
-    return sorted(str(p.relative_to(root)) for p in root.rglob(pattern) if p.is_file())
 
 
 def expected_flow(recording: Path, checkpoint: Path, index: int):
@@ -148,15 +83,15 @@ def test_everything_is_written(run, recording, checkpoint, tmp_path, capsys):
 
 def test_an_evident_cause_is_told_in_one_line(recording, tmp_path, monkeypatch):
     found = open_recording(recording)
-    monkeypatch.setattr(infer, "find_cause", lambda recording: "x is mirrored")
+    monkeypatch.setattr(infer_recording, "find_cause", lambda recording: "x is mirrored")
     with pytest.warns(UserWarning, match=f"^{re.escape(str(recording))}: x is mirrored$"):
-        infer._warn_of_cause(found)
+        infer_recording._warn_of_cause(found)
 
     def fails(recording):
         raise ValueError("a broken frame that is not asked for")
 
-    monkeypatch.setattr(infer, "find_cause", fails)
-    infer._warn_of_cause(found)
+    monkeypatch.setattr(infer_recording, "find_cause", fails)
+    infer_recording._warn_of_cause(found)
 
 
 def test_metrics_by_hand(run, recording, tmp_path):
@@ -381,7 +316,7 @@ def test_a_closed_pipe_is_no_error_of_the_output(run, recording, capsys, monkeyp
     def closed(*args):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(infer.RunReport, "summary", closed)
+    monkeypatch.setattr(infer_report.RunReport, "summary", closed)
     assert run(recording, *QUIET) == 141
     assert "Broken pipe" not in capsys.readouterr().err
 
@@ -433,6 +368,35 @@ def test_separate_files_and_frames_only(run, recording, tmp_path):
     metrics = json.loads((tmp_path / "other" / "metrics.json").read_text())
     assert "flow" not in metrics["average"]  # no truth
     assert metrics["average"]["photometric_error"] > 0
+
+
+def test_stated_columns_and_frame_times_of_triggers(run, recording, events, tmp_path, capsys):
+    rows = zip(*(getattr(events, name).tolist() for name in "xypt"), strict=True)
+    lines = "".join(f"{x},{y},{p},{t}\n" for x, y, p, t in rows)
+    (tmp_path / "events.csv").write_text(f"{WIDTH} {HEIGHT}\n{lines}")
+    parts = ("--frames", recording / "images", "--frame-times")
+    given = ("--events", tmp_path / "events.csv", "--columns", "x,y,p,t_us")
+    assert run(*given, *parts, recording / "images.txt", *QUIET) == 0
+    assert run("--events", recording / "events.h5", *parts, recording / "images.txt", *QUIET,
+               out=tmp_path / "same") == 0  # fmt: skip
+    flow = "flow/000000.flo"
+    assert (tmp_path / "out" / flow).read_bytes() == (tmp_path / "same" / flow).read_bytes()
+    # EVT 2.0 with a trigger at each frame.
+    words = []
+    for time in (FIRST + STEP * i for i in range(FRAMES)):
+        words += [8 << 28 | time >> 6, 1 << 28 | (time & 63) << 22 | 3 << 11 | 2]
+        words.append(10 << 28 | (time & 63) << 22 | 1)
+    header = f"% evt 2.0\n% geometry {WIDTH}x{HEIGHT}\n% end\n".encode()
+    (tmp_path / "a.raw").write_bytes(header + np.array(words, "<u4").tobytes())
+    again = (tmp_path / "a.raw", *parts, "triggers:rising", *QUIET)
+    for said in ("", "3 were there already"):
+        capsys.readouterr()
+        assert run(*again, out=tmp_path / "triggered") == 0
+        printed = capsys.readouterr()
+        assert said in printed.out + printed.err
+    assert len(files(tmp_path / "triggered" / "flow")) == 3
+    rows = (tmp_path / "triggered" / "windows.csv").read_text().splitlines()
+    assert rows[1].startswith(f"0,{FIRST},{FIRST + STEP},")
 
 
 def test_gaps_are_told(run, tmp_path, capsys):
@@ -624,7 +588,7 @@ def test_playback(starts, times, factor):
 
 def test_warnings_are_lines_of_the_command(run, recording, capsys, monkeypatch):
     def warn(*args):
-        infer.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)
+        infer_recording.warnings.warn("something is odd", RuntimeWarning, stacklevel=1)
         return False
 
     monkeypatch.setattr(outputs.OutputDirectory, "is_done", warn)

@@ -155,7 +155,7 @@ def test_another_programs_file(tmp_path):
         ),
         (
             {"config": config_to_json(TINY).replace("evidence", "summed")},
-            "fusion must be evidence, guided or",
+            "fusion must be evidence or guided",
         ),
         ({"training": "{"}, "training metadata is no JSON"),
     ],

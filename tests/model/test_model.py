@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse.data.samples import Sample
 from flowfuse.inputs import ModelInputs
-from flowfuse.losses.supervised import LossConfig, supervised_loss
+from flowfuse.losses.supervised import LossConfig, single_errors, supervised_loss
 from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
 from flowfuse.model.fusion import BoundaryPropagation, shift
 from flowfuse.ops.extension import LIBRARY
@@ -146,7 +146,7 @@ def test_switching_a_part_off_changes_the_output(change):
 
 
 def test_guided_fusion_is_concatenation_at_step_0():
-    guided = make_model(TINY, settle=False)
+    guided = make_model(replace(TINY, fusion="guided"), settle=False)
     plain = switched(guided, fusion="concatenation")
     inputs = make_inputs(TINY)
     assert torch.equal(flow(guided, inputs), flow(plain, inputs))
@@ -159,7 +159,9 @@ def test_guided_fusion_is_concatenation_at_step_0():
 def test_gradients_reach_every_parameter():
     model = make_model(TINY).train()
     inputs = make_inputs(TINY, batch=2)
-    loss, _ = supervised_loss(model(inputs), make_batch(inputs), LossConfig())
+    batch = make_batch(inputs)
+    single = single_errors(model, batch)
+    loss, _ = supervised_loss(model(inputs), batch, LossConfig(), single)
     loss.backward()
     dead = [
         name

@@ -33,7 +33,7 @@ def refine(refinement, events, frames):
         Encoded(maps[0], torch.stack(maps, dim=1), torch.empty(0)) for maps in (events, frames)
     )
     with torch.no_grad():
-        return refinement(points, state, *encoded, boundary, "auto")
+        return refinement(points, state, *encoded, boundary, None, "auto")
 
 
 @pytest.mark.parametrize(("trust", "share"), [(20.0, 1.0), (-20.0, 0.0)])

@@ -54,10 +54,10 @@ def test_event_times_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("rate", "unit"), [(10_000, "milliseconds"), (1_000_000, "seconds"), (1_000, None)]
+    ("rate", "unit"), [(10_000, "milliseconds"), (200_000, "seconds"), (1_000, None)]
 )
 def test_more_events_than_any_sensor_gives(rate, unit):
-    """``rate`` events in one tick of the clock: 10^7 a second in ms, 10^6 in s."""
+    """``rate`` events in one tick of the clock: 10^7 a second in ms, 2 10^5 in s."""
     check, count = RateCheck(), max(60_000, 16 * rate + 1)
     times = np.arange(count) // rate
     if unit is None:

@@ -245,7 +245,7 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes(recipe, single, tmp_pat
         timeout=300,  # less than processes wait for each other
     )
     assert finished.returncode != 0
-    assert "error (process 1 of 2): another process of this training has ended" in finished.stderr
+    assert "error (process 1 of 2): another process of this run has ended" in finished.stderr
     assert "--resume goes on" in finished.stderr
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
     assert train.main(["-o", str(run), "--resume"]) == 0

@@ -121,7 +121,6 @@ def open_directory(
     frames: str | os.PathLike | None = None,
     times: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
-    columns: str | None = None,
     options: ReadingOptions | None = None,
 ) -> DirectoryRecording:
     """Open a directory of the layout above, an event file, a video, a ROS bag, or named files.
@@ -131,7 +130,6 @@ def open_directory(
         events, frames, times: files or directories, in place of the directory's; ``times`` may be
             "triggers[:rising|falling][:INPUT]", those of the event file.
         calibration: a file of :mod:`flowfuse.data.calibration`.
-        columns: of a table of events, as :func:`flowfuse.data.registry.open_event_file` takes them.
         options: of reading.
 
     Raises:
@@ -166,7 +164,7 @@ def open_directory(
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
     options = options or ReadingOptions()
-    opened = None if events is None else open_event_file(events, columns, check=False)
+    opened = None if events is None else open_event_file(events, options.columns, check=False)
     stated: str | os.PathLike | StatedTimes | None = times
     if times is not None and is_trigger_spec(str(times)):
         if opened is None:
@@ -196,6 +194,16 @@ def open_directory(
             rig, event_file, frame_source, str(calibration), options.depth
         )
     return DirectoryRecording(path, event_file, frame_source)
+
+
+def holds_recording(path: Path) -> bool:
+    """Whether a directory has what :func:`open_directory` looks for, sound or not."""
+    if _find_any_format(path) is not None:
+        return True
+    try:
+        return _find_events(path) is not None or _find_frames(path)[0] is not None
+    except ValueError:  # too much of it
+        return True
 
 
 def _stated_size(path: Path | None, frames: FrameSource | None) -> tuple[int, int] | None:

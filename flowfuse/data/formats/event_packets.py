@@ -125,7 +125,8 @@ def decode_libcaer(data: bytes, time_base: int) -> Columns:
     """
     rows = np.frombuffer(data, [("word", "<u4"), ("t", "<i4")])
     low, word = rows["t"].astype(np.int64), rows["word"]
-    wraps = np.cumsum(np.diff(low, prepend=low[:1]) < 0)
+    # A step back by more than half of the range is an overflow; a smaller one is not.
+    wraps = np.cumsum(np.diff(low, prepend=low[:1]) < -_LIBCAER_WRAP // 2)
     t = (time_base + 1000 * (low + wraps * _LIBCAER_WRAP)) // 1000
     x, y = (word >> 17).astype(np.int32), (word >> 2 & 0x7FFF).astype(np.int32)
     return x, y, t, (word >> 1 & 1).astype(np.uint8)
@@ -205,7 +206,7 @@ class PacketEvents(EventFile):
         self._fault: str | None = None
         bounds: list[tuple[int, int]] = []
         delays: list[int] = []
-        state, number, missing = DecoderState(), None, 0
+        state, number, missing, untimed = DecoderState(), None, 0, 0
         for _, time, message in bag.messages(topic):
             packet = self._parse(message, time)
             if number is not None and packet.number > number + 1:
@@ -213,7 +214,11 @@ class PacketEvents(EventFile):
             number = packet.number
             self._recorded.append(time)
             self._states.append(state)
-            (_, _, t, _), state = self._decode(packet, time, state)
+            (_, _, t, _), after = self._decode(packet, time, state)
+            if packet.encoding == "evt3":
+                words = np.frombuffer(packet.data, "<u2")
+                untimed += prophesee_words.count_untimed(decode_evt3, words, state)
+            state = after
             if len(t):
                 unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
                 if unsorted and self._fault is None:
@@ -225,6 +230,11 @@ class PacketEvents(EventFile):
                 self._holding.append(len(self._recorded) - 1)
                 bounds.append((int(t[0]), int(t[-1])))
                 delays.append(packet.stamp - int(t[0]))
+        if untimed:
+            warnings.warn(
+                f"{path}: {untimed} events of {topic} stand before the first time and are left out",
+                stacklevel=5,
+            )
         if missing:
             warnings.warn(
                 f"{path}: {missing} messages of {topic} are missing by their numbers, and their "
@@ -351,7 +361,7 @@ class PacketEvents(EventFile):
             return 0
         part = -(-len(delays) // 10)
         drift = float(np.median(delays[-part:]) - np.median(delays[:part]))
-        if abs(drift) > _MOST_DRIFT:
+        if abs(drift) > _MOST_DRIFT and self._fault is None:
             warnings.warn(
                 f"{self.path}: from the beginning to the end of {self._topic}, the camera's clock "
                 f"{'loses' if drift > 0 else 'gains'} {abs(drift):.0f} us against that of ROS; one "

@@ -10,6 +10,7 @@ found by a running maximum over the places of such words. What a block inherits 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,7 +251,22 @@ class RawEvents(IndexedEventFile):
             count, last = count + len(t), int(t[-1])
         self._last = last
         self._blocks = blocks
+        self._tell_untimed()
         return blocks
+
+    def _tell_untimed(self) -> None:
+        """Warn of events at the beginning that have no time: recording began amid the stream."""
+        with open(self.path, "rb") as file:
+            file.seek(self._start)
+            data = file.read(self.block_bytes)
+        width = np.dtype(self._dtype).itemsize
+        words = np.frombuffer(data[: len(data) - len(data) % width], self._dtype)
+        lost = prophesee_words.count_untimed(self._decode, words, DecoderState())
+        if lost:
+            warnings.warn(
+                f"{self.path}: {lost} events stand before the first time and are left out",
+                stacklevel=5,
+            )
 
     def _check_order(self, t: np.ndarray, last: int, count: int) -> None:
         before = np.concatenate(((last,), t[:-1]))

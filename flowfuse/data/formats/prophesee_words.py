@@ -8,6 +8,7 @@ decoders of OpenEB (EVT 4.0 has no page).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +37,17 @@ class DecoderState:
     x: int = 0
     polarity: int = 0
     pending: int = -1
+
+
+Decoder = Callable[[np.ndarray, DecoderState], tuple[Columns, DecoderState]]
+
+
+def count_untimed(decode: Decoder, words: np.ndarray, state: DecoderState) -> int:
+    """How many events a decoder leaves out since no word has set the time before them."""
+    if state.high >= 0:
+        return 0
+    timed = decode(words, replace(state, high=0))[0]
+    return len(timed[2]) - len(decode(words, state)[0][2])
 
 
 def hold(sets: np.ndarray, value: np.ndarray, initial: int) -> np.ndarray:

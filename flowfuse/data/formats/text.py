@@ -114,7 +114,7 @@ class TextIndex:
 
     def stream(self) -> Iterator[Arrays]:
         """All events in the order of the lines; x, y, t (int64 microseconds), p per block."""
-        with open(self.path, "rb") as file:
+        with open(self._content, "rb") as file:
             for _, line, text in self._blocks(file):
                 rows = self._parse(text, line)
                 self._check_values(rows, text, line)

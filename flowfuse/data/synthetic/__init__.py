@@ -8,6 +8,7 @@ layout.py          which layers a scene has, where, and how they move
 layers.py          pictures of layers at any time, and which is on top
 camera.py          the frame camera
 simulator.py       the event sensor
+v2e.py             another event sensor
 sensor_readout.py  from its pixels to its recording
 rendering.py       a scene watched by both
 interpolation.py   events between two images whose flow is known

@@ -197,8 +197,10 @@ class SceneDataset(Dataset):
 
 def _described(config: SceneConfig) -> dict[str, object]:
     """What a preset says. Where a later setting is not used, samples kept before it are found."""
-    later = ("thin_share", "swarm_share", "still_share")
-    return {name: value for name, value in asdict(config).items() if value or name not in later}
+    later = {"thin_share": 0.0, "swarm_share": 0.0, "still_share": 0.0, "sensor": "default"}
+    settings = asdict(config)
+    unused = {name for name, default in later.items() if settings[name] == default}
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def _image_names(folder: Path) -> list[object]:

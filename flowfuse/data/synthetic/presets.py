@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.random import Generator
@@ -17,6 +17,9 @@ Range = tuple[float, float]
 # a test set tells more than how well the generator was learned by heart.
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+# Which model of an event sensor watches: simulator.py's, or v2e.py's.
+SensorModel = Literal["default", "v2e"]
+SENSORS: tuple[SensorModel, ...] = get_args(SensorModel)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class SceneConfig:
             exposures differ at least twofold.
         extremes: a part of the image is clipped in the frames, another part has no events but those
             of object outlines and noise.
+        sensor: which model of an event sensor watches, one of SENSORS. Everything else in a scene
+            is the same with either.
         event_budget: thresholds are raised until a pixel fires about so often at the most, as an
             operator (or a sensor's rate control) would.
     """
@@ -94,6 +99,7 @@ class SceneConfig:
     batch_us: Range = (10.0, 500.0)
     uneven: bool = False
     extremes: bool = False
+    sensor: SensorModel = "default"
     event_budget: float = 12.0
 
     def __post_init__(self) -> None:
@@ -106,6 +112,10 @@ class SceneConfig:
             raise ValueError(
                 "SceneConfig: displacement_cap must be positive or None,"
                 f" got {self.displacement_cap}"
+            )
+        if self.sensor not in SENSORS:
+            raise ValueError(
+                f"SceneConfig: sensor must be one of {', '.join(SENSORS)}, got {self.sensor!r}"
             )
         if not 0 < self.exposure[0] <= self.exposure[1] <= 0.95:
             raise ValueError(
@@ -167,14 +177,24 @@ PRESETS: dict[str, SceneConfig] = {
 def find_preset(preset: str | SceneConfig) -> SceneConfig:
     """Look a preset up by name; a configuration passes through.
 
+    Args:
+        preset: e.g. "fast", or "fast@v2e": the same scenes, watched by another sensor.
+
     Raises:
-        ValueError: naming the presets there are.
+        ValueError: naming the presets and sensors there are.
     """
     if isinstance(preset, SceneConfig):
         return preset
-    if preset not in PRESETS:
-        raise ValueError(f"no scene preset {preset!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[preset]
+    name, at, sensor = preset.partition("@")
+    if name not in PRESETS:
+        raise ValueError(f"no scene preset {name!r}, expected one of {', '.join(PRESETS)}")
+    if not at:
+        return PRESETS[name]
+    if sensor not in SENSORS:
+        raise ValueError(
+            f"scene preset {preset!r}: no sensor {sensor!r}, expected one of {', '.join(SENSORS)}"
+        )
+    return replace(PRESETS[name], sensor=cast(SensorModel, sensor))
 
 
 def draw_sensor(rng: Generator, config: SceneConfig) -> SensorConfig:

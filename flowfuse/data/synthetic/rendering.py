@@ -16,6 +16,7 @@ from flowfuse.data.synthetic.layers import Plane, render
 from flowfuse.data.synthetic.motion import ShiftedMotion, transfer
 from flowfuse.data.synthetic.presets import SceneConfig, Split
 from flowfuse.data.synthetic.simulator import EventSensor
+from flowfuse.data.synthetic.v2e import V2eSensor
 from flowfuse.events import Events
 
 MAX_INSTANTS = 1024  # per frame interval; beyond, steps become longer than asked for
@@ -235,7 +236,7 @@ def capture(
     instants: np.ndarray,
     clock: Clock,
     flicker: Flicker | None,
-    sensor: EventSensor,
+    sensor: EventSensor | V2eSensor,
     view: EventView | None = None,
 ) -> tuple[Events, np.ndarray]:
     """Render the scene at all instants into the event sensor and the frame camera.

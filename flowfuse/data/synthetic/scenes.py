@@ -41,8 +41,9 @@ from flowfuse.data.synthetic.rendering import (
     plan_instants,
 )
 from flowfuse.data.synthetic.sensor_readout import ReadoutConfig, read_out
-from flowfuse.data.synthetic.simulator import EventSensor, SensorConfig
+from flowfuse.data.synthetic.simulator import SensorConfig, make_sensor
 from flowfuse.data.synthetic.textures import images_of_split
+from flowfuse.data.synthetic.v2e import V2eConfig
 from flowfuse.events import Events
 from flowfuse.geometry.grid import inside, pixel_grid
 
@@ -72,7 +73,7 @@ class Scene:
     frames: np.ndarray
     exposures: np.ndarray
     planes: list[Plane]
-    sensor: SensorConfig
+    sensor: SensorConfig | V2eConfig
     view: EventView = field(default_factory=EventView)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
 
@@ -227,9 +228,10 @@ def generate_scene(  # noqa: PLR0913 - the settings that make a scene
     view, readout = draw_view(linking, config, split), draw_readout(linking, config)
     clock = Clock((interval + 1) // 2, interval, exposures, view.delay_us)
     sensor = _limit_rate(sensor, config.event_budget, planes, clock, height, width)
+    watching = V2eConfig.like(sensor) if config.sensor == "v2e" else sensor
     flicker = draw_flicker(choosing, config.flicker_share)
     instants = plan_instants(planes, height, width, clock, max_step, flicker)
-    watcher = EventSensor(height, width, sensor, streams[3], device)
+    watcher = make_sensor(height, width, watching, streams[3], device)
     events, signals = capture(planes, instants, clock, flicker, watcher, view)
     events = read_out(events, readout, linking, start=clock.start, end=clock.end)
     gains = draw_gains(exposing, config, signals, exposures)
@@ -243,7 +245,7 @@ def generate_scene(  # noqa: PLR0913 - the settings that make a scene
         frames=pictures,
         exposures=exposures,
         planes=planes,
-        sensor=sensor,
+        sensor=watching,
         view=view,
         readout=readout,
     )

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfuse.data.synthetic.v2e import V2eConfig, V2eSensor
 from flowfuse.events import Events
 
 
@@ -258,10 +259,23 @@ class EventSensor:
         )
 
 
+def make_sensor(
+    height: int,
+    width: int,
+    config: SensorConfig | V2eConfig,
+    seed: int | np.random.SeedSequence,
+    device: torch.device | str = "cpu",
+) -> EventSensor | V2eSensor:
+    """Make the sensor that a configuration is of."""
+    if isinstance(config, V2eConfig):
+        return V2eSensor(height, width, config, seed, device)
+    return EventSensor(height, width, config, seed, device)
+
+
 def simulate_events(
     frames: np.ndarray | Tensor | Iterable[np.ndarray],
     times: Iterable[int],
-    config: SensorConfig | None = None,
+    config: SensorConfig | V2eConfig | None = None,
     seed: int = 0,
     *,
     device: torch.device | str = "cpu",
@@ -276,7 +290,7 @@ def simulate_events(
             1 = diffuse white (:func:`flowfuse.data.synthetic.camera.srgb_to_linear` decodes 8-bit
             images).
         times: F times, int us, strictly increasing, >= 0.
-        config: the sensor; default :class:`SensorConfig`.
+        config: the sensor, of either model; default :class:`SensorConfig`.
         seed: of pixel properties and noise.
         device: where to compute.
 
@@ -294,7 +308,7 @@ def simulate_events(
 def stream_events(
     frames: np.ndarray | Tensor | Iterable[np.ndarray],
     times: Iterable[int],
-    config: SensorConfig | None = None,
+    config: SensorConfig | V2eConfig | None = None,
     seed: int = 0,
     *,
     device: torch.device | str = "cpu",
@@ -308,7 +322,7 @@ def stream_events(
     Yields:
         Events of consecutive spans of time.
     """
-    sensor: EventSensor | None = None
+    sensor: EventSensor | V2eSensor | None = None
     last = -1
     pairs = zip(_checked_frames(frames), times, strict=True)
     while block := _next_block(pairs, chunk):
@@ -320,7 +334,7 @@ def stream_events(
         last = int(instants[-1])
         if sensor is None:
             height, width = stack.shape[1:]
-            sensor = EventSensor(height, width, config or SensorConfig(), seed, device)
+            sensor = make_sensor(height, width, config or SensorConfig(), seed, device)
         yield sensor.observe(stack.to(device), instants)
     if sensor is None:
         raise ValueError("simulate_events: no frame given, expected at least one")

@@ -130,6 +130,18 @@ def test_triggers_are_on_the_clock_of_ros(tmp_path):
     assert (window.x.tolist(), window.y.tolist(), window.p.tolist()) == ([4], [3], [1])
 
 
+def test_events_before_the_first_time_are_counted(tmp_path):
+    writer = PacketWriter(tmp_path / "a.bag", "bag")
+    writer.write(START, 0, 0, "evt3", np.array([3, 0x2004], "<u2").tobytes())
+    words = [0x2005, 0x8001, 0x6000, 0x2006]
+    writer.write(START + 9, 1, 0, "evt3", np.array(words, "<u2").tobytes())
+    writer.bag.close()
+    with pytest.warns(UserWarning, match="2 events of .* stand before the first time and are left"):
+        file = open_event_file(tmp_path / "a.bag")
+    window = file.window(0, 2 * START, HEIGHT, WIDTH)
+    assert (window.x.tolist(), window.y.tolist()) == ([6], [3])
+
+
 def test_lost_messages_and_clocks_that_drift_are_told(tmp_path):
     writer = PacketWriter(tmp_path / "a.bag", "bag")
     for number in range(20):

@@ -230,6 +230,7 @@ def test_faults_of_events(tmp_path):
     assert open_recording(path).event_range is None
 
 
+@pytest.mark.filterwarnings("ignore:.*before the first time")
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -126,6 +126,24 @@ def test_triggers_by_hand_in_blocks_of_any_size(tmp_path, name, words, triggers,
     assert RawEvents(path, block_bytes=blocks).triggers().tolist() == triggers
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "lost"),
+    [
+        ("2", [1 << 28, 0, 8 << 28, 1 << 28], 2),
+        ("2.1", [evt21(1, 0, 0, 0, 0b1011), 8 << 60, evt21(1, 0, 0, 0, 1)], 3),
+        ("3", [1, 0x2000, 0x3000, 0x5000 | 0b11, 0x8001, 0x2000], 3),
+        ("4", [0xB << 28, 0xC << 28, 0b101, 0xE << 28, 0xB << 28], 3),
+    ],
+)
+def test_events_before_the_first_time_are_counted(tmp_path, name, words, lost):
+    path = tmp_path / "events.raw"
+    order = ";endianness=little" if name == "2.1" else ""
+    header = f"% format EVT{name}{order};height=9;width=9\n% end\n".encode()
+    path.write_bytes(header + np.array(words, ENCODINGS[name].dtype).tobytes())
+    with pytest.warns(UserWarning, match=f"{lost} events stand before the first time and are left"):
+        assert len(RawEvents(path).window(0, 2**40, 9, 9)) == 1
+
+
 def test_a_vector_without_its_mask_at_the_end_has_no_events():
     words = np.array([0xE << 28 | 3, 0xD << 28 | 5], np.uint32)
     columns, state = decode_evt4(words, DecoderState())

@@ -457,6 +457,8 @@ def test_samples_kept_before_the_latest_settings_are_found(tmp_path):
     kept = SceneDataset("fast", 0, 1, 64, 80, 4, 3, cache=tmp_path)
     # Of the settings alone, before presets could have thin objects.
     assert kept._folder == tmp_path / "3404ff96eb1b67e5"
+    other = SceneDataset("fast@v2e", 0, 1, 64, 80, 4, 3, cache=tmp_path)
+    assert other._folder != kept._folder
 
 
 def test_samples_with_other_textures_are_kept_apart(tmp_path):

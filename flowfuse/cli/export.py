@@ -1,0 +1,81 @@
+"""``flowfuse-export``: a network as a file that runs elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from flowfuse.cli.console import CommandParser, leave, parse_count, run_command
+from flowfuse.export import TOLERANCE, ExportSpec, write_onnx, write_program
+from flowfuse.io.atomic import check_file_path
+from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
+
+COMMAND = "flowfuse-export"
+WRITERS = {".pt2": write_program, ".onnx": write_onnx}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+        if Path(arguments.output).suffix not in WRITERS:
+            parser.error(f"-o must end in {' or '.join(WRITERS)}, got {arguments.output!r}")
+    except SystemExit as stop:  # --help, or wrong usage after its message
+        return int(stop.code or 0)
+    return run_command(COMMAND, lambda: export(arguments), interrupted="nothing is written")
+
+
+def export(arguments: Namespace) -> None:
+    """Export, and say what was written."""
+    path = Path(arguments.output)
+    check_file_path(path)
+    model, info = load_checkpoint(resolve_checkpoint(arguments.checkpoint))
+    spec = ExportSpec(
+        height=arguments.height,
+        width=arguments.width,
+        batch=arguments.batch,
+        iterations=arguments.iterations or model.config.iterations,
+        channels=3 if arguments.colour else 1,
+    )
+    spec.check()
+    print(f"tracing {model.config.name} for {spec.width} x {spec.height} px: minutes", flush=True)
+    difference = WRITERS[path.suffix](path, model, spec, {"checkpoint": Path(info["path"]).name})
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, batch of {spec.batch}, {spec.iterations} "
+        f"iterations; differs from torch by up to {difference:.1g} px on the shipped recording "
+        f"(allowed: {TOLERANCE:g} px)"
+    )
+
+
+def build_parser() -> CommandParser:
+    """Build the command line."""
+    parser = CommandParser(
+        "Write a network as a torch.export program (.pt2, loads where flowfuse is installed) or as "
+        "ONNX (.onnx, standard operators alone; needs flowfuse[onnx]). Sizes are fixed.",
+        prog=COMMAND,
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        type=str,
+        help="shipped checkpoint, .safetensors file, or directory of a training",
+    )
+    add("-o", "--output", type=str, required=True, help="the file: NAME.pt2 or NAME.onnx")
+    add("--height", type=parse_count, default=480, help="of the images, px")
+    add("--width", type=parse_count, default=640, help="of the images, px")
+    add("--batch", type=parse_count, default=1, help="items that are estimated together")
+    add("--iterations", type=parse_count, help="recurrent updates (None: the network's default)")
+    add("--colour", action="store_true", help="take RGB frames; without it, gray ones")
+    return parser
+
+
+def command() -> None:
+    """Entry point of flowfuse-export."""
+    leave(main())
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,304 @@
+"""A network as a file that runs without this code: a torch.export program, or ONNX.
+
+Both take the tensors of :class:`~flowfuse.inputs.ModelInputs`, as
+:func:`~flowfuse.inputs.prepare_inputs` makes them, and give ``OUTPUTS``. Sizes are fixed: those of
+the images, the number of iterations, the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowfuse import __version__, sample_recording
+from flowfuse.data.opening import open_recording
+from flowfuse.events import Events
+from flowfuse.geometry.laplace import expected_error
+from flowfuse.inputs import ModelInputs, input_interval, prepare_inputs
+from flowfuse.io.atomic import atomic_path
+from flowfuse.model import FlowFuse
+from flowfuse.model.flowfuse import MINIMUM_SIZE
+from flowfuse.ops.extension import kernels_on
+
+OUTPUTS = ("control_points", "uncertainty", "boundary")
+OPSET = 18
+# px; what rounding makes of sums in another order stays well below.
+TOLERANCE = 1e-3
+MAX_SIDE = 8192  # px
+MAX_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What is fixed in an exported file.
+
+    Attributes:
+        height, width: of the images, px.
+        batch: number of items.
+        iterations: recurrent updates.
+        channels: of the frames, 1 (gray) or 3 (RGB).
+    """
+
+    height: int
+    width: int
+    batch: int = 1
+    iterations: int = 2
+    channels: int = 1
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: naming the number, what was found and what was expected.
+        """
+        for name, least, most in (
+            ("height", MINIMUM_SIZE, MAX_SIDE),
+            ("width", MINIMUM_SIZE, MAX_SIDE),
+            ("batch", 1, MAX_BATCH),
+            ("iterations", 1, 100),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"export: {name} must be in [{least}, {most}], got {value}")
+        if self.channels not in (1, 3):
+            raise ValueError(
+                f"export: channels must be 1 (gray frames) or 3 (RGB), got {self.channels}"
+            )
+
+
+class ExportedFlow(nn.Module):
+    """The network from tensors to tensors.
+
+    Args:
+        model: the network, in evaluation mode.
+        iterations: recurrent updates.
+    """
+
+    def __init__(self, model: FlowFuse, iterations: int) -> None:
+        super().__init__()
+        self.model = model
+        self.iterations = iterations
+
+    def forward(
+        self,
+        slices: Tensor,
+        frame0: Tensor,
+        frame1: Tensor,
+        event_sum: Tensor,
+        exposure: Tensor,
+        modality_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Estimate.
+
+        Args:
+            slices, frame0, frame1, event_sum, exposure, modality_mask: see
+                :class:`~flowfuse.inputs.ModelInputs`.
+
+        Returns:
+            ``control_points`` [B, n, 2, H, W] px, of which the last is the flow; ``uncertainty``
+            [B, H, W] px; ``boundary`` [B, 2, H, W] probabilities. All float32.
+        """
+        inputs = ModelInputs(slices, frame0, frame1, event_sum, exposure, modality_mask)
+        output = self.model(inputs, iterations=self.iterations)
+        uncertainty = expected_error(output.uncertainty)
+        return output.control_points, uncertainty, torch.sigmoid(output.boundary)
+
+
+def sample_inputs(model: FlowFuse, spec: ExportSpec) -> ModelInputs:
+    """Make inputs of the wanted size from the recording that ships with the package, stretched."""
+    recording = open_recording(sample_recording())
+    t0, t1 = map(int, recording.frame_times[:2])
+    assert recording.exposures is not None
+    exposures = [int(end - start) for start, end in recording.exposures[:2]]
+    both = (exposures[0], exposures[1])
+    used = recording.events(*input_interval(t0, t1, model.config.slices, *both))
+    scale_x, scale_y = spec.width / recording.width, spec.height / recording.height
+    x, y = (np.asarray(values, np.float32) for values in (used.x, used.y))
+    events = Events(
+        np.minimum((x * scale_x).astype(np.int32), spec.width - 1),
+        np.minimum((y * scale_y).astype(np.int32), spec.height - 1),
+        used.t,
+        used.p,
+        height=spec.height,
+        width=spec.width,
+    )
+    frames = []
+    for index in (0, 1):
+        gray = recording.frame(index)
+        frame = cv2.resize(gray, (spec.width, spec.height), interpolation=cv2.INTER_AREA)
+        frames.append(np.stack([frame] * 3, axis=2) if spec.channels == 3 else frame)
+    item = prepare_inputs(
+        frames[0], frames[1], events, t0=t0, t1=t1, spec=model.config.input_spec, exposures=both
+    ).as_batch()
+    return ModelInputs(*(value.repeat_interleave(spec.batch, dim=0) for value in item))
+
+
+def write_program(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> float:
+    """Write a torch.export program, .pt2, which calls the operators of flowfuse.
+
+    Args:
+        path: the file.
+        model: the network.
+        spec: what is fixed.
+        about: what is known of the weights; goes into the file ``flowfuse.json`` of the archive.
+
+    Returns:
+        Largest difference of a control point to the network's on :func:`sample_inputs`, px.
+
+    Raises:
+        ValueError: the numbers of ``spec`` cannot be, or the program differs by over TOLERANCE.
+    """
+    network, inputs, expected = _prepare(model, spec)
+    with torch.no_grad():
+        program = torch.export.export(network, tuple(inputs), strict=False)
+        found = program.module()(*inputs)
+    difference = _compare(path, found[0].numpy(), expected)
+    with atomic_path(path) as temporary:
+        torch.export.save(
+            program,
+            temporary,
+            extra_files={"flowfuse.json": json.dumps(_facts(model, spec, about))},
+        )
+    return difference
+
+
+def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> float:
+    """Write ONNX of standard operators alone, compared with torch by ONNX Runtime.
+
+    The operators of flowfuse are written by their formulas; the network's values stay.
+
+    Args:
+        path, model, spec: as for :func:`write_program`.
+        about: goes into the metadata.
+
+    Returns:
+        Largest difference of a control point to the network's on :func:`sample_inputs`, px.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; says how to get it.
+        ValueError: the numbers of ``spec`` cannot be, or ONNX Runtime differs by over TOLERANCE:
+            nothing is written then.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch needs it
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'ONNX needs the package {error.name}: pip install "flowfuse[onnx]"'
+        ) from error
+    network, inputs, expected = _prepare(model, spec)
+    names = list(ModelInputs._fields)
+    with torch.no_grad(), _quiet():
+        with kernels_on():  # none: the formulas are traced
+            program = torch.export.export(network, tuple(inputs), strict=False)
+        table = torch.export.default_decompositions()
+        table[torch.ops.aten._linalg_solve_ex.default] = _solve
+        converted = torch.onnx.export(
+            program.run_decompositions(table),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=names,
+            output_names=list(OUTPUTS),
+            optimize=False,  # it would try to evaluate thousands of constants; ONNX Runtime does
+            verbose=False,
+        )
+    assert converted is not None
+    with atomic_path(path) as temporary:
+        converted.save(temporary)
+        content = onnx.load(temporary)
+        # Source lines of every node: four fifths of the file, and paths of this machine.
+        for part in (*content.graph.node, *content.graph.value_info, *content.graph.initializer):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        content.graph.ClearField("value_info")
+        for key, value in _facts(model, spec, about).items():
+            content.metadata_props.add(key=f"flowfuse.{key}", value=json.dumps(value))
+        onnx.save(content, temporary)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: not which constants it leaves in the graph
+        session = onnxruntime.InferenceSession(
+            temporary, options, providers=["CPUExecutionProvider"]
+        )
+        wanted = {entry.name for entry in session.get_inputs()}
+        feed = {n: v.numpy() for n, v in zip(names, inputs, strict=True) if n in wanted}
+        return _compare(path, session.run(["control_points"], feed)[0], expected)
+
+
+def _prepare(model: FlowFuse, spec: ExportSpec) -> tuple[ExportedFlow, ModelInputs, np.ndarray]:
+    """The network as a module, inputs to trace it with, and the control points it makes of them."""
+    spec.check()
+    network = ExportedFlow(model.cpu().eval(), spec.iterations).eval()
+    inputs = sample_inputs(model, spec)
+    with torch.no_grad():
+        return network, inputs, network(*inputs)[0].numpy()
+
+
+def _compare(path: Path, found: np.ndarray, expected: np.ndarray) -> float:
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE:  # NaN too
+        raise ValueError(
+            f"{path}: not written, its control points differ from torch's by up to "
+            f"{difference:.2g} px, expected at most {TOLERANCE:g} px"
+        )
+    return difference
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch says of its own conversions, and of packages that are not needed."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _facts(model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> dict[str, Any]:
+    config = model.config
+    return {
+        "version": __version__,
+        "model": config.name,
+        "slices": config.slices,
+        "bins": config.bins,
+        "degree": config.degree,
+        "height": spec.height,
+        "width": spec.width,
+        "batch": spec.batch,
+        "iterations": spec.iterations,
+        "weights": {key: str(value) for key, value in about.items()},
+    }
+
+
+def _solve(
+    matrix: Tensor, right: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``linalg.solve_ex`` by elimination, for ONNX, which has no such operator.
+
+    Without pivots: the matrices are symmetric and positive definite.
+    """
+    size = matrix.shape[-1]
+    rows = [torch.cat((matrix[..., i, :], right[..., i, :]), dim=-1) for i in range(size)]
+    for i in range(size):
+        rows[i] = rows[i] / rows[i][..., i : i + 1]
+        for j in range(size):
+            if j != i:
+                rows[j] = rows[j] - rows[j][..., i : i + 1] * rows[i]
+    solved = torch.stack([row[..., size:] for row in rows], dim=-2)
+    # The factors and pivots, which nobody asks for.
+    return solved, matrix, matrix[..., 0].to(torch.int32), matrix[..., 0, 0].to(torch.int32)
