@@ -407,7 +407,7 @@ def test_sample():
         "frame1": (1, H, W),
         "event_sum": (1, H, W),
         "exposure": (2,),
-        "modality_mask": (3,),
+        "modality_mask": (4,),
         "tau": (4,),
         "flow": (4, 2, H, W),
         "valid": (4, H, W),
