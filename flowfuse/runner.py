@@ -243,7 +243,8 @@ def estimate_interval(
 
     Args:
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
-        modalities: what the network is given, of what the recording has.
+        modalities: what the network is given, of what the recording has: "frames", "events", or
+            both; "frame0" is the first frame of a pair alone.
 
     Returns:
         The result, None where the network has nothing to go by: no event in the interval, and
@@ -309,16 +310,17 @@ def _read_inputs(
 ) -> _Inputs | None:
     """Read frames and events, None where there is nothing to estimate flow from."""
     exposures, frames = reader.exposures(interval), reader.frames(interval)
-    if "frames" not in modalities:
-        exposures, frames = (None, None), (None, None)
     t0, t1 = interval.t0, interval.t1
     if backward:
         exposures, frames = exposures[::-1], frames[::-1]
+    if "frames" not in modalities:
+        exposures = (None, None)
+        frames = (frames[0] if "frame0" in modalities else None, None)
     start, end = input_interval(t0, t1, estimator.model.config.slices, *exposures)
     if backward:  # as much after t1 as forwards before t0
         start, end = t0 + t1 - end, t0 + t1 - start
     events = recording.events(max(start, 0), end) if "events" in modalities else None
-    uses_frames = frames[0] is not None and estimator.model.config.frames
+    uses_frames = frames[1] is not None and estimator.model.config.frames
     if not uses_frames and not (events and len(events.slice_time(t0, t1))):
         return None
     if backward:

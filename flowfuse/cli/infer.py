@@ -81,6 +81,11 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
 
 def _run(config: InferenceConfig, arguments: Sequence[str]) -> None:
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
+    if "frame0" in config.modalities and not estimator.model.config.weighs_evidence:
+        raise ValueError(
+            f"--from-frame: {config.checkpoint} cannot use one frame alone: it is a network of "
+            f"fusion {estimator.model.config.fusion}, expected evidence with frames and events"
+        )
     if config.submission is not None:
         if distributed.this().count > 1:
             raise ValueError(

@@ -51,7 +51,7 @@ INPUT is the ROOT that holds the test sequences, and one zip is written instead 
 _OF_RECORDINGS = (
     "output", "events", "frames", "frame_times", "pairs", "start", "end", "every", "times",
     "format", "png_encoding", "max_pictures", "no_video", "write", "events_only", "frames_only",
-    "html", "outlier_fraction", "tracks", "event_flow", "bit_depth", "repair", "part",
+    "from_frame", "html", "outlier_fraction", "tracks", "event_flow", "bit_depth", "repair", "part",
     "time_offset", "depth", "columns",
 )  # fmt: skip
 MAX_THREADS = 1024
@@ -83,7 +83,7 @@ class InferenceConfig:
         format: "flo", "png", "npy" or "npz".
         png_encoding: "kitti" or "dsec".
         extras: what else is written of each interval, names of EXTRAS.
-        modalities: what the network is given: "frames", "events" or both.
+        modalities: what the network is given: "frames", "events" or both, or "frame0" and "events".
         max_pictures: pairs that get pictures, spread evenly; 0 = none.
         video: write flow.mp4.
         html: write index.html, the viewer.
@@ -214,6 +214,11 @@ def build_parser() -> ArgumentParser:
     only.add_argument(
         "--frames-only", action="store_true", help="flow without the events, to compare"
     )
+    only.add_argument(
+        "--from-frame",
+        action="store_true",
+        help="flow from the first frame of each pair and the events since, as in live use",
+    )
     add(
         "--max-pictures",
         metavar="N",
@@ -314,8 +319,10 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     if given.every is not None and given.pairs is not None:
         parser.error("--every makes time intervals of its own: give --start and --end, not --pairs")
 
-    if given.every is not None and given.frames_only:
-        parser.error("--every estimates flow from events: leave out --frames-only")
+    for name in ("frames_only", "from_frame"):
+        if given.every is not None and getattr(given, name):
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"--every estimates flow from events: leave out {option}")
 
     def convert(option: str, parse: Callable, text: str | None):
         try:
@@ -387,6 +394,8 @@ def _read_inputs(parser: ArgumentParser, words: Sequence[str]) -> tuple[Path, ..
 def _modalities(given: Namespace) -> tuple[str, ...]:
     if given.events_only:
         return ("events",)
+    if given.from_frame:
+        return ("frame0", "events")
     return ("frames",) if given.frames_only else MODALITIES
 
 

@@ -87,16 +87,18 @@ def test_one_modality_alone(run, recording, checkpoint, events, tmp_path, capsys
     for name, arguments in (
         ("events", (None, None, events)),
         ("frames", (opened.frame(0), opened.frame(1), None)),
+        ("from-frame", (opened.frame(0), None, events)),
     ):
         out = tmp_path / name
-        assert run(recording, f"--{name}-only", "--write", "occlusion", *QUIET, out=out) == 0
+        option = "--from-frame" if name == "from-frame" else f"--{name}-only"
+        assert run(recording, option, "--write", "occlusion", *QUIET, out=out) == 0
         assert "warning" not in capsys.readouterr().err
-        exposures = {} if name == "events" else {"exposure0": 8_000, "exposure1": 8_000}
+        exposures = {"exposure0": 8_000, "exposure1": 8_000} if name == "frames" else {}
         expected = estimator(*arguments, t0=t0, t1=t1, **exposures)
         assert np.array_equal(read_flow(out / "flow" / "000000.flo")[0], expected.flow)
         pairs = json.loads((out / "metrics.json").read_text())["pairs"]
         # The last pair has no event.
-        assert [pair["index"] for pair in pairs] == [0, 1, 2][: 2 if name == "events" else 3]
+        assert [pair["index"] for pair in pairs] == [0, 1, 2][: 3 if name == "frames" else 2]
     assert run(recording, *QUIET, out=tmp_path / "events") == 1
     assert "modalities ['events'] there, ['frames', 'events'] now" in capsys.readouterr().err
 
@@ -108,6 +110,8 @@ def test_one_modality_alone(run, recording, checkpoint, events, tmp_path, capsys
         (["--write", "occlusion,"], "unknown kind ''"),
         (["--events-only", "--frames-only"], "not allowed with"),
         (["--every", "10ms", "--frames-only"], "leave out --frames-only"),
+        (["--every", "10ms", "--from-frame"], "leave out --from-frame"),
+        (["--from-frame", "--events-only"], "not allowed with"),
     ],
 )
 def test_wrong_usage_is_explained(arguments, message, capsys):
