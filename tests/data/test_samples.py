@@ -45,7 +45,7 @@ def test_a_pair_by_hand(recording):
 
 
 @pytest.mark.parametrize(
-    ("pair", "present"), [((0, 1), [1, 1, 0]), ((1, 2), [1, 1, 1]), ((2, 3), [1, 0, 0])]
+    ("pair", "present"), [((0, 1), [1, 1, 0, 1]), ((1, 2), [1, 1, 1, 1]), ((2, 3), [1, 0, 0, 1])]
 )
 def test_what_is_missing_is_told(recording, pair, present):
     sample = unlabelled_sample(recording, *pair, InputSpec(2, 1))

@@ -178,9 +178,9 @@ def test_nan_stops_saves_the_batch_and_keeps_the_checkpoint(recipe, tmp_path, mo
     loss = trainer.supervised_loss
     calls = []
 
-    def poisoned(output, batch, config):
+    def poisoned(output, batch, config, single=None):
         calls.append(1)
-        total, parts = loss(output, batch, config)
+        total, parts = loss(output, batch, config, single)
         return (total * float("nan") if len(calls) == 6 else total), parts
 
     monkeypatch.setattr(trainer, "supervised_loss", poisoned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class VideoFrames(FrameSource):
             str(self.path).encode()
             source: Any = str(self.path)
         except UnicodeEncodeError:  # FFmpeg takes names in UTF-8
-            source = open(self.path, "rb")
+            source = _NamelessFile(self.path)
         try:
             container = av.open(source, "r")
         except (av.FFmpegError, OSError) as error:
@@ -244,6 +245,13 @@ class VideoFrames(FrameSource):
 
     def name(self, index: int) -> str:
         return f"{self.path}, frame {index}"
+
+
+class _NamelessFile(io.FileIO):
+    """A file that PyAV reads for as long as it has it, and that is closed when it has it no more."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _first(frame: Any, others: Iterator[Any]) -> Iterator[Any]:
