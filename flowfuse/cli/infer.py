@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 
 from flowfuse import __version__, distributed
-from flowfuse.cli.console import leave, run_command
+from flowfuse.cli.console import ListedError, leave, run_command
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_recording import by_first, run_recording
 from flowfuse.cli.infer_report import RunMetrics, RunReport
@@ -95,14 +95,26 @@ def _run(config: InferenceConfig, arguments: Sequence[str]) -> None:
         return
     runs = by_first(lambda: _plan_runs(config))
     reports: dict[str, RunReport] = {}
+    failures: list[str] = []
     for name, one in runs.items():
         if name and distributed.this().is_first:
             print(f"{one.input} -> {one.output}", flush=True)
-        report = run_recording(one, estimator, arguments)
+        try:
+            report = run_recording(one, estimator, arguments)
+        except (FileNotFoundError, ValueError) as error:
+            # Several processes would not fail alike, and wait for each other.
+            if len(runs) == 1 or distributed.this().count > 1:
+                raise
+            warnings.warn(f"{error}; the other recordings go on", stacklevel=2)
+            failures.append(f"{one.input}: {' '.join(str(error).split())}")
+            continue
         if name and report is not None:
             reports[name] = report
     if reports:
         _write_summary(config, runs, reports)
+    if failures:
+        told = f"{len(failures)} of {len(runs)} recordings failed:"
+        raise ListedError("\n  ".join([told, *failures]))
 
 
 def _plan_runs(config: InferenceConfig) -> dict[str, InferenceConfig]:

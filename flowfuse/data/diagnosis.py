@@ -165,7 +165,8 @@ class Clocks:
         if self.scale != 1:
             return (
                 f"the times of the events {'are' if sure else 'may be'} {_SCALES[self.scale]}"
-                f"{shown}: {_UNIT_HINTS[self.scale]}"
+                f"{shown}: {_UNIT_HINTS[self.scale]}; or those of the frames are "
+                f"{_SCALES[1 / self.scale]}: a text of times has seconds"
             )
         if self.offset is not None:
             offset = TimeOffset(self.offset, self.correlation, 0.0, 0, 0).option

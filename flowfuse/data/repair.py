@@ -85,7 +85,10 @@ def _continued(file: EventFile, error: UnsortedError) -> EventFile:
         raise error from None
     order = events.find_order()
     if not order.is_sorted:
-        raise UnsortedError(f"{error}; {order.describe_faults()}") from error
+        faults = order.describe_faults()
+        if faults in str(error):
+            raise error
+        raise UnsortedError(f"{error}; {faults}") from error
     if not order.wraps:
         raise error
     warnings.warn(f"{file.path}: {order.describe_wraps()}", stacklevel=5)

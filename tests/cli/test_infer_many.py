@@ -131,6 +131,18 @@ def test_recordings_of_a_folder_are_found(folder, recording, tmp_path):
     assert [path.name for path in find_recordings(tmp_path)] == names
 
 
+def test_a_broken_recording_does_not_stop_the_others(run, folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "in")
+    broken = next((tmp_path / "in" / "a").glob("events.*"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert run(tmp_path / "in", "-o", tmp_path / "out", *QUIET) == 1
+    told = capsys.readouterr().err
+    assert "a/events.h5" in told and "; the other recordings go on" in told
+    assert "error: 1 of 2 recordings failed:\n  " in told
+    summary = json.loads((tmp_path / "out" / "recordings.json").read_text())
+    assert [one["name"] for one in summary["recordings"]] == ["b"]
+
+
 def test_two_commands_on_one_output_are_refused(run, recording, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with directory_lock(tmp_path / "out"):

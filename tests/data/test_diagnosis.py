@@ -71,6 +71,15 @@ def test_every_cause_is_named(tmp_path, capsys, change, told):
     assert "time offset: add" not in out
 
 
+def test_times_of_frames_in_another_unit_are_named(tmp_path):
+    path = altered(tmp_path / "r", lambda c, h, w: c)
+    rows = [line.split() for line in (path / "images.txt").read_text().splitlines()]
+    text = "".join(f"{round(float(time) * 1e6)} {name}\n" for time, name in rows)
+    (path / "images.txt").write_text(text)
+    told = find_cause(open_recording(path))
+    assert "or those of the frames are 10^6 times too long: a text of times has seconds" in told
+
+
 def test_nothing_is_found_in_good_recordings(shared_data):
     folders = [SAMPLE, shared_data / "slider_depth"]
     folders += sorted((shared_data / "real_flow" / "pan_tilt").glob("*"))

@@ -122,6 +122,14 @@ def test_single_events_are_named_and_dropped(tmp_path, suffix):
         np.testing.assert_array_equal(getattr(events, name), found[name][kept])
 
 
+def test_a_fault_is_told_once(tmp_path):
+    times = np.concatenate((np.arange(0, 50_000, 10), np.arange(0, 50_000, 10)))
+    for name in ("joined.npz", "joined.csv"):
+        with pytest.raises(ValueError, match="2 recordings were joined") as caught:
+            open_recording(write(tmp_path / name, columns(times)))
+        assert str(caught.value).count("were joined") == 1
+
+
 def test_an_event_off_the_sensor_is_named(tmp_path):
     found = columns(np.arange(0, 100_000, 50))
     found["x"][900] = 1500

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from flowfuse.data.formats.aedat4_packets import check_packets
 from flowfuse.data.formats.base import (
     EVENTS,
     FRAMES,
@@ -44,6 +45,7 @@ def open_aedat4(path: Path) -> Any:
             f"{path}: .aedat4 is read by dv-processing, which is not installed: "
             "pip install dv-processing"
         ) from error
+    check_packets(path)
     try:
         return dv_processing.io.MonoCameraRecording(str(path))
     except RuntimeError as error:

@@ -100,7 +100,10 @@ class Order:
             single = len(self.dropped) == 1
             advice = f"--repair drops {'it' if single else 'them'}"
             if not self.is_repairable:
-                advice = "too many for accidents: sort the events by time"
+                advice = (
+                    "too many for accidents: sort the events by time, or split the file where "
+                    "recordings were joined"
+                )
             lines.append(
                 f"{len(self.dropped)} of {self.count} events "
                 f"{'is' if single else 'are'} out of order, {self.first_fault}; {advice}"

@@ -172,6 +172,7 @@ class RawEvents(IndexedEventFile):
             encoding.triggers,
         )
         self._blocks: list[_Block] | None = None
+        self._tell_cut()
 
     def _find_layout(self, path: Path) -> tuple[Encoding, int, tuple[int, int] | None]:
         """The encoding, where the words begin, and (height, width), or None where not stated."""
@@ -231,7 +232,7 @@ class RawEvents(IndexedEventFile):
         with open(self.path, "rb") as file:
             file.seek(offset := self._start)
             while data := file.read(self.block_bytes):
-                # A word cut off at the end of a recording is lost; cameras leave such files.
+                # A word cut off at the end is passed over; cameras leave such files.
                 size = len(data) - len(data) % width
                 before = state
                 columns, state = self._decode(np.frombuffer(data[:size], self._dtype), before)
@@ -253,6 +254,17 @@ class RawEvents(IndexedEventFile):
         self._blocks = blocks
         self._tell_untimed()
         return blocks
+
+    def _tell_cut(self) -> None:
+        """Warn of a word that is cut off at the end of the file."""
+        width = np.dtype(self._dtype).itemsize
+        rest = max(0, self.path.stat().st_size - self._start) % width
+        if rest:
+            warnings.warn(
+                f"{self.path}: the file is truncated: its last word has {rest} of {width} bytes "
+                "and is passed over",
+                stacklevel=5,
+            )
 
     def _tell_untimed(self) -> None:
         """Warn of events at the beginning that have no time: recording began amid the stream."""

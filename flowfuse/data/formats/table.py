@@ -70,6 +70,7 @@ def table_columns(table: Any, order: ColumnOrder | None) -> tuple[Columns, list[
         ValueError: values do not show the order.
     """
     rows = np.asarray(table[: column_order.SAMPLE], np.float64)
+    told = []
     if order is None:
         order, evident = column_order.infer_order(rows)
         if not evident and len(rows):
@@ -77,11 +78,13 @@ def table_columns(table: Any, order: ColumnOrder | None) -> tuple[Columns, list[
                 f"the order of its columns does not show in the first {len(rows)} rows; state "
                 "them (columns), as 't,x,y,p'"
             )
-    place, told, unit = order.names.index, [], order.microseconds
+        if order.names != "txyp":
+            told.append(f"the columns are taken as {order}, which alone fits their values")
+    place, unit = order.names.index, order.microseconds
     if unit is None and table.dtype.kind == "f":
         unit = column_order.infer_unit(rows[:, place("t")])
         if unit == 1:
-            told = ["t is taken as microseconds, since it has whole numbers only"]
+            told.append("t is taken as microseconds, since it has whole numbers only")
     columns = Columns(
         x=PixelColumn(table, place("x")),
         y=PixelColumn(table, place("y")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _MOST_BRIGHT = 0.001  # share of brighter pixels in a black frame
 # Rows of two fields of moving things differ more from their neighbours than rows of one field two
 # further on; of one still picture they differ less, of noise as much.
 _COMBED = 1.1
+_MOST_MISSING = 2.5  # frame intervals from the last frame to the stated end
 _BOTTOM_FIRST = (3, 4)  # of FFmpeg's AVFieldOrder: BB, TB
 
 
@@ -39,6 +41,7 @@ class _Survey:
     bottom_first: bool = False  # whether the odd rows are the earlier field
     between: float = 0.0  # second differences of rows of both fields,
     within: float = 0.0  # and of one
+    end: float | None = None  # us, of the stream, where the container states it
 
 
 class VideoFrames(FrameSource):
@@ -68,7 +71,7 @@ class VideoFrames(FrameSource):
         self._stamps = found.stamps
         self._deinterlace = found.interlaced > 0 and found.between > _COMBED * found.within
         self._bottom_first = found.bottom_first
-        self._tell(found, stated)
+        self._tell(found, stated, base)
         if times is None:
             times = self._container_times(base)
         elif len(times) != len(found.stamps):
@@ -117,6 +120,7 @@ class VideoFrames(FrameSource):
         with self._open() as container:
             stream = container.streams.video[0]
             stated, base = int(stream.frames or 0), float(stream.time_base or 0) * 1e6
+            found.end = _stated_end(stream.metadata.get("DURATION", ""))
             before: np.ndarray | None = None
             for frame in self._decoded(container, errors):
                 last, index = found.stamps[-1] if found.stamps else None, len(found.stamps)
@@ -144,7 +148,7 @@ class VideoFrames(FrameSource):
             raise ValueError(f"{self.path}: no frame of this video can be decoded{reason}")
         return found, stated, base
 
-    def _tell(self, found: _Survey, stated: int) -> None:
+    def _tell(self, found: _Survey, stated: int, base: float) -> None:
         count, told = len(found.stamps), []
         if found.errors or found.corrupt:
             first = f", at first frame {found.corrupt[0]}" if found.corrupt else ""
@@ -155,6 +159,14 @@ class VideoFrames(FrameSource):
             )
         if count < stated:
             told.append(f"{count} frames can be decoded, the container states {stated}")
+        times = np.array([stamp for stamp in found.stamps if stamp is not None]) * base
+        if found.end is not None and len(times) > 1:
+            missing = found.end - times[-1]
+            if missing > _MOST_MISSING * float(np.median(np.diff(times))):
+                told.append(
+                    f"the last frame that can be decoded has {times[-1] / 1e6:.3f} s, the "
+                    f"container states an end at {found.end / 1e6:.3f} s"
+                )
         if found.black:
             told.append(f"{len(found.black)} of {count} frames are black, {_named(found.black)}")
         if found.repeated:
@@ -252,6 +264,14 @@ class _NamelessFile(io.FileIO):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _stated_end(text: str) -> float | None:
+    """Microseconds of "00:00:00.800000000", as Matroska states the end of a stream."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text.strip("\0 "))
+    if match is None:
+        return None
+    return (int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])) * 1e6
 
 
 def _first(frame: Any, others: Iterator[Any]) -> Iterator[Any]:

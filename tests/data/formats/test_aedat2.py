@@ -132,3 +132,11 @@ def test_any_words_give_events_or_a_value_error(tmp_path, header, data):
         assert str(path) in str(error)
         return
     assert rows(whole) == rows(parts)
+
+
+def test_a_pair_cut_off_at_the_end_is_told(tmp_path):
+    path = tmp_path / "a.aedat"
+    path.write_bytes(DAVIS + davis(1, 2, 3, 1) + davis(4, 5, 6, 0)[:-3])
+    with pytest.warns(UserWarning, match=r"a.aedat: .* last word has 5 of 8 bytes"):
+        file = open_event_file(path)
+    assert rows(file.window(0, 10, 260, 346)) == [(1, 2, 3, 1)]

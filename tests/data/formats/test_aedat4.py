@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from container_cases import FRAME_TIMES, HEIGHT, START, WIDTH, check, images, make_events
 
+from flowfuse.data.formats.aedat4_packets import check_packets
 from flowfuse.data.opening import open_recording
 from flowfuse.data.registry import open_event_file
 
@@ -151,3 +152,23 @@ def test_faults_of_aedat4(tmp_path, events):
             open_recording(path)
     with pytest.raises(FileNotFoundError, match="no such event file"):
         open_event_file(tmp_path / "b.aedat4")
+
+
+@pytest.mark.parametrize("part", ["content", "size"])
+def test_damaged_packets_are_refused(tmp_path, events, part):
+    pytest.importorskip("lz4")
+    path = write_aedat4(tmp_path / "a.aedat4", events)
+    check_packets(path)
+    data = path.read_bytes()
+    first = 18 + struct.unpack_from("<I", data, 14)[0]  # behind the header
+    size = struct.unpack_from("<i", data, first + 4)[0]
+    content = bytearray(data)
+    if part == "content":  # of a packet: dv-processing would never return
+        content[first + 40 : first + 8 + size] = b"\xff" * (size - 32)
+        told = rf"the packet at byte {first} is damaged"
+    else:
+        struct.pack_into("<i", content, first + 4, -1)
+        told = rf"the packet at byte {first} has -1 bytes, \d+ are left"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a.aedat4: not a readable .aedat4, .*\({told}"):
+        open_recording(path)

@@ -93,3 +93,11 @@ def test_times_that_jump_back_are_refused(tmp_path):
     path.write_bytes(HEADER + b"\x0c\x08" + encode([(1, 1, 500, 1), (2, 2, 400, 0)]))
     with pytest.raises(ValueError, match="event 1 has 400 us after 500 us"):
         open_recording(path).events(0, 1000)
+
+
+def test_an_event_cut_off_at_the_end_is_told(tmp_path, events):
+    path = tmp_path / "events.dat"
+    path.write_bytes(HEADER + b"\x0c\x08" + encode(events[:3])[:-5])
+    with pytest.warns(UserWarning, match=r"events.dat: .* last word has 3 of 8 bytes"):
+        file = open_event_file(path)
+    assert rows(file.window(0, 2**40, 480, 640)) == events[:2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -161,10 +163,19 @@ def test_another_decoder_of_evt3_agrees(tmp_path, events):
         assert rows(np.asarray(getattr(other, name)) for name in "xytp") == expected
 
 
-def test_a_cut_word_at_the_end_is_lost(tmp_path, events):
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_word_cut_off_at_the_end_is_told(tmp_path, events, kind):
     path = tmp_path / "events.raw"
-    path.write_bytes(HEADERS["3"] + encode("3", events[:5])[:-1])
-    assert RawEvents(path).time_range == (events[0][2], events[3][2])
+    content = HEADERS[kind] + encode(kind, events[:5])
+    width = {"2": 4, "3": 2, "4": 4}.get(kind, 8)
+    path.write_bytes(content[:-1])
+    with pytest.warns(UserWarning, match=rf"events.raw: .* last word has {width - 1} of {width} b"):
+        file = RawEvents(path)
+    assert file.time_range == (events[0][2], events[3][2])
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RawEvents(path)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +199,7 @@ def test_faults_of_headers(tmp_path, content, message):
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.filterwarnings("ignore:.*its last word has")
 @pytest.mark.parametrize("first", [0x8125, 0x8A25, 0x8025])
 def test_a_first_word_that_begins_like_a_header_line(tmp_path, first):
     words = [first, 0x6001, 0x0003, 0x2000 | 0x800 | 7]
@@ -230,7 +242,7 @@ def test_faults_of_events(tmp_path):
     assert open_recording(path).event_range is None
 
 
-@pytest.mark.filterwarnings("ignore:.*before the first time")
+@pytest.mark.filterwarnings("ignore:.*before the first time", "ignore:.*its last word has")
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import h5py
 import numpy as np
 import pytest
@@ -96,7 +98,7 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*is compressed")
+@pytest.mark.filterwarnings("ignore:.*is compressed", "ignore:.*the columns are taken as x y t p")
 @pytest.mark.parametrize("name", KINDS)
 def test_windows_are_slices_of_the_whole(tmp_path, monkeypatch, events, name):
     monkeypatch.setattr("flowfuse.data.formats.block_times._LEAST_BLOCK", 100)
@@ -161,6 +163,21 @@ def test_tables_whose_columns_are_stated(tmp_path, events):
     write_records(tmp_path / "b.h5", events)
     with pytest.raises(ValueError, match=r"b.h5: columns are stated, but /events has named"):
         open_event_file(tmp_path / "b.h5", "y,x,t,p")
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.npz"])
+def test_an_order_taken_from_values_is_told(tmp_path, events, name):
+    table = stack(events, "xytp", "i8")
+    if name == "a.npz":
+        np.savez(tmp_path / name, events=table)
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            file["events"] = table
+    with pytest.warns(UserWarning, match=rf"{name}: the columns are taken as x y t p, which alone"):
+        open_event_file(tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_event_file(tmp_path / name, "x,y,t_us,p")
 
 
 def test_whole_numbers_in_a_table_of_floats_are_microseconds(tmp_path, events):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from flowfuse.data.formats.video import _first_field
+from flowfuse.data.formats.video import _first_field, _stated_end
 from flowfuse.data.opening import open_recording
 from flowfuse.data.registry import open_frames
 
@@ -132,6 +133,24 @@ def test_damage_is_told(tmp_path):
     path.write_bytes(data[: moov - 200])
     with pytest.raises(ValueError, match=r"a.mp4: PyAV cannot open this video, is it truncated"):
         open_frames(path)
+
+
+def test_a_matroska_file_that_ends_early_is_told(tmp_path):
+    path = write_video(tmp_path / "a.mkv", noise(50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_frames(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r"has 0\.\d+ s, the container states an end at 1\.000 s"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [("00:01:02.500000000", 62.5e6), ("01:00:00", 3.6e9), ("", None), ("12 s", None)],
+)
+def test_the_end_that_matroska_states(text, end):
+    assert _stated_end(text) == end
 
 
 def test_what_is_no_video(tmp_path):
