@@ -297,6 +297,29 @@ def test_a_clock_that_begins_anew(stream, sensor):
     assert one.events(0, 10**8).t[-1] < 15_000, "nothing of the old clock is left"
 
 
+def test_latest_forgets_results_of_an_old_clock(stream, estimator, monkeypatch):
+    one = stream(interval=STEP)
+    one.push(make_events(7_000_000, 7_015_000))
+    assert spans([one.latest()]) == [(7_000_000, 7_010_000)]
+    one.push(make_events(0, 5_000))
+    assert one.latest() is None, "no interval of the new clock is whole"
+    one.push(make_events(5_000, 15_000))
+    assert spans([one.latest()]) == [(0, STEP)]
+
+    # The clock begins anew while an interval of the old one is being estimated.
+    one.push(make_events(7_000_000, 7_025_000))
+    run = estimator.run
+
+    def run_and_reset(*args, **options):
+        monkeypatch.setattr(estimator, "run", run)
+        one.push(make_events(0, 15_000))
+        return run(*args, **options)
+
+    monkeypatch.setattr(estimator, "run", run_and_reset)
+    assert one.flow(7_000_000, 7_010_000).t1 == 7_010_000
+    assert spans([one.latest()]) == [(0, STEP)]
+
+
 def test_a_clock_that_begins_anew_in_a_packet(stream):
     one = stream(interval=STEP)
     parts = make_events(9_000_000, 9_012_000), make_events(0, 12_000)
