@@ -120,7 +120,11 @@ class Stream:
             raise ValueError(f"Stream: policy must be one of {', '.join(POLICIES)}; got {policy!r}")
         if not rate > 0:
             raise ValueError(f"Stream: rate must be positive events per second, got {rate}")
-        for name, value, least in (("memory", memory, 1), ("frames", frames, 2)):
+        if not wait >= 0:
+            raise ValueError(f"Stream: wait must be seconds >= 0, got {wait}")
+        limits = [("memory", memory, 1), ("frames", frames, 2)]
+        limits += [] if iterations is None else [("iterations", iterations, 1)]
+        for name, value, least in limits:
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"Stream: {name} must be a whole number >= {least}, got {value!r}")
         self.estimator = (

@@ -395,6 +395,8 @@ def test_wrong_frames_are_refused(stream):
         ({"memory": 0}, "memory must be a whole number >= 1, got 0"),
         ({"frames": 1}, "frames must be a whole number >= 2, got 1"),
         ({"rate": 0}, "rate must be positive"),
+        ({"wait": -1.0}, "wait must be seconds >= 0, got -1.0"),
+        ({"iterations": 0}, "iterations must be a whole number >= 1, got 0"),
         ({"tolerance": "2s"}, "reset_after must be at least 2000001 us"),
         ({"height": 0}, "height must be a positive integer, got 0"),
     ],
