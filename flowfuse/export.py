@@ -7,6 +7,7 @@ the images, the number of iterations, the batch.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -81,7 +82,7 @@ class ExportedFlow(nn.Module):
     """The network from tensors to tensors.
 
     Args:
-        model: the network, in evaluation mode.
+        model: the network.
         iterations: recurrent updates.
     """
 
@@ -239,7 +240,8 @@ def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str
 def _prepare(model: FlowFuse, spec: ExportSpec) -> tuple[ExportedFlow, ModelInputs, np.ndarray]:
     """The network as a module, inputs to trace it with, and the control points it makes of them."""
     spec.check()
-    network = ExportedFlow(model.cpu().eval(), spec.iterations).eval()
+    model = copy.deepcopy(model).cpu()  # the caller's stays where it is
+    network = ExportedFlow(model, spec.iterations).eval()
     inputs = sample_inputs(model, spec)
     with torch.no_grad():
         return network, inputs, network(*inputs)[0].numpy()

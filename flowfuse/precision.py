@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 # As torch.cpu names them; AMX comes with the first, the last is that of ARM.
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 NO_INSTRUCTIONS = "this CPU has no bfloat16 instructions: float32 is faster"

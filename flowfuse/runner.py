@@ -22,7 +22,8 @@ from flowfuse.result import Result
 GAP_RATIO = 1.5
 # Wrong units make events and frames differ at least a thousandfold in duration.
 UNIT_RATIO = 300
-MODALITIES = ("frames", "events")
+MODALITIES = ("frames", "events")  # all that a recording has
+FIRST_FRAME = "frame0"  # in place of "frames": the first frame of each pair alone
 MAX_INTERVALS = 1_000_000  # the names of flow files count with six digits
 
 
@@ -120,7 +121,7 @@ def plan_intervals(
 
 
 def is_measured(recording: Recording, interval: Interval) -> bool:
-    """Whether ``recording.ground_truth_at(interval.index, tau)`` is that of a interval."""
+    """Whether ``recording.ground_truth_at(interval.index, tau)`` is that of an interval."""
     if interval.frames is not None:
         return True
     known = _intervals(recording)
@@ -244,14 +245,14 @@ def estimate_interval(
     Args:
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
         modalities: what the network is given, of what the recording has: "frames", "events", or
-            both; "frame0" is the first frame of a pair alone.
+            both; FIRST_FRAME is the first frame of a pair alone.
 
     Returns:
         The result, None where the network has nothing to go by: no event in the interval, and
         neither frames nor a use for them; seconds spent in the estimator, without reading.
 
     Raises:
-        ValueError: naming the interval, or the file at fault.
+        ValueError: naming the interval, or the file at fault; unknown modalities.
     """
     used = _read_inputs(estimator, recording, reader, interval, modalities)
     if used is None:
@@ -280,7 +281,7 @@ def estimate_backward(
         [2, H, W] float32, px; None where the network has nothing to go by.
 
     Raises:
-        ValueError: naming the interval, or the file at fault.
+        ValueError: as :func:`estimate_interval`.
     """
     used = _read_inputs(estimator, recording, reader, interval, modalities, backward=True)
     if used is None:
@@ -309,13 +310,18 @@ def _read_inputs(
     backward: bool = False,
 ) -> _Inputs | None:
     """Read frames and events, None where there is nothing to estimate flow from."""
+    unknown = set(modalities) - {*MODALITIES, FIRST_FRAME}
+    if unknown:
+        raise ValueError(
+            f"modalities must be of {', '.join((*MODALITIES, FIRST_FRAME))}; got {min(unknown)!r}"
+        )
     exposures, frames = reader.exposures(interval), reader.frames(interval)
     t0, t1 = interval.t0, interval.t1
     if backward:
         exposures, frames = exposures[::-1], frames[::-1]
     if "frames" not in modalities:
         exposures = (None, None)
-        frames = (frames[0] if "frame0" in modalities else None, None)
+        frames = (frames[0] if FIRST_FRAME in modalities else None, None)
     start, end = input_interval(t0, t1, estimator.model.config.slices, *exposures)
     if backward:  # as much after t1 as forwards before t0
         start, end = t0 + t1 - end, t0 + t1 - start

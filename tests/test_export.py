@@ -45,7 +45,9 @@ def changed(inputs: ModelInputs) -> ModelInputs:
 def test_a_program_loads_and_gives_the_same(model, tmp_path):
     path = tmp_path / "model.pt2"
     spec = ExportSpec(height=24, width=40, batch=2, iterations=1, channels=3)
-    assert write_program(path, model, spec, {"checkpoint": "tiny"}) == 0
+    assert write_program(path, model.train(), spec, {"checkpoint": "tiny"}) == 0
+    assert model.training, "the caller's network stays as it is"
+    model.eval()
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
     files = {"flowfuse.json": ""}
     program = torch.export.load(path, extra_files=files).module()

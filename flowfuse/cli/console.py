@@ -16,6 +16,7 @@ import jsonargparse
 import torch
 from tqdm import tqdm
 
+MAX_THREADS = 1024
 INTERRUPTED = 130  # exit codes, as shells have them: after Ctrl-C,
 CLOSED_PIPE = 141  # and when the reader of what is printed has gone
 _ERRORS = (

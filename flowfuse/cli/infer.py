@@ -21,12 +21,12 @@ from flowfuse.data.opening import find_recordings
 from flowfuse.estimator import load, select_device
 from flowfuse.evaluation.report import without_nan
 from flowfuse.io.atomic import atomic_path
-from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
+from flowfuse.precision import DTYPES, NO_INSTRUCTIONS, has_native_bfloat16
+from flowfuse.runner import FIRST_FRAME
 from flowfuse.training.devices import own_device
 
 # Processes wait for each other at the end of a recording; one that ends is noticed at once.
 TIMEOUT = timedelta(days=30)
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
 
 def _run(config: InferenceConfig, arguments: Sequence[str]) -> None:
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
-    if "frame0" in config.modalities and not estimator.model.config.weighs_evidence:
+    if FIRST_FRAME in config.modalities and not estimator.model.config.weighs_evidence:
         raise ValueError(
             f"--from-frame: {config.checkpoint} cannot use one frame alone: it is a network of "
             f"fusion {estimator.model.config.fusion}, expected evidence with frames and events"

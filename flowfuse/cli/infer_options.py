@@ -10,13 +10,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flowfuse.cli.console import CommandParser
+from flowfuse.cli.console import MAX_THREADS, CommandParser
 from flowfuse.cli.infer_extras import EXTRAS
 from flowfuse.cli.reading_options import add_reading_options, reading_options
 from flowfuse.config import parse_duration
 from flowfuse.data.reading import ReadingOptions
 from flowfuse.model.checkpoint import available
-from flowfuse.runner import MODALITIES
+from flowfuse.precision import DTYPES
+from flowfuse.runner import FIRST_FRAME, MODALITIES
 
 COMMAND = "flowfuse-infer"
 DESCRIPTION = """\
@@ -54,7 +55,6 @@ _OF_RECORDINGS = (
     "from_frame", "html", "outlier_fraction", "tracks", "event_flow", "bit_depth", "repair", "part",
     "time_offset", "depth", "columns",
 )  # fmt: skip
-MAX_THREADS = 1024
 MAX_VIEWED = 20  # pairs in index.html; at 640 x 480 px they take up to 30 MB
 MAX_SECONDS = 9.2e12  # more do not fit int64 microseconds
 
@@ -260,7 +260,7 @@ def build_parser() -> ArgumentParser:
     add(
         "--precision",
         type=str,
-        choices=["float32", "bf16"],
+        choices=list(DTYPES),
         default="float32",
         help="bf16: convolutions and features in bfloat16, coordinates and flow still in float32: "
         "faster on a GPU, slightly less exact; a CPU without bfloat16 instructions is faster in "
@@ -395,7 +395,7 @@ def _modalities(given: Namespace) -> tuple[str, ...]:
     if given.events_only:
         return ("events",)
     if given.from_frame:
-        return ("frame0", "events")
+        return (FIRST_FRAME, "events")
     return ("frames",) if given.frames_only else MODALITIES
 
 

@@ -18,10 +18,10 @@ from flowfuse.estimator import load
 from flowfuse.live_sources.base import LiveFrame, Source, SourceLostError
 from flowfuse.live_sources.opening import open_source
 from flowfuse.live_sources.recorder import Recorder
+from flowfuse.precision import DTYPES
 from flowfuse.stream.stream import BETWEEN_FRAMES, Stream
 from flowfuse.tracking import Tracker
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 FIXED_INTERVAL = "20ms"  # where no frames come
 _GLANCE = 0.1  # s between two looks at whether to end
 _EVENT_SHARE = 0.2  # of an interval: its first events are drawn over the frame

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowfuse.cli.console import CommandParser
+from flowfuse.cli.console import MAX_THREADS, CommandParser
 from flowfuse.config import parse_duration
 from flowfuse.model.checkpoint import available
+from flowfuse.precision import DTYPES
 from flowfuse.stream.policy import POLICIES
 
 COMMAND = "flowfuse-live"
@@ -150,7 +151,7 @@ def build_parser() -> CommandParser:
     add(
         "--precision",
         type=str,
-        choices=["float32", "bf16"],
+        choices=list(DTYPES),
         default=default.precision,
         help="bf16: automatic mixed precision",
     )
@@ -163,6 +164,8 @@ def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
     for name in ("iterations", "threads", "memory"):
         if given[name] is not None and given[name] < 1:
             parser.error(f"--{name} must be at least 1, got {given[name]}")
+    if given["threads"] is not None and given["threads"] > MAX_THREADS:
+        parser.error(f"--threads must be at most {MAX_THREADS}, got {given['threads']}")
     if given["tracks"] < 0:
         parser.error(f"--tracks must not be negative, got {given['tracks']}")
     if given["seconds"] is not None and not given["seconds"] > 0:

@@ -29,7 +29,7 @@ class Sample(NamedTuple):
         frame0, frame1: [1, H, W] float32 in [0, 1], gray.
         event_sum: [1, H, W] float32, exposure-weighted polarity sum from t0 to t1.
         exposure: [2] float32, exposure durations over (t1 - t0); 0 = unknown.
-        modality_mask: [3] float32, 0 or 1, see :class:`flowfuse.inputs.Modality`.
+        modality_mask: [4] float32, 0 or 1, see :class:`flowfuse.inputs.Modality`.
         tau: [T] float32, times of the ground truth in (0, 1]; the last one is 1.
         flow: [T, 2, H, W] float32, px, displacement from t0 to each tau.
         valid: [T, H, W] bool, where the flow is known, occluded or not.

@@ -75,7 +75,7 @@ def supervised_loss(
         output: of the network.
         batch: collated samples with ground truth.
         config: the weights.
-        single: what each modality alone makes of it, where the evidence is to be taught.
+        single: see :func:`single_errors`; None: the evidence is not taught, its part is zero.
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
@@ -170,7 +170,12 @@ class SingleErrors(NamedTuple):
 
 @torch.no_grad()
 def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) -> SingleErrors:
-    """Run a network on each modality alone: what it is to expect of each."""
+    """Run a network on each modality alone, to learn what error to expect of each.
+
+    Args:
+        network: as it is trained; no gradient passes.
+        batch: collated samples with ground truth.
+    """
     inputs, errors = batch.inputs, []
     mask = inputs.modality_mask
     for kept in ((Modality.FRAMES, Modality.SECOND_FRAME), (Modality.EVENTS, Modality.HISTORY)):

@@ -24,7 +24,7 @@ class PairCorrelations:
             place at tau_p.
         targets: [B, P, C, h, w] latents.
         tau: [P], when each target is, in (0, 1].
-        kind: which of the kinds of pairs these are; kept for whom it concerns.
+        kind: index of these pairs among the kinds given to :func:`correlate`; only kept.
         radius, levels: window of each look-up, see :func:`flowfuse.ops.correlation_lookup`.
         strategy: ``"auto"``, ``"volume"`` or ``"on_demand"``.
     """

@@ -35,10 +35,7 @@ from flowfuse.model.encoders import (
     join_frames,
     stack_maps,
 )
-from flowfuse.model.evidence import (
-    Evidence,
-    EvidenceHead,
-)
+from flowfuse.model.evidence import Evidence, EvidenceHead
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
 from flowfuse.model.normalization import Scene, normalize_inputs

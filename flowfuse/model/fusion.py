@@ -58,7 +58,8 @@ def read_pairs(
 ) -> tuple[Tensor, list[Matches]]:
     """Look up along trajectories: tokens [B, P, channels, h, w] of all pairs, and what matches.
 
-    ``fades``: of each kind of pairs, what its correlations are multiplied with, [B, 1, h, w].
+    ``fades``: of each kind of pairs, in the order given to
+    :func:`~flowfuse.model.correlation.correlate`, what multiplies its correlations, [B, 1, h, w].
     """
 
     def read(part: PairCorrelations) -> tuple[Tensor, Matches]:

@@ -120,7 +120,11 @@ class Stream:
             raise ValueError(f"Stream: policy must be one of {', '.join(POLICIES)}; got {policy!r}")
         if not rate > 0:
             raise ValueError(f"Stream: rate must be positive events per second, got {rate}")
-        for name, value, least in (("memory", memory, 1), ("frames", frames, 2)):
+        if not wait >= 0:
+            raise ValueError(f"Stream: wait must be seconds >= 0, got {wait}")
+        limits = [("memory", memory, 1), ("frames", frames, 2)]
+        limits += [] if iterations is None else [("iterations", iterations, 1)]
+        for name, value, least in limits:
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"Stream: {name} must be a whole number >= {least}, got {value!r}")
         self.estimator = (
@@ -145,7 +149,6 @@ class Stream:
         self._worker: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closed = self._told_too_small = False
-        self._last_result: Result | None = None
         self._last_timing: Timing | None = None
         self._begin()
 
@@ -170,6 +173,7 @@ class Stream:
         self._silent_to = -FOREVER  # nothing comes any more before it
         self._rate_check = RateCheck()
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=_ARRIVALS)
+        self._last_result: Result | None = None
         if self._thinner is not None:
             self._thinner.reset()
 
@@ -298,8 +302,9 @@ class Stream:
                     return None
                 self._changed.wait(left)
             self._changed.notify_all()  # there is room for what comes next
+            resets = self._stats.resets
         span, events, began = found
-        result = self._estimate(span, events)
+        result = self._estimate(span, events, resets)
         with self._changed:
             self._stats.intervals += 1
             if began is not None and self._last_timing is not None:
@@ -368,14 +373,15 @@ class Stream:
                     f"{self._events.capacity} events"
                 )
             events = self._events.between(self._kept_from(span, first), last)
-        return self._estimate(span, events)
+            resets = self._stats.resets
+        return self._estimate(span, events, resets)
 
     def latest(self) -> Result | None:
         """Estimate the newest interval of the stream that is whole, unless it has been.
 
         Returns:
-            The result; that of the last estimate when nothing new has come; None before the first.
-            It does not change what :meth:`take` gives next.
+            The result; that of the last estimate when nothing new has come; None before the first
+            of the present clock. It does not change what :meth:`take` gives next.
         """
         with self._changed:
             clock = self._clock()
@@ -391,7 +397,8 @@ class Stream:
             if lost or empty:
                 return known
             events = self._events.between(self._kept_from(span, first), last)
-        return self._estimate(span, events)
+            resets = self._stats.resets
+        return self._estimate(span, events, resets)
 
     @property
     def stats(self) -> StreamStats:
@@ -627,7 +634,8 @@ class Stream:
 
     # Without the lock: an estimate takes its time, and sensors go on.
 
-    def _estimate(self, span: Span, events: Events) -> Result:
+    def _estimate(self, span: Span, events: Events, resets: int) -> Result:
+        """Estimate an interval that was found when so many clocks had begun anew."""
         with self._estimating:
             first, last = span.first, span.last
             began = time.perf_counter()
@@ -658,7 +666,10 @@ class Stream:
             if self.estimator.device.type == "cuda":
                 torch.cuda.synchronize(self.estimator.device)
             seconds = time.perf_counter() - began
-            self._last_result, self._last_timing = result, Timing(seconds, seconds)
+            self._last_timing = Timing(seconds, seconds)
+            with self._changed:
+                if resets == self._stats.resets:  # else it is of another clock
+                    self._last_result = result
             return result
 
     def _encode(self, frame: StoredFrame, image: torch.Tensor) -> EncodedFrame:

@@ -117,3 +117,13 @@ def test_one_modality_alone(run, recording, checkpoint, events, tmp_path, capsys
 def test_wrong_usage_is_explained(arguments, message, capsys):
     assert main(["rec", "-o", "out", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_unknown_modalities_are_refused(checkpoint, recording):
+    opened = open_recording(recording)
+    reader, interval = FrameReader(opened), Interval(0, 5_000, 45_000, (0, 1))
+    message = "modalities must be of frames, events, frame0; got 'frame'"
+    with pytest.raises(ValueError, match=message):
+        estimate_interval(load(checkpoint), opened, reader, interval, 1, modalities=("frame",))
+    with pytest.raises(ValueError, match=message):
+        estimate_backward(load(checkpoint), opened, reader, interval, 1, ("events", "frame"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from infer_cases import HEIGHT, WIDTH
 
 from flowfuse.cli.infer import main
 from flowfuse.cli.infer_motion import read_points
@@ -15,26 +16,6 @@ from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.estimator import load
 from flowfuse.events import Events
-from flowfuse.model import FlowFuse, ModelConfig
-from flowfuse.model.checkpoint import save_checkpoint
-
-HEIGHT, WIDTH = 20, 28
-CONFIG = ModelConfig(
-    name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
-    boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    model = FlowFuse(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
-    save_checkpoint(path, model)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from infer_cases import HEIGHT, WIDTH
 
 from flowfuse.cli import live, live_views
 from flowfuse.cli.live import main
@@ -23,24 +24,8 @@ from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 from flowfuse.live_sources.base import LiveFrame, SourceLostError
-from flowfuse.model import FlowFuse, ModelConfig
-from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.result import Result
 from flowfuse.tracking import TrackStep
-
-HEIGHT, WIDTH = 20, 28
-CONFIG = ModelConfig(
-    name="tiny", slices=2, stem_channels=8, channels=8, hidden=8, token_channels=8,
-    boundary_channels=8, iterations=1, radius=1, levels=1, dilations=(1, 2),
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(path, FlowFuse(CONFIG))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +252,7 @@ def test_rerun_is_missing(run, recording, monkeypatch, capsys):
         (("rec", "--interval", "20"), "--interval '20': expected a time of at least 1us"),
         (("rec", "--every", "x"), "--every 'x': expected a time"),
         (("rec", "--threads", "0"), "--threads must be at least 1, got 0"),
+        (("rec", "--threads", "5000"), "--threads must be at most 1024, got 5000"),
         (("rec", "--tracks", "-1"), "--tracks must not be negative, got -1"),
         (("rec", "--seconds", "0"), "--seconds must be positive, got 0"),
         (("rec", "-o", "x.rrd"), "--output belongs to --view rerun"),

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from tool_cases import load_tool
 
 import flowfuse
 from flowfuse.data.diagnosis import compare_clocks, compare_geometry, find_cause, guess_unit
 from flowfuse.data.opening import open_recording
 
 SAMPLE = Path(flowfuse.__file__).parent / "sample"
-
-
-def load_tool(name):
-    path = Path(__file__).parents[2] / "data_tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def altered(path, change, frames=True):

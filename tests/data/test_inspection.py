@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
+from tool_cases import load_tool
 
 from flowfuse.data.inspection import (
     TimeOffset,
@@ -21,14 +19,6 @@ from flowfuse.data.synthetic.simulator import SensorConfig, simulate_events
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 40, 56
-
-
-def load_tool(name):
-    path = Path(__file__).resolve().parents[2] / "data_tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_events_alone(path, x, y, t, p):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tool_cases import load_tool
 
 from flowfuse.data.formats import columns as columns_module
 from flowfuse.data.formats.event_writer import write_event_parts
@@ -17,14 +16,6 @@ from flowfuse.data.repair import find_parts, put_in_order
 from flowfuse.events import Events
 
 HEIGHT, WIDTH = 6, 8
-
-
-def load_tool(name):
-    path = Path(__file__).parents[2] / "data_tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def columns(times):

@@ -1,27 +1,16 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from tool_cases import load_tool
 
 from flowfuse.data.datasets.mvsec.protocols import PROTOCOLS
 from flowfuse.data.datasets.mvsec.recording import open_mvsec
 from flowfuse.data.datasets.mvsec.writer import write_mvsec
 from flowfuse.data.synthetic.scenes import generate_scene
 from flowfuse.events import Events
-
-TOOLS = Path(__file__).resolve().parents[2] / "data_tools"
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -297,6 +297,29 @@ def test_a_clock_that_begins_anew(stream, sensor):
     assert one.events(0, 10**8).t[-1] < 15_000, "nothing of the old clock is left"
 
 
+def test_latest_forgets_results_of_an_old_clock(stream, estimator, monkeypatch):
+    one = stream(interval=STEP)
+    one.push(make_events(7_000_000, 7_015_000))
+    assert spans([one.latest()]) == [(7_000_000, 7_010_000)]
+    one.push(make_events(0, 5_000))
+    assert one.latest() is None, "no interval of the new clock is whole"
+    one.push(make_events(5_000, 15_000))
+    assert spans([one.latest()]) == [(0, STEP)]
+
+    # The clock begins anew while an interval of the old one is being estimated.
+    one.push(make_events(7_000_000, 7_025_000))
+    run = estimator.run
+
+    def run_and_reset(*args, **options):
+        monkeypatch.setattr(estimator, "run", run)
+        one.push(make_events(0, 15_000))
+        return run(*args, **options)
+
+    monkeypatch.setattr(estimator, "run", run_and_reset)
+    assert one.flow(7_000_000, 7_010_000).t1 == 7_010_000
+    assert spans([one.latest()]) == [(0, STEP)]
+
+
 def test_a_clock_that_begins_anew_in_a_packet(stream):
     one = stream(interval=STEP)
     parts = make_events(9_000_000, 9_012_000), make_events(0, 12_000)
@@ -372,6 +395,8 @@ def test_wrong_frames_are_refused(stream):
         ({"memory": 0}, "memory must be a whole number >= 1, got 0"),
         ({"frames": 1}, "frames must be a whole number >= 2, got 1"),
         ({"rate": 0}, "rate must be positive"),
+        ({"wait": -1.0}, "wait must be seconds >= 0, got -1.0"),
+        ({"iterations": 0}, "iterations must be a whole number >= 1, got 0"),
         ({"tolerance": "2s"}, "reset_after must be at least 2000001 us"),
         ({"height": 0}, "height must be a positive integer, got 0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -76,6 +77,22 @@ class DataSet(ABC):
     def sequences(self, path: Path) -> list[str]:
         """The names of the recordings in a directory that is none itself, sorted."""
         return []
+
+    def find_below(self, path: Path, groups: Sequence[str]) -> list[str]:
+        """The recordings in a directory and in its folders of these names; see :meth:`sequences`.
+
+        Args:
+            path: the directory.
+            groups: names of folders, such as splits; they need not be there.
+        """
+        places = [path, *(path / group for group in groups)]
+        return sorted(
+            str(found.relative_to(path))
+            for place in places
+            if place.is_dir()
+            for found in place.iterdir()
+            if self.matches(found)
+        )
 
     def training_samples(self, path: Path, split: Split, spec: InputSpec) -> SampleSet:
         """Open the training samples; asked for only where there is a ``training_data``.

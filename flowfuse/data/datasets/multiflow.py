@@ -21,9 +21,8 @@ import torch
 
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
-from flowfuse.data.formats.base import FrameSource
-from flowfuse.data.formats.frames import read_image
 from flowfuse.data.formats.hdf5 import open_hdf5
+from flowfuse.data.formats.images import ImageFrames
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import open_event_file
 from flowfuse.geometry.bezier import bezier, fit_bezier
@@ -35,29 +34,17 @@ _SPLITS = ("train", "val")
 _SAME_TIME = 1e-6  # of tau
 
 
-class TimedImages(FrameSource):
-    """Images that are named by their times in whole microseconds.
+def timed_images(directory: Path) -> ImageFrames:
+    """The images of a directory, which are named by their times in whole microseconds.
 
     Raises:
         ValueError: another name.
     """
-
-    def __init__(self, directory: Path) -> None:
-        self._paths = sorted(directory.glob("*.png"), key=lambda path: path.stem.zfill(20))
-        strange = [path.name for path in self._paths if not path.stem.isdecimal()]
-        if strange:
-            raise ValueError(f"{directory / strange[0]}: a time in microseconds is expected")
-        self.times = np.array([int(path.stem) for path in self._paths], np.int64)
-
-    @property
-    def files(self) -> list[Path]:
-        return list(self._paths)
-
-    def read(self, index: int) -> np.ndarray:
-        return read_image(self._paths[index])
-
-    def name(self, index: int) -> str:
-        return str(self._paths[index])
+    paths = sorted(directory.glob("*.png"), key=lambda path: path.stem.zfill(20))
+    strange = [path.name for path in paths if not path.stem.isdecimal()]
+    if strange:
+        raise ValueError(f"{directory / strange[0]}: a time in microseconds is expected")
+    return ImageFrames(paths, np.array([int(path.stem) for path in paths], np.int64))
 
 
 class MultiFlowRecording(FileRecording):
@@ -69,7 +56,7 @@ class MultiFlowRecording(FileRecording):
     """
 
     def __init__(self, path: Path) -> None:
-        images = TimedImages(path / "images")
+        images = timed_images(path / "images")
         for time in (REFERENCE, TARGET):
             if time not in images.times:
                 name = path / "images" / f"{time:07d}.png"
@@ -160,14 +147,7 @@ class MultiFlowDataSet(DataSet):
         return MultiFlowRecording(path)
 
     def sequences(self, path: Path) -> list[str]:
-        places = [path, *(path / split for split in _SPLITS)]
-        return sorted(
-            str(sample.relative_to(path))
-            for place in places
-            if place.is_dir()
-            for sample in place.iterdir()
-            if self.matches(sample)
-        )
+        return self.find_below(path, _SPLITS)
 
 
 DATASET = MultiFlowDataSet()

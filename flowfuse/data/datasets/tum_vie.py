@@ -24,16 +24,16 @@ import numpy as np
 
 from flowfuse.data.calibration import Calibration, Camera, apply_calibration
 from flowfuse.data.datasets.base import DataSet
-from flowfuse.data.datasets.ueof import ImagesInOrder
 from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import FrameSource
+from flowfuse.data.formats.frames import read_time_column
+from flowfuse.data.formats.images import images_in_order
 from flowfuse.data.registry import open_event_file
 
 SIZE = 720, 1280  # height and width of the event cameras, px
 FRAMES, EVENTS = 0, 2  # the left cameras of each kind in the calibration
 _IMAGES = Path("left_images")
 _TIMES = _IMAGES / "image_timestamps_left.txt"
-_LAST_TIME = 1 << 62  # us
 # Recorded with calibration A; the others with B.
 _WITH_A = ("loop-floor", "mocap-desk", "skate-easy")
 
@@ -60,7 +60,8 @@ class TumVieDataSet(DataSet):
                 stacklevel=3,
             )
         else:
-            frames = ImagesInOrder(path / _IMAGES, read_times(path / _TIMES), path / _TIMES)
+            times = read_time_column(path / _TIMES, "microseconds", header=True)
+            frames = images_in_order(path / _IMAGES, times, path / _TIMES)
             event_file, frames = apply_calibration(  # type: ignore[assignment]
                 read_basalt(found), event_file, frames, str(found)
             )
@@ -90,32 +91,6 @@ def find_calibration(path: Path) -> Path | None:
     shared = f"camera-calibration{letter(path)}.json"
     places = [*(path / name for name in (*names, shared)), path.resolve().parent / shared]
     return next((place for place in places if place.is_file()), None)
-
-
-def read_times(path: Path) -> np.ndarray:
-    """Read image times: microseconds, one per line, perhaps below a header; [F] int64.
-
-    Raises:
-        ValueError: naming the line that is no time.
-    """
-    times = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1
-    ):
-        word = line.split("#", 1)[0].strip()
-        if not word:
-            continue
-        try:
-            times.append(round(float(word)))
-            if abs(times[-1]) > _LAST_TIME:
-                raise ValueError
-        except (ValueError, OverflowError):
-            if number == 1:  # a header
-                continue
-            raise ValueError(
-                f"{path}, line {number}: a time in microseconds expected, found {line[:40]!r}"
-            ) from None
-    return np.array(times, np.int64)
 
 
 def read_basalt(path: Path) -> Calibration:

@@ -12,56 +12,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
-from flowfuse.data.formats.base import FrameSource
-from flowfuse.data.formats.frames import list_images, read_image
+from flowfuse.data.formats.frames import read_time_column
+from flowfuse.data.formats.images import images_in_order
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import open_event_file
 from flowfuse.io.flow import read_flow
 
 _TIMES = "image_timestamps.txt"
-_LAST_TIME = 1 << 62  # us
 _ENVIRONMENTS = ("deep", "shallow")
-
-
-class ImagesInOrder(FrameSource):
-    """The images of a directory in the order of their numbers, with times.
-
-    Args:
-        directory: of the images.
-        times: [F] int64, microseconds.
-        source: of the times, for messages.
-
-    Raises:
-        ValueError: there are not as many images as times, or the times do not increase.
-    """
-
-    def __init__(self, directory: Path, times: np.ndarray, source: Path) -> None:
-        self._paths = list_images(directory) if directory.is_dir() else []
-        if len(self._paths) != len(times):
-            raise ValueError(
-                f"{source}: {len(times)} times for {len(self._paths)} images in {directory}"
-            )
-        if (np.diff(times) <= 0).any():
-            place = int(np.argmax(np.diff(times) <= 0))
-            raise ValueError(
-                f"{source}: times must increase, found {times[place + 1]} us after "
-                f"{times[place]} us"
-            )
-        self.times = times
-
-    @property
-    def files(self) -> list[Path]:
-        return list(self._paths)
-
-    def read(self, index: int) -> np.ndarray:
-        return read_image(self._paths[index])
-
-    def name(self, index: int) -> str:
-        return str(self._paths[index])
 
 
 class UeofRecording(FileRecording):
@@ -73,7 +33,7 @@ class UeofRecording(FileRecording):
 
     def __init__(self, path: Path) -> None:
         times = path / _TIMES
-        images = ImagesInOrder(path / "images", read_milliseconds(times), times)
+        images = images_in_order(path / "images", read_time_column(times, "milliseconds"), times)
         super().__init__(path, open_event_file(path / "events.h5"), images)
 
     def ground_truth_at(self, index: int, tau: float) -> Flow | None:
@@ -112,37 +72,7 @@ class UeofDataSet(DataSet):
         return UeofRecording(path)
 
     def sequences(self, path: Path) -> list[str]:
-        places = [path, *(path / name for name in _ENVIRONMENTS)]
-        return sorted(
-            str(scene.relative_to(path))
-            for place in places
-            if place.is_dir()
-            for scene in place.iterdir()
-            if self.matches(scene)
-        )
+        return self.find_below(path, _ENVIRONMENTS)
 
 
 DATASET = UeofDataSet()
-
-
-def read_milliseconds(path: Path) -> np.ndarray:
-    """Read times in milliseconds, one per line, as [F] int64 microseconds.
-
-    Raises:
-        ValueError: naming the line that is no time.
-    """
-    times = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1
-    ):
-        if not line.split("#", 1)[0].strip():
-            continue
-        try:
-            times.append(round(float(line) * 1000))
-            if abs(times[-1]) > _LAST_TIME:
-                raise ValueError
-        except (ValueError, OverflowError):
-            raise ValueError(
-                f"{path}, line {number}: a time in milliseconds expected, found {line[:40]!r}"
-            ) from None
-    return np.array(times, np.int64)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +184,76 @@ _STATELESS = {
 }
 
 
-class PacketEvents(EventFile):
-    """The events of one topic.
+class TopicEvents(EventFile):
+    """The events of one topic of a bag, indexed by its messages.
+
+    Args:
+        path: of the bag.
+        bag: a :class:`flowfuse.data.formats.ros_bag.Bag`, open.
+        topic: of events.
+    """
+
+    def __init__(self, path: Path, bag: Any, topic: str) -> None:
+        super().__init__(path)
+        self._bag, self._topic = bag, topic
+        self._size: tuple[int, int] | None = None  # height, width
+        self._fault: str | None = None
+        self._bounds = np.empty((0, 2), np.int64)  # us, first and last event of each message
+
+    @abstractmethod
+    def _read_messages(self, first: int, last: int) -> list[Columns]:
+        """x, y, t, p of at least the rows [first, last) of ``_bounds``; at least one."""
+
+    def _note_bounds(self, bounds: list[tuple[int, int]], t: np.ndarray, recorded: int) -> None:
+        """Note the times (us) of the next message, which has events, and whether they go back."""
+        unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
+        if unsorted and self._fault is None:
+            self._fault = (
+                f"{self.path}: the events of {self._topic} must be sorted by time; the message "
+                f"recorded at {recorded} ns, {t[0]} to {t[-1]} us, is not, or begins before "
+                "the one before it ends"
+            )
+        bounds.append((int(t[0]), int(t[-1])))
+
+    def check_order(self) -> None:
+        if self._fault is not None:
+            raise UnsortedError(self._fault)
+
+    @property
+    def time_range(self) -> tuple[int, int] | None:
+        return (int(self._bounds[0, 0]), int(self._bounds[-1, 1])) if len(self._bounds) else None
+
+    @property
+    def sensor_size(self) -> tuple[int, int] | None:
+        return self._size
+
+    def coordinate_extent(self) -> tuple[int, int]:
+        largest = np.zeros(2, int)
+        for x, y, _, _ in self.stream():
+            if len(x):
+                largest = np.maximum(largest, (x.max(), y.max()))
+        return int(largest[1]) + 1, int(largest[0]) + 1
+
+    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
+        first = int(np.searchsorted(self._bounds[:, 1], t0, side="left"))
+        last = int(np.searchsorted(self._bounds[:, 0], t1, side="left"))
+        if first >= last:
+            return Events.empty(height, width)
+        parts = self._read_messages(first, last)
+        x, y, t, p = (np.concatenate(column) for column in zip(*parts, strict=True))
+        inside = (t >= t0) & (t < t1)
+        x, y, t, p = (column[inside] for column in (x, y, t, p))
+        try:
+            return Events(x, y, t, p, height=height, width=width)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
+                f"or after {t0} us){off_sensor_hint(x, y, height, width)}"
+            ) from error
+
+
+class PacketEvents(TopicEvents):
+    """The events of one topic of EventPackets.
 
     Args:
         path: of the bag.
@@ -196,14 +265,11 @@ class PacketEvents(EventFile):
     """
 
     def __init__(self, path: Path, bag: Any, topic: str) -> None:
-        super().__init__(path)
-        self._bag, self._topic = bag, topic
+        super().__init__(path, bag, topic)
         self._recorded: list[int] = []  # ns, of each message
         self._states: list[DecoderState] = []  # before it
         self._holding: list[int] = []  # the messages with events
-        self._size: tuple[int, int] | None = None
         self._encoding = ""
-        self._fault: str | None = None
         bounds: list[tuple[int, int]] = []
         delays: list[int] = []
         state, number, missing, untimed = DecoderState(), None, 0, 0
@@ -220,15 +286,8 @@ class PacketEvents(EventFile):
                 untimed += prophesee_words.count_untimed(decode_evt3, words, state)
             state = after
             if len(t):
-                unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
-                if unsorted and self._fault is None:
-                    self._fault = (
-                        f"{path}: the events of {topic} must be sorted by time; the message "
-                        f"recorded at {time} ns, {t[0]} to {t[-1]} us, is not, or begins before "
-                        "the one before it ends"
-                    )
+                self._note_bounds(bounds, t, time)
                 self._holding.append(len(self._recorded) - 1)
-                bounds.append((int(t[0]), int(t[-1])))
                 delays.append(packet.stamp - int(t[0]))
         if untimed:
             warnings.warn(
@@ -250,44 +309,11 @@ class PacketEvents(EventFile):
         self._offset = self._find_offset(delays)
         self._bounds = np.array(bounds, np.int64).reshape(-1, 2) + self._offset
 
-    def check_order(self) -> None:
-        if self._fault is not None:
-            raise UnsortedError(self._fault)
-
     def stream(self) -> Iterator[Columns]:
         return self._columns(0, len(self._recorded))
 
-    @property
-    def time_range(self) -> tuple[int, int] | None:
-        return (int(self._bounds[0, 0]), int(self._bounds[-1, 1])) if len(self._bounds) else None
-
-    @property
-    def sensor_size(self) -> tuple[int, int] | None:
-        return self._size
-
-    def coordinate_extent(self) -> tuple[int, int]:
-        largest = np.zeros(2, int)
-        for x, y, _, _ in self._columns(0, len(self._recorded)):
-            if len(x):
-                largest = np.maximum(largest, (x.max(), y.max()))
-        return int(largest[1]) + 1, int(largest[0]) + 1
-
-    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
-        first = int(np.searchsorted(self._bounds[:, 1], t0, side="left"))
-        last = int(np.searchsorted(self._bounds[:, 0], t1, side="left"))
-        if first >= last:
-            return Events.empty(height, width)
-        parts = list(self._columns(self._holding[first], self._holding[last - 1] + 1))
-        x, y, t, p = (np.concatenate(column) for column in zip(*parts, strict=True))
-        inside = (t >= t0) & (t < t1)
-        x, y, t, p = (column[inside] for column in (x, y, t, p))
-        try:
-            return Events(x, y, t, p, height=height, width=width)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
-                f"or after {t0} us){off_sensor_hint(x, y, height, width)}"
-            ) from error
+    def _read_messages(self, first: int, last: int) -> list[Columns]:
+        return list(self._columns(self._holding[first], self._holding[last - 1] + 1))
 
     def triggers(self) -> np.ndarray:
         if self._encoding != "evt3":

@@ -18,6 +18,8 @@ from flowfuse.io.images import as_8_bits
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
 _MAX_SAMPLE_VALUE, _SHORT = 281, 3  # of TIFF: a tag, and the type of its value
 _LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
+_LAST_TIME = 1 << 62  # us
+_UNITS = {"microseconds": 1, "milliseconds": 1000}  # in us
 
 
 def is_image(path: Path) -> bool:
@@ -167,6 +169,40 @@ def read_frame_list(
     if not times:
         raise ValueError(f"{path}: no frame time found, expected lines 't' or 't path'")
     return np.array(times, np.int64), names or None
+
+
+def read_time_column(path: Path, unit: str, *, header: bool = False) -> np.ndarray:
+    """Read times, one per line; # starts a comment.
+
+    Args:
+        path: a text file.
+        unit: "microseconds" or "milliseconds".
+        header: whether the first line may be one.
+
+    Returns:
+        [F] int64 microseconds, in the order of the file.
+
+    Raises:
+        ValueError: naming the line that is no time.
+    """
+    times: list[int] = []
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        word = line.split("#", 1)[0].strip()
+        if not word:
+            continue
+        try:
+            time = round(float(word) * _UNITS[unit])
+            if abs(time) > _LAST_TIME:
+                raise ValueError
+        except (ValueError, OverflowError):
+            if header and number == 1:
+                continue
+            raise ValueError(
+                f"{path}, line {number}: a time in {unit} expected, found {line[:40]!r}"
+            ) from None
+        times.append(time)
+    return np.array(times, np.int64)
 
 
 def read_exposures(path: Path, count: int) -> np.ndarray:

@@ -42,6 +42,28 @@ class ImageFrames(FrameSource):
         return str(self.paths[index])
 
 
+def images_in_order(directory: Path, times: np.ndarray, source: Path) -> ImageFrames:
+    """The images of a directory in the order of the numbers in their names, with known times.
+
+    Args:
+        directory: of the images.
+        times: [F] int64, microseconds.
+        source: of the times, for messages.
+
+    Raises:
+        ValueError: there are not as many images as times, or the times do not increase.
+    """
+    paths = list_images(directory) if directory.is_dir() else []
+    if len(paths) != len(times):
+        raise ValueError(f"{source}: {len(times)} times for {len(paths)} images in {directory}")
+    if (np.diff(times) <= 0).any():
+        place = int(np.argmax(np.diff(times) <= 0))
+        raise ValueError(
+            f"{source}: times must increase, found {times[place + 1]} us after {times[place]} us"
+        )
+    return ImageFrames(paths, times)
+
+
 class ImagesFormat(Format):
     """Image files, sorted by the numbers in their names, or as a list of ``t path`` names them."""
 

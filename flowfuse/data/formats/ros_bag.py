@@ -22,18 +22,15 @@ import numpy as np
 from flowfuse.data.formats.base import (
     EVENTS,
     FRAMES,
-    Arrays,
     EventFile,
     Format,
     FrameSource,
     StatedTimes,
-    UnsortedError,
-    off_sensor_hint,
     starts_with,
 )
-from flowfuse.data.formats.event_packets import PACKET_TYPES, PacketEvents
+from flowfuse.data.formats.event_packets import PACKET_TYPES, PacketEvents, TopicEvents
 from flowfuse.data.formats.frames import decode_image
-from flowfuse.events import Events
+from flowfuse.data.formats.prophesee_words import Columns
 
 ARRAY_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
 EVENT_TYPES = (*ARRAY_TYPES, *PACKET_TYPES)
@@ -214,81 +211,34 @@ class Bag:
             yield message
 
 
-class BagEvents(EventFile):
+class BagEvents(TopicEvents):
     """The events of one topic of event arrays."""
 
     def __init__(self, path: Path, bag: Bag, topic: str) -> None:
-        super().__init__(path)
-        self._bag, self._topic = bag, topic
+        super().__init__(path, bag, topic)
         times: list[int] = []
         bounds: list[tuple[int, int]] = []
-        self._size: tuple[int, int] | None = None
-        self._fault: str | None = None
         for _, time, data in self._bag.messages(self._topic):
-            size, t = self._parse(data)[:2]
+            size, (_, _, t, _) = self._parse(data)
             self._size = size if min(size) > 0 else self._size
             if len(t):
-                unsorted = (t[1:] < t[:-1]).any() or (bounds and t[0] < bounds[-1][1])
-                if unsorted and self._fault is None:
-                    self._fault = (
-                        f"{path}: the events of {self._topic} must be sorted by time; the message "
-                        f"recorded at {time} ns, {t[0]} to {t[-1]} us, is not, or begins before "
-                        "the one before it ends"
-                    )
+                self._note_bounds(bounds, t, time)
                 times.append(time)
-                bounds.append((int(t[0]), int(t[-1])))
         self._times = np.array(times, np.int64)  # ns, of recording
-        self._bounds = np.array(bounds, np.int64).reshape(-1, 2)  # us, first and last event
+        self._bounds = np.array(bounds, np.int64).reshape(-1, 2)
 
-    def check_order(self) -> None:
-        if self._fault is not None:
-            raise UnsortedError(self._fault)
-
-    @property
-    def time_range(self) -> tuple[int, int] | None:
-        return (int(self._bounds[0, 0]), int(self._bounds[-1, 1])) if len(self._bounds) else None
-
-    @property
-    def sensor_size(self) -> tuple[int, int] | None:
-        return self._size
-
-    def coordinate_extent(self) -> tuple[int, int]:
-        largest = np.zeros(2, int)
+    def stream(self) -> Iterator[Columns]:
         for _, _, data in self._bag.messages(self._topic):
-            _, t, x, y, _ = self._parse(data)
-            if len(t):
-                largest = np.maximum(largest, (x.max(), y.max()))
-        return int(largest[1]) + 1, int(largest[0]) + 1
+            yield self._parse(data)[1]
 
-    def stream(self) -> Iterator[Arrays]:
-        for _, _, data in self._bag.messages(self._topic):
-            _, t, x, y, p = self._parse(data)
-            yield x, y, t, p
-
-    def window(self, t0: int, t1: int, height: int, width: int) -> Events:
-        first = int(np.searchsorted(self._bounds[:, 1], t0, side="left"))
-        last = int(np.searchsorted(self._bounds[:, 0], t1, side="left"))
-        if first >= last:
-            return Events.empty(height, width)
+    def _read_messages(self, first: int, last: int) -> list[Columns]:
         # Messages are looked up by their time of recording.
         span = self._times[first:last]
         found = self._bag.messages(self._topic, int(span.min()), int(span.max()) + 1)
-        parts = [self._parse(data)[1:] for _, _, data in found]
-        t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
-        inside = (t >= t0) & (t < t1)
-        x, y, t, p = (column[inside] for column in (x, y, t, p))
-        try:
-            return Events(x, y, t, p, height=height, width=width)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path}: {error} (topic {self._topic}, indices count from the first event at "
-                f"or after {t0} us){off_sensor_hint(x, y, height, width)}"
-            ) from error
+        return [self._parse(data)[1] for _, _, data in found]
 
-    def _parse(
-        self, data: bytes
-    ) -> tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(height, width), and t (us), x, y, p of a message."""
+    def _parse(self, data: bytes) -> tuple[tuple[int, int], Columns]:
+        """(height, width), and x, y, t (us), p of a message."""
         try:
             size, rows = _parse_events(data, self._bag.is_ros2)
         except (struct.error, ValueError) as error:
@@ -296,7 +246,7 @@ class BagEvents(EventFile):
                 f"{self.path}: a message of {self._topic} is no event array ({error})"
             ) from error
         t = rows["seconds"].astype(np.int64) * 1_000_000 + rows["nanoseconds"] // 1000
-        return size, t, rows["x"], rows["y"], rows["polarity"]
+        return size, (rows["x"], rows["y"], t, rows["polarity"])
 
 
 def _parse_events(data: bytes, ros2: bool) -> tuple[tuple[int, int], np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowfuse.data.datasets import blinkflow, evimo2, rotation, tum_vie, ueof
+from flowfuse.data.datasets import blinkflow, evimo2, rotation, tum_vie
 from flowfuse.data.datasets.multiflow import MultiFlowRecording
 from flowfuse.data.file_recording import FileRecording
+from flowfuse.data.formats.frames import read_time_column
 
 SIZE = (6, 8)
 
@@ -60,8 +62,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "dataset_flow.npz": read_classic,
     "calib.txt": lambda path: rotation.read_lens(path, *SIZE),
     "rates.txt": read_rates,
-    "image_timestamps.txt": ueof.read_milliseconds,
-    "image_timestamps_left.txt": tum_vie.read_times,
+    "image_timestamps.txt": partial(read_time_column, unit="milliseconds"),
+    "image_timestamps_left.txt": partial(read_time_column, unit="microseconds", header=True),
     "calibration.json": tum_vie.read_basalt,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -49,12 +50,22 @@ def test_images_events_and_flow(scene):
         open_recording(scene.parent.parent)
 
 
+def test_comments_of_times_and_frames_of_16_bits(scene):
+    (scene / "image_timestamps.txt").write_text("# ms\n0.0\n33.333  # second\n\n66.667\n")
+    image = np.full((HEIGHT, WIDTH), 12_345, np.uint16)
+    cv2.imwrite(str(scene / "images" / "00001.png"), image)
+    recording = open_recording(scene)
+    assert recording.frame_times.tolist() == [0, 33_333, 66_667]
+    assert np.array_equal(recording.frame(1), image), "all bits are kept"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("0\n1\n", "2 times for 3 images"),
         ("0\n2\n1\n", "times must increase, found 1000 us after 2000 us"),
         ("0\n1\nx\n", "line 3: a time in milliseconds expected, found 'x'"),
+        ("0\n1\n1e300\n", "line 3: a time in milliseconds expected, found '1e300'"),
     ],
 )
 def test_faults(scene, text, message):
