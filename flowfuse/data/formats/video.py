@@ -260,7 +260,7 @@ class VideoFrames(FrameSource):
 
 
 class _NamelessFile(io.FileIO):
-    """A file that PyAV reads for as long as it has it, and that is closed when it has it no more."""
+    """A file that PyAV reads for as long as it wants, and that is closed at last."""
 
     def __del__(self) -> None:
         self.close()
