@@ -41,7 +41,7 @@ from flowfuse.data.synthetic.rendering import (
     plan_instants,
 )
 from flowfuse.data.synthetic.sensor_readout import ReadoutConfig, read_out
-from flowfuse.data.synthetic.simulator import SensorConfig, make_sensor
+from flowfuse.data.synthetic.simulator import SensorConfig, like_v2e, make_sensor
 from flowfuse.data.synthetic.textures import images_of_split
 from flowfuse.data.synthetic.v2e import V2eConfig
 from flowfuse.events import Events
@@ -228,7 +228,7 @@ def generate_scene(  # noqa: PLR0913 - the settings that make a scene
     view, readout = draw_view(linking, config, split), draw_readout(linking, config)
     clock = Clock((interval + 1) // 2, interval, exposures, view.delay_us)
     sensor = _limit_rate(sensor, config.event_budget, planes, clock, height, width)
-    watching = V2eConfig.like(sensor) if config.sensor == "v2e" else sensor
+    watching = like_v2e(sensor) if config.sensor == "v2e" else sensor
     flicker = draw_flicker(choosing, config.flicker_share)
     instants = plan_instants(planes, height, width, clock, max_step, flicker)
     watcher = make_sensor(height, width, watching, streams[3], device)

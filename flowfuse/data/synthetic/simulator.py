@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfuse.data.synthetic.v2e import V2eConfig, V2eSensor
+from flowfuse.data.synthetic.v2e import V2eConfig, V2eSensor, relative_bandwidth
 from flowfuse.events import Events
 
 
@@ -257,6 +257,26 @@ class EventSensor:
             height=self.height,
             width=self.width,
         )
+
+
+def like_v2e(sensor: SensorConfig) -> V2eConfig:
+    """A sensor by v2e's model, of about the same thresholds, bandwidth and noise.
+
+    The bandwidth is that of ``sensor`` at its reference intensity. The spread of thresholds is the
+    paper's 0.03, but at most a quarter of them.
+    """
+    cutoff = sensor.cutoff_hz
+    if cutoff is not None:
+        cutoff /= float(relative_bandwidth(torch.tensor(sensor.reference_intensity)))
+    return V2eConfig(
+        threshold_on=sensor.threshold_on,
+        threshold_off=sensor.threshold_off,
+        threshold_spread=min(0.03, sensor.threshold_on / 4, sensor.threshold_off / 4),
+        cutoff_hz=cutoff,
+        shot_noise_hz=4 * sensor.shot_noise_hz,  # that one holds in the light
+        leak_hz=sensor.leak_hz,
+        refractory_us=sensor.refractory_us,
+    )
 
 
 def make_sensor(

@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowfuse.events import Events
-
-if TYPE_CHECKING:
-    from flowfuse.data.synthetic.simulator import SensorConfig
 
 WHITE = 255.0  # units of intensity that diffuse white has
 LINEAR_BELOW = 20.0  # of these units; its logarithm over it is the slope there
@@ -70,26 +66,6 @@ class V2eConfig:
                 raise ValueError(f"V2eConfig: {name} must not be negative, got {value}")
         if self.cutoff_hz is not None and not self.cutoff_hz > 0:
             raise ValueError(f"V2eConfig: cutoff_hz must be positive or None, got {self.cutoff_hz}")
-
-    @classmethod
-    def like(cls, sensor: SensorConfig) -> V2eConfig:
-        """A sensor of about the same thresholds, bandwidth and noise.
-
-        The bandwidth is that of ``sensor`` at its reference intensity. The spread of thresholds is
-        the paper's 0.03, but at most a quarter of them.
-        """
-        cutoff = sensor.cutoff_hz
-        if cutoff is not None:
-            cutoff /= float(_relative_bandwidth(torch.tensor(sensor.reference_intensity)))
-        return cls(
-            threshold_on=sensor.threshold_on,
-            threshold_off=sensor.threshold_off,
-            threshold_spread=min(0.03, sensor.threshold_on / 4, sensor.threshold_off / 4),
-            cutoff_hz=cutoff,
-            shot_noise_hz=4 * sensor.shot_noise_hz,  # that one holds in the light
-            leak_hz=sensor.leak_hz,
-            refractory_us=sensor.refractory_us,
-        )
 
     @property
     def log_offset(self) -> float:
@@ -156,7 +132,7 @@ class V2eSensor:
             self._followed = log
         else:
             rate = 2e-6 * math.pi * config.cutoff_hz * step
-            share = (rate * _relative_bandwidth(picture)).clamp_max(1.0)
+            share = (rate * relative_bandwidth(picture)).clamp_max(1.0)
             self._followed = torch.lerp(self._followed, log, share)
         self._level = self._level - self._leak * step
         change = self._followed - self._level
@@ -224,7 +200,7 @@ def lin_log(intensity: Tensor) -> Tensor:
     return torch.where(units < LINEAR_BELOW, slope * units, units.clamp_min(LINEAR_BELOW).log())
 
 
-def _relative_bandwidth(intensity: Tensor) -> Tensor:
+def relative_bandwidth(intensity: Tensor) -> Tensor:
     """Bandwidth over that at diffuse white."""
     return (WHITE * intensity + LEAST_LIGHT) / (WHITE + LEAST_LIGHT)
 

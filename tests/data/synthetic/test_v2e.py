@@ -8,7 +8,7 @@ import torch
 
 from flowfuse.data.synthetic.presets import PRESETS, find_preset
 from flowfuse.data.synthetic.scenes import generate_scene
-from flowfuse.data.synthetic.simulator import SensorConfig, simulate_events
+from flowfuse.data.synthetic.simulator import SensorConfig, like_v2e, simulate_events
 from flowfuse.data.synthetic.v2e import V2eConfig, V2eSensor, lin_log
 from flowfuse.events import Events
 
@@ -120,11 +120,11 @@ def test_bad_properties_are_named(change, message):
 
 
 def test_a_sensor_like_another():
-    config = V2eConfig.like(SensorConfig(threshold_on=0.1, cutoff_hz=71.0, shot_noise_hz=0.5))
+    config = like_v2e(SensorConfig(threshold_on=0.1, cutoff_hz=71.0, shot_noise_hz=0.5))
     # Diffuse white has 275 / (0.2 * 255 + 20) = 275 / 71 of the bandwidth at 0.2.
     assert config.cutoff_hz == pytest.approx(275) and config.shot_noise_hz == 2
     assert config.threshold_spread == 0.025 and config.threshold_on == 0.1
-    assert V2eConfig.like(SensorConfig(cutoff_hz=None)).cutoff_hz is None
+    assert like_v2e(SensorConfig(cutoff_hz=None)).cutoff_hz is None
     # d log(I + offset) / dI at I = 0 is the slope of the linear part.
     slope = (lin_log(torch.tensor(0.01)) - lin_log(torch.tensor(0.0))) / 0.01
     assert 1 / config.log_offset == pytest.approx(float(slope), rel=1e-5)
