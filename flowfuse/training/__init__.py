@@ -5,6 +5,7 @@ data_spec.py   the text that names what to train on
 pools.py       what is trained and measured on
 sampling.py    which sample belongs to which step
 trainer.py     the loop
+schedule.py    the learning rate of each step
 state.py       weights, their average, optimizer: saved and restored whole; the run directory
 log.py         log.csv, validation.csv, TensorBoard
 validation.py  errors on held-out scenes, and pictures of them

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,21 +30,6 @@ from flowfuse.model.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-
-
-def learning_rate_at(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Learning rate of a step: linear warm-up, then half a cosine down to zero.
-
-    Args:
-        step: 1 .. steps.
-        steps: length of the training.
-        peak: highest rate.
-        warmup: share of the steps before the peak, in [0, 1).
-    """
-    rising = max(1, round(steps * warmup))
-    if step <= rising:
-        return peak * step / rising
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - rising) / (steps - rising + 1)))
 
 
 class TrainingState:

@@ -26,8 +26,9 @@ from flowfuse.training.sampling import (
     batches,
     iterations_of,
 )
+from flowfuse.training.schedule import learning_rate_at
 from flowfuse.training.settings import TrainConfig
-from flowfuse.training.state import RunDirectory, TrainingState, learning_rate_at
+from flowfuse.training.state import RunDirectory, TrainingState
 from flowfuse.training.stopping import StoppedError, StopRequest
 from flowfuse.training.validation import Validator
 
