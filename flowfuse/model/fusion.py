@@ -74,7 +74,7 @@ def read_pairs(
 
 
 class TokenGates(nn.Module):
-    """Decide pixel by pixel how much each token counts, by cues: 2 sigmoid(f(cues)), 1 at the start.
+    """Decide by cues how much each token counts at a pixel: 2 sigmoid(f(cues)), 1 at the start.
 
     Cues are the two boundary maps, the agreement S, the event density of every slice, both
     exposures and what is present; one gate per token, so tau is in the gate's place.
