@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 import torch
 from tqdm import tqdm
+
+Config = TypeVar("Config")
 
 MAX_THREADS = 1024
 INTERRUPTED = 130  # exit codes, as shells have them: after Ctrl-C,
@@ -64,6 +66,34 @@ def run_command(
     except _ERRORS as error:
         print(f"{name}: error: {_describe(error, output)}", file=sys.stderr)
         return 1
+
+
+def run_with_arguments(
+    parser: jsonargparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    parse: Callable[[Any, Sequence[str]], Config],
+    start: Callable[[Config, Sequence[str]], int],
+) -> int:
+    """Read a command line and start what it asks for.
+
+    Args:
+        parser: prints its usage where there are no arguments.
+        argv: arguments without the command's name; None takes those of the process.
+        parse: parser and arguments -> what they ask for.
+        start: given this and the arguments, the exit code of the command.
+
+    Returns:
+        What ``start`` does; 2 on wrong usage, which is told; 0 after ``--help``.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments:
+        parser.print_usage(sys.stderr)
+        return 2
+    try:
+        config = parse(parser, arguments)
+    except SystemExit as stop:  # --help, or wrong usage after its message
+        return int(stop.code or 0)
+    return start(config, arguments)
 
 
 def leave(code: int) -> NoReturn:

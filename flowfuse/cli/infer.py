@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from datetime import timedelta
 import torch
 
 from flowfuse import __version__, distributed
-from flowfuse.cli.console import ListedError, leave, run_command
+from flowfuse.cli.console import ListedError, leave, run_command, run_with_arguments
 from flowfuse.cli.infer_options import COMMAND, InferenceConfig, build_parser, parse_config
 from flowfuse.cli.infer_recording import by_first, run_recording
 from flowfuse.cli.infer_report import RunMetrics, RunReport
@@ -39,15 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 on an error, 2 on wrong usage, 130 when interrupted, 141 when the reader of what is
         printed has gone.
     """
-    parser = build_parser()
-    try:
-        arguments = sys.argv[1:] if argv is None else list(argv)
-        if not arguments:
-            parser.print_usage(sys.stderr)
-            return 2
-        config = parse_config(parser, arguments)
-    except SystemExit as stop:  # --help, or wrong usage after its message
-        return int(stop.code or 0)
+    return run_with_arguments(build_parser(), argv, parse_config, _start)
+
+
+def _start(config: InferenceConfig, arguments: Sequence[str]) -> int:
     then = "nothing is written" if config.submission else "the same command goes on from here"
     return run_command(
         COMMAND, lambda: run(config, arguments), interrupted=then, output=config.output

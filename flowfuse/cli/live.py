@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import torch
 
-from flowfuse.cli.console import INTERRUPTED, leave, run_command
+from flowfuse.cli.console import INTERRUPTED, leave, run_command, run_with_arguments
 from flowfuse.cli.live_options import COMMAND, LiveConfig, build_parser, parse_config
 from flowfuse.cli.live_report import Meter, Shot
 from flowfuse.cli.live_views import View, make_view
@@ -37,15 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the source has ended; 1 on an error, or when the source was lost; 2 on wrong usage,
         130 after Ctrl-C, 141 when the reader of what is printed has gone.
     """
-    parser = build_parser()
-    try:
-        arguments = sys.argv[1:] if argv is None else list(argv)
-        if not arguments:
-            parser.print_usage(sys.stderr)
-            return 2
-        config = parse_config(parser, arguments)
-    except SystemExit as stop:  # --help, or wrong usage after its message
-        return int(stop.code or 0)
+    return run_with_arguments(build_parser(), argv, parse_config, _start)
+
+
+def _start(config: LiveConfig, _: Sequence[str]) -> int:
     return run_command(COMMAND, lambda: run(config), output=config.record or config.output)
 
 
