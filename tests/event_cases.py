@@ -29,6 +29,34 @@ def make_events():
     )
 
 
+def windows_that_are_slices(file, events):
+    """Read intervals of an event file and check that each is a slice of `make_events()`.
+
+    Returns:
+        What was read.
+    """
+    assert file.time_range == (events.t[0], events.t[-1])
+    assert file.coordinate_extent() == (HEIGHT, WIDTH)
+    exact = int(events.t[700])  # an interval that starts and ends on events
+    windows = []
+    for t0, t1 in [
+        (0, 2 * OFFSET),
+        (OFFSET + 5000, OFFSET + 15000),
+        (exact, exact + 1),
+        (exact, exact),
+        (exact, exact - 9),
+        (0, OFFSET),
+        (2 * OFFSET, 3 * OFFSET),
+        (exact, int(events.t[900])),
+        (OFFSET + 39_500, OFFSET + 60_000),
+    ]:
+        window, expected = file.window(t0, t1, HEIGHT, WIDTH), events.slice_time(t0, t1)
+        for column in "xytp":
+            np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
+        windows.append(window)
+    return windows
+
+
 def write_dsec(path, events, offset):
     """The layout and the codec of DSEC."""
     import hdf5plugin

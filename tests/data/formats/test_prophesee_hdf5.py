@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from ecf_cases import CODES, encode, write
-from event_cases import HEIGHT, OFFSET, WIDTH, make_events
+from event_cases import HEIGHT, OFFSET, WIDTH, make_events, windows_that_are_slices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,16 +88,7 @@ def test_windows_are_slices_of_the_whole(tmp_path, monkeypatch):
     recording = open_recording(path)
     assert (recording.height, recording.width) == (HEIGHT, WIDTH)
     file = open_event_file(path)
-    assert file.time_range == (events.t[0], events.t[-1])
-    assert file.coordinate_extent() == (HEIGHT, WIDTH)
-    exact = int(events.t[700])
-    for t0, t1 in [
-        (0, 2 * OFFSET), (OFFSET + 5000, OFFSET + 15_000), (exact, exact + 1), (exact, exact),
-        (0, OFFSET), (2 * OFFSET, 3 * OFFSET),
-    ]:  # fmt: skip
-        window, expected = file.window(t0, t1, HEIGHT, WIDTH), events.slice_time(t0, t1)
-        for column in "xytp":
-            np.testing.assert_array_equal(getattr(window, column), getattr(expected, column))
+    windows_that_are_slices(file, events)
     assert file.triggers().tolist() == [(OFFSET, 1, 5), (OFFSET + 9, 0, 5)]
 
 
