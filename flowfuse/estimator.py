@@ -190,8 +190,6 @@ class Estimator:
         Raises:
             ValueError: naming the argument, what was found and what was expected.
         """
-        if iterations is not None:
-            iterations = _integer("iterations", iterations, "an integer")
         inputs, (t0, t1), modalities = self._prepare(
             frame0, frame1, events, (t0, t1), (exposure0, exposure1), history
         )
@@ -274,8 +272,6 @@ class Estimator:
         count, (height, width) = len(inputs.slices), inputs.slices.shape[-2:]
         starts, ends = _column("t0", t0, count), _column("t1", t1, count)
         times = [_interval(*pair) for pair in zip(starts, ends, strict=True)]
-        if iterations is not None:
-            iterations = _integer("iterations", iterations, "an integer")
         start = _flow_init(flow_init, height, width, count)
         inputs = ModelInputs(*(to_device(value, self.device) for value in inputs))
         output = self._forward(inputs, iterations, start, encoded_frames)
@@ -367,8 +363,6 @@ class Estimator:
             except ValueError as error:
                 raise ValueError(f"item {index}: {error}") from error
         inputs, times, modalities = zip(*prepared, strict=True)
-        if iterations is not None:
-            iterations = _integer("iterations", iterations, "an integer")
         batch = _stack_inputs(inputs, [image is not None for image in columns[0]])
         height, width = batch.frame0.shape[-2:]
         start = _flow_init(flow_init, height, width, count)
@@ -434,6 +428,8 @@ class Estimator:
         flow_init: Tensor | None,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
     ) -> ModelOutput:
+        if iterations is not None:
+            iterations = _integer("iterations", iterations, "an integer")
         with self._precision():
             return self.model(
                 inputs,
