@@ -105,16 +105,18 @@ def normalize_inputs(
         Modality.HISTORY: events,
         Modality.SECOND_FRAME: frames,
     }
-    # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
+    columns = (inputs.modality_mask[:, m] for m in switches)
     first, *others, second = (
-        inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()
+        column if switch else torch.zeros_like(column)
+        for column, switch in zip(columns, switches.values(), strict=True)
     )
     modality_mask = torch.stack((first, *others, second * first), dim=1)
     has_frames = modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
     has_events = modality_mask[:, Modality.EVENTS].view(-1, 1, 1, 1)
-    history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
-    history[:, 0] = modality_mask[:, Modality.HISTORY]
-    slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
+    present = modality_mask[:, Modality.EVENTS, None]
+    history = modality_mask[:, Modality.HISTORY, None] * present
+    later = present.expand(-1, inputs.slices.shape[1] - 1)
+    slices = normalize_slices(inputs.slices, torch.cat((history, later), dim=1))
     slices = pad_to_multiple(slices, cell, mode="constant")
     has_second = modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
     frame0, frame1 = as_gray(inputs.frame0), as_gray(inputs.frame1)
