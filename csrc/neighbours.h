@@ -28,8 +28,8 @@ struct Columns {
 
 // Columns x of [0, width) of which x + shift is one too.
 FLOWFUSE_INLINE Columns columns_within(int64_t shift, int64_t width) {
-  const int64_t begin = shift < 0 ? -shift : 0, end = shift > 0 ? width - shift : width;
-  return {begin, end > begin ? end : begin};
+  if (shift >= width || -shift >= width) return {width, width};
+  return {shift < 0 ? -shift : 0, shift > 0 ? width - shift : width};
 }
 
 }  // namespace flowfuse

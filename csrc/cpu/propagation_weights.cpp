@@ -80,10 +80,7 @@ FLOWFUSE_INLINE void attention_row(const Attention<T>& params, int64_t b, int64_
       for (int64_t x = 0; x < columns.begin; ++x) score[x] = outside;
       for (int64_t x = columns.begin; x < columns.end; ++x) score[x] = T(0);
       for (int64_t x = columns.end; x < width; ++x) score[x] = outside;
-      if (columns.begin == columns.end) {
-        for (int64_t x = 0; x < width; ++x) score[x] = outside;
-        continue;
-      }
+      if (columns.begin == columns.end) continue;
       for (int64_t c = 0; c < sizes.channels; ++c) {
         const T* query = params.query_key + sizes.row(sizes.query(b, s, c), y);
         const T* key = params.query_key + sizes.row(sizes.key(b, s, c), row) + shift;

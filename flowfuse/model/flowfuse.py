@@ -513,8 +513,6 @@ class FlowFuse(nn.Module):
         """Return what the localizer sees at full resolution, and the agreement S [B, 1, h, w]."""
         config = self.config
         height, width = scene.frame0.shape[-2:]
-        agreement = torch.zeros_like(scene.density[:, :1])
-        raw: tuple[Tensor, ...] = (scene.frame0, scene.frame1, compress(scene.event_sum))
         if config.common_gradient:
             # The gradient equation holds over short motion only: predict what slice E_1 saw.
             weights = self.basis[0].view(-1, 1, 1, 1)  # at the end of slice E_1
@@ -522,8 +520,10 @@ class FlowFuse(nn.Module):
             short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
             gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
             agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
-            gradients = 4 * gradients.float()
-            raw = (compress(gradients), scene.first_sum)
+            raw: tuple[Tensor, ...] = (compress(4 * gradients.float()), scene.first_sum)
+        else:
+            agreement = torch.zeros_like(scene.density[:, :1])
+            raw = (scene.frame0, scene.frame1, compress(scene.event_sum))
         present = scene.modality_mask[:, CUES][..., None, None].expand(-1, -1, height, width)
         return torch.cat((*raw, present), dim=1), agreement
 

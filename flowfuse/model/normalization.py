@@ -59,8 +59,9 @@ def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
     """
     slice_mask = slice_mask[:, :, None, None, None]
     activity = (magnitude(slices).unsqueeze(2) * slice_mask).sum(dim=1)  # [B, 1, H, W]
-    neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
-    hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
+    # The neighbours' mean is (9 mean - activity) / 8.
+    around = (9 / 8 * HOT_RATIO) * F.avg_pool2d(activity, 3, 1, 1)
+    hot = (activity >= HOT_COUNT) & ((1 + HOT_RATIO / 8) * activity > around)
     weight = (~hot).unsqueeze(1) * slice_mask  # [B, K + 1, 1, H, W]
 
     # A part of the pixels gives the percentile as well. It is among the largest fiftieth of all.
@@ -71,7 +72,7 @@ def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
     above = nonzero - 1 - (0.98 * (nonzero - 1)).long()  # how many values are larger
     largest = values.topk(min(values.shape[1], values.shape[1] // 50 + 2), dim=1).values
     scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = scale.masked_fill(scale <= 0, 1.0)
     return (slices * (weight / scale.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
 
 
