@@ -12,7 +12,8 @@ frame_checks.py checks of one image
 arguments.py    checks of times, exposures and other numbers
 event_times.py  a warning where the events have other times, with a guess why
 batches.py      several frame pairs at once
-running.py      the network, without gradients and in its precision
+running.py      the network: without gradients, in its precision
+graphs.py       CUDA graphs, which start all of its kernels in one go
 devices.py      where it can run, and how precisely
 """
 

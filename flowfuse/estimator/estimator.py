@@ -19,26 +19,33 @@ from flowfuse.estimator.arguments import (
 from flowfuse.estimator.batches import argument_rows, stack_inputs
 from flowfuse.estimator.devices import select_device, select_dtype
 from flowfuse.estimator.pairs import PreparedPair, modalities_used, prepare_pair
-from flowfuse.estimator.running import NetworkRunner
+from flowfuse.estimator.running import Estimates, NetworkRunner
 from flowfuse.events import Events
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.model import FlowFuse
 from flowfuse.model.encoders import EncodedFrame
-from flowfuse.model.flowfuse import ModelOutput
 from flowfuse.result import Array, Result
 
 
 class Estimator:
-    """A network ready to be called on arrays; holds no state between calls.
+    """A network ready to be called on arrays; calls do not change what others give.
 
     Args:
         model: the network; it is moved to ``device`` and put into evaluation mode.
         device: where it runs.
         dtype: precision, see :func:`load`.
         info: what is known about the weights.
+        graph: whether the network runs by CUDA graphs, one for each size of images and number of
+            iterations, which take the time of starting thousands of kernels away. "auto": on a GPU,
+            from the second estimate of a size on; where a graph cannot be recorded, a
+            RuntimeWarning says so, and estimates go on without. True: from the first estimate on;
+            where that fails, a RuntimeError says so. False: never.
 
     Attributes:
-        model, device, dtype, info: as given.
+        model, device, dtype, info, graph: as given.
+
+    Raises:
+        ValueError: the device, the dtype or ``graph`` cannot be used.
     """
 
     def __init__(
@@ -48,10 +55,12 @@ class Estimator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         info: Mapping[str, Any] | None = None,
+        graph: bool | str = "auto",
     ) -> None:
         self.device = select_device(device)
         self.dtype = select_dtype(dtype, self.device)
-        self._network = NetworkRunner(model, self.device, self.dtype)
+        self.graph = graph
+        self._network = NetworkRunner(model, self.device, self.dtype, graph)
         self.model = self._network.model
         self.info = dict(info or {})
 
@@ -112,7 +121,8 @@ class Estimator:
         if initial is not None:
             warnings.warn("estimator: initial is now called flow_init", FutureWarning, stacklevel=2)
             flow_init = initial
-        start = as_flow_init(flow_init, *pair.inputs.frame0.shape[-2:])
+        height, width = pair.inputs.frame0.shape[-2:]
+        start = as_flow_init(flow_init, height, width)
         output = self._network(pair.inputs.as_batch(), as_iterations(iterations), start)
         if as_torch is None:
             as_torch = is_torch(frame0, frame1, events)
@@ -257,7 +267,8 @@ class Estimator:
                 raise ValueError(f"item {index}: {error}") from error
         inputs, times, modalities = zip(*pairs, strict=True)
         batch = stack_inputs(inputs, [row["frame0"] is not None for row in rows])
-        start = as_flow_init(flow_init, *batch.frame0.shape[-2:], len(rows))
+        height, width = batch.frame0.shape[-2:]
+        start = as_flow_init(flow_init, height, width, len(rows))
         output = self._network(batch, as_iterations(iterations), start)
         if as_torch is None:
             as_torch = any(is_torch(row["frame0"], row["frame1"], row["events"]) for row in rows)
@@ -287,7 +298,7 @@ class Estimator:
 
 
 def _results(
-    output: ModelOutput,
+    output: Estimates,
     times: Sequence[tuple[int, int]],
     modalities: Sequence[tuple[str, ...]],
     as_torch: bool,

@@ -16,6 +16,7 @@ def load(
     checkpoint: str | Path = "small",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    graph: bool | str = "auto",
 ) -> Estimator:
     """Load a trained network.
 
@@ -26,16 +27,19 @@ def load(
             for automatic mixed precision. Coordinates and flow are float32 in either. On a CPU
             without bfloat16 instructions bfloat16 is slower than float32: it is used as asked for,
             and a RuntimeWarning says so once.
+        graph: whether the network runs by CUDA graphs: "auto", True or False, see
+            :class:`Estimator`.
 
     Returns:
         The estimator; ``estimator.info`` tells where the weights come from.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the file is no checkpoint of flowfuse, or the device or dtype cannot be used.
+        ValueError: the file is no checkpoint of flowfuse, or the device, dtype or graph cannot be
+            used.
     """
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise ValueError(f"load: checkpoint must be a name or a path, got {checkpoint!r}")
     device = select_device(device)
     model, info = load_checkpoint(resolve_checkpoint(checkpoint), map_location=device)
-    return Estimator(model, device=device, dtype=dtype, info=info)
+    return Estimator(model, device=device, dtype=dtype, info=info, graph=graph)
