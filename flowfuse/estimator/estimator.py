@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from flowfuse.estimator.pairs import PreparedPair, modalities_used, prepare_pair
 from flowfuse.estimator.running import Estimates, NetworkRunner
 from flowfuse.events import Events
 from flowfuse.inputs import Modality, ModelInputs
-from flowfuse.model import FlowFuse
+from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.encoders import EncodedFrame
 from flowfuse.result import Array, Result
 
@@ -199,10 +200,11 @@ class Estimator:
         times = [as_interval(*pair) for pair in zip(*columns, strict=True)]
         start = as_flow_init(flow_init, height, width, count)
         output = self._network(inputs, as_iterations(iterations), start, encoded_frames)
-        modalities = []
-        for row in inputs.modality_mask.tolist():  # waits for a GPU, which is at work by now
-            count = int(row[Modality.FRAMES] * (1 + row[Modality.SECOND_FRAME]))
-            modalities.append(modalities_used(self.model.config, count, row[Modality.EVENTS] > 0))
+        modalities: list[Any] = [
+            partial(_modalities_of, self.model.config, row) for row in inputs.modality_mask
+        ]
+        if inputs.modality_mask.device.type == "cpu":  # else when asked for: it waits for a GPU
+            modalities = [tell() for tell in modalities]
         return _results(output, times, modalities, as_torch)
 
     def encode_frame(self, frame: Tensor) -> EncodedFrame:
@@ -300,7 +302,7 @@ class Estimator:
 def _results(
     output: Estimates,
     times: Sequence[tuple[int, int]],
-    modalities: Sequence[tuple[str, ...]],
+    modalities: Sequence[tuple[str, ...] | Callable[[], tuple[str, ...]]],
     as_torch: bool,
 ) -> list[Result]:
     # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
@@ -316,3 +318,10 @@ def _results(
         )
         for i, ((t0, t1), found) in enumerate(zip(times, modalities, strict=True))
     ]
+
+
+def _modalities_of(config: ModelConfig, mask: Tensor) -> tuple[str, ...]:
+    """What a result of a network says it was made from, by its modality mask [4]."""
+    row = mask.tolist()
+    frames = int(row[Modality.FRAMES] * (1 + row[Modality.SECOND_FRAME]))
+    return modalities_used(config, frames, row[Modality.EVENTS] > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -53,9 +54,10 @@ def as_frame(name: str, frame: Any) -> Tensor | None:
     if not image.is_floating_point():
         raise ValueError(f"{name} must be uint8, uint16, or floating in [0, 1]; got {image.dtype}")
     image = image.float()
-    if not torch.isfinite(image).all():
+    # Both at once: a frame on a GPU is waited for. Of NaN, both are NaN.
+    low, high = torch.stack(torch.aminmax(image)).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    low, high = image.min().item(), image.max().item()
     # Interpolation and rounding overshoot a little; anything more is another range.
     if low < -1e-3 or high > 1 + 1e-3:
         hint = "; divide by 255, or give uint8" if high > 2 else ""
