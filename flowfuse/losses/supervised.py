@@ -21,7 +21,7 @@ from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier, fit_bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
 from flowfuse.geometry.laplace import negative_log_likelihood
-from flowfuse.inputs import Modality, ModelInputs, PairKind
+from flowfuse.inputs import Modality, PairKind
 from flowfuse.model.evidence import present_kinds
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
@@ -174,11 +174,12 @@ class SingleErrors(NamedTuple):
 
 
 @torch.no_grad()
-def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) -> SingleErrors:
+def single_errors(network: Callable[..., ModelOutput], batch: Sample) -> SingleErrors:
     """Run a network on each modality alone, to learn what error to expect of each.
 
     Args:
-        network: as it is trained; no gradient passes.
+        network: a :class:`~flowfuse.model.FlowFuse`, or what takes its arguments; no gradient
+            passes.
         batch: collated samples with ground truth.
     """
     inputs, errors = batch.inputs, []
@@ -186,7 +187,8 @@ def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) 
     for kept in ((Modality.FRAMES, Modality.SECOND_FRAME), (Modality.EVENTS, Modality.HISTORY)):
         only = torch.zeros_like(mask)
         only[:, kept] = mask[:, kept]
-        error, known = cell_errors(network(inputs._replace(modality_mask=only)), batch)
+        output = network(inputs._replace(modality_mask=only), alone=kept[0])
+        error, known = cell_errors(output, batch)
         errors.append(error)
     both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1) > 0
     return SingleErrors(torch.stack(errors, dim=1), known & both)

@@ -160,6 +160,7 @@ class FlowFuse(nn.Module):
         *,
         grad_through_steps: bool = False,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        alone: Modality | None = None,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
@@ -173,6 +174,8 @@ class FlowFuse(nn.Module):
                 :func:`lucas_kanade_refine`; for training without ground truth.
             encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, where all
                 items have both; None: they are encoded here.
+            alone: ``Modality.FRAMES`` or ``Modality.EVENTS`` where the mask says that no item has
+                the other one: it is not encoded then, and the output stays the same.
 
         Returns:
             :class:`ModelOutput`.
@@ -189,7 +192,7 @@ class FlowFuse(nn.Module):
         slices, scene = normalize_inputs(
             inputs, frames=config.frames, events=config.events, cell=STRIDE
         )
-        events, frames = self._encode(slices, scene, encoded_frames)
+        events, frames = self._encode(slices, scene, encoded_frames, alone)
         del slices
         correlations = self._correlate(events.latents, frames.latents)
         evidence, points = self._match_at_rest(correlations, scene.modality_mask)
@@ -280,22 +283,28 @@ class FlowFuse(nn.Module):
         slices: Tensor,
         scene: Scene,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None,
+        alone: Modality | None,
     ) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         mask = scene.modality_mask
-        if self.config.events:
+        if self.config.events and alone != Modality.FRAMES:
             present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
             events = self._encode_modality(self.event_stem, slices, present)
         if self.config.frames and encoded_frames is not None:
             frames = join_frames(encoded_frames)
-        elif self.config.frames:
+        elif self.config.frames and alone != Modality.EVENTS:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
             present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
             frames = self._encode_modality(self.frame_stem, images, present)
+        # What is absent has the bias alone at 1/4, whether it was encoded or not.
+        bias = self.fine.bias
+        without_events, without_frames = (
+            bias if used else None for used in (self.config.events, self.config.frames)
+        )
         return (
-            events or zero_features(cast(Encoded, frames), slices.shape[1]),
-            frames or zero_features(cast(Encoded, events), 2),
+            events or zero_features(cast(Encoded, frames), slices.shape[1], without_events),
+            frames or zero_features(cast(Encoded, events), 2, without_frames),
         )
 
     def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
@@ -512,13 +521,18 @@ def resized(fade: Tensor, width: int) -> Tensor:
     return fade if scale == 1 else F.interpolate(fade, scale_factor=float(scale), mode="bilinear")
 
 
-def zero_features(other: Encoded, count: int) -> Encoded:
-    """Zeros in place of a modality that is switched off, shaped by the other one."""
-    fine, latents = (
+def zero_features(other: Encoded, count: int, fine: Tensor | None = None) -> Encoded:
+    """Zeros in place of a modality that is not encoded, shaped by the other one.
+
+    ``fine``: [C_t], of all pixels: what an absent modality has there; None: zeros.
+    """
+    empty, latents = (
         torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)
         for maps in (other.fine, other.latents)
     )
-    return Encoded(torch.zeros_like(other.stem), fine, latents)
+    if fine is not None:
+        empty = empty + fine.to(empty.dtype).view(-1, 1, 1)
+    return Encoded(torch.zeros_like(other.stem), empty, latents)
 
 
 def compress(x: Tensor) -> Tensor:

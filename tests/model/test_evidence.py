@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse.data.augment import AugmentConfig, augment, drop_second_frame
 from flowfuse.data.samples import Sample
@@ -21,7 +22,7 @@ from flowfuse.losses.supervised import (
     regret_loss,
     single_errors,
 )
-from flowfuse.model import CONFIGS, FlowFuse
+from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
 from flowfuse.model import evidence as evidence_module
 from flowfuse.model.correlation import Matches
 from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds
@@ -248,6 +249,31 @@ def test_single_errors_are_those_of_each_modality_alone():
     assert torch.allclose(single.error[:, 0, 0, 0], error[valid].mean(), rtol=1e-5)
     one = Sample.collate([drop_second_frame(scene) for scene in [batch.map(lambda t: t[0])]])
     assert not single_errors(model, one).valid.any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"fusion": "guided"}, {"events": False}, {"frames": False}]
+)
+def test_what_is_absent_need_not_be_encoded(changes):
+    """The same bits with fewer operations, where the network has another modality to leave out."""
+    model, inputs = make_model(**changes), make_inputs(batch=2)
+    for alone, others in (
+        (Modality.FRAMES, (Modality.EVENTS, Modality.HISTORY)),
+        (Modality.EVENTS, (Modality.FRAMES, Modality.SECOND_FRAME)),
+    ):
+        if not (model.config.frames if alone == Modality.FRAMES else model.config.events):
+            continue
+        mask = inputs.modality_mask.clone()
+        mask[:, others] = 0
+        outputs, operations = [], []
+        for options in ({}, {"alone": alone}):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                outputs.append(model(inputs._replace(modality_mask=mask), **options))
+            operations.append(counter.get_total_flops())
+        for name, expected, found in zip(ModelOutput._fields, *outputs, strict=True):
+            assert torch.equal(found, expected), name
+        both = model.config.frames and model.config.events
+        assert operations[1] < 0.95 * operations[0] if both else operations[1] == operations[0]
 
 
 def test_evidence_loss_by_hand_and_its_minimum():
