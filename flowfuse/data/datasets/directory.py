@@ -164,6 +164,7 @@ def open_directory(
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
     options = options or ReadingOptions()
+    _check_use(options, events is not None, frames is not None, calibration is not None)
     opened = None if events is None else open_event_file(events, options.columns, check=False)
     stated: str | os.PathLike | StatedTimes | None = times
     if times is not None and is_trigger_spec(str(times)):
@@ -194,6 +195,23 @@ def open_directory(
             rig, event_file, frame_source, str(calibration), options.depth
         )
     return DirectoryRecording(path, event_file, frame_source)
+
+
+def _check_use(options: ReadingOptions, events: bool, frames: bool, calibration: bool) -> None:
+    """Refuse what is stated of something that is not there."""
+    needs = {
+        "frames": (frames, ("bit_depth", "time_offset")),
+        "events": (events, ("part", "columns")),
+        "a calibration": (calibration, ("depth",)),
+    }
+    for what, (present, names) in needs.items():
+        stated = [name for name in names if name in options.stated()]
+        if stated and not present:
+            option = stated[0]
+            raise ValueError(
+                f"{option} {getattr(options, option)} was given (--{option.replace('_', '-')}) "
+                f"without {what}"
+            )
 
 
 def holds_recording(path: Path) -> bool:
