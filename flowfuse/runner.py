@@ -192,8 +192,12 @@ def find_earlier(
     return [Interval(i, times[i], times[pairs[i]], (i, pairs[i])) for i in earlier if i in pairs]
 
 
-def check_events(recording: Recording) -> None:
+def check_events(recording: Recording, *, units: bool = True) -> None:
     """Warn where the flow of frame pairs is made without events, or the units seem wrong.
+
+    Args:
+        recording: with frames.
+        units: whether to ask for the units; no, where their cause is told.
 
     Raises:
         ValueError: when frames and events are of different times.
@@ -211,7 +215,7 @@ def check_events(recording: Recording) -> None:
     if last < frames[0] or frames[1] < first:
         raise ValueError(f"no event lies between two frames: {describe_times(recording)}")
     shorter, longer = sorted((last - first, frames[1] - frames[0]))
-    if longer > UNIT_RATIO * max(shorter, 1):
+    if units and longer > UNIT_RATIO * max(shorter, 1):
         warnings.warn(f"are the units right? {describe_times(recording)}", stacklevel=2)
 
 

@@ -273,6 +273,16 @@ def test_events_and_frames_of_different_times_are_refused(run, recording, events
     assert len((tmp_path / "out" / "windows.csv").read_text().splitlines()) == 1 + 2
 
 
+def test_the_cause_stands_before_the_refusal(run, recording, monkeypatch, tmp_path, capsys):
+    opened = open_recording(recording)
+    frames = [opened.frame(index) for index in range(3)]
+    write_recording(tmp_path / "rec", opened.events(0, 10**9), frames, [10**9, 2 * 10**9, 3 * 10**9])
+    monkeypatch.setattr(infer_recording, "find_cause", lambda recording: "clocks differ")
+    assert run(tmp_path / "rec", *QUIET) == 1
+    warning, error = capsys.readouterr().err.splitlines()[-2:]
+    assert warning.endswith("rec: clocks differ") and "no event lies between two frames" in error
+
+
 def test_doubtful_times_are_told(run, recording, events, tmp_path, capsys):
     frames = [open_recording(recording).frame(index) for index in range(3)]
     seconds = 10**6  # the frames' times as if they were in ms

@@ -344,10 +344,10 @@ def _find_format(path: Path, header: dict[str, str]) -> str:
 def find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     """(height, width), of "geometry 1280x720" or "format EVT3;height=720;width=1280"."""
     geometry = re.fullmatch(r"(\d+)x(\d+)", header.get("geometry", ""))
-    if geometry:
-        return int(geometry[2]), int(geometry[1])
     fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
-    if len(fields) == 2:
+    if geometry:
+        fields = {"width": geometry[1], "height": geometry[2]}
+    if len(fields) == 2 and min(map(int, fields.values())) > 0:
         return int(fields["height"]), int(fields["width"])
     named = " ".join(header.get(key, "") for key in _SENSOR_KEYS).lower()
     generation = next((header[key] for key in _GENERATION_KEYS if key in header), "")

@@ -18,7 +18,7 @@ class WrappedFrames(FrameSource):
 
     def __init__(self, source: FrameSource) -> None:
         self.source = source
-        self.times, self.exposures = source.times, source.exposures
+        self.times, self.exposures, self.kept = source.times, source.exposures, source.kept
 
     @property
     def files(self) -> list[Path]:
@@ -112,12 +112,13 @@ class SelectedFrames(WrappedFrames):
 
     Args:
         source: of all.
-        indices: [F] of those kept.
+        kept: [N] bool, which of its frames.
     """
 
-    def __init__(self, source: FrameSource, indices: np.ndarray) -> None:
+    def __init__(self, source: FrameSource, kept: np.ndarray) -> None:
         super().__init__(source)
-        self.indices = indices
+        self.kept = kept
+        self.indices = indices = np.flatnonzero(kept)
         self.times = source.times[indices]
         if source.exposures is not None:
             self.exposures = source.exposures[indices]
@@ -196,4 +197,4 @@ def frames_in_order(source: FrameSource, repair: bool) -> FrameSource:
         f"{fault}",
         stacklevel=4,
     )
-    return SelectedFrames(source, np.flatnonzero(kept))
+    return SelectedFrames(source, kept)
