@@ -158,13 +158,17 @@ class VideoFrames(FrameSource):
     def _tell(self, found: _Survey, stated: int, base: float) -> None:
         count, told = len(found.stamps), []
         if found.errors or found.corrupt or found.faults:
-            first = f", at first frame {found.corrupt[0]}" if found.corrupt else ""
-            heard = f"; the decoder says: {found.faults[0]}" if found.faults else ""
-            told.append(
-                f"the stream is damaged: {found.errors} packets cannot be decoded, "
-                f"{len(found.corrupt)} frames are incomplete{first}, {found.late} came too late "
-                f"and are left out{heard}"
-            )
+            faults = []
+            if found.errors:
+                faults.append(f"{found.errors} packets cannot be decoded")
+            if found.corrupt:
+                at = f"at first frame {found.corrupt[0]}"
+                faults.append(f"{len(found.corrupt)} frames are incomplete, {at}")
+            if found.late:
+                faults.append(f"{found.late} frames came too late and are left out")
+            if found.faults:
+                faults.append(f"the decoder says: {found.faults[0]}")
+            told.append(f"the stream is damaged: {', '.join(faults)}")
         if found.cut:
             told.append("the file ends in the middle of a frame: it is cut, and later ones are lost")
         if count < stated:
