@@ -276,7 +276,9 @@ def test_events_and_frames_of_different_times_are_refused(run, recording, events
 def test_the_cause_stands_before_the_refusal(run, recording, monkeypatch, tmp_path, capsys):
     opened = open_recording(recording)
     frames = [opened.frame(index) for index in range(3)]
-    write_recording(tmp_path / "rec", opened.events(0, 10**9), frames, [10**9, 2 * 10**9, 3 * 10**9])
+    write_recording(
+        tmp_path / "rec", opened.events(0, 10**9), frames, [10**9, 2 * 10**9, 3 * 10**9]
+    )
     monkeypatch.setattr(infer_recording, "find_cause", lambda recording: "clocks differ")
     assert run(tmp_path / "rec", *QUIET) == 1
     warning, error = capsys.readouterr().err.splitlines()[-2:]

@@ -192,7 +192,9 @@ def test_too_many_events_off_the_sensor_are_no_accidents(tmp_path):
     x = np.arange(2000) % 80
     np.savez(tmp_path / "events.npz", x=x, y=0 * x, t=np.arange(2000), p=x % 2)
     (tmp_path / "sensor.txt").write_text("40 4")
-    with pytest.raises(ValueError, match="1000 of 2000 events are off the sensor of 40 x 4 px, too"):
+    with pytest.raises(
+        ValueError, match="1000 of 2000 events are off the sensor of 40 x 4 px, too"
+    ):
         open_recording(tmp_path, repair=True)
 
 

@@ -170,7 +170,9 @@ class VideoFrames(FrameSource):
                 faults.append(f"the decoder says: {found.faults[0]}")
             told.append(f"the stream is damaged: {', '.join(faults)}")
         if found.cut:
-            told.append("the file ends in the middle of a frame: it is cut, and later ones are lost")
+            told.append(
+                "the file ends in the middle of a frame: it is cut, and later ones are lost"
+            )
         if count < stated:
             told.append(f"{count} frames can be decoded, the container states {stated}")
         times = np.array([stamp for stamp in found.stamps if stamp is not None]) * base

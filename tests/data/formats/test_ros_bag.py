@@ -138,7 +138,9 @@ def test_images_of_bags(tmp_path):
 def test_mosaics_of_bags(tmp_path, mosaic):
     """Of one colour everywhere, the letters of the first two rows say which value is where."""
     colour = {"r": 200, "g": 120, "b": 40}
-    values = np.array([[colour[mosaic[0]], colour[mosaic[1]]], [colour[mosaic[2]], colour[mosaic[3]]]])
+    values = np.array(
+        [[colour[mosaic[0]], colour[mosaic[1]]], [colour[mosaic[2]], colour[mosaic[3]]]]
+    )
     image = np.tile(values, (HEIGHT // 2, WIDTH // 2))
     writer = BagWriter(tmp_path / "a.bag", 1)
     writer.write_image(START, image.astype(np.uint8), f"bayer_{mosaic}8")
