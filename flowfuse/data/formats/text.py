@@ -1,9 +1,9 @@
 """Text files of events, ``t x y p`` per line: checked once, then read by blocks.
 
-Columns are separated by blanks, commas or semicolons. A line of names before the events says their order and
-the unit of t; else values do where they leave no doubt (column_order.py), with a warning; else it
-is t x y p, t in seconds. A first line of two whole numbers is the width and height of the sensor.
-Lines that start with # or % are skipped.
+Columns are separated by blanks, commas or semicolons. A line of names before the events says their
+order and the unit of t; else values do where they leave no doubt (column_order.py), with a warning;
+else it is t x y p, t in seconds. A first line of two whole numbers is the width and height of the
+sensor. Lines that start with # or % are skipped.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from container_cases import FRAME_TIMES, HEIGHT, START, WIDTH, check, images, make_events
 
-from flowfuse.data.formats.aedat4_packets import check_packets
 from flowfuse.data.opening import open_recording
 from flowfuse.data.registry import open_event_file
 
