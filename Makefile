@@ -42,13 +42,13 @@ wheel: $(VENV)/.torch
 		--wheel-dir dist build/wheel/*.whl
 	@ls -l dist/*.whl
 
-# Style, layers (imports go down only), types; csrc/ as clang-format has it.
+# Style, layers (imports go down only), types; C++ as clang-format has it.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/cpp/*.cpp' 'examples/cpp/*.h' 'tests/examples/*.cpp')
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis flowfuse/_C*.so
