@@ -401,7 +401,7 @@ class FlowFuse(nn.Module):
     ) -> tuple[Evidence | None, Tensor]:
         """Match around rest: how good each modality is, and control points [B, 2 n, h, w]."""
         size = correlations[0].grid.shape[-2:]
-        still = mask.new_zeros(len(mask), self.config.degree, 2, *size)
+        still = mask.new_zeros(mask.shape[0], self.config.degree, 2, *size)
         matches = [self.matching(part(still)) for part in correlations]
         evidence = scores = None
         if self.config.weighs_evidence:
