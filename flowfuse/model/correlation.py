@@ -86,7 +86,7 @@ class PairCorrelations:
 
     def places_at_rest(self, batch: int) -> Tensor:
         """The same, without any motion."""
-        pairs = len(self.basis)
+        pairs = self.basis.shape[0]
         return self.grid.expand(batch, pairs, -1, -1, -1).contiguous()
 
     def windows(self, part: PairsOfKind, places: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def read_pairs(
     Returns:
         Tokens [B, P channels, h, w], and what matches, [B, P, 3, h, w].
     """
-    batch, places = len(control_points), correlations.places(control_points)
+    batch, places = control_points.shape[0], correlations.places(control_points)
     read, matches = [], []
     for part in correlations.parts:
         fade = None if fades is None else fades[part.kind]

@@ -55,7 +55,7 @@ def check(matches, scores, basis, stiffness, log_trust, log_stiffness) -> None:
         shapes.check("scores", scores, ["B", "P", 1, "h", "w"], exact)
     shapes.check("basis", basis, ["P", "n"], exact)
     degree = basis.shape[1]
-    fits = 1 <= degree <= MAX_DEGREE and len(basis) > 0
+    fits = 1 <= degree <= MAX_DEGREE and basis.shape[0] > 0
     require(fits, f"{op}: basis must have shape [P, n] with n in [1, 16], got {list(basis.shape)}")
     shapes.check("stiffness", stiffness, ["n", "n"], exact)
     shapes.check("log_trust", log_trust, [], exact)

@@ -46,7 +46,7 @@ def check(query_key, boundary, strength) -> None:
     shapes.check("query_key", query_key, ["B", "channels", "h", "w"], FEATURE_DTYPES)
     exact = [sum_dtype(query_key.dtype)]
     shapes.check("strength", strength, ["S", 2], exact)
-    steps, channels = len(strength), query_key.shape[1]
+    steps, channels = strength.shape[0], query_key.shape[1]
     require(1 <= steps <= MAX_STEPS, f"{op}: strength must have shape [S, 2] with S in [1, 8]")
     fits = channels > 0 and channels % (2 * steps) == 0
     require(fits, f"{op}: query_key must have shape [B, 2 S D, h, w], got {list(query_key.shape)}")
@@ -64,7 +64,7 @@ def shift(x: Tensor, dy: int, dx: int) -> Tensor:
 
 @full_precision
 def reference(query_key: Tensor, boundary: Tensor, strength: Tensor) -> Tensor:
-    steps = len(strength)
+    steps = strength.shape[0]
     queries, keys = query_key.to(boundary.dtype).chunk(2, dim=1)
     queries, keys = queries.chunk(steps, dim=1), keys.chunk(steps, dim=1)
     edge, stop = boundary[:, :1], boundary[:, 1:]

@@ -57,8 +57,8 @@ def check(windows, fade, gate, offsets, log_sharpness, weight, bias) -> None:
     shapes.check("log_sharpness", log_sharpness, [], exact)
     if fade is not None:
         shapes.check("fade", fade, ["M", 1, "h", "w"], exact)
-        shared = len(fade) > 0 and len(windows) % len(fade) == 0
-        require(shared or len(windows) == 0, f"{op}: fade must have M items, N a multiple of M")
+        shared = fade.shape[0] > 0 and windows.shape[0] % fade.shape[0] == 0
+        require(shared or windows.shape[0] == 0, f"{op}: fade must have M items, N a multiple of M")
     if gate is not None:
         shapes.check("gate", gate, ["N", 1, "h", "w"], exact)
     require((weight is None) == (bias is None), f"{op}: weight and bias must be given together")
@@ -79,10 +79,10 @@ def reference(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if fade is not None:
-        windows = (windows.unflatten(0, (len(fade), -1)) * fade.unsqueeze(1)).flatten(0, 1)
+        windows = (windows.unflatten(0, (fade.shape[0], -1)) * fade.unsqueeze(1)).flatten(0, 1)
     matches = match(windows, offsets, log_sharpness)
     if weight is None:
-        return windows.new_empty((len(windows), 0, *windows.shape[2:])), matches
+        return windows.new_empty((windows.shape[0], 0, *windows.shape[2:])), matches
     # Windows in the dtype of half-precision weights, as autocast would have them.
     values = torch.cat((windows, matches), dim=1).to(weight.dtype)
     tokens = F.leaky_relu(F.conv2d(values, weight, bias), TOKEN_SLOPE)
