@@ -283,7 +283,8 @@ void run_group(const DeviceCall& call, const GradientParams<T, F>& params) {
   }
   const unsigned blocks = blocks_for(tiles * params.chunks(), 1);
   if constexpr (kMatrices) {
-    (params.chunk == 64 ? gather_by_matrices<64, F> : gather_by_matrices<128, F>)(call, params, blocks, warps);
+    const auto run = params.chunk == 64 ? gather_by_matrices<64, F> : gather_by_matrices<kMostChannels<F>, F>;
+    run(call, params, blocks, warps);
   } else {
     gather(call, params, blocks, warps);
   }
@@ -292,9 +293,9 @@ void run_group(const DeviceCall& call, const GradientParams<T, F>& params) {
 }
 
 // Channels of a warp.
-template <bool kMatrices, class T>
+template <bool kMatrices, class T, class F>
 int64_t chunk_of(int64_t channels) {
-  if (kMatrices) return channels > 64 ? 128 : 64;
+  if (kMatrices) return channels > 64 ? kMostChannels<F> : 64;
   const int64_t quads = (channels + Quad<T>::kCount - 1) / Quad<T>::kCount;
   return (quads > 16 ? 32 : quads > 8 ? 16 : 8) * Quad<T>::kCount;
 }
@@ -304,7 +305,7 @@ void run_backward(const char* op, const DeviceCall& call, const FeatureLookup<T,
                   const Tensor& grad_f0, const std::vector<Tensor>& grads, const Tensor& grad_coords) {
   GradientParams<T, F> params{};
   static_cast<FeatureLookup<T, F>&>(params) = lookup;
-  params.chunk = chunk_of<kMatrices, T>(params.channels);
+  params.chunk = chunk_of<kMatrices, T, F>(params.channels);
   params.grad = data<T>(grad);
   params.grad_f0 = mutable_data<T>(grad_f0);
   params.grad_coords = mutable_data<T>(grad_coords);

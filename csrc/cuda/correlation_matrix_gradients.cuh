@@ -27,6 +27,14 @@ struct Sources {
   float factors[kSources];
 };
 
+// Blocks on a multiprocessor, at least: of 128 channels a lane has twice as many sums and features.
+template <int kChannels>
+constexpr int kGatherBlocks = kChannels > 64 ? kMatrixBlocks - 1 : kMatrixBlocks;
+
+// Channels of a warp, at most: a float takes the registers of two bfloat16.
+template <class F>
+constexpr int kMostChannels = kSplit<F> ? 64 : 128;
+
 // The sums of a lane: channel 2 w of its 16 bytes in columns 2 (lane % 4) and the next, then channel 2 w + 1.
 template <int kChannels>
 using GatherSums = float[kChannels / 16][4];
@@ -141,7 +149,8 @@ __device__ __forceinline__ void add_level_by_matrices(const GradientParams<float
 }
 
 template <int kChannels, class F>
-__global__ void __launch_bounds__(kTileThreads, kMatrixBlocks) gather_f0_by_matrices(GradientParams<float, F> params) {
+__global__ void __launch_bounds__(kTileThreads, kGatherBlocks<kChannels>)
+    gather_f0_by_matrices(GradientParams<float, F> params) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t index = blockIdx.x; index < params.items_in_hand * params.tiles_in_hand * params.chunks();
        index += gridDim.x) {
@@ -186,7 +195,7 @@ __device__ __forceinline__ void add_listed_by_matrices(const GradientParams<floa
 }
 
 template <int kChannels, class F>
-__global__ void __launch_bounds__(kTileThreads, kMatrixBlocks)
+__global__ void __launch_bounds__(kTileThreads, kGatherBlocks<kChannels>)
     gather_f1_by_matrices(GradientParams<float, F> params, int64_t warps) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   PixelList& list = shared_memory<PixelList>()[warp];

@@ -110,6 +110,21 @@ __device__ __forceinline__ void multiply_matrices(float (&sums)[4], const unsign
 // Integers that threads add up atomically, in two's complement: the type that atomicAdd takes.
 using AtomicSum = unsigned long long;
 
+// Adds 1 to counters[item] for each lane of a whole warp that `counts`: lanes of the same item, which most are, by one
+// addition. A counter is one address, where additions wait for each other.
+__device__ __forceinline__ void count_together(AtomicSum* counters, int64_t item, bool counts) {
+  const unsigned votes = __ballot_sync(kWholeWarp, counts);
+  if (votes == 0) return;
+  const int leader = __ffs(static_cast<int>(votes)) - 1;
+  const int64_t first = __shfl_sync(kWholeWarp, item, leader);
+  const unsigned same = __ballot_sync(kWholeWarp, counts && item == first);
+  if (static_cast<int>(threadIdx.x) % kWarp == leader) {
+    atomicAdd(counters + first, static_cast<AtomicSum>(__popc(same)));
+  } else if (counts && item != first) {
+    atomicAdd(counters + item, AtomicSum{1});
+  }
+}
+
 constexpr int64_t kMaxGridY = 65535;
 
 // Index of this thread in a one-dimensional grid, and the step to its next item.
