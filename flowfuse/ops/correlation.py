@@ -53,7 +53,11 @@ def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[T
     # Not where gradients are made: those of all look-ups would be added up in half precision. On a
     # GPU they are where autocast has put all levels in it: tensor cores are worth more than that.
     gpu_autocast = f0.device.type != "cpu" and maps[-1].dtype == f0.dtype
-    if (gpu_autocast or not makes_gradients(f0, f1)) and f0.dtype == maps[0].dtype and f0.dtype in narrow:
+    if (
+        (gpu_autocast or not makes_gradients(f0, f1))
+        and f0.dtype == maps[0].dtype
+        and f0.dtype in narrow
+    ):
         dtype = f0.dtype
     return channels_last(f0, dtype), [channels_last(level, dtype) for level in maps]
 
@@ -67,6 +71,12 @@ def volume_bytes(f0: Tensor, f1: Tensor, levels: int) -> int:
     cells = sum((rows >> level) * (columns >> level) for level in range(levels))
     itemsize = 8 if f0.dtype == torch.float64 else 4
     return f0.shape[0] * f0.shape[2] * f0.shape[3] * cells * itemsize
+
+
+def automatic_strategy(f0: Tensor, f1: Tensor, levels: int) -> str:
+    caps = VOLUME_CAPS.get(f0.device.type, VOLUME_CAPS["cuda"])
+    cap = caps[makes_gradients(f0, f1)]
+    return "volume" if volume_bytes(f0, f1, levels) <= cap else "on_demand"
 
 
 class Correlation:
@@ -103,9 +113,7 @@ class Correlation:
         check_range("Correlation", "levels", levels, 1, MAX_LEVELS)
         check_range("Correlation", "radius", radius, 0, MAX_RADIUS)
         if strategy == "auto":
-            caps = VOLUME_CAPS.get(f0.device.type, VOLUME_CAPS["cuda"])
-            cap = caps[makes_gradients(f0, f1)]
-            strategy = "volume" if volume_bytes(f0, f1, levels) <= cap else "on_demand"
+            strategy = automatic_strategy(f0, f1, levels)
         self.radius = radius
         self.strategy = strategy
         self.f0 = f0

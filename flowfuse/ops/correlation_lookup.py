@@ -45,7 +45,7 @@ def exact_products() -> bool:
     return torch.get_float32_matmul_precision() == "highest"
 
 
-def check(f0, f1_levels, coords, radius, exact=True) -> None:
+def check(f0, f1_levels, coords, radius, exact) -> None:
     shapes = check_features("correlation_lookup", f0, f1_levels)
     check_window("correlation_lookup", coords, radius)
     shapes.check("coords", coords, ["B", 2, "H", "W"], COORDINATE_DTYPES)
@@ -58,12 +58,12 @@ def reference(
     return look_up(make_volume(f0, f1_levels), coords, radius)
 
 
-def fake(f0, f1_levels, coords, radius, exact=True):
+def fake(f0, f1_levels, coords, radius, exact):
     like = f0.new_empty((0,), dtype=sum_dtype(f0.dtype))
     return empty_windows(like, coords, len(f1_levels), radius)
 
 
-def fake_backward(grad, f0, f1_levels, coords, radius, coords_needed, exact=True):
+def fake_backward(grad, f0, f1_levels, coords, radius, coords_needed, exact):
     shape = coords.shape if coords_needed else (0,)
     grads = [empty_channels_last(f1) for f1 in f1_levels]
     return empty_channels_last(f0), grads, coords.new_empty(shape)
@@ -96,11 +96,34 @@ def example(dtype: torch.dtype, size: tuple) -> Example:
     )
 
 
+def tensor_core_example(dtype: torch.dtype, size: tuple) -> Example:
+    """What tensor cores multiply where a GPU has them: whole vectors of channels, and float32 in
+    reduced precision.
+    """
+    batch, height, width = size
+    f0 = draw(batch, 72, height, width, dtype=dtype)
+    levels = [draw(batch, 72, height >> n, width >> n, dtype=dtype, seed=1 + n) for n in range(3)]
+    coords = places(batch, height, width, sum_dtype(dtype))
+
+    def look_up(f0: Tensor, a: Tensor, b: Tensor, c: Tensor, coords: Tensor) -> Tensor:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return correlation_lookup(f0, [a, b, c], coords, 4)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return Example(look_up, (f0, *levels, coords), (0, 1, 2, 3, 4), rounding=4)
+
+
 OPERATOR = Operator(
     "correlation_lookup",
     check=check,
     reference=reference,
     fake=fake,
     gradient=Gradient(fake_backward, setup_context, backward),
-    examples={"correlation_lookup": example},
+    examples={
+        "correlation_lookup": example,
+        "correlation_lookup, tensor cores": tensor_core_example,
+    },
 )
