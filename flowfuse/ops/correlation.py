@@ -38,8 +38,9 @@ def channels_last(features: Tensor, dtype: torch.dtype) -> Tensor:
     return source.expand(features.shape) if shared else source
 
 
-def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
-    """f0 and the pyramid of f1, ready to be multiplied: made once, not at each look-up.
+def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[Tensor], bool]:
+    """f0 and the pyramid of f1, ready to be multiplied: made once, not at each look-up. And whether
+    they came in half precision.
 
     The kernels read all of them in one dtype: bfloat16 (on a GPU float16 too) where f0 and f1 are,
     the processor multiplies it and no gradient is asked for, else that of sums. Under autocast on a
@@ -47,19 +48,14 @@ def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[T
     """
     maps = pyramid("Correlation", channels_last(f1, f1.dtype), levels)  # the faster way round
     f0, maps = autocast_features(f0, maps)
-    dtype, narrow = sum_dtype(f0.dtype), (torch.bfloat16,) * MULTIPLIES_BFLOAT16
-    if f0.device.type != "cpu":
-        narrow = (torch.bfloat16, torch.float16)
+    half = f0.dtype == maps[0].dtype and f0.dtype in (torch.bfloat16, torch.float16)
+    on_gpu = f0.device.type != "cpu"
+    multiplied = half and (on_gpu or (f0.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16))
     # Not where gradients are made: those of all look-ups would be added up in half precision. On a
     # GPU they are where autocast has put all levels in it: tensor cores are worth more than that.
-    gpu_autocast = f0.device.type != "cpu" and maps[-1].dtype == f0.dtype
-    if (
-        (gpu_autocast or not makes_gradients(f0, f1))
-        and f0.dtype == maps[0].dtype
-        and f0.dtype in narrow
-    ):
-        dtype = f0.dtype
-    return channels_last(f0, dtype), [channels_last(level, dtype) for level in maps]
+    rounded = not makes_gradients(f0, f1) or (on_gpu and maps[-1].dtype == f0.dtype)
+    dtype = f0.dtype if multiplied and rounded else sum_dtype(f0.dtype)
+    return channels_last(f0, dtype), [channels_last(level, dtype) for level in maps], half
 
 
 def makes_gradients(f0: Tensor, f1: Tensor) -> bool:
@@ -116,17 +112,19 @@ class Correlation:
             strategy = automatic_strategy(f0, f1, levels)
         self.radius = radius
         self.strategy = strategy
-        self.f0 = f0
+        self.f0, self.half = f0, False
         if strategy == "volume":
             self.levels = correlation_volume(f0, f1, levels)
         else:
-            self.f0, self.levels = packed_features(f0, f1, levels)
+            self.f0, self.levels, self.half = packed_features(f0, f1, levels)
 
     def __call__(self, coords: Tensor) -> Tensor:
         """Look up around coords [B, 2, H, W] (px of f1) -> [B, L (2r+1)^2, H, W] float32 or 64."""
         if self.strategy == "volume":
             return volume_lookup(self.levels, coords, self.radius)
-        return LOOKUP(self.f0, self.levels, coords, self.radius, exact_products())
+        # What came in half precision has no digits that the tensor cores would lose.
+        exact = exact_products() and not self.half
+        return LOOKUP(self.f0, self.levels, coords, self.radius, exact)
 
 
 def example(strategy: str, dtype: torch.dtype, size: tuple, channels: int = 20) -> Example:
