@@ -53,6 +53,8 @@ class Operator:
         trained_by_reference: the kernel is for inference alone: where a gradient is asked for, the
             reference is run.
         examples: calls of it by name, a name that begins with the operator's.
+        cuda: the kernels of it and its gradient on CUDA where they are calls of torch; they check
+            their arguments. None where csrc/cuda has them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Operator:
     gradient: Gradient | None
     examples: Mapping[str, MakeExample]
     trained_by_reference: bool = False
+    cuda: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         OPERATORS[self.name] = self
@@ -95,6 +98,8 @@ class Operator:
 
         torch.library.register_fake(full, fake)
         refuse_vmap(self.name)
+        for suffix, kernel in zip(("", "_backward"), self.cuda or (), strict=False):
+            torch.library.register_kernel(full + suffix, "cuda", kernel)
         if self.gradient is None:
             torch.library.register_autograd(full, no_backward, setup_context=not_differentiable)
             return
