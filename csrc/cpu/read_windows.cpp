@@ -34,7 +34,7 @@ FLOWFUSE_INLINE void load_windows(const WindowReading<T, O>& params, const Windo
   T fade[kBlock];
   for (int64_t x = 0; x < kBlock; ++x) fade[x] = T(1);
   if (params.fade != nullptr) {
-    const T* from = params.fade + block.n / params.shared * params.plane + block.first;
+    const T* from = params.fade + block.n % params.fades * params.plane + block.first;
     for (int64_t x = 0; x < block.count; ++x) fade[x] = from[x];
   }
   for (int64_t v = 0; v < params.channels; ++v) {
@@ -168,7 +168,7 @@ std::tuple<Tensor, Tensor> read_windows(Tensor windows, std::optional<Tensor> fa
     run(WindowReading<T, O>{data<T>(values), data_or_null<T>(fade), data_or_null<T>(gate), data<T>(places), data<T>(log_sharpness),
                             data_or_null<T>(weight), data_or_null<T>(bias), mutable_data<O>(tokens), mutable_data<T>(matches),
                             count, windows.size(1), token_channels, height * width,
-                            fade.has_value() ? count / fade->size(0) : 1});
+                            fade.has_value() ? fade->size(0) : 1});
   });
   return {tokens, matches};
 }

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kRows* kWarp) read_blocks(WindowReading<T, O> 
   for (int64_t block = blockIdx.x; block < params.count * segments; block += gridDim.x) {
     const int64_t n = block / segments, pixel = block % segments * kWarp + lane;
     const bool used = pixel < params.plane;
-    const T fade = used && params.fade != nullptr ? params.fade[n / params.shared * params.plane + pixel] : T(1);
+    const T fade = used && params.fade != nullptr ? params.fade[n % params.fades * params.plane + pixel] : T(1);
     const T gate = used && params.gate != nullptr ? params.gate[n * params.plane + pixel] : T(1);
     for (int64_t first = 0; first == 0 || first < params.token_channels; first += kTokens) {
       Softmax<T> softmax;
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor> read_windows(Tensor windows, std::optional<Tensor> fa
         data<T>(values), data_or_null<T>(fade), data_or_null<T>(gate), data<T>(places), data<T>(log_sharpness),
         data_or_null<T>(weight), data_or_null<T>(bias), mutable_data<O>(tokens), mutable_data<T>(matches),
         count, windows.size(1), token_channels, height * width,
-        fade.has_value() ? count / fade->size(0) : 1};
+        fade.has_value() ? fade->size(0) : 1};
     const int64_t blocks = count * ((params.plane + kWarp - 1) / kWarp);
     call.launch(read_blocks<T, O>, blocks_for(blocks, 1), dim3(kWarp, kRows), sizeof(Shared<T>), params);
   });

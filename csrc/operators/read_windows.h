@@ -53,7 +53,7 @@ constexpr double kTokenSlope = 0.1;  // of the leaky ReLU below 0
 template <class T, class O>
 struct WindowReading {
   const T* windows;
-  const T* fade;  // [N / shared, h w], or null
+  const T* fade;  // [fades, h w], or null
   const T* gate;  // [N, h w], or null
   const T* offsets;
   const T* log_sharpness;
@@ -62,7 +62,7 @@ struct WindowReading {
   O* tokens;
   T* matches;
   int64_t count, channels, token_channels, plane;
-  int64_t shared;  // items that share a fade
+  int64_t fades;  // used in turn
 };
 
 }  // namespace flowfuse

@@ -11,29 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from flowfuse.geometry.grid import pixel_grid
-from flowfuse.model.encoders import in_turn
+from flowfuse.model.encoders import in_turn, little_memory
 from flowfuse.ops import Correlation, fit_trajectories, read_windows
 
 
-class PairsOfKind(NamedTuple):
-    """Correlations of some pairs of one kind, which share their source.
+class LookUp(NamedTuple):
+    """Pairs whose windows are made at once.
 
     Attributes:
-        kind: index among the kinds given to :class:`PairCorrelations`.
         pairs: where they stand among all pairs.
-        correlation: of the latents of all items and pairs, flattened.
+        kinds: of each kind among them, its index and the number of its pairs.
+        correlation: of the latents of all these pairs and items, the pairs one after the other.
     """
 
-    kind: int
     pairs: slice
+    kinds: list[tuple[int, int]]
     correlation: Correlation
 
 
 class PairCorrelations:
     """Correlations of pairs of several kinds, looked up along trajectories.
 
-    The windows of some pairs are made at a time (``parts``), one pair after the other on a CPU: the
-    windows of all pairs together are large.
+    The windows of all pairs together are large: on a CPU they are made one pair after the other,
+    else all at once (``look_ups``).
 
     Args:
         kinds: of each kind of pairs, the source [B, C, h, w], correlated at every pixel with each
@@ -54,20 +54,24 @@ class PairCorrelations:
         strategy: str = "auto",
     ) -> None:
         self.basis = basis
-        self.parts: list[PairsOfKind] = []
+        self.look_ups: list[LookUp] = []
+        # Pairs come before items: those of one kind are then one piece of memory in any batch.
+        parts = [
+            (kind, source.expand(part.shape[1], *source.shape), part.transpose(0, 1))
+            for kind, (source, targets) in enumerate(kinds)
+            for part in in_turn(targets)
+        ]
+        groups = [[part] for part in parts] if little_memory(basis) else [parts]
         first = 0
-        for kind, (source, targets) in enumerate(kinds):
-            for part in in_turn(targets):
-                correlation = Correlation(
-                    source.unsqueeze(1).expand_as(part).flatten(0, 1),
-                    part.flatten(0, 1),
-                    levels=levels,
-                    radius=radius,
-                    strategy=strategy,
-                )
-                pairs = slice(first, first + part.shape[1])
-                self.parts.append(PairsOfKind(kind, pairs, correlation))
-                first = pairs.stop
+        for group in groups:
+            sources, targets = (
+                join([part[side].flatten(0, 1) for part in group]) for side in (1, 2)
+            )
+            counts = [(kind, part.shape[0]) for kind, part, _ in group]
+            pairs = slice(first, first + sum(count for _, count in counts))
+            options = {"levels": levels, "radius": radius, "strategy": strategy}
+            self.look_ups.append(LookUp(pairs, counts, Correlation(sources, targets, **options)))
+            first = pairs.stop
         height, width = kinds[0][0].shape[-2:]
         self.grid = pixel_grid(height, width, device=basis.device)
 
@@ -78,37 +82,28 @@ class PairCorrelations:
             control_points: [B, n, 2, h, w] float32 in px of the latent.
 
         Returns:
-            [B, P, 2, h, w] float32, px.
+            [P, B, 2, h, w] float32, px.
         """
-        weights = self.basis[:, :, None, None, None]
+        weights = self.basis[:, None, :, None, None, None]
         # Elementwise: a matrix product may be made of eight-bit numbers.
-        return (weights * control_points.unsqueeze(1)).sum(dim=2) + self.grid
+        return (weights * control_points).sum(dim=2) + self.grid
 
     def places_at_rest(self, batch: int) -> Tensor:
         """The same, without any motion."""
-        pairs = self.basis.shape[0]
-        return self.grid.expand(batch, pairs, -1, -1, -1).contiguous()
+        return self.grid.expand(self.basis.shape[0], batch, -1, -1, -1).contiguous()
 
-    def windows(self, part: PairsOfKind, places: Tensor) -> Tensor:
+    def windows(self, look_up: LookUp, places: Tensor) -> Tensor:
         """Look up the windows of some pairs around their places.
 
         Returns:
-            [B P_part, levels (2 radius + 1)^2, h, w] float32.
+            [P_look_up B, levels (2 radius + 1)^2, h, w] float32.
         """
-        return part.correlation(places[:, part.pairs].flatten(0, 1))
+        return look_up.correlation(places[look_up.pairs].flatten(0, 1))
 
 
-class Matches(NamedTuple):
-    """What correlation windows say of the motion.
-
-    Attributes:
-        residual: [B, P, 2, h, w] float32, expected displacement of each pair's best match from
-            where it was looked up, px of the latent.
-        certainty: [B, P, 1, h, w] float32, log of the largest softmax weight; 0 = no doubt.
-    """
-
-    residual: Tensor
-    certainty: Tensor
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate in the first dimension; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class WindowMatching(nn.Module):

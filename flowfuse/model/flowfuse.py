@@ -23,7 +23,7 @@ from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.io.images import as_gray
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
-from flowfuse.model.correlation import Matches, PairCorrelations, WindowMatching
+from flowfuse.model.correlation import PairCorrelations, WindowMatching, join
 from flowfuse.model.encoders import (
     Encoded,
     EncodedFrame,
@@ -221,9 +221,11 @@ class FlowFuse(nn.Module):
         correlations = self._correlate(events.latents, frames.latents)
         evidence, fades, points = self._match_at_rest(correlations, scene.modality_mask)
         points = points + self._regress(events.latents, frames.latents, evidence)
+        fade = None
         if evidence is not None:
-            frames = frames._replace(stem=faded(frames.stem, evidence.frames))
-            events = events._replace(stem=faded(events.stem, evidence.events))
+            fade = resized(evidence.fade, frames.stem.shape[-1])
+            frames = frames._replace(stem=faded(frames.stem, fade[:, :1]))
+            events = events._replace(stem=faded(events.stem, fade[:, 1:]))
         if flow_init is not None:
             points = self._replace_first(points, flow_init)
         coarse = self._estimate(
@@ -242,11 +244,10 @@ class FlowFuse(nn.Module):
             None if fades is None else fades[:, :2],
             config.correlation,
         )
-        priors = torch.where(has_second > 0, refined.priors, NO_STEP)
-        if evidence is not None:
+        priors = refined.priors.masked_fill(has_second <= 0, NO_STEP)
+        if fade is not None:
             # A prior stands beside squared image gradients: so do frames of less contrast move it.
-            contrast = resized(evidence.frames, priors.shape[-1])
-            priors = priors / contrast.square().clamp(min=1 / NO_STEP)
+            priors = priors / fade[:, :1].square().clamp(min=1 / NO_STEP)
         control_points = lucas_kanade_refine(
             refined.control_points,
             frame0,
@@ -454,17 +455,14 @@ class FlowFuse(nn.Module):
         """
         batch, slices = mask.shape[0], self.config.slices
         places = correlations.places_at_rest(batch)
-        matches = torch.cat(
-            [
-                self.matching(correlations.windows(part, places)).unflatten(0, (batch, -1))
-                for part in correlations.parts
-            ],
-            dim=1,
-        )
+        found = [
+            self.matching(correlations.windows(look_up, places))
+            for look_up in correlations.look_ups
+        ]
+        matches = join(found).unflatten(0, (-1, batch)).transpose(0, 1)
         evidence = fades = scores = None
         if self.config.weighs_evidence:
-            found = Matches(matches[:, :, :2], matches[:, :, 2:])
-            evidence = self.evidence([found], self.tau, mask)
+            evidence = self.evidence(matches, self.tau, mask)
             fades = torch.cat([evidence.of_pair(kind) for kind in KINDS], dim=1)
             logits = fades.log()
             # A score of each pair: all event pairs have that of their kind.

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flowfuse.model.correlation import PairCorrelations, WindowMatching
+from flowfuse.model.correlation import PairCorrelations, WindowMatching, join
 from flowfuse.model.encoders import activate
 from flowfuse.model.update import start_at_zero
 from flowfuse.ops import propagate, propagation_weights, read_windows
@@ -43,14 +43,14 @@ class CorrelationTokens(nn.Module):
         """Read the windows of pairs of one kind.
 
         Args:
-            windows: [N, window, h, w].
+            windows: [P B, window, h, w] of P pairs of this kind, all items of a pair in turn.
             matching: what finds the best matches in them.
             kind: which one.
             fade: [B, 1, h, w], multiplies the windows of all pairs of an item; None: 1.
-            gate: [N, 1, h, w], multiplies the tokens; None: 1.
+            gate: [P B, 1, h, w], multiplies the tokens; None: 1.
 
         Returns:
-            Tokens [N, channels, h, w], and matches [N, 3, h, w].
+            Tokens [P B, channels, h, w], and matches [P B, 3, h, w].
         """
         layer = cast(nn.Conv2d, self.read[kind])
         return read_windows(
@@ -85,16 +85,24 @@ def read_pairs(
         Tokens [B, P channels, h, w], and what matches, [B, P, 3, h, w].
     """
     batch, places = control_points.shape[0], correlations.places(control_points)
-    read, matches = [], []
-    for part in correlations.parts:
-        fade = None if fades is None else fades[part.kind]
-        gate = None if gates is None else gates[:, part.pairs].flatten(0, 1)
-        windows = correlations.windows(part, places)
-        for values, found in zip(
-            (read, matches), tokens(windows, matching, part.kind, fade, gate), strict=True
-        ):
-            values.append(found.unflatten(0, (batch, -1)))
-    return torch.cat(read, dim=1).flatten(1, 2), torch.cat(matches, dim=1)
+    if gates is not None:
+        gates = gates.transpose(0, 1)
+    found = []
+    for look_up in correlations.look_ups:
+        windows = correlations.windows(look_up, places).unflatten(0, (-1, batch))
+        first = 0
+        for kind, count in look_up.kinds:
+            pairs = slice(look_up.pairs.start + first, look_up.pairs.start + first + count)
+            fade = None if fades is None else fades[kind]
+            gate = None if gates is None else gates[pairs].flatten(0, 1)
+            own = windows[first : first + count].flatten(0, 1)
+            found.append(tokens(own, matching, kind, fade, gate))
+            first += count
+    read, matches = (
+        join(values).unflatten(0, (-1, batch)).transpose(0, 1)
+        for values in zip(*found, strict=True)
+    )
+    return read.flatten(1, 2), matches
 
 
 class TokenGates(nn.Module):

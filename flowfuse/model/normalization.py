@@ -11,6 +11,7 @@ from torch import Tensor
 from flowfuse.geometry.grid import pad_to_multiple
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.io.images import as_gray
+from flowfuse.model.encoders import little_memory
 
 # A pixel is hot when it fires at least HOT_COUNT events in the window and HOT_RATIO times as many
 # as its neighbours do on average: a moving edge always lights its neighbours up too.
@@ -69,7 +70,8 @@ def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
     part = slices.flatten(3)[..., ::step] * weight.flatten(3)[..., ::step]
     values = part.abs().flatten(1)
     nonzero = (values > 0).sum(dim=1, keepdim=True)
-    above = nonzero - 1 - (0.98 * (nonzero - 1)).long()  # how many values are larger
+    last = nonzero - 1
+    above = last - (0.98 * last).long()  # how many values are larger
     largest = values.topk(min(values.shape[1], values.shape[1] // 50 + 2), dim=1).values
     scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
     scale = scale.masked_fill(scale <= 0, 1.0)
@@ -79,8 +81,11 @@ def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
 def magnitude(slices: Tensor) -> Tensor:
     """Sum absolute values over the bins: [B, K + 1, bins, H, W] -> [B, K + 1, H, W].
 
-    Bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the middle.
+    On a CPU bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the
+    middle.
     """
+    if not little_memory(slices):
+        return slices.abs().sum(dim=2)
     total = slices[:, :, 0].abs()
     for index in range(1, slices.shape[2]):
         total += slices[:, :, index].abs()

@@ -30,7 +30,7 @@ def read_windows(
 
     Args:
         windows: [N, V, h, w] float32 or float64, as of :func:`correlation_lookup`.
-        fade: [M, 1, h, w], N a multiple of M: item n of the windows uses n // (N / M); or None: 1.
+        fade: [M, 1, h, w], N a multiple of M: item n of the windows uses n % M; or None: 1.
         gate: [N, 1, h, w], which multiplies the tokens; or None.
         offsets: [2, V], displacement (x, y) that each channel of a window stands for.
         log_sharpness: [].
@@ -79,7 +79,7 @@ def reference(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if fade is not None:
-        windows = (windows.unflatten(0, (fade.shape[0], -1)) * fade.unsqueeze(1)).flatten(0, 1)
+        windows = (windows.unflatten(0, (-1, fade.shape[0])) * fade).flatten(0, 1)
     matches = match(windows, offsets, log_sharpness)
     if weight is None:
         return windows.new_empty((windows.shape[0], 0, *windows.shape[2:])), matches

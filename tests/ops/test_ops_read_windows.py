@@ -60,11 +60,11 @@ def test_hand_token():
 
 
 @pytest.mark.parametrize(("count", "items"), [(4, 1), (4, 2), (4, 4)])
-def test_pairs_of_an_item_share_its_fade(count, items):
+def test_fades_are_used_in_turn(count, items):
     given = random_inputs(count)
     fade = torch.rand(items, 1, *given["windows"].shape[2:])
     found = ops.read_windows(**given | {"fade": fade})
-    each = fade.repeat_interleave(count // items, dim=0)
+    each = fade.repeat(count // items, 1, 1, 1)
     expected = ops.read_windows(**given | {"windows": given["windows"] * each, "fade": None})
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
