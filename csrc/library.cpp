@@ -72,8 +72,7 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
   m.def(
       "fit_trajectories(Tensor matches, Tensor? scores, Tensor basis, Tensor stiffness, Tensor log_trust, "
       "Tensor log_stiffness) -> Tensor");
-  m.def(
-      "group_norm_activate(Tensor values, Tensor? residual, Tensor weight, Tensor bias, int groups) -> Tensor");
+  m.def("group_norm_activate(Tensor values, Tensor? residual, Tensor weight, Tensor bias, int groups) -> Tensor");
   m.def("lucas_kanade_step(Tensor frame0, Tensor frame1, Tensor flow, Tensor prior) -> Tensor");
 
   m.def(

@@ -137,8 +137,8 @@ void run(const TrajectoryFit<T>& params) {
   });
 }
 
-Tensor fit_trajectories(Tensor matches, std::optional<Tensor> scores, Tensor basis, Tensor stiffness,
-                        Tensor log_trust, Tensor log_stiffness) {
+Tensor fit_trajectories(Tensor matches, std::optional<Tensor> scores, Tensor basis, Tensor stiffness, Tensor log_trust,
+                        Tensor log_stiffness) {
   const char* op = "fit_trajectories";
   check_fit_trajectories(op, matches, scores, basis, stiffness, log_trust, log_stiffness);
   const ScalarType dtype = matches.scalar_type();
@@ -150,9 +150,9 @@ Tensor fit_trajectories(Tensor matches, std::optional<Tensor> scores, Tensor bas
   convert(scores, dtype);
   const auto fit = [&](auto zero) {
     using T = decltype(zero);
-    run(TrajectoryFit<T>{data<T>(values), data_or_null<T>(scores), data<T>(weights),
-                         data<T>(bend), data<T>(log_trust), data<T>(log_stiffness), mutable_data<T>(change), batch,
-                         matches.size(1), basis.size(1), height * width});
+    run(TrajectoryFit<T>{data<T>(values), data_or_null<T>(scores), data<T>(weights), data<T>(bend), data<T>(log_trust),
+                         data<T>(log_stiffness), mutable_data<T>(change), batch, matches.size(1), basis.size(1),
+                         height * width});
   };
   if (dtype == ScalarType::Double) {
     fit(double{});

@@ -14,7 +14,7 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kLanesOfSums = 64;   // sums kept side by side
+constexpr int64_t kLanesOfSums = 64;         // sums kept side by side
 constexpr int64_t kRun = 64 * kLanesOfSums;  // values that they take before float64 does: their rounding stays small
 
 // The sum over values of term(value), or of their squared distances from `mean`.
@@ -79,9 +79,9 @@ Tensor group_norm_activate(Tensor values, std::optional<Tensor> residual, Tensor
   with_feature_type(dtype, [&](auto feature) {
     using F = decltype(feature);
     using T = SumType<F>;
-    const GroupNorm<T, F> params{data<F>(source),  data_or_null<F>(residual),    data<T>(factors),
-                                 data<T>(offsets), mutable_data<F>(result),      values.size(0),
-                                 groups,           values.size(1) / groups,      values.size(2) * values.size(3)};
+    const GroupNorm<T, F> params{data<F>(source),  data_or_null<F>(residual), data<T>(factors),
+                                 data<T>(offsets), mutable_data<F>(result),   values.size(0),
+                                 groups,           values.size(1) / groups,   values.size(2) * values.size(3)};
     parallel_for(0, params.count * groups, 1, [&](int64_t first, int64_t last) {
       FLOWFUSE_VARIANTS(for (int64_t index = first; index < last; ++index) normalize_group(params, index))
     });

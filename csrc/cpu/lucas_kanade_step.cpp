@@ -24,8 +24,8 @@ FLOWFUSE_INLINE void warp_row(const GradientStep<T>& params, int64_t b, int64_t 
   T* difference = params.difference + b * plane + row;
 #pragma GCC ivdep
   for (int32_t x = 0; x < static_cast<int32_t>(params.width); ++x) {
-    const T warped = sample_border(frame1, params.height, params.width, static_cast<T>(x) + u[x],
-                                   static_cast<T>(y) + v[x]);
+    const T warped =
+        sample_border(frame1, params.height, params.width, static_cast<T>(x) + u[x], static_cast<T>(y) + v[x]);
     mean[x] = (frame0[x] + warped) * static_cast<T>(0.5);
     difference[x] = warped - frame0[x];
   }
@@ -139,8 +139,8 @@ Tensor lucas_kanade_step(Tensor frame0, Tensor frame1, Tensor flow, Tensor prior
     using T = decltype(zero);
     T* mean = mutable_data<T>(images);
     run(GradientStep<T>{data<T>(first), data<T>(second), data<T>(motion), data<T>(priors), mean,
-                        mean + batch * height * width, mutable_data<T>(moments), mutable_data<T>(change), batch,
-                        height, width, width / columns});
+                        mean + batch * height * width, mutable_data<T>(moments), mutable_data<T>(change), batch, height,
+                        width, width / columns});
   };
   if (dtype == ScalarType::Double) {
     step(double{});

@@ -27,8 +27,8 @@ struct Attention {
 
 template <class T>
 struct AttentionGradient {
-  const T* grad;           // of the weights
-  T* slopes;               // of the scores [B, S, 9, h, w]
+  const T* grad;            // of the weights
+  T* slopes;                // of the scores [B, S, 9, h, w]
   unsigned char* farthest;  // steps to the strongest stop on the way [B, S, 9, h, w]
   T* grad_query_key;
   T* grad_boundary;
@@ -220,8 +220,12 @@ FLOWFUSE_INLINE void gather_row(const Attention<T>& params, const AttentionGradi
 
 template <class T>
 Attention<T> prepare(const Tensor& query_key, const Tensor& boundary, const Tensor& strength, const Tensor& weights) {
-  Attention<T> params{attention_sizes(query_key, strength), data<T>(query_key), data<T>(boundary), data<T>(strength),
-                      mutable_data<T>(weights),             T(0)};
+  Attention<T> params{attention_sizes(query_key, strength),
+                      data<T>(query_key),
+                      data<T>(boundary),
+                      data<T>(strength),
+                      mutable_data<T>(weights),
+                      T(0)};
   params.scale = 1 / static_cast<T>(__builtin_sqrt(static_cast<double>(params.sizes.channels)));
   return params;
 }
@@ -240,9 +244,8 @@ void for_rows(const AttentionSizes& sizes, int64_t scratch_rows, const Work& wor
 template <class T>
 void run_forward(const Tensor& query_key, const Tensor& boundary, const Tensor& strength, const Tensor& weights) {
   const Attention<T> params = prepare<T>(query_key, boundary, strength, weights);
-  for_rows<T>(params.sizes, kNeighbours + 1, [&](int64_t b, int64_t y, T* scratch) {
-    FLOWFUSE_VARIANTS(attention_row(params, b, y, scratch))
-  });
+  for_rows<T>(params.sizes, kNeighbours + 1,
+              [&](int64_t b, int64_t y, T* scratch) { FLOWFUSE_VARIANTS(attention_row(params, b, y, scratch)) });
 }
 
 template <class T>
@@ -259,11 +262,9 @@ void run_backward(const Tensor& grad, const Tensor& query_key, const Tensor& bou
                                    mutable_data<T>(grad_query_key),
                                    mutable_data<T>(grad_boundary),
                                    mutable_data<T>(grad_strength)};
-  for_rows<T>(params.sizes, 1, [&](int64_t b, int64_t y, T* scratch) {
-    FLOWFUSE_VARIANTS(slopes_row(params, grads, b, y, scratch))
-  });
-  for_rows<T>(params.sizes, 0,
-              [&](int64_t b, int64_t y, T*) { FLOWFUSE_VARIANTS(gather_row(params, grads, b, y)) });
+  for_rows<T>(params.sizes, 1,
+              [&](int64_t b, int64_t y, T* scratch) { FLOWFUSE_VARIANTS(slopes_row(params, grads, b, y, scratch)) });
+  for_rows<T>(params.sizes, 0, [&](int64_t b, int64_t y, T*) { FLOWFUSE_VARIANTS(gather_row(params, grads, b, y)) });
 }
 
 std::vector<int64_t> weights_shape(const AttentionSizes& sizes) {

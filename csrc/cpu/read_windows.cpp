@@ -19,8 +19,8 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kBlock = 64;    // pixels handled together
-constexpr int64_t kVectors = 2;   // of pixels, and
+constexpr int64_t kBlock = 64;     // pixels handled together
+constexpr int64_t kVectors = 2;    // of pixels, and
 constexpr int64_t kTokenRows = 8;  // channels of tokens, whose sums are in registers at once
 
 // Pixels first .. first + count of item n; the lanes past `count` hold zeros.
@@ -165,10 +165,10 @@ std::tuple<Tensor, Tensor> read_windows(Tensor windows, std::optional<Tensor> fa
   with_feature_type(dtype, [&](auto token) {
     using O = decltype(token);
     using T = SumType<O>;
-    run(WindowReading<T, O>{data<T>(values), data_or_null<T>(fade), data_or_null<T>(gate), data<T>(places), data<T>(log_sharpness),
-                            data_or_null<T>(weight), data_or_null<T>(bias), mutable_data<O>(tokens), mutable_data<T>(matches),
-                            count, windows.size(1), token_channels, height * width,
-                            fade.has_value() ? fade->size(0) : 1});
+    run(WindowReading<T, O>{data<T>(values), data_or_null<T>(fade), data_or_null<T>(gate), data<T>(places),
+                            data<T>(log_sharpness), data_or_null<T>(weight), data_or_null<T>(bias),
+                            mutable_data<O>(tokens), mutable_data<T>(matches), count, windows.size(1), token_channels,
+                            height * width, fade.has_value() ? fade->size(0) : 1});
   });
   return {tokens, matches};
 }

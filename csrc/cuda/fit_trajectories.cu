@@ -92,8 +92,8 @@ void run(const DeviceCall& call, const TrajectoryFit<T>& params) {
   call.launch(kernel, blocks_for(params.batch * params.plane), kThreads, 0, params);
 }
 
-Tensor fit_trajectories(Tensor matches, std::optional<Tensor> scores, Tensor basis, Tensor stiffness,
-                        Tensor log_trust, Tensor log_stiffness) {
+Tensor fit_trajectories(Tensor matches, std::optional<Tensor> scores, Tensor basis, Tensor stiffness, Tensor log_trust,
+                        Tensor log_stiffness) {
   const char* op = "fit_trajectories";
   check_fit_trajectories(op, matches, scores, basis, stiffness, log_trust, log_stiffness);
   const DeviceCall call(op, matches);
@@ -106,9 +106,9 @@ Tensor fit_trajectories(Tensor matches, std::optional<Tensor> scores, Tensor bas
   convert(scores, dtype);
   const auto fit = [&](auto zero) {
     using T = decltype(zero);
-    run(call, TrajectoryFit<T>{data<T>(values), data_or_null<T>(scores), data<T>(weights),
-                               data<T>(bend), data<T>(log_trust), data<T>(log_stiffness), mutable_data<T>(change),
-                               batch, matches.size(1), basis.size(1), height * width});
+    run(call, TrajectoryFit<T>{data<T>(values), data_or_null<T>(scores), data<T>(weights), data<T>(bend),
+                               data<T>(log_trust), data<T>(log_stiffness), mutable_data<T>(change), batch,
+                               matches.size(1), basis.size(1), height * width});
   };
   if (dtype == ScalarType::Double) {
     fit(double{});

@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(kThreads) warp_frames(GradientStep<T> params) 
     const int64_t b = index / plane, pixel = index % plane, y = pixel / params.width, x = pixel % params.width;
     const T* flow = params.flow + 2 * b * plane + pixel;
     const T before = params.frame0[index];
-    const T warped = sample_border(params.frame1 + b * plane, params.height, params.width,
-                                   static_cast<T>(x) + flow[0], static_cast<T>(y) + flow[plane]);
+    const T warped = sample_border(params.frame1 + b * plane, params.height, params.width, static_cast<T>(x) + flow[0],
+                                   static_cast<T>(y) + flow[plane]);
     params.mean[index] = (before + warped) * static_cast<T>(0.5);
     params.difference[index] = warped - before;
   }

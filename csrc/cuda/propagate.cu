@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < kNeighbours; ++k) {
       if (!reaches(at.y, at.x, k, distance, sizes.height, sizes.width)) continue;
       const int64_t row = at.y + distance * row_shift(k), column = at.x + distance * column_shift(k);
-      const T weight = kBackwards ? weights[sizes.weight(at.b, s, k, row) + column]
-                                  : weights[sizes.weight(at.b, s, k, at.y) + at.x];
+      const T weight =
+          kBackwards ? weights[sizes.weight(at.b, s, k, row) + column] : weights[sizes.weight(at.b, s, k, at.y) + at.x];
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) {
         const int64_t c = at.group * kChannels + i;

@@ -231,8 +231,8 @@ __global__ void __launch_bounds__(kThreads)
 // Tensors that are contiguous.
 template <class T, class F>
 Attention<T, F> prepare(const Tensor& query_key, const Tensor& boundary, const Tensor& strength) {
-  Attention<T, F> params{attention_sizes(query_key, strength), data<F>(query_key), data<T>(boundary),
-                         data<T>(strength), T(0)};
+  Attention<T, F> params{attention_sizes(query_key, strength), data<F>(query_key), data<T>(boundary), data<T>(strength),
+                         T(0)};
   params.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(params.sizes.channels)));
   return params;
 }

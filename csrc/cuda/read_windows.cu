@@ -10,10 +10,10 @@
 namespace flowfuse::cuda {
 namespace {
 
-constexpr int kRows = 8;                      // warps of a block, which share the channels
-constexpr int kChunk = 64;                    // channels of windows in shared memory
-constexpr int kOwnTokens = 4;                 // channels of tokens a thread sums
-constexpr int kTokens = kRows * kOwnTokens;   // of a block; more of them read the windows again
+constexpr int kRows = 8;                     // warps of a block, which share the channels
+constexpr int kChunk = 64;                   // channels of windows in shared memory
+constexpr int kOwnTokens = 4;                // channels of tokens a thread sums
+constexpr int kTokens = kRows * kOwnTokens;  // of a block; more of them read the windows again
 
 __device__ __forceinline__ float exponential(float x) { return ::expf(x); }
 __device__ __forceinline__ double exponential(double x) { return ::exp(x); }
@@ -153,11 +153,13 @@ std::tuple<Tensor, Tensor> read_windows(Tensor windows, std::optional<Tensor> fa
   with_feature_type(dtype, [&](auto token) {
     using O = decltype(token);
     using T = SumType<O>;
-    const WindowReading<T, O> params{
-        data<T>(values), data_or_null<T>(fade), data_or_null<T>(gate), data<T>(places), data<T>(log_sharpness),
-        data_or_null<T>(weight), data_or_null<T>(bias), mutable_data<O>(tokens), mutable_data<T>(matches),
-        count, windows.size(1), token_channels, height * width,
-        fade.has_value() ? fade->size(0) : 1};
+    const WindowReading<T, O> params{data<T>(values),          data_or_null<T>(fade),
+                                     data_or_null<T>(gate),    data<T>(places),
+                                     data<T>(log_sharpness),   data_or_null<T>(weight),
+                                     data_or_null<T>(bias),    mutable_data<O>(tokens),
+                                     mutable_data<T>(matches), count,
+                                     windows.size(1),          token_channels,
+                                     height * width,           fade.has_value() ? fade->size(0) : 1};
     const int64_t blocks = count * ((params.plane + kWarp - 1) / kWarp);
     call.launch(read_blocks<T, O>, blocks_for(blocks, 1), dim3(kWarp, kRows), sizeof(Shared<T>), params);
   });

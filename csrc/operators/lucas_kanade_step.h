@@ -29,7 +29,7 @@ inline void check_lucas_kanade_step(const char* op, const Tensor& frame0, const 
   check_exact("prior", prior);
 }
 
-constexpr int kMoments = 8;           // of a cell: means of x, y, t, xx, xy, yy, xt, yt
+constexpr int kMoments = 8;          // of a cell: means of x, y, t, xx, xy, yy, xt, yt
 constexpr double kMostChange = 2.0;  // px; beyond it no linear model of an image holds
 
 FLOWFUSE_INLINE int64_t within(int64_t at, int64_t size) { return at < 0 ? 0 : at < size ? at : size - 1; }

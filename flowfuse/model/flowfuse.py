@@ -372,7 +372,9 @@ class FlowFuse(nn.Module):
                     maps += values.unflatten(0, (batch, -1)).unbind(dim=1)
         ends = list(accumulate(counts))
         return [
-            Encoded(first, stack_maps(fine[end - count : end]), stack_maps(latents[end - count : end]))
+            Encoded(
+                first, stack_maps(fine[end - count : end]), stack_maps(latents[end - count : end])
+            )
             for first, count, end in zip(firsts, counts, ends, strict=True)
         ]
 

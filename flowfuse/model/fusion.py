@@ -19,6 +19,7 @@ from flowfuse.ops import propagate, propagation_weights, read_windows
 
 KEY_WIDTH = 16  # channels of the queries and keys of one step
 
+
 class CorrelationTokens(nn.Module):
     """Turn each pair's correlation window and best match into a token.
 

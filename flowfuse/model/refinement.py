@@ -76,9 +76,7 @@ class Refinement(nn.Module):
         super().__init__()
         self.degree, self.radius, self.stride = degree, radius, stride
         times = [1.0, *(k / slices for k in range(1, slices + 1))]
-        self.register_buffer(
-            "basis", torch.tensor(bernstein_rows(degree, times)), persistent=False
-        )
+        self.register_buffer("basis", torch.tensor(bernstein_rows(degree, times)), persistent=False)
         self.matching = WindowMatching(radius, 1, degree)
         self.tokens = CorrelationTokens((2 * radius + 1) ** 2, 2, channels)
         self.start_mask = UpsampleMask(hidden, FACTOR)

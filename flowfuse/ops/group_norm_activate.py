@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .examples import Example, draw, sum_dtype
-from .operator import FEATURE_DTYPES, Operator, Shapes, check_range, gradient_wanted, require
+from .operator import (
+    FEATURE_DTYPES,
+    Operator,
+    Shapes,
+    check_range,
+    check_tensor,
+    gradient_wanted,
+    require,
+)
 
 SLOPE = 0.1  # of the leaky ReLU below 0
 EPSILON = 1e-5
@@ -33,8 +41,9 @@ def group_norm_activate(
 
     Source: Wu and He 2018.
     """
-    arguments = (values, residual, weight, bias)
-    if residual is not None and not gradient_wanted(arguments):
+    check_tensor("group_norm_activate", "values", values)
+    # In training, autocast has residuals in float32 beside half-precision values.
+    if residual is not None and not gradient_wanted((values, residual, weight, bias)):
         residual = residual.to(values.dtype)
     return OPERATOR(values, residual, weight, bias, groups)
 

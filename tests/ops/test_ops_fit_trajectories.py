@@ -43,13 +43,13 @@ def test_hand_one_point():
 
 
 def test_a_trajectory_is_found_again():
-    given = random_inputs()
-    points = torch.randn(2, 3, 2, 5, 30)
+    given = random_inputs(dtype=torch.float64)
+    points = torch.randn(2, 3, 2, 5, 30, dtype=torch.float64)
     places = torch.einsum("pn,bnchw->bpchw", given["basis"], points)
     given["matches"] = torch.cat((places, given["matches"][:, :, 2:]), dim=2)
-    change = ops.fit_trajectories(**given | {"log_stiffness": torch.tensor(-30.0)})
-    # Shares of 1e-3 and nearly equal rows: the systems' condition numbers reach thousands.
-    torch.testing.assert_close(change, points, atol=0.02, rtol=0.02)
+    given["log_trust"].fill_(-3.0)  # all pairs count
+    given["log_stiffness"].fill_(-30.0)
+    torch.testing.assert_close(ops.fit_trajectories(**given), points, atol=1e-3, rtol=1e-3)
 
 
 def test_stiff_trajectories_are_uniform():
@@ -63,7 +63,7 @@ def test_stiff_trajectories_are_uniform():
 @pytest.mark.parametrize("width", [1, 13, 77])
 def test_reference_agreement(degree, width):
     given = random_inputs(degree=degree, width=width)
-    exact = reference(**{name: value.double() for name, value in given.items()})
+    exact = reference(*(value.double() for value in given.values()))
     found = ops.fit_trajectories(**given)
     bound = 2e-4 * float(exact.abs().max())  # the systems' condition numbers reach a thousand
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=bound)

@@ -13,9 +13,7 @@ needs_extension = pytest.mark.skipif(
 def random_inputs(batch=2, channels=5, steps=3, height=6, width=7, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
-    weights = torch.randn(
-        batch, steps, 9, height, width, generator=generator, dtype=torch.float64
-    )
+    weights = torch.randn(batch, steps, 9, height, width, generator=generator, dtype=torch.float64)
     return values.to(dtype), weights.to(dtype)
 
 

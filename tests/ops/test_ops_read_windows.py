@@ -41,7 +41,9 @@ def test_hand_match():
     torch.testing.assert_close(matches[0, :, 0].T, expected)
     # Scores twice as large: the weights 1, 1/4, 1/16.
     sharp = ops.read_windows(window, fade, None, offsets, torch.tensor(math.log(2)))[1]
-    torch.testing.assert_close(sharp[0, :, 0, 0], torch.tensor([15 / 21, 28 / 21, math.log(16 / 21)]))
+    torch.testing.assert_close(
+        sharp[0, :, 0, 0], torch.tensor([15 / 21, 28 / 21, math.log(16 / 21)])
+    )
 
 
 def test_hand_token():
