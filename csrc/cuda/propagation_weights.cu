@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) attention(Attention<T, F> params, T*
 template <class T, class F>
 __global__ void __launch_bounds__(kThreads)
     attention_slopes(Attention<T, F> params, const T* __restrict__ weights, const T* __restrict__ grad,
-                     T* __restrict__ slopes, unsigned char* __restrict__ farthest, F* __restrict__ grad_query_key) {
+                     T* __restrict__ slopes, int16_t* __restrict__ farthest, F* __restrict__ grad_query_key) {
   const AttentionSizes& sizes = params.sizes;
   const int64_t items = sizes.batch * sizes.steps * sizes.plane();
   for (int64_t index = first_item(); index < items; index += item_step()) {
@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(kThreads)
       slope[k] = inside ? weights[place] * (grad[place] - mean) : T(0);
       ways[k] = inside ? distance * (row_shift(k) * sizes.width + column_shift(k)) : 0;
       slopes[place] = slope[k];
-      farthest[place] = inside ? static_cast<unsigned char>(strongest_stop(params, at, k, distance).distance)
-                               : static_cast<unsigned char>(255);
+      farthest[place] =
+          inside ? static_cast<int16_t>(strongest_stop(params, at, k, distance).distance) : static_cast<int16_t>(255);
     }
     for (int64_t c = 0; c < sizes.channels; ++c) {
       const F* key = params.query_key + sizes.key(at.b, at.s, c) * sizes.plane() + pixel;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
 // The gradients of the boundary, gathered from the pixels whose ways come by.
 template <class T, class F>
 __global__ void __launch_bounds__(kThreads)
-    boundary_gradient(Attention<T, F> params, const T* __restrict__ slopes, const unsigned char* __restrict__ farthest,
+    boundary_gradient(Attention<T, F> params, const T* __restrict__ slopes, const int16_t* __restrict__ farthest,
                       T* __restrict__ grad_boundary) {
   const AttentionSizes& sizes = params.sizes;
   const int64_t items = sizes.batch * sizes.plane();
@@ -280,18 +280,18 @@ std::tuple<Tensor, Tensor, Tensor> propagation_weights_backward(Tensor grad, Ten
   const Tensor features = torch::stable::contiguous(query_key), maps = torch::stable::contiguous(boundary);
   const Tensor strengths = torch::stable::contiguous(strength);
   const Tensor slopes = allocate(op, query_key, weights_shape(sizes), dtype);
-  const Tensor farthest = allocate(op, query_key, weights_shape(sizes), ScalarType::Byte);
+  const Tensor farthest = allocate(op, query_key, weights_shape(sizes), ScalarType::Short);
   const int64_t places = sizes.batch * sizes.steps * sizes.plane();
   with_feature_type(query_key.scalar_type(), [&](auto feature) {
     using F = decltype(feature);
     using T = SumType<F>;
     const Attention<T, F> params = prepare<T, F>(features, maps, strengths);
     call.launch(attention_slopes<T, F>, blocks_for(places), kThreads, 0, params, data<T>(shares), data<T>(g),
-                mutable_data<T>(slopes), mutable_data<unsigned char>(farthest), mutable_data<F>(grad_query_key));
+                mutable_data<T>(slopes), mutable_data<int16_t>(farthest), mutable_data<F>(grad_query_key));
     call.launch(key_gradient<T, F>, blocks_for(places), kThreads, 0, params, data<T>(slopes),
                 mutable_data<F>(grad_query_key));
     call.launch(boundary_gradient<T, F>, blocks_for(sizes.batch * sizes.plane()), kThreads, 0, params, data<T>(slopes),
-                data<unsigned char>(farthest), mutable_data<T>(grad_boundary));
+                data<int16_t>(farthest), mutable_data<T>(grad_boundary));
     call.launch(strength_gradient<T, F>, blocks_for(sizes.batch * sizes.height * sizes.steps * kWarp), kThreads, 0,
                 params, data<T>(slopes), mutable_data<T>(grad_strength));
   });
