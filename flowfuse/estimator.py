@@ -31,8 +31,9 @@ from flowfuse.inputs import (
 )
 from flowfuse.model import FlowFuse
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
-from flowfuse.model.encoders import EncodedFrame
+from flowfuse.model.encoders import EncodedFrame, EncodedSlice
 from flowfuse.model.flowfuse import MINIMUM_SIZE, ModelOutput
+from flowfuse.model.normalization import SliceScale
 from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.extension import announce
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
@@ -243,7 +244,8 @@ class Estimator:
         iterations: int | None = None,
         flow_init: Array | None = None,
         as_torch: bool = False,
-        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        encoded_frames: tuple[EncodedFrame | None, EncodedFrame | None] | None = None,
+        encoded_slices: Sequence[EncodedSlice] | None = None,
     ) -> list[Result]:
         """Estimate from inputs that are ready.
 
@@ -253,8 +255,10 @@ class Estimator:
             iterations: as of a call.
             flow_init: [B, 2, H, W] px, as of a call; B = 1 for inputs without a batch axis.
             as_torch: as of a call.
-            encoded_frames: what :meth:`encode_frame` makes of both frames, where all B pairs have
-                both: they are not encoded again.
+            encoded_frames: what :meth:`encode_frame` makes of both frames, with None in place of
+                one that none of the B pairs has: they are not encoded again.
+            encoded_slices: what :meth:`encode_slice` makes of E_0 .. E_K, where all B pairs have
+                events: ``inputs.slices`` are not read.
 
         Returns:
             B results.
@@ -274,7 +278,7 @@ class Estimator:
         times = [_interval(*pair) for pair in zip(starts, ends, strict=True)]
         start = _flow_init(flow_init, height, width, count)
         inputs = ModelInputs(*(to_device(value, self.device) for value in inputs))
-        output = self._forward(inputs, iterations, start, encoded_frames)
+        output = self._forward(inputs, iterations, start, encoded_frames, encoded_slices)
         modalities = []
         for row in inputs.modality_mask.tolist():  # waits for a GPU, which is at work by now
             count = int(row[Modality.FRAMES] * (1 + row[Modality.SECOND_FRAME]))
@@ -296,6 +300,26 @@ class Estimator:
         frame = to_device(frame, self.device)
         with self._precision():
             return self.model.encode_frame(frame if frame.dim() == 4 else frame.unsqueeze(0))
+
+    def encode_slice(self, voxels: Tensor, scale: SliceScale) -> EncodedSlice:
+        """Encode an event slice that several calls of :meth:`run` use.
+
+        Args:
+            voxels: [bins, H, W] or [B, bins, H, W], as of ``slices`` of :meth:`prepare`.
+            scale: how the slices of the interval are normalized, see
+                :func:`flowfuse.model.normalization.scale_of`; a batch of one, or of B.
+
+        Returns:
+            Its features, on the estimator's device.
+
+        Raises:
+            ValueError: the network uses no events.
+        """
+        voxels = to_device(voxels, self.device)
+        with self._precision():
+            return self.model.encode_slice(
+                voxels if voxels.dim() == 4 else voxels.unsqueeze(0), scale
+            )
 
     def estimate_batch(  # noqa: PLR0913 - all that a user may know of frame pairs
         self,
@@ -426,16 +450,26 @@ class Estimator:
         inputs: ModelInputs,
         iterations: int | None,
         flow_init: Tensor | None,
-        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        encoded_frames: tuple[EncodedFrame | None, EncodedFrame | None] | None = None,
+        encoded_slices: Sequence[EncodedSlice] | None = None,
     ) -> ModelOutput:
         if iterations is not None:
             iterations = _integer("iterations", iterations, "an integer")
         with self._precision():
+            frames = None
+            if encoded_frames is not None:
+                batch, _, height, width = inputs.frame0.shape
+                frame0, frame1 = (
+                    self.model.absent_frame(batch, height, width) if frame is None else frame
+                    for frame in encoded_frames
+                )
+                frames = frame0, frame1
             return self.model(
                 inputs,
                 iterations=iterations,
                 flow_init=None if flow_init is None else flow_init.to(self.device),
-                encoded_frames=encoded_frames,
+                encoded_frames=frames,
+                encoded_slices=encoded_slices,
             )
 
     @contextmanager
