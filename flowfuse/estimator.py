@@ -468,6 +468,7 @@ class Estimator:
                 inputs,
                 iterations=iterations,
                 flow_init=None if flow_init is None else flow_init.to(self.device),
+                flow_init_complete=_is_complete(flow_init),
                 encoded_frames=frames,
                 encoded_slices=encoded_slices,
             )
@@ -584,6 +585,13 @@ def _results(
         )
         for i, ((t0, t1), found) in enumerate(zip(times, modalities, strict=True))
     ]
+
+
+def _is_complete(flow_init: Tensor | None) -> bool:
+    """Whether a flow to start from is known to leave nothing open; a GPU is not waited for."""
+    if flow_init is None or flow_init.device.type != "cpu":
+        return False
+    return bool(torch.isfinite(flow_init).all())
 
 
 def _integer(name: str, value: Any, expected: str) -> int:

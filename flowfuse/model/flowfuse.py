@@ -166,6 +166,7 @@ class FlowFuse(nn.Module):
         iterations: int | None = None,
         flow_init: Tensor | None = None,
         *,
+        flow_init_complete: bool = False,
         grad_through_steps: bool = False,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
         encoded_slices: Sequence[EncodedSlice] | None = None,
@@ -178,6 +179,7 @@ class FlowFuse(nn.Module):
             flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
+            flow_init_complete: whether all cells have one: no first estimate is made then.
             grad_through_steps: whether gradients pass through the last steps, see
                 :func:`lucas_kanade_refine`; for training without ground truth.
             encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, in place
@@ -208,8 +210,12 @@ class FlowFuse(nn.Module):
         events, frames = self._encode(slices, scene, encoded_frames, encoded_slices)
         del slices
         correlations = self._correlate(events.latents, frames.latents)
-        evidence, points = self._match_at_rest(correlations, scene.modality_mask)
-        points = points + self._regress(events.latents, frames.latents, evidence)
+        complete = flow_init is not None and flow_init_complete
+        evidence, points = None, self._rest(events.latents)
+        if config.weighs_evidence or not complete:
+            evidence, points = self._match_at_rest(correlations, scene.modality_mask)
+        if not complete:
+            points = points + self._regress(events.latents, frames.latents, evidence)
         if evidence is not None:
             frames = frames._replace(stem=faded(frames.stem, evidence.frames))
             events = events._replace(stem=faded(events.stem, evidence.events))
@@ -269,9 +275,7 @@ class FlowFuse(nn.Module):
         """What stands in place of a frame [B, 1 | 3, H, W] that is not there."""
         height, width = (-(-side // STRIDE) for side in (height, width))
         scale = STRIDE // STEM_STRIDE
-        stem = self.tau.new_zeros(
-            batch, self.config.stem_channels, scale * height, scale * width
-        )
+        stem = self.tau.new_zeros(batch, self.config.stem_channels, scale * height, scale * width)
         latent = self.tau.new_zeros(batch, self.config.channels, height, width)
         return EncodedFrame(stem, self.fine(stem), latent)
 
@@ -439,6 +443,11 @@ class FlowFuse(nn.Module):
             levels=self.config.levels,
             strategy=self.config.correlation,
         )
+
+    def _rest(self, latents: Tensor) -> Tensor:
+        """Control points [B, 2 n, h, w] float32 of no motion, for latents [B, N, C, h, w]."""
+        shape = (len(latents), 2 * self.config.degree, *latents.shape[-2:])
+        return latents.new_zeros(shape, dtype=torch.float32)
 
     def _regress(self, events: Tensor, frames: Tensor, evidence: Evidence | None) -> Tensor:
         """Regress first control points [B, 2 n, h, w] from all latents."""

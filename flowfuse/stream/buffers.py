@@ -39,7 +39,7 @@ class EventBuffer:
     def clear(self) -> None:
         """Forget all events; the memory stays."""
         self._start = self._end = 0
-        self.complete_from = -FOREVER
+        self.complete_from = self._added_from = -FOREVER
 
     @property
     def last(self) -> int | None:
@@ -65,6 +65,12 @@ class EventBuffer:
         first, _ = self._range(t, FOREVER)
         return int(self._columns["t"][first]) if first < self._end else None
 
+    def take_added(self) -> int:
+        """From which time on (us) events were added, or all forgotten, since this was last asked;
+        FOREVER where nothing was."""
+        added, self._added_from = self._added_from, FOREVER
+        return added
+
     def is_repeated(self, events: Events) -> bool:
         """Whether memory holds exactly these events in the time that they span."""
         first, last = self._range(int(events.t[0]), int(events.t[-1]) + 1)
@@ -88,6 +94,7 @@ class EventBuffer:
             ValueError: fractional coordinates after whole ones, or whole ones after fractional.
         """
         self._allocate(events)
+        self._added_from = min(self._added_from, int(events.t[0]))
         count = len(events)
         if self._end + count > 2 * self.capacity:
             self._move_to_front(min(len(self), self.capacity))
@@ -101,6 +108,7 @@ class EventBuffer:
         """Add events that belong among those in memory, in the order of time; as :meth:`append`."""
         first, last = self._range(int(events.t[0]), FOREVER)
         tail = self._events(first, last)
+        self._added_from = min(self._added_from, int(events.t[0]))
         order = np.argsort(np.concatenate((tail.t, events.t)), kind="stable")
         joined = {
             name: np.concatenate((getattr(tail, name), getattr(events, name)))[order]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import tracemalloc
 
@@ -20,8 +21,10 @@ from flowfuse.runner import (
     plan_fixed_rate,
     plan_frame_pairs,
 )
+from flowfuse.stream.settings import StreamSettings
 from flowfuse.stream.stream import Stream
 
+SETTINGS = {field.name for field in dataclasses.fields(StreamSettings)}
 STEP = 10_000  # us
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,13 +40,14 @@ def stream(estimator):
     made: list[Stream] = []
 
     def make(**options) -> Stream:
-        made.append(Stream(estimator, **{"height": HEIGHT, "width": WIDTH, **options}))
+        own = {name: options.pop(name) for name in SETTINGS & options.keys()}
+        size = {"height": HEIGHT, "width": WIDTH}
+        made.append(Stream(estimator, **size | options, settings=StreamSettings(**own)))
         return made[-1]
 
     yield make
     for one in made:
-        one._wait = 0.0
-        one._failure = None
+        one._intake.failure = None
         one.close()
 
 
@@ -113,7 +117,8 @@ def test_the_same_bits_from_events_alone():
         for window in windows
     ]
     size = {"height": recording.height, "width": recording.width}
-    stream = Stream(estimator, policy="all", interval="30ms", memory=110_000, **size)
+    settings = StreamSettings(memory=110_000)
+    stream = Stream(estimator, policy="all", interval="30ms", settings=settings, **size)
     results = []
     events = recording.events(0, 10**9)
     for first in range(0, len(events), 10_000):
