@@ -25,6 +25,7 @@ SOURCE is one of
   metavision:[SERIAL] a camera of Prophesee, where Metavision or OpenEB is installed
   webcam:[N]          a camera of OpenCV, with simulated events
 """
+WARM_STARTS = {"auto": None, "on": True, "off": False}
 VIEWS = ("text", "json", "window", "rerun", "none")
 
 
@@ -56,7 +57,7 @@ class LiveConfig:
     memory: int = 2_000_000
     tolerance: str = "50ms"
     offset: str = "0"
-    warm_start: bool = False
+    warm_start: bool | None = None
     warm_iterations: int | None = None
     scale_tolerance: float = 0.0
     speed: float = 1.0
@@ -140,12 +141,18 @@ def build_parser() -> CommandParser:
         default=default.offset,
         help="added to the times of frames, such as 3ms; --offset=-3ms if negative",
     )
-    add("--warm-start", action="store_true", help="start each estimate from the one before")
+    add(
+        "--warm-start",
+        type=str,
+        choices=list(WARM_STARTS),
+        default="auto",
+        help="start each estimate from the one before; auto: where intervals overlap",
+    )
     add(
         "--warm-iterations",
         metavar="N",
         type=int,
-        help="recurrent updates from such a start; needs --warm-start",
+        help="recurrent updates from such a start",
     )
     add(
         "--scale-tolerance",
@@ -189,6 +196,9 @@ def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
         parser.error(f"--tracks must not be negative, got {given['tracks']}")
     if given["seconds"] is not None and not given["seconds"] > 0:
         parser.error(f"--seconds must be positive, got {given['seconds']}")
+    given["warm_start"] = WARM_STARTS[given["warm_start"]]
+    if not 0 <= given["scale_tolerance"] < 1:
+        parser.error(f"--scale-tolerance must be in [0, 1), got {given['scale_tolerance']}")
     for name in ("interval", "every"):
         text = given[name]
         if text is None or (name, text) == ("interval", "frames"):

@@ -28,7 +28,9 @@ def carry_forward(flow: np.ndarray, moved: np.ndarray | None = None) -> np.ndarr
         return (np.stack(sums) / count).reshape(2, height, width).astype(np.float32)
 
 
-def carry_cells(flow: np.ndarray, moved: np.ndarray, cell: int) -> np.ndarray:
+def carry_cells(
+    flow: np.ndarray, moved: np.ndarray, cell: int, known: np.ndarray | None = None
+) -> np.ndarray:
     """Take the flow of an interval along itself, coarsely: as :func:`carry_forward`, but cheap.
 
     A part of the pixels, four in a row of a cell, gives the means of the cells. Where none ends in
@@ -38,17 +40,25 @@ def carry_cells(flow: np.ndarray, moved: np.ndarray, cell: int) -> np.ndarray:
         flow: [2, H, W] px.
         moved: [2, H, W] px, how far each pixel is carried.
         cell: px; a multiple of 4.
+        known: [H, W] bool, pixels whose flow is carried; None: all.
 
     Returns:
-        [2, H, W] float32, finite where ``flow`` is; the same all over a cell.
+        [2, H, W] float32, the same all over a cell; NaN where no known pixel is or ends.
     """
     height, width = flow.shape[1:]
     step = cell // 4
     rows, columns = -(-height // cell), -(-width // cell)
-    part = np.s_[:, step // 2 :: step, step // 2 :: step]
-    values, y, x = flow[part], *np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    # A cell at the border has a pixel at least: its first.
+    part = np.s_[::step, ::step]
+    taken = np.ones((height, width), bool)[part] if known is None else known[part]
+    y, x = np.mgrid[:height:step, :width:step]
+    values = [axis[part][taken] for axis in flow]
+    u, v = (axis[part] for axis in moved)
 
-    def means(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    def means(column: np.ndarray, row: np.ndarray) -> np.ndarray:
+        column, row = (
+            np.floor((place[taken] + 0.5) / cell).astype(np.int64) for place in (column, row)
+        )
         kept = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
         cells = row[kept] * columns + column[kept]
         count = np.bincount(cells, minlength=rows * columns)
@@ -56,8 +66,6 @@ def carry_cells(flow: np.ndarray, moved: np.ndarray, cell: int) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             return (np.stack(sums) / count).reshape(2, rows, columns)
 
-    u, v = moved[part]
-    places = (np.floor((place + 0.5) / cell).astype(np.int64) for place in (y + v, x + u))
-    carried, stayed = means(*places), means(y // cell, x // cell)
+    carried, stayed = means(x + u, y + v), means(x, y)
     full = np.where(np.isfinite(carried), carried, stayed).astype(np.float32)
     return full.repeat(cell, axis=1).repeat(cell, axis=2)[:, :height, :width]

@@ -28,6 +28,8 @@ from flowfuse.stream.features import SliceFeatures
 from flowfuse.stream.schedule import Span
 from flowfuse.stream.settings import StreamSettings
 
+_TRUSTED = 1.0  # px: an expected error up to which flow is carried to the next interval
+
 
 class Timing(NamedTuple):
     """How long a result took.
@@ -67,6 +69,7 @@ class Estimates:
         estimator: of the stream.
         height, width: of the sensor, px.
         settings: of the stream.
+        overlapping: whether each interval begins before the one before has ended.
 
     Attributes:
         busy: held from :meth:`request` to the end of :meth:`run`, so that what is kept belongs to
@@ -76,16 +79,28 @@ class Estimates:
     """
 
     def __init__(
-        self, estimator: Estimator, height: int, width: int, settings: StreamSettings
+        self,
+        estimator: Estimator,
+        height: int,
+        width: int,
+        settings: StreamSettings,
+        *,
+        overlapping: bool,
     ) -> None:
         self._estimator = estimator
         self._settings = settings
+        self._warm_start = overlapping if settings.warm_start is None else settings.warm_start
         self.busy = threading.Lock()
         self._last: tuple[int, Result] | None = None
         self.timing: Timing | None = None
         self.features = None
         if settings.scale_tolerance > 0:
             self.features = SliceFeatures(estimator, height, width, settings.scale_tolerance)
+
+    @property
+    def slices_reused(self) -> int:
+        """How many slices were not encoded, because they had been."""
+        return 0 if self.features is None else self.features.reused
 
     def last(self, clock: int) -> Result | None:
         """The last result, if it is of this clock."""
@@ -208,11 +223,16 @@ class Estimates:
     def _carried(self, span: Span, before: Result | None) -> np.ndarray | None:
         """The flow of an earlier result, carried to the start of a span; None where that ends
         before or begins after it."""
-        if not self._settings.warm_start or before is None or not before.t0 < span.t0 <= before.t1:
+        if not self._warm_start or before is None or not before.t0 < span.t0 <= before.t1:
             return None
         length = before.t1 - before.t0
-        moved, flow = (
+        moved, flow, error = (
             values.cpu().numpy() if self._settings.as_torch else values
-            for values in (before.at((span.t0 - before.t0) / length), before.flow)
+            for values in (
+                before.at((span.t0 - before.t0) / length),
+                before.flow,
+                before.uncertainty,
+            )
         )
-        return np.float32((span.t1 - span.t0) / length) * carry_cells(flow, moved, STRIDE)
+        share = np.float32((span.t1 - span.t0) / length)
+        return share * carry_cells(flow, moved, STRIDE, error <= _TRUSTED)

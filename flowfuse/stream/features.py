@@ -40,7 +40,7 @@ class SliceFeatures:
         tolerance: relative.
 
     Attributes:
-        encoded, used: how many slices were encoded, and how many were asked for.
+        reused: how many slices were not encoded, because they had been.
     """
 
     def __init__(self, estimator: Estimator, height: int, width: int, tolerance: float) -> None:
@@ -48,7 +48,7 @@ class SliceFeatures:
         self._tolerance = tolerance
         self._known: dict[tuple[int, int], _Slice] = {}
         self._scale: SliceScale | None = None
-        self.encoded = self.used = 0
+        self.reused = 0
 
     def forget_from(self, t: int) -> None:
         """Forget the slices that end later than ``t`` us: their events have changed."""
@@ -80,11 +80,11 @@ class SliceFeatures:
             self._known = {pair: self._known[pair] for pair in pairs}
             slices = list(self._known.values())
             self._renew(scale_of([one.counts for one in slices]))
+            self.reused += sum(one.encoded is not None for one in slices)
             found = [one.encoded or self._encode(one) for one in slices]
             total = slices[1].total
             for one in slices[2:]:
                 total = total + one.total
-        self.used += len(found)
         return found, total
 
     def _count(self, events: EventTensors, limits: tuple[int, int]) -> _Slice:
@@ -105,5 +105,4 @@ class SliceFeatures:
     def _encode(self, known: _Slice) -> EncodedSlice:
         assert self._scale is not None, "it was found before"
         known.encoded = self._estimator.encode_slice(known.voxels, self._scale)
-        self.encoded += 1
         return known.encoded

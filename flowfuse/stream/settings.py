@@ -26,7 +26,8 @@ class StreamSettings:
         rate: events per second that the policy "thin" lets through.
         wait: the longest time, seconds, that the policy "all" lets a sensor wait for room.
         iterations: recurrent updates; None: the network's default.
-        warm_start: an estimate starts from the flow of the one before, carried along itself.
+        warm_start: an estimate starts from the flow of the one before, carried along itself, where
+            its expected error is at most 1 px. None: where intervals overlap.
         warm_iterations: recurrent updates from such a start; None: as many as from none.
         scale_tolerance: features of event slices that intervals share are used again while the
             scale that events are divided by would change by no more than this share. 0: slices are
@@ -46,7 +47,7 @@ class StreamSettings:
     rate: float = 2e6
     wait: float = 30.0
     iterations: int | None = None
-    warm_start: bool = False
+    warm_start: bool | None = None
     warm_iterations: int | None = None
     scale_tolerance: float = 0.0
     as_torch: bool = False
@@ -73,7 +74,8 @@ class StreamSettings:
             object.__setattr__(self, name, microseconds(name, getattr(self, name), least=least))
         after = microseconds("reset_after", self.reset_after, least=int(self.tolerance) + 1)
         object.__setattr__(self, "reset_after", after)
-        if self.warm_iterations is not None and not self.warm_start:
+        if self.warm_iterations is not None and self.warm_start is False:
             raise ValueError(
-                f"Stream: warm_iterations belong to warm_start=True, got {self.warm_iterations}"
+                "Stream: warm_iterations belong to a warm start, got warm_iterations="
+                f"{self.warm_iterations} and warm_start=False"
             )

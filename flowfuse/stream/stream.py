@@ -89,7 +89,14 @@ class Stream:
         # Its lock guards memory and schedule; where both are taken, that of the estimates is first.
         self._changed = threading.Condition()
         self._intake = Intake(height, width, policy, self.settings, self._schedule, self._changed)
-        self._estimates = Estimates(self.estimator, height, width, self.settings)
+        fixed = self._schedule if isinstance(self._schedule, FixedRate) else None
+        self._estimates = Estimates(
+            self.estimator,
+            height,
+            width,
+            self.settings,
+            overlapping=fixed is not None and fixed.every < fixed.length,
+        )
         self._worker: threading.Thread | None = None
         self._told_too_small = False
 
@@ -232,8 +239,9 @@ class Stream:
                 if found is None:  # memory lost it meanwhile, or another thread took it
                     continue
                 result = self._estimates.run(*found)
-            with self._changed:
-                self._intake.stats.intervals += 1
+                with self._changed:
+                    self._intake.stats.intervals += 1
+                    self._intake.stats.slices_reused = self._estimates.slices_reused
             return result
         return None
 
