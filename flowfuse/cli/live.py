@@ -115,9 +115,6 @@ def _watch(config: LiveConfig, stream: Stream, view: View, meter: Meter) -> None
             return
         if result is not None:
             meter.count(result)
-            # A clock that began anew makes other points.
-            if tracker is not None and tracker.t is not None and result.t1 <= tracker.t:
-                tracker = Tracker(max_points=config.tracks)
             end = result.t0 + max(1, round(_EVENT_SHARE * (result.t1 - result.t0)))
             step = None if tracker is None else tracker.update(result)
             frames = stream.frame(result.t0), stream.frame(result.t1)
