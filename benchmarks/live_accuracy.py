@@ -6,7 +6,7 @@
 For each frame pair with ground truth, a stream estimates the intervals of the pair's length that
 begin a slice (a K-th of it) after each other, up to the pair; there are two lengths before, where
 the recording has them. The error is that of the pair's own flow: mean endpoint error (EPE) over
-pixels with ground truth, then over pairs. Frames are those of the pair alone.
+pixels with ground truth, then over pairs.
 
 "anew" is what the estimator gives. "scale kept" uses slices again (scale_tolerance=0.05). "warm"
 also starts from the interval before; "warm, 1 iteration" then makes one update alone.
@@ -83,14 +83,16 @@ def sliding_flow(
         interval=slices * part,
         every=part,
         policy="all",
-        settings=replace(settings, memory=len(events) + 1),
+        settings=replace(settings, memory=len(events) + 1, frames=len(recording.frame_times)),
         **size,
     )
     if with_frames:
-        for index in pair:
-            exposures = recording.exposures
+        exposures = recording.exposures
+        for index in range(pair[1] + 1):
+            t = int(recording.frame_times[index])
             length = None if exposures is None else int(np.diff(exposures[index])[0])
-            stream.push_frame(recording.frame(index), int(recording.frame_times[index]), length)
+            if t >= begin - part:
+                stream.push_frame(recording.frame(index), t, length)
     stream.push(mark)
     stream.push(events)
     stream.advance(t1 + part)

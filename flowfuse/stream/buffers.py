@@ -91,7 +91,7 @@ class EventBuffer:
             How many of the oldest were overwritten.
 
         Raises:
-            ValueError: fractional coordinates after whole ones, or whole ones after fractional.
+            ValueError: as of :meth:`check_kind`.
         """
         self._allocate(events)
         self._added_from = min(self._added_from, int(events.t[0]))
@@ -103,6 +103,20 @@ class EventBuffer:
             column[place] = getattr(events, name)
         self._end += count
         return self._drop_oldest(len(self) - self.capacity)
+
+    def check_kind(self, events: Events) -> None:
+        """Refuse fractional coordinates after whole ones, and whole ones after fractional.
+
+        Raises:
+            ValueError: saying what there was before.
+        """
+        fractional = events.x.dtype.kind == "f"
+        if self._columns and fractional != (self._columns["x"].dtype.kind == "f"):
+            kinds_told = ("fractional", "whole") if fractional else ("whole", "fractional")
+            raise ValueError(
+                f"coordinates are {kinds_told[0]} ({events.x.dtype}), those of the packets before "
+                f"{kinds_told[1]}; a stream takes one kind"
+            )
 
     def merge(self, events: Events) -> int:
         """Add events that belong among those in memory, in the order of time; as :meth:`append`."""
@@ -146,13 +160,7 @@ class EventBuffer:
             kinds = {"x": kind, "y": kind, "t": np.int64, "p": np.uint8}
             # Filled with ones: zeroed memory is only taken when it is first written.
             self._columns = {n: np.ones(2 * self.capacity, k) for n, k in kinds.items()}
-        known = self._columns["x"].dtype.kind == "f"
-        if known != fractional:
-            kinds_told = ("fractional", "whole") if fractional else ("whole", "fractional")
-            raise ValueError(
-                f"coordinates are {kinds_told[0]} ({events.x.dtype}), those of the packets before "
-                f"{kinds_told[1]}; a stream takes one kind"
-            )
+        self.check_kind(events)
 
     def _move_to_front(self, kept: int) -> None:
         for column in self._columns.values():
@@ -212,11 +220,6 @@ class FrameBuffer:
     def last(self) -> int | None:
         """The time of the newest frame, us; None without any."""
         return self._frames[-1].t if self._frames else None
-
-    def has(self, t: int) -> bool:
-        """Whether there is a frame of exactly this time."""
-        place = bisect_left(self._frames, t, key=_time)
-        return place < len(self._frames) and self._frames[place].t == t
 
     def insert(self, frame: StoredFrame) -> StoredFrame | None:
         """Add a frame in the order of time.

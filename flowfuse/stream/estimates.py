@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flowfuse.estimator import Estimator
+from flowfuse.estimator import FRAMES_USED, Estimator
 from flowfuse.events import Events
 from flowfuse.geometry.carry import carry_cells
 from flowfuse.inputs import (
@@ -200,8 +200,9 @@ class Estimates:
     def _shown(self, span: Span) -> list[StoredFrame]:
         """The frames that the network is shown: two, the first alone, or none."""
         frames = [frame for frame in (span.first, span.last) if frame is not None]
-        one_is_enough = self._estimator.model.config.weighs_evidence
-        return frames if len(frames) == 2 or one_is_enough else []
+        config = self._estimator.model.config
+        one_is_enough = config.weighs_evidence
+        return frames if config.frames and (len(frames) == 2 or one_is_enough) else []
 
     def _encoded_frames(
         self, span: Span, inputs: ModelInputs
@@ -225,6 +226,9 @@ class Estimates:
         before or begins after it."""
         if not self._warm_start or before is None or not before.t0 < span.t0 <= before.t1:
             return None
+        # A start from fewer frames is worse than none at all.
+        if frames_used(before) < len(self._shown(span)):
+            return None
         length = before.t1 - before.t0
         moved, flow, error = (
             values.cpu().numpy() if self._settings.as_torch else values
@@ -236,3 +240,9 @@ class Estimates:
         )
         share = np.float32((span.t1 - span.t0) / length)
         return share * carry_cells(flow, moved, STRIDE, error <= _TRUSTED)
+
+
+def frames_used(result: Result) -> int:
+    """How many frames a result was made from."""
+    used = set(result.modalities)
+    return next(count for count in (2, 1, 0) if used.issuperset(FRAMES_USED[count]))

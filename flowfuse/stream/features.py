@@ -72,6 +72,8 @@ class SliceFeatures:
         pairs = list(pairwise(limits))
         unknown = [pair for pair in pairs if pair not in self._known]
         with torch.inference_mode():
+            if len(unknown) == len(pairs):
+                self._scale = None  # nothing is shared with those before
             if unknown:
                 tensors = EventTensors.upload(events, self._estimator.device)
                 for pair in unknown:

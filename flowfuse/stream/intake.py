@@ -57,6 +57,8 @@ class Intake:
         self._waits, self._wait = policy == "all", settings.wait
         self._tolerance, self._reset_after = int(settings.tolerance), int(settings.reset_after)
         self._schedule, self._changed = schedule, changed
+        # Between two frames there must be room for the slices of an interval.
+        self._shortest = schedule.slices
         self._thinner = Thinner(height, width, settings.rate) if policy == "thin" else None
         self._begin()
 
@@ -119,6 +121,10 @@ class Intake:
     def add_events(self, events: Events, disordered: int) -> None:
         """Take events of one clock, of which some were out of order."""
         self.check_open("push_events")
+        try:
+            self.events.check_kind(events)
+        except ValueError as error:
+            raise ValueError(f"push_events: {error}") from error
         self._rate_check.add(events.t)
         self.stats.events += len(events)
         self.stats.events_reordered += disordered
@@ -172,7 +178,7 @@ class Intake:
         last = self.frames.last
         if last is not None and last - frame.t > self._reset_after:
             self._reset()
-        elif self.frames.has(frame.t):
+        elif self.frames.nearest(frame.t, self._shortest - 1) is not None:
             self.stats.frames_repeated += 1
             return
         if isinstance(self._schedule, FramePairs):

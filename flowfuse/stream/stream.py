@@ -23,7 +23,7 @@ from flowfuse.estimator import Estimator, as_frame, load
 from flowfuse.events import Events
 from flowfuse.result import Array, Result
 from flowfuse.stream.buffers import StoredFrame
-from flowfuse.stream.clocks import check_frame_time, microseconds
+from flowfuse.stream.clocks import check_frame_time, check_time, microseconds, whole_time
 from flowfuse.stream.estimates import Estimates, Request, Timing
 from flowfuse.stream.intake import Intake
 from flowfuse.stream.policy import POLICIES, StreamStats
@@ -98,7 +98,7 @@ class Stream:
             overlapping=fixed is not None and fixed.every < fixed.length,
         )
         self._worker: threading.Thread | None = None
-        self._told_too_small = False
+        self._told: set[str] = set()  # warnings that were given
 
     def _make_schedule(self, interval: int | str, every: int | str | None) -> Schedule:
         if interval == BETWEEN_FRAMES:
@@ -202,10 +202,14 @@ class Stream:
         """Say that no event before ``t`` (us, of the events' clock) will come any more.
 
         For a sensor that is silent while nothing moves, or that is not there.
+
+        Raises:
+            ValueError: a time of another unit.
+            RuntimeError: as of :meth:`push_events`.
         """
         with self._changed:
             self._intake.check_open("advance")
-            self._intake.advance(int(t))
+            self._intake.advance(check_time("advance", t, self._intake.newest))
 
     def close(self) -> None:
         """Say that nothing more will come; what is still to be estimated can be taken.
@@ -287,8 +291,9 @@ class Stream:
         Raises:
             ValueError: it is not in memory any more, not over yet, or nothing came in it.
         """
+        times = whole_time("flow: t0", t0), whole_time("flow: t1", t1)
         with self._estimates.busy:
-            return self._estimates.run(self._past_request(int(t0), int(t1)))
+            return self._estimates.run(self._past_request(*times))
 
     def latest(self) -> Result | None:
         """Estimate the newest interval of the stream that is whole, unless it has been.
@@ -398,16 +403,29 @@ class Stream:
             return self._request(span, scheduled=False)
 
     def _request(self, span: Span, *, scheduled: bool) -> Request:
+        self._tell_exposure(span)
         clock = self._intake.stats.resets
         return self._estimates.request(span, self._intake.events, clock, scheduled=scheduled)
 
     def _tell_too_small(self, span: Span) -> None:
-        if not self._told_too_small:
-            self._told_too_small = True
-            warnings.warn(
-                f"Stream: the events of [{span.t0}, {span.t1}) us left the memory of "
-                f"{self._intake.events.capacity} events before they were estimated, perhaps not "
-                "for the last time; give StreamSettings more memory=",
-                RuntimeWarning,
-                stacklevel=5,
+        self._tell(
+            "memory",
+            f"the events of [{span.t0}, {span.t1}) us left the memory of "
+            f"{self._intake.events.capacity} events before they were estimated, perhaps not for "
+            "the last time; give StreamSettings more memory=",
+        )
+
+    def _tell_exposure(self, span: Span) -> None:
+        if span.wrong_exposure is not None:
+            self._tell(
+                "exposure",
+                f"an exposure of {span.wrong_exposure} us is more than twice the time between its "
+                f"frames, [{span.t0}, {span.t1}) us; such exposures are taken as unknown (is it in "
+                "nanoseconds?)",
             )
+
+    def _tell(self, kind: str, text: str) -> None:
+        """Warn, of each kind of thing once."""
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(f"Stream: {text}", RuntimeWarning, stacklevel=5)
