@@ -19,8 +19,8 @@ are then at hand in arrays. The two take turns.
 "sliding" is the same for intervals of 100 ms that begin every 25 ms, with frames at 40 Hz. Features
 of slices are used again, and estimates start from the one before; in "sliding, 1 iteration" they
 make one update then. "sliding anew" does neither: only the features of frames are used again, and
-results have the bits of the estimator. Work is how many operations a call of the estimator takes for
-each one of the stream's, as torch counts them (convolutions, matrix products) and flowfuse's
+results have the bits of the estimator. Work is how many operations a call of the estimator takes
+for each one of the stream's, as torch counts them (convolutions, matrix products) and flowfuse's
 operators; it does not depend on the machine.
 
 "memory" pushes --hours of the sensor's time as fast as it goes and takes one result a second of it.
