@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flowfuse.estimator import FRAMES_USED, Estimator
+from flowfuse.estimator import Estimator
+from flowfuse.estimator.pairs import FRAMES_USED
 from flowfuse.events import Events
 from flowfuse.geometry.carry import carry_cells
 from flowfuse.inputs import (
