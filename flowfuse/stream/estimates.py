@@ -51,6 +51,7 @@ class Request(NamedTuple):
         span: the interval.
         events: all that its inputs need; with ``limits``, those that are not known yet.
         clock: how often the sensors' clock had begun anew.
+        scheduled: whether it is one of the intervals of the stream, which build on each other.
         limits: K + 2 limits (us) of its slices, where features of slices are used again; None:
             slices are encoded anew.
         history: whether there are events before t0.
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     span: Span
     events: Events
     clock: int
+    scheduled: bool
     limits: list[int] | None = None
     history: bool = False
 
@@ -75,7 +77,7 @@ class Estimates:
     Attributes:
         busy: held from :meth:`request` to the end of :meth:`run`, so that what is kept belongs to
             one of them. It is taken before the lock of the stream's memory.
-        timing: how long the last one took; None before the first.
+        timing: how long the last of the stream's intervals took; None before the first.
         features: of slices; None where they are encoded anew.
     """
 
@@ -104,7 +106,7 @@ class Estimates:
         return 0 if self.features is None else self.features.reused
 
     def last(self, clock: int) -> Result | None:
-        """The last result, if it is of this clock."""
+        """The last result of the stream's intervals, if it is of this clock."""
         return self._last[1] if self._last is not None and self._last[0] == clock else None
 
     def request(self, span: Span, events: EventBuffer, clock: int, *, scheduled: bool) -> Request:
@@ -114,7 +116,8 @@ class Estimates:
             span: in memory, at least from its t0 on.
             events: the memory.
             clock: how often the sensors' clock has begun anew.
-            scheduled: whether it belongs to the intervals of the stream, which share slices.
+            scheduled: whether it is one of the intervals of the stream. Others are estimated as by
+                a call of the estimator, and leave no trace.
         """
         slices = self._estimator.model.config.slices
         first, last = span.needs(slices)
@@ -126,9 +129,11 @@ class Estimates:
                 if span.exposures == (None, None):
                     first, last = self.features.missing(limits)
                 history = events.count(limits[0], limits[1]) > 0
-                return Request(span, events.between(first, last), clock, limits, history)
+                used = events.between(first, last)
+                return Request(span, used, clock, scheduled, limits, history)
         # Without a history where that has been overwritten.
-        return Request(span, events.between(first if complete else span.t0, last), clock)
+        used = events.between(first if complete else span.t0, last)
+        return Request(span, used, clock, scheduled)
 
     def run(self, request: Request, whole: float | None = None) -> Result:
         """Estimate an interval.
@@ -143,7 +148,7 @@ class Estimates:
             inputs = self._fresh_inputs(span, request.events)
         else:
             inputs, slices = self._known_inputs(request)
-        flow_init = self._carried(span, self.last(request.clock))
+        flow_init = self._carried(span, self.last(request.clock)) if request.scheduled else None
         iterations = self._settings.iterations
         if flow_init is not None and self._settings.warm_iterations is not None:
             iterations = self._settings.warm_iterations
@@ -161,8 +166,9 @@ class Estimates:
             torch.cuda.synchronize(self._estimator.device)
         ended = time.perf_counter()
         latency = ended - (began if whole is None else min(whole, began))
-        self.timing = Timing(latency, ended - began)
-        self._last = request.clock, result
+        if request.scheduled:
+            self.timing = Timing(latency, ended - began)
+            self._last = request.clock, result
         return result
 
     def _fresh_inputs(self, span: Span, events: Events) -> ModelInputs:

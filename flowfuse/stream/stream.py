@@ -285,6 +285,8 @@ class Stream:
     def flow(self, t0: int, t1: int) -> Result:
         """Estimate any past interval that is still in memory; results taken elsewhere go on.
 
+        It is estimated as by a call of the estimator, and changes no other.
+
         Args:
             t0, t1: microseconds of the events' clock.
 
@@ -299,8 +301,8 @@ class Stream:
         """Estimate the newest interval of the stream that is whole, unless it has been.
 
         Returns:
-            The result; that of the last estimate when nothing new has come; None before the first
-            of the present clock. It does not change what :meth:`take` gives next.
+            The result; that of before when nothing new has come; None before the first of the
+            present clock. It does not change what :meth:`take` gives next.
         """
         with self._estimates.busy:
             with self._changed:

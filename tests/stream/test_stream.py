@@ -664,6 +664,19 @@ def test_when_estimates_start_warm(stream, given_starts, every, warm_start, warm
     assert (given_starts[1][0] is not None) == warm
 
 
+def test_any_interval_starts_from_nothing_and_starts_nothing(stream, estimator, given_starts):
+    """Where results build on each other, it has the bits of the estimator, and disturbs none."""
+    events = make_events(0, 40_000)
+    one, other = (stream(interval=STEP, every=5_000, policy="all") for _ in range(2))
+    for each in (one, other):
+        each.push(events)
+        each.take(0)
+    taken = one.timing
+    assert same(one.flow(4_000, 12_000), estimator(None, None, events, t0=4_000, t1=12_000))
+    assert one.timing == taken
+    assert same(one.take(0), other.take(0)) and given_starts[-1][0] is not None
+
+
 def test_a_warm_start_never_comes_from_another_clock(stream, given_starts):
     one = stream(interval=STEP, every=5_000, policy="all")
     one.push(make_events(7_000_000, 7_012_000))
