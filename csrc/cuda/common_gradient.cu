@@ -22,6 +22,10 @@ constexpr int kTileWidth = kWarpsAcross * kColumns, kTileHeight = kWarpsDown * k
 constexpr int kSideX = kTileWidth + 2 * kReach, kSideY = kTileHeight + 2 * kReach;
 constexpr int kCells = kSideX * kSideY;  // of a tile with its surroundings
 
+// Blocks on a multiprocessor, at least, of kernels that make windows; of the one that gathers from them two.
+template <class T>
+constexpr int kBlocks = std::is_same_v<T, double> ? 1 : 3;
+
 static_assert(kWarpsAcross * kWarpsDown * kWarp == kThreads, "the warps of a block share its tile");
 
 // A tensor [B, C, H, W] of any strides.
@@ -258,7 +262,7 @@ __device__ __forceinline__ Slopes<T> slopes_at(const Signals<T>& signals, const 
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads) gradients(Inputs<T, F> in, T* __restrict__ output) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) gradients(Inputs<T, F> in, T* __restrict__ output) {
   Signals<T>& signals = *shared_memory<Signals<T>>();
   const int64_t plane = in.height * in.width;
   const int64_t tiles = in.batch * tiles_down(in.height) * tiles_across(in.width);
@@ -292,7 +296,7 @@ constexpr int kFields = 6;
 
 // fields [kFields, B, H, W]; grad_flow [B, 2, H, W] or null.
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     window_fields(Inputs<T, F> in, View<const T> grad, T* __restrict__ fields, T* __restrict__ grad_flow) {
   Signals<T>& signals = *shared_memory<Signals<T>>();
   const int64_t plane = in.height * in.width;
@@ -367,7 +371,7 @@ struct ColumnGradients {
 };
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)
     input_gradients(Inputs<T, F> in, View<const T> grad, const T* __restrict__ fields, F* __restrict__ grad_frame0,
                     F* __restrict__ grad_frame1, T* __restrict__ grad_events) {
   const int64_t plane = in.height * in.width;
