@@ -131,6 +131,7 @@ __global__ void __launch_bounds__(kThreads)
     load_neighbours(sizes, at, field, near);
     for (int first = 0; first < f; first += kLine) {
       const int count = smaller(kLine, f - first);
+#pragma unroll 1  // fewer registers and more warps
       for (int j = 0; j < count && at.x() < sizes.width; ++j) {
         const int64_t cell = at.b * 9 * f * f + i * f + first + j;
         T weights[9];
@@ -179,6 +180,7 @@ __global__ void __launch_bounds__(kThreads)
         const int count = smaller(kLine, f - first);
         lines.visit(sizes, at, i, first, count, [&](T& value, int64_t place) { value = grad[place]; });
         __syncwarp();
+#pragma unroll 1
         for (int j = 0; j < count && at.x() < sizes.width; ++j) {
           const int64_t cell = at.b * 9 * f * f + i * f + first + j, logit = coarse_offset(sizes, cell, at.y, at.x());
           T weights[9], slopes[9] = {};
