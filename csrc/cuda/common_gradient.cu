@@ -1,6 +1,7 @@
 // Common gradient. A warp has 26 columns of 8 rows, and a lane for three columns more on each side. A lane takes the
 // moments of its own column, 7 rows in registers, and combines those of the seven columns around it, which it gets by
-// shuffles: 14 steps a window instead of 49, in the numbers of csrc/cpu/common_gradient.cpp. Log intensities are made
+// shuffles: 14 steps a window instead of 49, in the numbers of csrc/cpu/common_gradient.cpp. Rows are unrolled: what
+// hides latencies are the loads and shuffles of several rows under way, not many warps. Log intensities are made
 // once for each pixel of a block's tile and its surroundings, which lie in shared memory.
 //
 // The backward has two steps, since a pixel's gradient gathers from every window that holds it; the second one goes by
@@ -21,10 +22,6 @@ constexpr int kWarpsAcross = 2, kWarpsDown = 4;
 constexpr int kTileWidth = kWarpsAcross * kColumns, kTileHeight = kWarpsDown * kStrip;  // pixels of a block
 constexpr int kSideX = kTileWidth + 2 * kReach, kSideY = kTileHeight + 2 * kReach;
 constexpr int kCells = kSideX * kSideY;  // of a tile with its surroundings
-
-// Blocks on a multiprocessor, at least, of kernels that make windows; of the one that gathers from them two.
-template <class T>
-constexpr int kBlocks = std::is_same_v<T, double> ? 1 : 3;
 
 static_assert(kWarpsAcross * kWarpsDown * kWarp == kThreads, "the warps of a block share its tile");
 
@@ -262,7 +259,7 @@ __device__ __forceinline__ Slopes<T> slopes_at(const Signals<T>& signals, const 
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) gradients(Inputs<T, F> in, T* __restrict__ output) {
+__global__ void __launch_bounds__(kThreads) gradients(Inputs<T, F> in, T* __restrict__ output) {
   Signals<T>& signals = *shared_memory<Signals<T>>();
   const int64_t plane = in.height * in.width;
   const int64_t tiles = in.batch * tiles_down(in.height) * tiles_across(in.width);
@@ -296,7 +293,7 @@ constexpr int kFields = 6;
 
 // fields [kFields, B, H, W]; grad_flow [B, 2, H, W] or null.
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads)
     window_fields(Inputs<T, F> in, View<const T> grad, T* __restrict__ fields, T* __restrict__ grad_flow) {
   Signals<T>& signals = *shared_memory<Signals<T>>();
   const int64_t plane = in.height * in.width;
@@ -371,7 +368,7 @@ struct ColumnGradients {
 };
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)
+__global__ void __launch_bounds__(kThreads)
     input_gradients(Inputs<T, F> in, View<const T> grad, const T* __restrict__ fields, F* __restrict__ grad_frame0,
                     F* __restrict__ grad_frame1, T* __restrict__ grad_events) {
   const int64_t plane = in.height * in.width;
