@@ -289,12 +289,12 @@ MUTANTS = {
         "",
         r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
-    "taps that another lane clears": (
+    "taps read before all warps have made them": (
         "conflicts",
         "correlation_matrix.cuh",
-        "  __syncwarp();  // the taps are 0\n",
-        "",
-        "conflict: this thread",
+        "box, origins, taps);\n  }\n  __syncthreads();",
+        "box, origins, taps);\n  }",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
     "lanes that leave a product of matrices": (
         "conflicts",
