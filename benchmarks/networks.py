@@ -182,7 +182,7 @@ def operator_operations() -> dict[object, Callable[..., int]]:
         return 2 * channels * batch * height * width * cells
 
     def correlation_lookup(
-        f0: list, f1_levels: list, coords: list, radius: int, **_: object
+        f0: list, f1_levels: list, coords: list, radius: int, *_: object, **__: object
     ) -> int:
         # The (2 r + 1)^2 values of a window share one fraction, hence (2 r + 2)^2 products.
         batch, channels, height, width = f0

@@ -102,7 +102,8 @@ class EventTensors(NamedTuple):
     def upload(cls, events: Events, device: torch.device | str = "cpu") -> EventTensors:
         """Copy events to a device, in one transfer; on the CPU they share the arrays."""
         arrays = (events.x, events.y, events.t, events.p)
-        return cls(*upload_together(arrays, device), events.t)
+        x, y, t, p = upload_together(arrays, device)
+        return cls(x, y, t, p, times=events.t)
 
 
 def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
