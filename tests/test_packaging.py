@@ -1,4 +1,4 @@
-"""What a wheel holds beside modules, what its library binds to, and what make compiles."""
+"""Public names; what a wheel holds and its library binds to; when make compiles CUDA kernels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import try_wheel
 
+import flowfuse
 from flowfuse.ops import build_info
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,3 +91,14 @@ def test_a_wheel_is_tried_by_what_its_readme_shows(tmp_path):
         archive.writestr("flowfuse-1.dist-info/METADATA", "nothing")
     with pytest.raises(ValueError, match="its README shows no program"):
         list(try_wheel.commands(wheel, "/sample"))
+
+
+def test_public_names_and_light_import():
+    for name in flowfuse.__all__:
+        assert name in dir(flowfuse)
+        if name != "sample_recording":
+            assert getattr(flowfuse, name) is not None
+    with pytest.raises(AttributeError, match="nothing_here"):
+        flowfuse.nothing_here  # noqa: B018
+    code = "import sys, flowfuse; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
