@@ -8,6 +8,7 @@ result.at(0.5)       # [2, H, W] px, from t0 to the middle
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 import warnings
@@ -37,6 +38,8 @@ from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.extension import announce
 from flowfuse.precision import NO_INSTRUCTIONS, has_native_bfloat16
 from flowfuse.result import Array, Result, as_events
+
+_log = logging.getLogger(__name__)
 
 # Of numpy; in the byte order of the machine, as torch takes them.
 FRAME_DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "float16", "float32", "float64")))
@@ -70,7 +73,9 @@ def load(
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise ValueError(f"load: checkpoint must be a name or a path, got {checkpoint!r}")
     device = select_device(device)
-    model, info = load_checkpoint(resolve_checkpoint(checkpoint), map_location=device)
+    path = resolve_checkpoint(checkpoint)
+    model, info = load_checkpoint(path, map_location=device)
+    _log.info("%s: network %s on %s", path, model.config.name, device)
     return Estimator(model, device=device, dtype=dtype, info=info)
 
 

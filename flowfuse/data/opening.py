@@ -7,6 +7,7 @@ how to add one.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from flowfuse.data.datasets.directory import (
 from flowfuse.data.reading import ReadingOptions, TimeOffset, parse_time_offset
 from flowfuse.data.recording import Recording
 from flowfuse.data.registry import Registry, event_suffixes, video_suffixes
+
+_log = logging.getLogger(__name__)
 
 DATASETS: Registry[DataSet] = Registry(
     DataSet,  # type: ignore[type-abstract]  # asked for by isinstance alone
@@ -93,6 +96,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
                     f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
                     f"{dataset.name}, whose files state it"
                 )
+            _log.info("%s: read as %s", path, dataset.name)
             return dataset.open(path)
     try:
         return open_directory(
