@@ -41,7 +41,7 @@ slow: setup
 
 # The site, in site/, to be read from the disk too. A broken link or reference is an error.
 docs: setup
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/operators.py

@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples are written to disk, registered, and used."""
+"""docs/extending/: the examples are written to disk, registered, and used."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from flowfuse.training.data_spec import find_labelled, parse_data
 from flowfuse.training.pools import make_held_out, make_pool
 from flowfuse.training.settings import TrainConfig
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-TEXT = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = REPOSITORY / "docs" / "extending"
+TEXT = "".join(
+    (PAGES / f"{name}.md").read_text(encoding="utf-8") for name in ("camera", "data_set")
+)
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 MODULES = {
     block.split("\n", 1)[0].removeprefix("# "): block for kind, block in BLOCKS if kind == "python"

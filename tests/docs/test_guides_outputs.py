@@ -1,4 +1,4 @@
-"""docs/outputs.md: its Python runs on what flowfuse-infer has written, and its names are right."""
+"""docs/guides/outputs.md: its Python runs on what flowfuse-infer wrote, and its names are right."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flowfuse.cli.infer import main
 from flowfuse.cli.infer_extras import EXTRAS
 from flowfuse.result import Result
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-TEXT = (REPOSITORY / "docs" / "outputs.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXT = (REPOSITORY / "docs" / "guides" / "outputs.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
-"""docs/live.md: every command is one that its parser takes, and every name is there."""
+"""docs/guides/live.md: every command is one that its parser takes, and every name is there."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import flowfuse
 from flowfuse.cli import live_options
 from flowfuse.stream.policy import POLICIES, StreamStats
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-TEXT = (REPOSITORY / "docs" / "live.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXT = (REPOSITORY / "docs" / "guides" / "live.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
 
@@ -70,8 +70,8 @@ def test_the_code_runs(monkeypatch):
     }  # fmt: skip
     first, second = (block for kind, block in BLOCKS if kind == "python")
     first = first.replace("push_frame(image, t,", "push_frame(image, 61_420,")
-    exec(compile(first, "docs/live.md", "exec"), names)
+    exec(compile(first, "docs/guides/live.md", "exec"), names)
     assert made[0].stats.intervals == 2 and np.isfinite(names["result"].flow).all()
     names["stream"] = [names["result"]]
-    exec(compile(second, "docs/live.md", "exec"), names)
+    exec(compile(second, "docs/guides/live.md", "exec"), names)
     assert len(names["step"].ids) > 10 and torch.is_grad_enabled()
