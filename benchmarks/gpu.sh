@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [FOLDER]    results and logs; default benchmarks/results/gpu-<date>
 #   PYTHON=python3                the interpreter that has a CUDA build of torch
 #   STEPS="build tests ..."       only these; default all, in the order below, the most valuable first
-#   LIMIT=240                     seconds a step may take; all steps that begin take at most 18 times as much
+#   LIMIT=240                     seconds a step may take; all steps that begin take at most 19 times as much
 #
 # No step stops the others, but for a build that fails: without kernels there is nothing to see. summary.txt has a
 # line for each; the exit code is 1 where one failed.
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
 LIMIT=${LIMIT:-240}
-ALL="machine imports build selftest memcheck racecheck tests quick infer train operators model crossover profile initcheck synccheck compiled peers"
+ALL="machine imports build selftest graph memcheck racecheck tests quick infer train operators model crossover profile initcheck synccheck compiled peers"
 STEPS=${STEPS:-$ALL}
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
@@ -67,6 +67,13 @@ tests() {
             tests/test_gpu.py tests/ops/test_ops_voxelize.py tests/ops/test_ops_warp_events.py tests/ops/test_fake_cuda.py
 }
 
+# Estimates by CUDA graphs: the same as without, in any stream and thread, never waiting; how fast they are, beside eager ones.
+graph() {
+    "$PYTHON" -m pytest -q --tb=short --maxfail=10 tests/estimator/test_graphs.py tests/estimator/test_running.py &&
+        "$PYTHON" benchmarks/model.py --device cuda --no-compiled --only "640 x 480 estimate bfloat16" \
+            --json "$FOLDER/graph.json" --markdown "$FOLDER/graph.md"
+}
+
 # Small sizes against eager peers first; then the sizes of the targets. Both write what they have after every row.
 quick() {
     "$PYTHON" benchmarks/operators.py --device cuda --quick --no-compiled-peers --json "$FOLDER/operators-quick.json"
@@ -116,7 +123,7 @@ synccheck() { ours synccheck; }
 # Of all kernels: what those of torch write, and ours read, would look as if nobody had written it.
 initcheck() { sanitizer initcheck; }
 
-export -f machine imports build selftest tests quick operators crossover model profile compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
+export -f machine imports build selftest graph tests quick operators crossover model profile compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
 export PYTHON FOLDER SCRATCH
 
 for step in $STEPS; do

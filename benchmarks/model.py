@@ -11,7 +11,8 @@ timed at its own number of iterations; to compare at equal numbers, E-RAFT runs 
 E-RAFT's as well. Extra memory is the peak during a call beyond weights and inputs, results
 included. GMAC are multiply-adds of the network: those that torch counts (convolutions, matrix
 products) and those of flowfuse's operators. Weights do not change what is computed, so they may be
-random. On a GPU the networks also run compiled and in a CUDA graph.
+random. On a GPU the networks also run compiled and in a CUDA graph, and our estimates by the graphs
+of the estimator (eager ones without).
 
 --profile measures no rows but prints where the time of our estimates goes, by operation.
 """
@@ -96,14 +97,16 @@ def all_groups(
     """Groups with at least one row that `only` asks for; what compiles slowly last."""
     first, later = [("estimate", "eager"), ("network", "eager")], []
     if device == "cuda":
-        first.append(("network", "graph"))
+        # E-RAFT's estimate has no graph: its row of the network has one.
+        first += [("estimate", "graph"), ("network", "graph")]
         later += [("network", "compiled")] * compiled
     groups = [
-        Group(height, width, with_peer, dtype, scope, mode, (PEER,) * with_peer + OURS)
+        Group(height, width, peer, dtype, scope, mode, (PEER,) * peer + OURS)
         for ways in (first, later)
         for height, width, with_peer in (QUICK_SIZES if quick else SIZES)
         for dtype in dtypes
         for scope, mode in ways
+        for peer in [with_peer and (scope, mode) != ("estimate", "graph")]
     ]
     groups = [
         replace(group, names=tuple(name for name in group.names if chosen(group.label(name), only)))
@@ -118,7 +121,8 @@ def make_networks(group: Group, device: str) -> list[Network]:
     dtype = DTYPES[group.dtype]
     peers = [make_peer(sequence, device, dtype)] if group.with_peer else []
     ours = [name for name in OURS if name in group.names]
-    return peers + [make_ours(name, sequence, device, dtype) for name in ours]
+    graph = group.mode == "graph"
+    return peers + [make_ours(name, sequence, device, dtype, graph) for name in ours]
 
 
 def graphed(call: Callable[[], object]) -> Callable[[], object]:
@@ -142,7 +146,7 @@ def make_call(network: Network, group: Group, iterations: int) -> Callable[[], l
     else:
         module = torch.compile(network.module) if group.mode == "compiled" else None
         work = partial(network.forward, iterations, module)
-        if group.mode == "graph":
+        if group.mode == "graph":  # estimates have graphs of their own
             work = graphed(work)
 
     def call() -> list[Tensor]:

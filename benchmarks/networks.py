@@ -119,16 +119,21 @@ def precision(device: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def make_ours(name: str, sequence: Sequence, device: str, dtype: torch.dtype) -> Network:
-    """A configuration of flowfuse: the shipped weights, or random ones where none fit."""
+def make_ours(
+    name: str, sequence: Sequence, device: str, dtype: torch.dtype, graph: bool = False
+) -> Network:
+    """A configuration of flowfuse: the shipped weights, or random ones where none fit.
+
+    `graph`: whether estimates go by CUDA graphs.
+    """
     try:
-        weights, estimator = "shipped", load(name, device, dtype)
+        weights, estimator = "shipped", load(name, device, dtype, graph)
     except (FileNotFoundError, CheckpointError) as error:
         # The network may have changed since the weights were trained; the row says "random".
         print(f"model: random weights for {name}: {error}", file=sys.stderr)
         torch.manual_seed(0)
         weights = "random"
-        estimator = Estimator(FlowFuse(CONFIGS[name]), device=device, dtype=dtype)
+        estimator = Estimator(FlowFuse(CONFIGS[name]), device=device, dtype=dtype, graph=graph)
     times = {"t0": sequence.t0, "t1": sequence.t1}
 
     def estimate(iterations: int) -> np.ndarray:

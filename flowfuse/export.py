@@ -1,8 +1,8 @@
-"""A network as a file that runs without this code: a torch.export program, or ONNX.
+"""A network as a file that runs without this code: torch.export, AOTInductor or ONNX.
 
-Both take the tensors of :class:`~flowfuse.inputs.ModelInputs`, as
+All take the tensors of :class:`~flowfuse.inputs.ModelInputs`, as
 :func:`~flowfuse.inputs.prepare_inputs` makes them, and give ``OUTPUTS``. Sizes are fixed: those of
-the images, the number of iterations, the batch.
+the images, the number of iterations, and the batch unless it is dynamic.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from flowfuse import __version__, sample_recording
 from flowfuse.data.opening import open_recording
@@ -30,7 +31,7 @@ from flowfuse.inputs import ModelInputs, input_interval, prepare_inputs
 from flowfuse.io.atomic import atomic_path
 from flowfuse.model import FlowFuse
 from flowfuse.model.flowfuse import MINIMUM_SIZE
-from flowfuse.ops.extension import kernels_on
+from flowfuse.ops.extension import LIBRARY, REBUILD, kernels_on
 
 OUTPUTS = ("control_points", "uncertainty", "boundary")
 OPSET = 18
@@ -38,6 +39,7 @@ OPSET = 18
 TOLERANCE = 1e-3
 MAX_SIDE = 8192  # px
 MAX_BATCH = 256
+_SOLVE = torch.ops.aten._linalg_solve_ex.default
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,22 @@ class ExportSpec:
     """What is fixed in an exported file.
 
     Attributes:
-        height, width: of the images, px.
-        batch: number of items.
-        iterations: recurrent updates.
+        height, width: of the images, px, in [16, 8192].
+        batch: number of items, in [1, 256]; None: dynamic, any of these numbers in each call.
+        iterations: recurrent updates, in [1, 100].
         channels: of the frames, 1 (gray) or 3 (RGB).
+
+    Raises:
+        ValueError: a number cannot be; names it, what was found and what was expected.
     """
 
     height: int
     width: int
-    batch: int = 1
+    batch: int | None = 1
     iterations: int = 2
     channels: int = 1
 
-    def check(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ValueError: naming the number, what was found and what was expected.
-        """
+    def __post_init__(self) -> None:
         for name, least, most in (
             ("height", MINIMUM_SIZE, MAX_SIDE),
             ("width", MINIMUM_SIZE, MAX_SIDE),
@@ -70,6 +70,8 @@ class ExportSpec:
             ("iterations", 1, 100),
         ):
             value = getattr(self, name)
+            if value is None and name == "batch":
+                continue
             if not least <= value <= most:
                 raise ValueError(f"export: {name} must be in [{least}, {most}], got {value}")
         if self.channels not in (1, 3):
@@ -116,8 +118,14 @@ class ExportedFlow(nn.Module):
         return output.control_points, uncertainty, torch.sigmoid(output.boundary)
 
 
-def sample_inputs(model: FlowFuse, spec: ExportSpec) -> ModelInputs:
-    """Make inputs of the wanted size from the recording that ships with the package, stretched."""
+def sample_inputs(model: FlowFuse, spec: ExportSpec, batch: int = 1) -> ModelInputs:
+    """Make inputs of the wanted size from the recording that ships with the package, stretched.
+
+    Args:
+        model: whose inputs.
+        spec: the size.
+        batch: how often the item is repeated.
+    """
     recording = open_recording(sample_recording())
     t0, t1 = map(int, recording.frame_times[:2])
     assert recording.exposures is not None
@@ -142,7 +150,7 @@ def sample_inputs(model: FlowFuse, spec: ExportSpec) -> ModelInputs:
     item = prepare_inputs(
         frames[0], frames[1], events, t0=t0, t1=t1, spec=model.config.input_spec, exposures=both
     ).as_batch()
-    return ModelInputs(*(value.repeat_interleave(spec.batch, dim=0) for value in item))
+    return ModelInputs(*(value.repeat_interleave(batch, dim=0) for value in item))
 
 
 def write_program(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> float:
@@ -158,13 +166,12 @@ def write_program(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[
         Largest difference of a control point to the network's on :func:`sample_inputs`, px.
 
     Raises:
-        ValueError: the numbers of ``spec`` cannot be, or the program differs by over TOLERANCE.
+        ImportError: the operators are not compiled.
+        ValueError: the program differs by over TOLERANCE: nothing is written then.
     """
-    network, inputs, expected = _prepare(model, spec)
-    with torch.no_grad():
-        program = torch.export.export(network, tuple(inputs), strict=False)
-        found = program.module()(*inputs)
-    difference = _compare(path, found[0].numpy(), expected)
+    network = _prepare(model, spec)
+    program = _trace(network, spec)
+    difference = _compare(path, program.module(), network, spec)
     with atomic_path(path) as temporary:
         torch.export.save(
             program,
@@ -172,6 +179,44 @@ def write_program(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[
             extra_files={"flowfuse.json": json.dumps(_facts(model, spec, about))},
         )
     return difference
+
+
+def write_package(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> float:
+    """Write an AOTInductor package, .pt2: machine code for this processor, run without Python.
+
+    It calls the operators of flowfuse, so the library of them must be loaded first. Compiling takes
+    minutes.
+
+    Args:
+        path, model, spec: as for :func:`write_program`.
+        about: goes into the metadata, all of which are strings whose names begin with
+            ``flowfuse_``.
+
+    Returns:
+        Largest difference of a control point to the network's on :func:`sample_inputs`, px.
+
+    Raises:
+        ImportError: the operators are not compiled.
+        FileNotFoundError: there is no C++ compiler.
+        ValueError: the package differs by over TOLERANCE: nothing is written then.
+    """
+    network = _prepare(model, spec)
+    # torch's own solver is called for each pixel by name; this one becomes a part of the kernels.
+    program = _trace(network, spec).run_decompositions({_SOLVE: _solve})
+    facts = {f"flowfuse_{key}": _as_text(v) for key, v in _facts(model, spec, about).items()}
+    with atomic_path(path) as temporary:
+        try:
+            with torch.no_grad(), _quiet():
+                torch._inductor.aoti_compile_and_package(
+                    program,
+                    package_path=str(temporary),
+                    inductor_configs={"aot_inductor.metadata": facts},
+                )
+        except InvalidCxxCompiler as error:
+            raise FileNotFoundError(
+                "an AOTInductor package needs a C++ compiler: install g++, or name one in CXX"
+            ) from error
+        return _compare(path, torch._inductor.aoti_load_package(str(temporary)), network, spec)
 
 
 def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> float:
@@ -187,9 +232,8 @@ def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str
         Largest difference of a control point to the network's on :func:`sample_inputs`, px.
 
     Raises:
-        ModuleNotFoundError: a package is missing; says how to get it.
-        ValueError: the numbers of ``spec`` cannot be, or ONNX Runtime differs by over TOLERANCE:
-            nothing is written then.
+        ImportError: the operators are not compiled, or a package is missing; says how to get it.
+        ValueError: ONNX Runtime differs by over TOLERANCE: nothing is written then.
     """
     try:
         import onnx
@@ -199,15 +243,13 @@ def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str
         raise ModuleNotFoundError(
             f'ONNX needs the package {error.name}: pip install "flowfuse[onnx]"'
         ) from error
-    network, inputs, expected = _prepare(model, spec)
+    network = _prepare(model, spec)
     names = list(ModelInputs._fields)
     with torch.no_grad(), _quiet():
         with kernels_on():  # none: the formulas are traced
-            program = torch.export.export(network, tuple(inputs), strict=False)
-        table = torch.export.default_decompositions()
-        table[torch.ops.aten._linalg_solve_ex.default] = _solve
+            program = _trace(network, spec)
         converted = torch.onnx.export(
-            program.run_decompositions(table),
+            program.run_decompositions({**torch.export.default_decompositions(), _SOLVE: _solve}),
             dynamo=True,
             opset_version=OPSET,
             input_names=names,
@@ -233,42 +275,69 @@ def write_onnx(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[str
             temporary, options, providers=["CPUExecutionProvider"]
         )
         wanted = {entry.name for entry in session.get_inputs()}
-        feed = {n: v.numpy() for n, v in zip(names, inputs, strict=True) if n in wanted}
-        return _compare(path, session.run(["control_points"], feed)[0], expected)
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            feed = {n: v.numpy() for n, v in zip(names, inputs, strict=True) if n in wanted}
+            return [torch.from_numpy(value) for value in session.run(list(OUTPUTS), feed)]
+
+        return _compare(path, run, network, spec)
 
 
-def _prepare(model: FlowFuse, spec: ExportSpec) -> tuple[ExportedFlow, ModelInputs, np.ndarray]:
-    """The network as a module, inputs to trace it with, and the control points it makes of them."""
-    spec.check()
-    model = copy.deepcopy(model).cpu()  # the caller's stays where it is
-    network = ExportedFlow(model, spec.iterations).eval()
-    inputs = sample_inputs(model, spec)
+def _prepare(model: FlowFuse, spec: ExportSpec) -> ExportedFlow:
+    """The network as a module on the CPU; the caller's stays where and as it is."""
+    if LIBRARY is None:
+        raise ImportError(f"export needs the compiled operators of flowfuse: {REBUILD}")
+    model = copy.deepcopy(model).cpu()
+    if spec.batch is None:  # "auto" goes by the size of the volume, which grows with the batch
+        model.config = replace(model.config, correlation="on_demand")
+    return ExportedFlow(model, spec.iterations).eval()
+
+
+def _trace(network: ExportedFlow, spec: ExportSpec) -> torch.export.ExportedProgram:
+    # Two items where the batch is dynamic: torch takes a size of 1 for a fixed one.
+    inputs = sample_inputs(network.model, spec, batch=spec.batch or 2)
+    shapes = None
+    if spec.batch is None:
+        shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},) * len(inputs)
     with torch.no_grad():
-        return network, inputs, network(*inputs)[0].numpy()
+        return torch.export.export(network, tuple(inputs), dynamic_shapes=shapes, strict=False)
 
 
-def _compare(path: Path, found: np.ndarray, expected: np.ndarray) -> float:
-    difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE:  # NaN too
-        raise ValueError(
-            f"{path}: not written, its control points differ from torch's by up to "
-            f"{difference:.2g} px, expected at most {TOLERANCE:g} px"
-        )
+def _compare(
+    path: Path,
+    exported: Callable[..., Sequence[Tensor]],
+    network: ExportedFlow,
+    spec: ExportSpec,
+) -> float:
+    """Run the exported network beside the other; where the batch is dynamic, with 1 and 3 items."""
+    difference = 0.0
+    for batch in (1, 3) if spec.batch is None else (spec.batch,):
+        inputs = sample_inputs(network.model, spec, batch)
+        with torch.no_grad():
+            gap = (exported(*inputs)[0] - network(*inputs)[0]).abs().max().item()
+        if not gap <= TOLERANCE:  # NaN too
+            raise ValueError(
+                f"{path}: not written, its control points differ from torch's by up to "
+                f"{gap:.2g} px, expected at most {TOLERANCE:g} px"
+            )
+        difference = max(difference, gap)
     return difference
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back what torch says of its own conversions, and of packages that are not needed."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch._inductor")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def _facts(model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,16 +350,21 @@ def _facts(model: FlowFuse, spec: ExportSpec, about: Mapping[str, Any]) -> dict[
         "degree": config.degree,
         "height": spec.height,
         "width": spec.width,
-        "batch": spec.batch,
+        "channels": spec.channels,
+        "batch": spec.batch or "dynamic",
         "iterations": spec.iterations,
         "weights": {key: str(value) for key, value in about.items()},
     }
 
 
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _solve(
     matrix: Tensor, right: Tensor, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``linalg.solve_ex`` by elimination, for ONNX, which has no such operator.
+    """``linalg.solve_ex`` by elimination: ONNX and AOTInductor have no such operator.
 
     Without pivots: the matrices are symmetric and positive definite.
     """

@@ -20,6 +20,8 @@ from flowfuse.ops.events import MAX_DURATION
 from flowfuse.ops.voxelize import TIME_BITS
 
 Exposures = tuple[int | None, int | None]
+GPU_TYPES = ("cuda",)  # of devices that copy from the host by themselves
+ALIGNMENT = 16  # bytes; what kernels load at a time
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,9 @@ class EventTensors(NamedTuple):
 
     @classmethod
     def upload(cls, events: Events, device: torch.device | str = "cpu") -> EventTensors:
-        """Copy events to a device, once; on the CPU they share the arrays."""
+        """Copy events to a device, in one transfer; on the CPU they share the arrays."""
         arrays = (events.x, events.y, events.t, events.p)
-        x, y, t, p = (to_device(array, device) for array in arrays)
-        return cls(x, y, t, p, events.t)
+        return cls(*upload_together(arrays, device), events.t)
 
 
 def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
@@ -171,10 +172,31 @@ def to_device(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor
     """Return a tensor on a device; a copy from the host to a GPU is not waited for."""
     if isinstance(values, np.ndarray):
         values = torch.from_numpy(np.ascontiguousarray(values))
-    if values.device.type == "cpu" and torch.device(device).type == "cuda":
+    if values.device.type == "cpu" and torch.device(device).type in GPU_TYPES:
         # Only page-locked memory is copied while the CPU goes on.
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def upload_together(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Tensor]:
+    """Copy arrays to a device: to a GPU side by side, in one transfer that is not waited for."""
+    if torch.device(device).type not in GPU_TYPES:
+        return [to_device(array, device) for array in arrays]
+    ends = np.cumsum([-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]).tolist()
+    places = [
+        slice(start, start + array.nbytes) for start, array in zip((0, *ends), arrays, strict=False)
+    ]
+    staged = page_locked(ends[-1])
+    for place, array in zip(places, arrays, strict=True):
+        staged.numpy()[place].view(array.dtype)[:] = array
+    moved = staged.to(device, non_blocking=True)
+    dtypes = [torch.from_numpy(array[:0]).dtype for array in arrays]
+    return [moved[place].view(dtype) for place, dtype in zip(places, dtypes, strict=True)]
+
+
+def page_locked(size: int) -> Tensor:
+    """Return new bytes on the host that a GPU can read by itself, [size] uint8."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def unit_image(frame: np.ndarray | Tensor, device: torch.device | str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,6 @@ class Result:
     Attributes:
         t0, t1: time interval in microseconds.
         height, width: image size in px.
-        modalities: what the flow was estimated from: "frames", "events", or both; "frame0" and
-            "events" where there was one frame alone. What was given to a network that does not use
-            it is not named.
     """
 
     def __init__(
@@ -54,15 +51,25 @@ class Result:
         *,
         t0: int,
         t1: int,
-        modalities: tuple[str, ...],
+        modalities: tuple[str, ...] | Callable[[], tuple[str, ...]],
         as_torch: bool,
     ) -> None:
-        self.t0, self.t1, self.modalities = t0, t1, modalities
+        self.t0, self.t1 = t0, t1
+        self._modalities = modalities  # or what tells them, which may wait for a GPU
         self.height, self.width = control_points.shape[-2:]
         self._points = control_points  # [1, n, 2, H, W]
         self._uncertainty = uncertainty  # [1, 2, H, W]
         self._boundary = boundary  # [1, 2, H, W]
         self._as_torch = as_torch
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the flow was estimated from: "frames", "events", or both; "frame0" and "events"
+        where there was one frame alone. What was given to a network that does not use it is not
+        named."""
+        if callable(self._modalities):
+            self._modalities = self._modalities()
+        return self._modalities
 
     def __repr__(self) -> str:
         source = " and ".join(self.modalities)

@@ -192,8 +192,12 @@ def find_earlier(
     return [Interval(i, times[i], times[pairs[i]], (i, pairs[i])) for i in earlier if i in pairs]
 
 
-def check_events(recording: Recording) -> None:
+def check_events(recording: Recording, *, units: bool = True) -> None:
     """Warn where the flow of frame pairs is made without events, or the units seem wrong.
+
+    Args:
+        recording: with frames.
+        units: whether to ask for the units; no, where their cause is told.
 
     Raises:
         ValueError: when frames and events are of different times.
@@ -211,7 +215,7 @@ def check_events(recording: Recording) -> None:
     if last < frames[0] or frames[1] < first:
         raise ValueError(f"no event lies between two frames: {describe_times(recording)}")
     shorter, longer = sorted((last - first, frames[1] - frames[0]))
-    if longer > UNIT_RATIO * max(shorter, 1):
+    if units and longer > UNIT_RATIO * max(shorter, 1):
         warnings.warn(f"are the units right? {describe_times(recording)}", stacklevel=2)
 
 
@@ -315,13 +319,13 @@ def _read_inputs(
         raise ValueError(
             f"modalities must be of {', '.join((*MODALITIES, FIRST_FRAME))}; got {min(unknown)!r}"
         )
-    exposures, frames = reader.exposures(interval), reader.frames(interval)
+    uses_both = "frames" in modalities
+    needed = (uses_both or FIRST_FRAME in modalities, uses_both)
+    exposures = reader.exposures(interval) if uses_both else (None, None)
+    frames = reader.frames(interval, needed[::-1] if backward else needed)
     t0, t1 = interval.t0, interval.t1
     if backward:
         exposures, frames = exposures[::-1], frames[::-1]
-    if "frames" not in modalities:
-        exposures = (None, None)
-        frames = (frames[0] if FIRST_FRAME in modalities else None, None)
     start, end = input_interval(t0, t1, estimator.model.config.slices, *exposures)
     if backward:  # as much after t1 as forwards before t0
         start, end = t0 + t1 - end, t0 + t1 - start
@@ -383,16 +387,21 @@ class FrameReader:
         self.recording = recording
         self._kept: dict[int, np.ndarray] = {}
 
-    def frames(self, interval: Interval) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return the two frames of an interval, or two None."""
+    def frames(
+        self, interval: Interval, needed: tuple[bool, bool] = (True, True)
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the frames of an interval that are needed; None for others, and without frames."""
         if interval.frames is None:
             return None, None
-        self._kept = {
-            i: self._kept[i] if i in self._kept else self.recording.frame(i)
-            for i in interval.frames
-        }
-        first, last = interval.frames
-        return self._kept[first], self._kept[last]
+        self._kept = {i: frame for i, frame in self._kept.items() if i in interval.frames}
+        for i, wanted in zip(interval.frames, needed, strict=True):
+            if wanted and i not in self._kept:
+                self._kept[i] = self.recording.frame(i)
+        first, last = (
+            self._kept[i] if wanted else None
+            for i, wanted in zip(interval.frames, needed, strict=True)
+        )
+        return first, last
 
     def exposures(self, interval: Interval) -> tuple[int | None, int | None]:
         """Return the exposure durations of both frames in microseconds, None if unknown."""

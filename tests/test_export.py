@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_a_program_loads_and_gives_the_same(model, tmp_path):
     program = torch.export.load(path, extra_files=files).module()
     facts = json.loads(files["flowfuse.json"])
     assert (facts["width"], facts["batch"], facts["weights"]) == (40, 2, {"checkpoint": "tiny"})
-    inputs = changed(sample_inputs(model, spec))
+    inputs = changed(sample_inputs(model, spec, batch=2))
     assert inputs.frame0.shape == (2, 3, 24, 40)
     with torch.no_grad():
         expected = model(inputs, iterations=1)
@@ -88,14 +89,22 @@ def test_onnx_gives_the_same_by_standard_operators(model, tmp_path):
         assert np.abs(one - other.numpy()).max() < 1e-3, name
 
 
-def test_what_would_differ_is_not_written(model, tmp_path, monkeypatch):
-    spec = ExportSpec(height=16, width=16, iterations=1)
-    network, inputs, expected = export._prepare(model, spec)
-    assert expected.shape == (1, 2, 2, 16, 16) and len(inputs) == 6 and network.iterations == 1
-    for wrong in (expected + 0.002, np.full_like(expected, np.nan)):
+@pytest.mark.parametrize("batch", [1, None])
+def test_what_would_differ_is_not_written(model, tmp_path, batch):
+    spec = ExportSpec(height=16, width=16, iterations=1, batch=batch)
+    network = export._prepare(model, spec)
+    asked = []
+
+    def exported(*inputs, error):
+        asked.append(len(inputs[0]))
+        return [value + error for value in network(*inputs)]
+
+    for error in (0.002, np.nan):
         with pytest.raises(ValueError, match=r"m\.onnx: not written, its control points differ"):
-            export._compare(tmp_path / "m.onnx", wrong, expected)
-    assert export._compare(tmp_path / "m.onnx", expected, expected) == 0
+            export._compare(tmp_path / "m.onnx", partial(exported, error=error), network, spec)
+    asked.clear()
+    assert export._compare(tmp_path / "m.onnx", partial(exported, error=0), network, spec) == 0
+    assert asked == ([1] if batch else [1, 3])
 
 
 def test_elimination_solves():
@@ -107,19 +116,18 @@ def test_elimination_solves():
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("wrong", "message"),
     [
-        (ExportSpec(8, 40), "height must be in [16, 8192], got 8"),
-        (ExportSpec(40, 9000), "width must be in [16, 8192], got 9000"),
-        (ExportSpec(40, 40, batch=0), "batch must be in [1, 256], got 0"),
-        (ExportSpec(40, 40, iterations=101), "iterations must be in [1, 100], got 101"),
-        (ExportSpec(40, 40, channels=2), "channels must be 1 (gray frames) or 3 (RGB), got 2"),
+        ({"height": 8}, "height must be in [16, 8192], got 8"),
+        ({"width": 9000}, "width must be in [16, 8192], got 9000"),
+        ({"batch": 0}, "batch must be in [1, 256], got 0"),
+        ({"iterations": 101}, "iterations must be in [1, 100], got 101"),
+        ({"channels": 2}, "channels must be 1 (gray frames) or 3 (RGB), got 2"),
     ],
 )
-def test_what_cannot_be_is_refused(model, spec, message, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        write_program(tmp_path / "model.pt2", model, spec, {})
-    assert list(tmp_path.iterdir()) == []
+def test_what_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(f"export: {message}")):
+        ExportSpec(**{"height": 40, "width": 40, **wrong})
 
 
 def test_the_command_tells_what_is_wrong(model, tmp_path, capsys, monkeypatch):
@@ -127,10 +135,15 @@ def test_the_command_tells_what_is_wrong(model, tmp_path, capsys, monkeypatch):
     save_checkpoint(weights, model)
     for output, code, message in (
         ("model.so", 2, "-o must end in .pt2 or .onnx"),
+        ("model", 2, "-o must end in .pt2 or .onnx"),
         ("none/model.pt2", 1, "is not an existing directory"),
     ):
         assert main([str(weights), "-o", str(tmp_path / output)]) == code
         assert message in capsys.readouterr().err
+    assert main([str(weights), "-o", str(tmp_path / "m.onnx"), "--compile"]) == 2
+    assert "--compile makes a package that ends in .pt2" in capsys.readouterr().err
+    assert main([str(weights), "-o", str(tmp_path / "m.pt2"), "--batch", "any"]) == 2
+    assert "at least 1, got 'any', or 'dynamic'" in capsys.readouterr().err
     small = ["--height", "8", "--width", "40"]
     assert main([str(weights), "-o", str(tmp_path / "m.pt2"), *small]) == 1
     assert "height must be in [16, 8192], got 8" in capsys.readouterr().err
@@ -139,4 +152,7 @@ def test_the_command_tells_what_is_wrong(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     assert main([str(weights), "-o", str(tmp_path / "m.onnx"), "--height", "16"]) == 1
     assert 'pip install "flowfuse[onnx]"' in capsys.readouterr().err
+    monkeypatch.setattr(export, "LIBRARY", None)
+    assert main([str(weights), "-o", str(tmp_path / "m.pt2"), "--height", "16"]) == 1
+    assert "export needs the compiled operators of flowfuse" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]

@@ -1,4 +1,4 @@
-"""What a wheel holds beside modules, and when make compiles CUDA kernels."""
+"""Public names; what a wheel holds beside modules; when make compiles CUDA kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import flowfuse
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,3 +54,14 @@ def test_make_compiles_cuda_where_there_is_a_gpu_or_it_is_asked_for(given, expec
     (build,) = (line for line in lines if "build_ext" in line)
     assert f" {expected} " in build
     assert "demo_out/index.html" in lines[-1] and ".[dev]" not in done.stdout
+
+
+def test_public_names_and_light_import():
+    for name in flowfuse.__all__:
+        assert name in dir(flowfuse)
+        if name != "sample_recording":
+            assert getattr(flowfuse, name) is not None
+    with pytest.raises(AttributeError, match="nothing_here"):
+        flowfuse.nothing_here  # noqa: B018
+    code = "import sys, flowfuse; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

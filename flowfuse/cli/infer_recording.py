@@ -181,6 +181,7 @@ def _prepare(
     """Plan the intervals, and take the output directory, which ``stack`` gives back."""
     outputs, motion = files
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
+    evident = _warn_of_cause(recording)  # first: it explains what follows
     if config.every:
         intervals = plan_fixed_rate(recording, config.every, start, end)
     elif has_intervals(recording):
@@ -188,8 +189,7 @@ def _prepare(
     else:
         intervals = plan_frame_pairs(recording, config.pairs, start, end)
         if "events" in config.modalities:
-            check_events(recording)
-    _warn_of_cause(recording)
+            check_events(recording, units=not evident)
     given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
     if config.calibration is not None:
@@ -209,14 +209,15 @@ def _prepare(
     return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
 
 
-def _warn_of_cause(recording: Recording) -> None:
+def _warn_of_cause(recording: Recording) -> bool:
     """Warn, in one line, where events and frames, or times, are evidently not what they seem."""
     try:
         cause = find_cause(recording)
     except (OSError, ValueError):
-        return  # of frames or events that may not be asked for: told when they are read
+        return False  # of frames or events that may not be asked for: told when they are read
     if cause is not None:
         warnings.warn(f"{recording.path or 'the recording'}: {cause}", stacklevel=2)
+    return cause is not None
 
 
 def _estimate_share(

@@ -50,6 +50,12 @@ SMEAR: Range = (4.0, 24.0)  # px
 GRAIN: Range = (0.04, 0.25)  # standard deviation, log-uniform
 READOUT: Range = (0.05, 0.3)  # of the interval, from the first row to the last
 JUMP: Range = (0.5, 4.0)  # px, of the second frame
+VIGNETTE = 0.7  # share of the light that is missing in the corners, at most
+BAND: Range = (0.03, 0.25)  # width of a band in the shade, of the image's
+SHADE: Range = (0.2, 0.9)  # gain in the band, and under spots
+SPOTS = 8  # on the lens, at most
+SPOT_SIZE: Range = (1.0, 8.0)  # px, radius, log-uniform
+FIXED_NOISE: Range = (0.005, 0.05)  # standard deviation of gains, log-uniform
 BOTH = 0.5  # probability that both frames are corrupted, where it can be one
 
 
@@ -220,6 +226,32 @@ def add_grain(sample: Sample, rng: np.random.Generator) -> Sample:
     return _change_frames(sample, rng, change, lambda: log_uniform(rng, GRAIN))
 
 
+def shade(sample: Sample, rng: np.random.Generator) -> Sample:
+    """What belongs to camera and lens stands still: a vignette, a hood's shade, dust, column noise.
+
+    Both frames are multiplied with the same gains.
+    """
+    height, width = sample.frame0.shape[-2:]
+    x, y = pixel_grid(height, width)
+    radius = ((x / width - 0.5).square() + (y / height - 0.5).square()) * 2
+    gain = 1 - rng.uniform(0, VIGNETTE) * radius
+    if rng.random() < 0.5:
+        place, length = ((x, width), (y, height))[rng.integers(2)]
+        place = place if rng.random() < 0.5 else length - 1 - place
+        edge, softness = rng.uniform(*BAND) * length, rng.uniform(0.1, 4.0)
+        inside = torch.sigmoid((edge - place) / softness)
+        gain = gain * (1 - inside * (1 - rng.uniform(*SHADE)))
+    for _ in range(rng.integers(SPOTS + 1)):
+        centre_x, centre_y = rng.uniform(0, width), rng.uniform(0, height)
+        distance = torch.hypot(x - centre_x, y - centre_y)
+        inside = torch.sigmoid(2 * (log_uniform(rng, SPOT_SIZE) - distance))
+        gain = gain * (1 - inside * (1 - rng.uniform(*SHADE)))
+    for shape in ((1, width), (height, width)):
+        noise = rng.standard_normal(shape, dtype=np.float32) * log_uniform(rng, FIXED_NOISE)
+        gain = gain * (1 + torch.from_numpy(noise))
+    return sample.map(lambda frame: ((frame * gain).clamp(0, 1) * 255).round() / 255, FRAME_FIELDS)
+
+
 def roll_shutter(sample: Sample, rng: np.random.Generator) -> Sample:
     """Rows read one after the other: upper ones show the scene earlier, lower ones later.
 
@@ -265,6 +297,7 @@ FRAME_KINDS: dict[str, Kind] = {
     "defocus": Kind(defocus, 2),
     "smear": Kind(smear, 2),
     "grain": Kind(add_grain, 1.5),
+    "shade": Kind(shade, 2),
     "shutter": Kind(roll_shutter, 1, (PairKind.FRAMES, PairKind.CROSS)),
     "repeat": Kind(repeat_frame, 1, (PairKind.FRAMES,)),
     "jump": Kind(jump_frame, 0.5, (PairKind.FRAMES,)),

@@ -94,7 +94,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
             if options.stated():
                 raise ValueError(
                     f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
-                    f"{dataset.name}, whose files state it"
+                    f"{dataset.name}; name the files it is for (events, frames)"
                 )
             _log.info("%s: read as %s", path, dataset.name)
             return dataset.open(path)

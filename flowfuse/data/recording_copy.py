@@ -41,6 +41,10 @@ def copy_recording(
         OSError: a file cannot be written.
     """
     path = Path(path)
+    if recording.has_events and recording.event_range is None:
+        if not recording.has_frames:
+            raise ValueError(f"{recording.path}: holds no event, and no frames: nothing to write")
+        warnings.warn(f"{recording.path}: the event file holds no event", stacklevel=2)
     if events_format not in (None, *EVENT_FORMATS):
         known = ", ".join(EVENT_FORMATS)
         raise ValueError(f"events_format must be one of {known}, got {events_format!r}")

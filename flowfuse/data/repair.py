@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from flowfuse.data.formats.base import EventFile, UnsortedError
-from flowfuse.data.formats.order import Order
+from flowfuse.data.formats.order import FEW, MOST_DROPPED, Order
 from flowfuse.data.formats.spool import SpooledEvents
 
 
@@ -46,7 +46,13 @@ def put_in_order(
     first, end = _rows(file, order, part)
     if order.dropped and not (repair and order.is_repairable):
         raise UnsortedError(f"{file.path}: times must be sorted: {order.describe_faults()}")
-    done = events.repair(order, first, end, (size or file.sensor_size) if repair else None)
+    sensor = size or file.sensor_size
+    done = events.repair(order, first, end, sensor if repair else None)
+    if repair and sensor and done.off_sensor > max(FEW, MOST_DROPPED * (end - first)):
+        raise ValueError(
+            f"{file.path}: {done.off_sensor} of {end - first} events are off the sensor of "
+            f"{sensor[1]} x {sensor[0]} px, too many for accidents: is its size right?"
+        )
     if repair:
         told = []
         if done.out_of_order:

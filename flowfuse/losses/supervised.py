@@ -21,7 +21,7 @@ from flowfuse.data.samples import Sample
 from flowfuse.geometry.bezier import bezier, fit_bezier
 from flowfuse.geometry.grid import inside, pixel_grid, sample
 from flowfuse.geometry.laplace import negative_log_likelihood
-from flowfuse.inputs import Modality, ModelInputs, PairKind
+from flowfuse.inputs import Modality, PairKind
 from flowfuse.model.evidence import present_kinds
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
@@ -40,6 +40,7 @@ class LossConfig:
         matching: weight of the matching cross-entropy, which makes the latent common.
         evidence: weight of the likelihood of the errors that each modality alone makes, which
             teaches how far to trust it.
+        regret: weight of the absolute error beyond that of the better modality alone.
         positive_event: weight of a B_e pixel over one that is none; such pixels are rare.
         positive_motion: the same for B_m.
     """
@@ -51,6 +52,7 @@ class LossConfig:
     boundary: float = 1.0
     matching: float = 1.0
     evidence: float = 0.2
+    regret: float = 0.5
     positive_event: float = 2.0
     positive_motion: float = 6.0
 
@@ -75,12 +77,13 @@ def supervised_loss(
         output: of the network.
         batch: collated samples with ground truth.
         config: the weights.
-        single: see :func:`single_errors`; None: the evidence is not taught, its part is zero.
+        single: see :func:`single_errors`; None: the evidence is not taught, and ``evidence`` and
+            ``regret`` are zero.
 
     Returns:
         The loss (scalar), and its parts: ``flow``, ``coarse``, ``boundary_event``,
-        ``boundary_motion``, ``matching``, ``evidence``, and ``epe`` (px, at t1; no gradient). Of
-        several processes, each gets its share of every number.
+        ``boundary_motion``, ``matching``, ``evidence``, ``regret``, and ``epe`` (px, at t1;
+        no gradient). Of several processes, each gets its share of every number.
     """
     with torch.autocast(batch.flow.device.type, enabled=False):
         parts = {
@@ -91,15 +94,17 @@ def supervised_loss(
             output.boundary, batch.boundary, (config.positive_event, config.positive_motion)
         )
         parts["matching"] = matching_loss(output, batch)
-        parts["evidence"] = (
-            batch.flow.new_zeros(()) if single is None else evidence_loss(output, single)
-        )
+        parts["evidence"] = parts["regret"] = batch.flow.new_zeros(())
+        if single is not None:
+            parts["evidence"] = evidence_loss(output, single)
+            parts["regret"] = regret_loss(output, batch, single)
         loss = (
             config.flow * parts["flow"]
             + config.coarse * parts["coarse"]
             + config.boundary * (parts["boundary_event"] + parts["boundary_motion"])
             + config.matching * parts["matching"]
             + config.evidence * parts["evidence"]
+            + config.regret * parts["regret"]
         )
     parts["epe"] = end_point_error(output, batch)
     return loss, parts
@@ -169,11 +174,12 @@ class SingleErrors(NamedTuple):
 
 
 @torch.no_grad()
-def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) -> SingleErrors:
+def single_errors(network: Callable[..., ModelOutput], batch: Sample) -> SingleErrors:
     """Run a network on each modality alone, to learn what error to expect of each.
 
     Args:
-        network: as it is trained; no gradient passes.
+        network: a :class:`~flowfuse.model.FlowFuse`, or what takes its arguments; no gradient
+            passes.
         batch: collated samples with ground truth.
     """
     inputs, errors = batch.inputs, []
@@ -181,13 +187,25 @@ def single_errors(network: Callable[[ModelInputs], ModelOutput], batch: Sample) 
     for kept in ((Modality.FRAMES, Modality.SECOND_FRAME), (Modality.EVENTS, Modality.HISTORY)):
         only = torch.zeros_like(mask)
         only[:, kept] = mask[:, kept]
-        flow = network(inputs._replace(modality_mask=only)).control_points[:, -1].float()
-        error = torch.where(batch.valid[:, -1:], flow - batch.flow[:, -1], 0)
-        errors.append(error.abs().mean(dim=1))
-    valid = batch.valid[:, -1].float().unsqueeze(1)
-    share, sums = (F.avg_pool2d(x, STRIDE) for x in (valid, torch.stack(errors, dim=1)))
+        output = network(inputs._replace(modality_mask=only), alone=kept[0])
+        error, known = cell_errors(output, batch)
+        errors.append(error)
     both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1) > 0
-    return SingleErrors(sums / share.clamp(min=1e-6), (share[:, 0] > 0.5) & both)
+    return SingleErrors(torch.stack(errors, dim=1), known & both)
+
+
+def cell_errors(output: ModelOutput, batch: Sample) -> tuple[Tensor, Tensor]:
+    """Mean absolute error at t1 per component in every cell, px: [B, h, w]; and where it is known.
+
+    It is known where the ground truth is that of more than half of a cell.
+    """
+    valid = batch.valid[:, -1:]
+    error = torch.where(valid, output.control_points[:, -1].float() - batch.flow[:, -1], 0)
+    share, total = (
+        F.avg_pool2d(x, STRIDE).squeeze(1)
+        for x in (valid.float(), error.abs().mean(dim=1, keepdim=True))
+    )
+    return total / share.clamp(min=1e-6), share > 0.5
 
 
 def evidence_loss(output: ModelOutput, single: SingleErrors) -> Tensor:
@@ -200,6 +218,12 @@ def evidence_loss(output: ModelOutput, single: SingleErrors) -> Tensor:
     error = single.error / STRIDE
     mask = single.valid.unsqueeze(1).expand_as(log_scale)
     return masked_mean(log_scale + error * torch.exp(-log_scale), mask)
+
+
+def regret_loss(output: ModelOutput, batch: Sample, single: SingleErrors) -> Tensor:
+    """Mean absolute error beyond that of the better modality alone, px."""
+    error, _ = cell_errors(output, batch)
+    return masked_mean((error - single.error.amin(dim=1)).clamp(min=0), single.valid)
 
 
 def at_cells(images: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class WindowMatching(nn.Module):
             if scores is not None:
                 trust = trust + scores
             share = trust.softmax(dim=1)
-            return self._fit(residual, share, tau.expand(len(residual), -1))
+            return self._fit(residual, share, tau.expand(residual.shape[0], -1))
 
     def _fit(self, residual: Tensor, share: Tensor, tau: Tensor) -> Tensor:
         basis = bernstein(len(self.stiffness), tau)  # [B, P, n]

@@ -5,7 +5,9 @@ events where little moves, where they are noise or have another clock. What the 
 does not tell it, and differs from one camera to the next; what the matches propose, how sure they
 are and whether they agree does. So the error is estimated from these alone, here and over the whole
 image. What is right is known in training: there, the network is also run on one modality. The
-modality that is likely to be worse is faded: its features shrink, and its matches become unsure.
+modality that is likely to be worse is faded: whatever it shows shrinks, its matches become unsure,
+and the flags that tell that it is there shrink too. A modality that has faded altogether is as good
+as absent, which the network has learned to do without.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.geometry.grid import pixel_grid
 from flowfuse.inputs import Modality, PairKind
 from flowfuse.model.correlation import Matches
 from flowfuse.model.encoders import activate
@@ -25,7 +29,7 @@ from flowfuse.model.update import start_near_zero
 
 SOURCES = 2  # frames alone and events alone, in the order of PairKind
 MAX_LOG_SCALE = 4.0  # 55 cells: beyond any window; and 0.02 cells: less than a match resolves
-START_STRENGTH = 1.5  # a modality with three times the error keeps a third of its features
+START_STRENGTH = 2.0  # a modality with three times the error keeps a fifth of its features
 
 
 class Evidence(NamedTuple):
@@ -51,6 +55,11 @@ class Evidence(NamedTuple):
         """What the features of the event slices are multiplied with: [B, 1, h, w]."""
         return self.fade[:, 1:]
 
+    @property
+    def both(self) -> Tensor:
+        """What is multiplied with what both have in common: [B, 1, h, w]."""
+        return self.frames * self.events
+
     def of_pair(self, kind: PairKind) -> Tensor:
         """What the correlations of a kind of pairs are multiplied with: [B, 1, h, w]."""
         first = self.events if kind == PairKind.EVENTS else self.frames
@@ -69,7 +78,7 @@ class EvidenceHead(nn.Module):
         super().__init__()
         kinds = len(PairKind)
         gaps = kinds * (kinds - 1) // 2
-        self.local = nn.Conv2d(3 * kinds + gaps + 1, channels, 3, padding=1)
+        self.local = nn.Conv2d(4 * kinds + gaps + 3, channels, 3, padding=1)
         self.scene = nn.Linear(channels, channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, SOURCES, 1)
@@ -107,7 +116,11 @@ class EvidenceHead(nn.Module):
         for a, b in combinations(PairKind, 2):
             both = there[:, a, None] * there[:, b, None]
             distances.append((proposals[:, a] - proposals[:, b]).norm(dim=1, keepdim=True) * both)
-        known = torch.cat((sure * there, torch.cat(distances, dim=1).log1p()), dim=1)
+        # A right match has the motion of its neighbourhood, a wrong one any other.
+        distances.append(unlike_neighbours(proposals) * there)
+        # What leaves the image cannot be found in the second frame; early slices still see it.
+        ways = distance_to_border(proposals[:, :2]) * there[:, :SOURCES]
+        known = torch.cat((sure * there, torch.cat(distances, dim=1).log1p(), ways), dim=1)
         flags = there.expand(-1, -1, *known.shape[-2:])
         x = activate(self.local(torch.cat((known, flags), dim=1)))
         x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
@@ -117,6 +130,26 @@ class EvidenceHead(nn.Module):
         # Of one frame no error is known: it stays as it is, and so do the events.
         both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1)
         return Evidence(log_scale, torch.where(both > 0, (2 * share).clamp(max=1), 1.0))
+
+
+def unlike_neighbours(motion: Tensor, size: int = 5) -> Tensor:
+    """Distance from the mean of the neighbourhood: [B, N, 2, h, w] -> [B, N, h, w]."""
+    mean = F.avg_pool2d(
+        motion.flatten(1, 2), size, stride=1, padding=size // 2, count_include_pad=False
+    )
+    return (motion - mean.view_as(motion)).norm(dim=2)
+
+
+def distance_to_border(motion: Tensor, limit: float = 2.0) -> Tensor:
+    """How far inside the image a motion ends, in cells, in [-limit, limit].
+
+    [B, N, 2, h, w] -> [B, N, h, w].
+    """
+    height, width = motion.shape[-2:]
+    grid = pixel_grid(height, width, device=motion.device)
+    x, y = (grid + motion).unbind(dim=2)
+    inner = torch.stack((x, width - 1 - x, y, height - 1 - y)).amin(dim=0)
+    return (inner + 0.5).clamp(-limit, limit)
 
 
 def present_kinds(modality_mask: Tensor) -> Tensor:

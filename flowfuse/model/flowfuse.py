@@ -160,6 +160,7 @@ class FlowFuse(nn.Module):
         *,
         grad_through_steps: bool = False,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        alone: Modality | None = None,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
 
@@ -173,6 +174,8 @@ class FlowFuse(nn.Module):
                 :func:`lucas_kanade_refine`; for training without ground truth.
             encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, where all
                 items have both; None: they are encoded here.
+            alone: ``Modality.FRAMES`` or ``Modality.EVENTS`` where the mask says that no item has
+                the other one: it is not encoded then, and the output stays the same.
 
         Returns:
             :class:`ModelOutput`.
@@ -189,7 +192,7 @@ class FlowFuse(nn.Module):
         slices, scene = normalize_inputs(
             inputs, frames=config.frames, events=config.events, cell=STRIDE
         )
-        events, frames = self._encode(slices, scene, encoded_frames)
+        events, frames = self._encode(slices, scene, encoded_frames, alone)
         del slices
         correlations = self._correlate(events.latents, frames.latents)
         evidence, points = self._match_at_rest(correlations, scene.modality_mask)
@@ -214,6 +217,10 @@ class FlowFuse(nn.Module):
             config.correlation,
         )
         priors = torch.where(has_second > 0, refined.priors, NO_STEP)
+        if evidence is not None:
+            # A prior stands beside squared image gradients: so do frames of less contrast move it.
+            contrast = resized(evidence.frames, priors.shape[-1])
+            priors = priors / contrast.square().clamp(min=1 / NO_STEP)
         control_points = lucas_kanade_refine(
             refined.control_points,
             frame0,
@@ -276,22 +283,28 @@ class FlowFuse(nn.Module):
         slices: Tensor,
         scene: Scene,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None,
+        alone: Modality | None,
     ) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         mask = scene.modality_mask
-        if self.config.events:
+        if self.config.events and alone != Modality.FRAMES:
             present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
             events = self._encode_modality(self.event_stem, slices, present)
         if self.config.frames and encoded_frames is not None:
             frames = join_frames(encoded_frames)
-        elif self.config.frames:
+        elif self.config.frames and alone != Modality.EVENTS:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
             present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
             frames = self._encode_modality(self.frame_stem, images, present)
+        # What is absent has the bias alone at 1/4, whether it was encoded or not.
+        bias = self.fine.bias
+        without_events, without_frames = (
+            bias if used else None for used in (self.config.events, self.config.frames)
+        )
         return (
-            events or zero_features(cast(Encoded, frames), slices.shape[1]),
-            frames or zero_features(cast(Encoded, events), 2),
+            events or zero_features(cast(Encoded, frames), slices.shape[1], without_events),
+            frames or zero_features(cast(Encoded, events), 2, without_frames),
         )
 
     def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
@@ -328,14 +341,15 @@ class FlowFuse(nn.Module):
     ) -> Coarse:
         """Estimate at 1/8, from first points: boundaries, and recurrent updates guided by them."""
         config = self.config
-        boundary, agreement = self._localize(scene, events, frames, points.detach())
+        boundary, agreement = self._localize(scene, events, frames, points.detach(), evidence)
         coarse_boundary = max_pool(boundary, STRIDE)
-        cues = self._cues(scene, agreement)
+        cues = self._cues(scene, agreement, evidence)
         looks = [events.latents[:, 0], frames.latents[:, 0], events.latents[:, -1]]
         if evidence is not None:
             # What the frames show looks alike from camera to camera; what events look like does
-            # not, and where the frames are there, it adds little to what its motion tells.
-            alone = 1 - scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
+            # not, and where frames are there and right, it adds little to what its motion tells.
+            there = scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
+            alone = 1 - there * evidence.frames
             fades = (alone * evidence.events, evidence.frames, alone * evidence.events)
             looks = [faded(look, fade) for look, fade in zip(looks, fades, strict=True)]
         state, context = self._context((*looks, cues), coarse_boundary)
@@ -387,7 +401,7 @@ class FlowFuse(nn.Module):
     ) -> tuple[Evidence | None, Tensor]:
         """Match around rest: how good each modality is, and control points [B, 2 n, h, w]."""
         size = correlations[0].grid.shape[-2:]
-        still = mask.new_zeros(len(mask), self.config.degree, 2, *size)
+        still = mask.new_zeros(mask.shape[0], self.config.degree, 2, *size)
         matches = [self.matching(part(still)) for part in correlations]
         evidence = scores = None
         if self.config.weighs_evidence:
@@ -436,55 +450,89 @@ class FlowFuse(nn.Module):
         return torch.where(share > 0, straight.to(points.dtype), points)
 
     def _localize(
-        self, scene: Scene, events: Encoded, frames: Encoded, points: Tensor
+        self,
+        scene: Scene,
+        events: Encoded,
+        frames: Encoded,
+        points: Tensor,
+        evidence: Evidence | None,
     ) -> tuple[Tensor, Tensor]:
         """Return boundary logits [B, 2, H, W] and the agreement S [B, 1, h, w]."""
         if not self.config.boundary:
             boundary = torch.zeros_like(scene.event_sum).expand(-1, 2, -1, -1)
             return boundary, torch.zeros_like(scene.density[:, :1])
-        gradients, agreement = self._gradients(scene, points)
+        gradients, agreement = self._gradients(scene, points, evidence)
         boundary = self.localizer(gradients, events.stem, frames.stem, points[:, -2:])
         return boundary, agreement
 
-    def _gradients(self, scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the localizer sees at full resolution, and the agreement S [B, 1, h, w]."""
+    def _gradients(
+        self, scene: Scene, points: Tensor, evidence: Evidence | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the localizer sees at full resolution, and the agreement S [B, 1, h, w].
+
+        What one modality shows fades with it, and what both show with either: a modality that has
+        faded altogether is as good as absent.
+        """
         config = self.config
         height, width = scene.frame0.shape[-2:]
-        agreement = torch.zeros_like(scene.density[:, :1])
-        raw: tuple[Tensor, ...] = (scene.frame0, scene.frame1, compress(scene.event_sum))
-        if config.common_gradient:
-            # The gradient equation holds over short motion only: predict what slice E_1 saw.
-            first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
-            short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
-            gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
-            agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
-            gradients = 4 * gradients.float()
-            raw = (compress(gradients), scene.first_sum)
-        present = scene.modality_mask[:, CUES][..., None, None].expand(-1, -1, height, width)
-        return torch.cat((*raw, present), dim=1), agreement
+        frame = event = scene.frame0.new_ones(1, 1, height, width)
+        if evidence is not None:
+            frame, event = resized(evidence.fade, width).split(1, dim=1)
+        flags = scene.modality_mask[:, CUES, None, None]
+        present = (flags[:, :1] * frame, flags[:, 1:] * event)
+        if not config.common_gradient:
+            bare = (scene.frame0 * frame, scene.frame1 * frame, compress(scene.event_sum) * event)
+            return torch.cat((*bare, *present), dim=1), torch.zeros_like(scene.density[:, :1])
+        # The gradient equation holds over short motion only: predict what slice E_1 saw.
+        first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
+        short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
+        gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
+        del short
+        agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
+        if evidence is not None:
+            agreement = agreement * evidence.both
+        gradients = 4 * gradients.float()
+        gradients = compress(gradients)
+        of_frames, of_events, common, predicted = gradients.split((3, 1, 1, 1), dim=1)
+        shown = (of_frames * frame, of_events * event, common * frame * event, predicted * frame)
+        del gradients, of_frames, of_events, common, predicted
+        return torch.cat((*shown, scene.first_sum * event, *present), dim=1), agreement
 
-    def _cues(self, scene: Scene, agreement: Tensor) -> Tensor:
+    def _cues(self, scene: Scene, agreement: Tensor, evidence: Evidence | None) -> Tensor:
         """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
+        density = scene.density
         flat = torch.cat((scene.exposure, scene.modality_mask[:, CUES]), dim=1)[:, :, None, None]
         flat = flat.expand(-1, -1, *agreement.shape[-2:])
-        return torch.cat((agreement, scene.density, flat), dim=1)
+        if evidence is not None:
+            density = density * evidence.events
+            f, e = evidence.frames, evidence.events
+            flat = flat * torch.cat((f, f, f, e, e), dim=1)
+        return torch.cat((agreement, density, flat), dim=1)
 
 
 def faded(features: Tensor, fade: Tensor) -> Tensor:
     """Shrink features [B, C, s h, s w] by [B, 1, h, w]."""
-    scale = features.shape[-1] / fade.shape[-1]
-    if scale != 1:
-        fade = F.interpolate(fade, scale_factor=scale, mode="bilinear")
-    return features * fade.to(features.dtype)
+    return features * resized(fade, features.shape[-1]).to(features.dtype)
 
 
-def zero_features(other: Encoded, count: int) -> Encoded:
-    """Zeros in place of a modality that is switched off, shaped by the other one."""
-    fine, latents = (
+def resized(fade: Tensor, width: int) -> Tensor:
+    """Enlarge [B, N, h, w] by a whole factor to a width."""
+    scale = width // fade.shape[-1]
+    return fade if scale == 1 else F.interpolate(fade, scale_factor=float(scale), mode="bilinear")
+
+
+def zero_features(other: Encoded, count: int, fine: Tensor | None = None) -> Encoded:
+    """Zeros in place of a modality that is not encoded, shaped by the other one.
+
+    ``fine``: [C_t], of all pixels: what an absent modality has there; None: zeros.
+    """
+    empty, latents = (
         torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)
         for maps in (other.fine, other.latents)
     )
-    return Encoded(torch.zeros_like(other.stem), fine, latents)
+    if fine is not None:
+        empty = empty + fine.to(empty.dtype).view(-1, 1, 1)
+    return Encoded(torch.zeros_like(other.stem), empty, latents)
 
 
 def compress(x: Tensor) -> Tensor:

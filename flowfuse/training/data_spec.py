@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.opening import DATASETS
-from flowfuse.data.synthetic.presets import PRESETS
+from flowfuse.data.synthetic.presets import find_preset
 
 OWN_FORMS = ("scenes:PRESET", "scenes:A=2,B=1", "recording:PATH,PATH")  # beside those of data sets
 
@@ -39,20 +39,22 @@ def scene_weights(text: str) -> dict[str, float]:
     """Read a mixture of scenes.
 
     Args:
-        text: "fast", or presets with weights, "fast=2,blur=1".
+        text: "fast", or presets with weights, "fast=2,blur=1"; "fast@v2e" is watched by another
+            sensor.
 
     Returns:
         {preset: weight}, in the given order.
 
     Raises:
-        ValueError: an unknown preset, or a weight that is no positive number.
+        ValueError: an unknown preset or sensor, or a weight that is no positive number.
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition("=")
-        if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"data: unknown preset {name!r} in {text!r}; known: {known}")
+        try:
+            find_preset(name)
+        except ValueError as error:
+            raise ValueError(f"data {text!r}: {error}") from None
         if name in weights:
             raise ValueError(f"data: preset {name} is named twice in {text!r}")
         try:

@@ -33,6 +33,10 @@ from flowfuse.model.checkpoint import (
 
 _log = logging.getLogger(__name__)
 
+# Learning rate of the evidence head over that of the rest: it is new where trained weights are
+# given, small, and taught at every second step only.
+EVIDENCE_RATE = 8.0
+
 
 class TrainingState:
     """Weights, their moving average, the optimizer and the counters of a training.
@@ -67,12 +71,15 @@ class TrainingState:
         self._pairs = list(
             zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
         )
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            decayed = weight_decay if parameter.ndim > 1 else 0.0
+            scale = EVIDENCE_RATE if name.startswith("evidence.") else 1.0
+            groups.setdefault((scale, decayed), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
+                {"params": parameters, "weight_decay": decayed, "scale": scale}
+                for (scale, decayed), parameters in groups.items()
             ],
             fused=True,  # many small tensors, each a dozen operators otherwise
         )
@@ -85,7 +92,7 @@ class TrainingState:
     def apply_gradients(self, learning_rate: float) -> None:
         """Take one optimizer step with the gradients at hand, and update the average."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))

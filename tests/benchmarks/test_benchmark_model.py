@@ -79,6 +79,8 @@ def test_groups(script: ModuleType) -> None:
     for name in ("small", "base", "E-RAFT"):
         for dtype in ("float32", "bfloat16"):
             assert f"{name} 640 x 480 estimate {dtype} eager" in labels
+            graph = f"{name} 640 x 480 estimate {dtype} graph"
+            assert (graph in labels) == (name != "E-RAFT")
             for mode in ("eager", "graph", "compiled"):
                 assert f"{name} 640 x 480 network {dtype} {mode}" in labels
                 larger = f"{name} 1280 x 720 network {dtype} {mode}"
@@ -271,8 +273,10 @@ def test_operations_of_our_operators(script: ModuleType) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_quick_run_on_a_gpu(script: ModuleType, tmp_path: Path) -> None:
     results = tmp_path / "rows.json"
-    arguments = ["--device", "cuda", "--quick", "--no-compiled", "--only", "160 x 128 network"]
+    arguments = ["--device", "cuda", "--quick", "--no-compiled", "--only", "160 x 128"]
     assert script.main([*arguments, "--json", str(results)]) == 0
     rows = json.loads(results.read_text())["rows"]
-    assert {row["mode"] for row in rows} == {"eager", "graph"}
+    assert {(row["scope"], row["mode"]) for row in rows} == {
+        (scope, mode) for scope in ("estimate", "network") for mode in ("eager", "graph")
+    }
     assert all(row["time_ms"] for row in rows)

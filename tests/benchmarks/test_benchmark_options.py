@@ -1,4 +1,4 @@
-"""The options that benchmarks/operators.py and model.py share: what is wrong is told at once."""
+"""The options that benchmarks share: what is wrong is told at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.fixture(params=["operators", "model"])
+@pytest.fixture(params=["operators", "model", "export"])
 def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module(request.param)

@@ -273,12 +273,25 @@ def test_events_and_frames_of_different_times_are_refused(run, recording, events
     assert len((tmp_path / "out" / "windows.csv").read_text().splitlines()) == 1 + 2
 
 
+def test_the_cause_stands_before_the_refusal(run, recording, monkeypatch, tmp_path, capsys):
+    opened = open_recording(recording)
+    frames = [opened.frame(index) for index in range(3)]
+    write_recording(
+        tmp_path / "rec", opened.events(0, 10**9), frames, [10**9, 2 * 10**9, 3 * 10**9]
+    )
+    monkeypatch.setattr(infer_recording, "find_cause", lambda recording: "clocks differ")
+    assert run(tmp_path / "rec", *QUIET) == 1
+    warning, error = capsys.readouterr().err.splitlines()[-2:]
+    assert warning.endswith("rec: clocks differ") and "no event lies between two frames" in error
+
+
 def test_doubtful_times_are_told(run, recording, events, tmp_path, capsys):
     frames = [open_recording(recording).frame(index) for index in range(3)]
     seconds = 10**6  # the frames' times as if they were in ms
     write_recording(tmp_path / "rec", events, frames, [0, 40 * seconds, 80 * seconds])
     assert run(tmp_path / "rec", *QUIET) == 0
-    assert "warning: are the units right? " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "may be 1000 times too short" in told and "are the units right?" not in told  # once
     assert run(tmp_path / "rec", "--pairs", "1:2", *QUIET, out=tmp_path / "other") == 0
     assert "no event in any pair asked for" in capsys.readouterr().err
     assert run(recording, *QUIET, out=tmp_path / "good") == 0

@@ -119,6 +119,28 @@ def test_wrong_usage_is_explained(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("modalities", "backward", "expected"),
+    [
+        (("events",), False, []),
+        (("frame0", "events"), False, [0]),
+        (("frame0", "events"), True, [1]),
+        (("frames",), False, [0, 1]),
+        (("frames", "events"), True, [0, 1]),
+    ],
+)
+def test_frames_that_are_not_shown_are_not_read(
+    checkpoint, recording, monkeypatch, modalities, backward, expected
+):
+    opened, read = open_recording(recording), []
+    frame = opened.frame
+    monkeypatch.setattr(opened, "frame", lambda index: read.append(index) or frame(index))
+    interval = Interval(0, 5_000, 45_000, (0, 1))
+    estimate = estimate_backward if backward else estimate_interval
+    estimate(load(checkpoint), opened, FrameReader(opened), interval, 1, modalities=modalities)
+    assert sorted(read) == expected
+
+
 def test_unknown_modalities_are_refused(checkpoint, recording):
     opened = open_recording(recording)
     reader, interval = FrameReader(opened), Interval(0, 5_000, 45_000, (0, 1))

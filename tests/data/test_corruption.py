@@ -176,6 +176,16 @@ def test_blurred_frames_keep_their_mean_and_lose_detail():
         torch.testing.assert_close(found, flat.frame0, atol=1e-6, rtol=0)
 
 
+def test_shade_stands_still_and_takes_light():
+    sample = make_sample()._replace(frame0=torch.full((1, HEIGHT, WIDTH), 0.5))
+    sample = sample._replace(frame1=sample.frame0.clone())
+    for seed in range(8):
+        found = apply("shade", seed, sample)
+        assert torch.equal(found.frame0, found.frame1)
+        assert found.frame0.mean() < 0.5
+        assert found.frame0.std() > 0.002
+
+
 def test_exposure_clips_or_darkens():
     means = [getattr(apply("exposure", s), n).mean() for s in range(12) for n in sorted(FRAMES)]
     assert min(means) < 0.4 and max(means) > 0.65  # of 0.5

@@ -11,6 +11,7 @@ from tool_cases import load_tool
 from flowfuse.data.formats import columns as columns_module
 from flowfuse.data.formats.event_writer import write_event_parts
 from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
 from flowfuse.data.registry import open_event_file
 from flowfuse.data.repair import find_parts, put_in_order
 from flowfuse.events import Events
@@ -185,3 +186,32 @@ def test_fractional_positions_survive_a_repair(tmp_path):
         events = read_all(open_recording(tmp_path, repair=True))
     assert events.x.dtype == np.float32
     np.testing.assert_array_equal(events.x, np.delete(found["x"], 9).astype(np.float32))
+
+
+def test_too_many_events_off_the_sensor_are_no_accidents(tmp_path):
+    x = np.arange(2000) % 80
+    np.savez(tmp_path / "events.npz", x=x, y=0 * x, t=np.arange(2000), p=x % 2)
+    (tmp_path / "sensor.txt").write_text("40 4")
+    with pytest.raises(
+        ValueError, match="1000 of 2000 events are off the sensor of 40 x 4 px, too"
+    ):
+        open_recording(tmp_path, repair=True)
+
+
+def test_frames_left_out_keep_the_ground_truth_of_the_others(tmp_path):
+    images = np.arange(5, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(12, 2)
+    flow = [np.full((2, 8, 12), index, np.float32) for index in range(4)]
+    spans = 1000 * np.stack((np.arange(1, 6), np.arange(1, 6) + 1), axis=1)
+    write_recording(tmp_path / "rec", None, images, 1000 * np.arange(1, 6), spans, flow)
+    lines = (tmp_path / "rec/images.txt").read_text().splitlines()
+    lines[2] = lines[1].split()[0] + " " + lines[2].split()[1]
+    (tmp_path / "rec/images.txt").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="--repair left out 1 of 5 frames"):
+        recording = open_recording(tmp_path / "rec", repair=True)
+    assert [int(recording.frame(i)[0, 0]) for i in range(4)] == [0, 1, 3, 4]
+    assert recording.exposures[:, 0].tolist() == [1000, 2000, 4000, 5000]
+    found = [recording.ground_truth(i) for i in range(4)]
+    assert found[0][0][0, 0, 0] == 0 and found[2][0][0, 0, 0] == 3
+    # Flow leads to the frame left out, and not to the one that follows now.
+    assert found[1] is None and found[3] is None
+    assert [recording.has_ground_truth(i) for i in range(4)] == [True, False, True, False]

@@ -105,3 +105,14 @@ def test_an_event_out_of_order_is_told_and_dropped(tmp_path, rows, name):
     expected = rows[:BAD] + rows[BAD + 1 :]
     for column, values in zip("xytp", zip(*expected, strict=True), strict=True):
         np.testing.assert_array_equal(getattr(found, column), values)
+
+
+@pytest.mark.filterwarnings("ignore:.*the sensor size is not stated")
+def test_a_line_off_the_sensor_is_told_and_dropped(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("8 6\n0.1 1 2 1\n0.2 -5 3 1\n0.3 9 3 1\n0.4 4 5 0\n")
+    with pytest.raises(ValueError, match=r"line 3: x and y must not lie outside the sensor"):
+        open_recording(path)
+    with pytest.warns(UserWarning, match=r"--repair dropped 2 off the sensor \(the first: event 1"):
+        recording = open_recording(path, repair=True)
+    assert recording.events(0, 10**9).x.tolist() == [1, 4]

@@ -177,6 +177,25 @@ def test_no_events_at_all(tmp_path, kind):
     assert open_recording(tmp_path).event_range is None
 
 
+@pytest.mark.parametrize("content", ["", "# t x y p\n", "timestamp,x,y,polarity\n"])
+def test_a_file_without_events_is_not_converted(tmp_path, content, capsys):
+    path = tmp_path / "events.txt"
+    path.write_text(content)
+    (tmp_path / "sensor.txt").write_text(f"{WIDTH} {HEIGHT}\n")
+    for source in (path, tmp_path):
+        assert run(source, tmp_path / "out.h5") == 1
+        assert "holds no event, and no frames: nothing to write" in capsys.readouterr().err
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_frames_without_events_are_converted_with_a_word(tmp_path, source, capsys):
+    empty = tmp_path / "events.txt"
+    empty.write_text("")
+    assert run(source, tmp_path / "out", "--events", empty) == 0
+    assert "the event file holds no event" in capsys.readouterr().err
+    assert len(open_recording(tmp_path / "out").frame_times) > 0
+
+
 def test_parts_are_small(source):
     recording = open_recording(source)
     parts = list(iterate_events(recording, part=100))

@@ -8,14 +8,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse.data.augment import AugmentConfig, augment, drop_second_frame
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.dataset import scene_sample
 from flowfuse.data.synthetic.scenes import generate_scene
 from flowfuse.inputs import Modality, ModelInputs, PairKind
-from flowfuse.losses.supervised import SingleErrors, evidence_loss, single_errors
-from flowfuse.model import CONFIGS, FlowFuse
+from flowfuse.losses.supervised import (
+    SingleErrors,
+    cell_errors,
+    evidence_loss,
+    regret_loss,
+    single_errors,
+)
+from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
+from flowfuse.model import evidence as evidence_module
 from flowfuse.model.correlation import Matches
 from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds
 
@@ -105,7 +113,11 @@ def test_nothing_fades_where_one_modality_cannot_be_judged(mask):
     assert torch.equal(evidence.fade, torch.ones_like(evidence.fade))
 
 
-def test_the_head_sees_disagreement_and_not_its_direction():
+def test_the_head_sees_disagreement_and_not_its_direction(monkeypatch):
+    """Apart from where a motion leaves the image."""
+    monkeypatch.setattr(
+        evidence_module, "distance_to_border", lambda m: torch.zeros_like(m[:, :, 0])
+    )
     torch.manual_seed(0)
     head = EvidenceHead()
     torch.nn.init.normal_(head.out.weight)
@@ -114,6 +126,48 @@ def test_the_head_sees_disagreement_and_not_its_direction():
     assert torch.allclose(head(*turned, ALL).log_scale, agree, atol=1e-5)
     apart = head(*make_matches(frames=(-1.0, 0.0)), ALL).log_scale
     assert (apart - agree).abs().max() > 1e-3
+
+
+def test_motion_unlike_that_of_the_neighbours():
+    motion = torch.zeros(1, 1, 2, 9, 9)
+    motion[0, 0, :, 4, 4] = torch.tensor((15.0, 20.0))
+    found = evidence_module.unlike_neighbours(motion)[0, 0]
+    assert found[4, 4].item() == pytest.approx(25 * 24 / 25)
+    assert found[2, 6].item() == pytest.approx(1.0) and found[1, 4] == 0
+    assert evidence_module.unlike_neighbours(torch.full((1, 2, 2, 3, 4), 7.0)).abs().max() == 0
+
+
+def test_distance_to_the_border():
+    motion = torch.zeros(1, 1, 2, 6, 8)
+    motion[..., 0, 3, 4] = 9.0  # to x = 13 of 0 .. 7
+    motion[..., 1, 3, 2] = -3.0  # to the first row
+    found = evidence_module.distance_to_border(motion)[0, 0]
+    assert found[3, 4] == -2.0 and found[3, 2] == 0.5 and found[3, 3] == 2.0 and found[0, 3] == 0.5
+
+
+@pytest.mark.parametrize("gone", ["frames", "events"])
+def test_a_modality_that_has_faded_altogether_is_as_good_as_absent(gone, monkeypatch):
+    model, inputs = make_model(), make_inputs()
+    # Trained weights: those of a fresh network are zero where much of this has its effect.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    # The matches of an absent modality are flat. Sharp ones keep them out of the first estimate.
+    torch.nn.init.constant_(model.matching.log_sharpness, 3.0)
+    torch.nn.init.constant_(model.matching.log_trust, 3.0)
+    mask = {"FRAMES": 0, "SECOND_FRAME": 0} if gone == "frames" else {"EVENTS": 0, "HISTORY": 0}
+    wanted, both = run(model, inputs, **mask), run(model, inputs)
+
+    def fade_out(matches, tau, mask):
+        fade = torch.ones(1, 2, *matches[0].residual.shape[-2:])
+        fade[:, int(gone == "events")] = 1e-6
+        return Evidence(torch.zeros_like(fade), fade)
+
+    monkeypatch.setattr(model.evidence, "forward", fade_out)
+    found = run(model, inputs)
+    scale = (both.control_points - wanted.control_points).abs().mean()
+    assert (found.control_points - wanted.control_points).abs().mean() < 0.02 * scale
+    difference = (both.boundary - wanted.boundary).abs().mean()
+    assert (found.boundary - wanted.boundary).abs().mean() < 0.02 * difference
 
 
 def test_what_is_absent_has_no_say():
@@ -197,6 +251,31 @@ def test_single_errors_are_those_of_each_modality_alone():
     assert not single_errors(model, one).valid.any()
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"fusion": "guided"}, {"events": False}, {"frames": False}]
+)
+def test_what_is_absent_need_not_be_encoded(changes):
+    """The same bits with fewer operations, where the network has another modality to leave out."""
+    model, inputs = make_model(**changes), make_inputs(batch=2)
+    for alone, others in (
+        (Modality.FRAMES, (Modality.EVENTS, Modality.HISTORY)),
+        (Modality.EVENTS, (Modality.FRAMES, Modality.SECOND_FRAME)),
+    ):
+        if not (model.config.frames if alone == Modality.FRAMES else model.config.events):
+            continue
+        mask = inputs.modality_mask.clone()
+        mask[:, others] = 0
+        outputs, operations = [], []
+        for options in ({}, {"alone": alone}):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                outputs.append(model(inputs._replace(modality_mask=mask), **options))
+            operations.append(counter.get_total_flops())
+        for name, expected, found in zip(ModelOutput._fields, *outputs, strict=True):
+            assert torch.equal(found, expected), name
+        both = model.config.frames and model.config.events
+        assert operations[1] < 0.95 * operations[0] if both else operations[1] == operations[0]
+
+
 def test_evidence_loss_by_hand_and_its_minimum():
     output = run(make_model(), make_batch().inputs)
     single = SingleErrors(torch.full((1, 2, 5, 6), 4.0), torch.ones(1, 5, 6, dtype=torch.bool))
@@ -209,6 +288,21 @@ def test_evidence_loss_by_hand_and_its_minimum():
     assert loss(0.5) < min(loss(0.4), loss(0.6))
     nothing = single._replace(valid=torch.zeros(1, 5, 6, dtype=torch.bool))
     assert evidence_loss(output, nothing) == 0
+
+
+def test_regret_by_hand():
+    """The error beyond that of the better modality, where it is known."""
+    model, batch = make_model(), make_batch()
+    output = model(batch.inputs)
+    error, known = cell_errors(output, batch)
+    assert known.any() and error.shape == known.shape
+    best = torch.stack((error - 0.5, error + 3), dim=1).detach()
+    assert regret_loss(output, batch, SingleErrors(best, known)).item() == pytest.approx(0.5)
+    worse = torch.stack((error + 1, error + 3), dim=1).detach()
+    assert regret_loss(output, batch, SingleErrors(worse, known)) == 0
+    assert regret_loss(output, batch, SingleErrors(best, torch.zeros_like(known))) == 0
+    regret_loss(output, batch, SingleErrors(best, known)).backward()
+    assert model.refinement.out.weight.grad.abs().sum() > 0
 
 
 def test_frame_1_is_dropped_as_often_as_asked():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_cases import recorded
+from device_cases import OTHER, leave_meta_alone, recorded
 from test_model import TINY, make_batch, make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_map_only
@@ -23,22 +23,11 @@ from flowfuse.ops.examples import DTYPES, LAYOUTS
 from flowfuse.ops.extension import LIBRARY, kernels_on
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled operators are not built")
-OTHER = "cuda" if torch.cuda.is_available() else "meta"
 
 
 @pytest.fixture(autouse=True)
 def no_autocast_of_meta(monkeypatch):
-    """torch.autocast knows no "meta": there it is the CPU's, which leaves these tensors alone."""
-
-    def known(function):
-        return lambda device, *args, **options: function(
-            "cpu" if device == "meta" else device, *args, **options
-        )
-
-    # Dynamo lists torch's functions when it is first used, for the whole process: not these.
-    torch.compile(torch.neg, backend="eager")(torch.zeros(1))
-    for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
-        monkeypatch.setattr(torch, name, known(getattr(torch, name)))
+    leave_meta_alone(monkeypatch)
 
 
 def fake(mode: FakeTensorMode, tensor: torch.Tensor, device: str = OTHER) -> torch.Tensor:

@@ -71,13 +71,18 @@ class DirectoryRecording(FileRecording):
     ) -> None:
         times = np.empty(0, np.int64) if frame_source is None else frame_source.times
         exposures = size = None
+        kept = None if frame_source is None else frame_source.kept
         if path is not None and path.is_dir() and (path / "exposures.txt").is_file():
-            exposures = read_exposures(path / "exposures.txt", len(times))
+            stored = len(times) if kept is None else len(kept)
+            exposures = read_exposures(path / "exposures.txt", stored)
+            exposures = exposures if kept is None else exposures[kept]
             if len(times):
                 _check_exposures(path / "exposures.txt", exposures, times)
         if path is not None and (path / "sensor.txt").is_file():
             size = str(path / "sensor.txt"), _read_sensor(path / "sensor.txt")
         super().__init__(path, event_file, frame_source, exposures=exposures, stated_size=size)
+        # Files of ground truth count all frames that are stored.
+        self._stored = np.arange(len(times)) if kept is None else np.flatnonzero(kept)
         self._ground_truth_directories = _find_ground_truth(path)
         self.ground_truth_times = tuple(tau for tau in self._ground_truth_directories if tau < 1)
 
@@ -91,27 +96,32 @@ class DirectoryRecording(FileRecording):
         Returns:
             flow [2, H, W] float32 (px, from the frame) and valid [H, W] bool; None if unknown.
         """
-        for known, directory in self._ground_truth_directories.items():
-            if abs(known - tau) > 1e-9:
-                continue
-            for suffix in FLOW_SUFFIXES:
-                path = directory / f"{index:06d}{suffix}"
-                if path.is_file():
-                    flow, valid = read_flow(path)
-                    if valid.shape != (self.height, self.width):
-                        raise ValueError(
-                            f"{path} is {valid.shape[1]} x {valid.shape[0]} px, but "
-                            f"{self._size_source} is {self.width} x {self.height} px"
-                        )
-                    return flow, valid
-        return None
+        path = self._find_flow(index, tau)
+        if path is None:
+            return None
+        flow, valid = read_flow(path)
+        if valid.shape != (self.height, self.width):
+            raise ValueError(
+                f"{path} is {valid.shape[1]} x {valid.shape[0]} px, but "
+                f"{self._size_source} is {self.width} x {self.height} px"
+            )
+        return flow, valid
 
     def has_ground_truth(self, index: int) -> bool:
         """Whether there is a file of flow from frame ``index`` to the next; it is not read."""
-        directory = self._ground_truth_directories.get(1.0)
-        return directory is not None and any(
-            (directory / f"{index:06d}{suffix}").is_file() for suffix in FLOW_SUFFIXES
-        )
+        return self._find_flow(index, 1.0) is not None
+
+    def _find_flow(self, index: int, tau: float) -> Path | None:
+        """The file of ground truth, if the next frame is the one that it leads to."""
+        if not 0 <= index < len(self._stored):
+            return None
+        if index + 1 < len(self._stored) and self._stored[index + 1] != self._stored[index] + 1:
+            return None  # the next one was left out
+        for known, directory in self._ground_truth_directories.items():
+            if abs(known - tau) <= 1e-9:
+                names = (f"{self._stored[index]:06d}{suffix}" for suffix in FLOW_SUFFIXES)
+                return next((directory / n for n in names if (directory / n).is_file()), None)
+        return None
 
 
 def open_directory(
@@ -164,6 +174,7 @@ def open_directory(
     if frames is None and times is not None:
         raise ValueError(f"{times}: frame times were given without frames")
     options = options or ReadingOptions()
+    _check_use(options, events is not None, frames is not None, calibration is not None)
     opened = None if events is None else open_event_file(events, options.columns, check=False)
     stated: str | os.PathLike | StatedTimes | None = times
     if times is not None and is_trigger_spec(str(times)):
@@ -194,6 +205,23 @@ def open_directory(
             rig, event_file, frame_source, str(calibration), options.depth
         )
     return DirectoryRecording(path, event_file, frame_source)
+
+
+def _check_use(options: ReadingOptions, events: bool, frames: bool, calibration: bool) -> None:
+    """Refuse what is stated of something that is not there."""
+    needs = {
+        "frames": (frames, ("bit_depth", "time_offset")),
+        "events": (events, ("part", "columns")),
+        "a calibration": (calibration, ("depth",)),
+    }
+    for what, (present, names) in needs.items():
+        stated = [name for name in names if name in options.stated()]
+        if stated and not present:
+            option = stated[0]
+            raise ValueError(
+                f"{option} {getattr(options, option)} was given (--{option.replace('_', '-')}) "
+                f"without {what}"
+            )
 
 
 def holds_recording(path: Path) -> bool:

@@ -21,8 +21,10 @@ import torch
 
 from flowfuse.data.datasets.base import DataSet
 from flowfuse.data.file_recording import FileRecording
+from flowfuse.data.formats.base import FrameSource
 from flowfuse.data.formats.hdf5 import open_hdf5
 from flowfuse.data.formats.images import ImageFrames
+from flowfuse.data.formats.wrapped_frames import DeepFrames
 from flowfuse.data.recording import Flow
 from flowfuse.data.registry import open_event_file
 from flowfuse.geometry.bezier import bezier, fit_bezier
@@ -34,7 +36,7 @@ _SPLITS = ("train", "val")
 _SAME_TIME = 1e-6  # of tau
 
 
-def timed_images(directory: Path) -> ImageFrames:
+def timed_images(directory: Path) -> FrameSource:
     """The images of a directory, which are named by their times in whole microseconds.
 
     Raises:
@@ -44,7 +46,8 @@ def timed_images(directory: Path) -> ImageFrames:
     strange = [path.name for path in paths if not path.stem.isdecimal()]
     if strange:
         raise ValueError(f"{directory / strange[0]}: a time in microseconds is expected")
-    return ImageFrames(paths, np.array([int(path.stem) for path in paths], np.int64))
+    times = np.array([int(path.stem) for path in paths], np.int64)
+    return DeepFrames(ImageFrames(paths, times))
 
 
 class MultiFlowRecording(FileRecording):

@@ -2,43 +2,47 @@
 
 One module a format; :mod:`flowfuse.data.registry` finds them, and those of other packages.
 
-text.py            events in text files
-zipped_text.py     the same in .zip archives
-hdf5_events.py     events in HDF5 files, flat or as DSEC has them
-hdf5_table.py      events in one data set of an HDF5 file
-hdf5_m3ed.py       events in the HDF5 files of M3ED
-prophesee_hdf5.py  events in the HDF5 files of Prophesee
-npz_events.py      events in .npz archives
-npz_table.py       events in one array of an .npz archive
-prophesee_raw.py   events of Prophesee cameras
-prophesee_dat.py   events in Prophesee's .dat files
-aedat4.py          events and frames of iniVation cameras
-aedat2.py          events of iniVation cameras, recorded by jAER
-aedat3.py          events and frames of iniVation cameras, recorded by cAER
-ros_bag.py         events and frames in ROS bags
-evimo2.py          events in the folders of EVIMO2
-images.py          frames in image files
-video.py           frames in videos
+===================  ====================  ==================================================
+what you have        module                what it is
+===================  ====================  ==================================================
+Prophesee camera     prophesee_raw.py      .raw: EVT 2.0, 2.1, 3.0, 4.0
+                     prophesee_dat.py      .dat
+                     prophesee_hdf5.py     .hdf5 of Metavision, compressed as ECF or not
+iniVation camera     aedat4.py             .aedat4 of DV: events and frames
+                     aedat3.py             .aedat of cAER: events and frames
+                     aedat2.py             .aedat, .dat of jAER: events
+any, by ROS          ros_bag.py            .bag, .mcap, .db3: events and frames
+arrays or text       hdf5_events.py        .h5 with x, y, t, p; DSEC, TUM-VIE, VECtor
+                     hdf5_table.py         .h5 with one array (v2e, UEOF)
+                     npz_events.py         .npz with x, y, t, p
+                     npz_table.py          .npz with one array (EVIMO)
+                     text.py               .txt, .csv
+                     zipped_text.py        .zip with one text file (E2VID)
+a data set's own     hdf5_m3ed.py          .h5 of M3ED
+                     evimo2.py             a folder of EVIMO2
+frames               images.py             image files with times
+                     video.py              videos
+===================  ====================  ==================================================
 
-What they share:
+What they are made of:
 
-base.py            Format, EventFile and FrameSource: what a format gives
-columns.py         events in columns, searched on the disk
-table.py           events in one array of four columns
-column_order.py    which column of a table is which
-prophesee_words.py the words of Prophesee's encodings
-ecf.py             the compression of Prophesee's HDF5 files
-event_packets.py   the messages event_camera_msgs/EventPacket
-triggers.py        frame times from trigger inputs
-frames.py          image files decoded; lists of frame times and exposures
-hdf5.py            HDF5 files, kept open between reads
-npz.py             arrays of .npz archives as memory maps
-order.py           why times go back
-spool.py           events in temporary files, repaired
-wrapped_frames.py  frames at full depth, in order, at other times
-block_times.py     search in a sorted column of times that is stored in blocks
-event_writer.py    writing events, part by part
-hdf5_output.py     writing HDF5 files
+=====================  =======================================================================
+base.py                Format, EventFile and FrameSource: what a format gives
+order.py, spool.py     why times go back; events in temporary files, repaired
+triggers.py            frame times from trigger inputs of the camera
+frames.py              image files decoded, the order of their names, lists of times
+wrapped_frames.py      frames at full depth, in order, at other times
+columns.py, table.py   events in four columns, or in one array of four, searched on the disk
+column_order.py        which column of a table is which
+block_times.py         search in a sorted column of times that is stored in blocks
+hdf5.py, npz.py        HDF5 files kept open between reads; arrays of .npz as memory maps
+prophesee_words.py     the words of Prophesee's encodings
+ecf.py                 the compression of Prophesee's HDF5 files
+aedat4_packets.py      the packets of .aedat4 files, looked at before they are read
+event_packets.py       the messages event_camera_msgs/EventPacket
+event_writer.py        writing events, part by part
+hdf5_output.py         writing HDF5 files
+=====================  =======================================================================
 
 What each format of events costs (N events):
 

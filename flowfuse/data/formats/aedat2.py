@@ -20,7 +20,13 @@ import numpy as np
 
 from flowfuse.data.formats.base import EventFile, Format, starts_with
 from flowfuse.data.formats.prophesee_raw import Encoding, RawEvents
-from flowfuse.data.formats.prophesee_words import TRIGGER, Columns, DecoderState
+from flowfuse.data.formats.prophesee_words import (
+    BITS,
+    TRIGGER,
+    Columns,
+    DecoderState,
+    times_32_bits,
+)
 
 SIGNATURE = b"#!AER-DAT"
 _SIZES = {  # by the name of the chip: (height, width)
@@ -59,25 +65,14 @@ def split_davis(address: np.ndarray, height: int, width: int) -> tuple[np.ndarra
     return own & ~trigger, x, y, (address >> 11 & 1).astype(np.uint8), trigger, rises
 
 
-def _times(words: np.ndarray, state: DecoderState) -> tuple[np.ndarray, DecoderState]:
-    """int64 microseconds of each word, overflows undone, and the state after the last one."""
-    low = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    before = np.concatenate(((state.high,), low[:-1]))[: len(low)]
-    # A step back by more than half of the range is an overflow; a smaller one is not.
-    loops = state.loops + np.cumsum(before - low > 1 << 31)
-    if len(words):
-        state = DecoderState(high=int(low[-1]), loops=int(loops[-1]))
-    return loops << 32 | low, state
-
-
 def _decode(words: np.ndarray, state: DecoderState, split: Split) -> tuple[Columns, DecoderState]:
-    t, state = _times(words, state)
+    t, state = times_32_bits(words, state)
     events, x, y, p, _, _ = split((words >> np.uint64(32)).astype(np.uint32))
     return (x[events], y[events], t[events], p[events]), state
 
 
 def _triggers(words: np.ndarray, state: DecoderState, split: Split) -> np.ndarray:
-    t, _ = _times(words, state)
+    t, _ = times_32_bits(words, state)
     *_, found, rises = split((words >> np.uint64(32)).astype(np.uint32))
     triggers = np.zeros(int(found.sum()), TRIGGER)
     triggers["t"], triggers["p"] = t[found], rises[found]
@@ -109,7 +104,7 @@ class Aedat2Events(RawEvents):
                 stacklevel=6,
             )
         encoding = Encoding(
-            ">u8", partial(_decode, split=of_chip), partial(_triggers, split=of_chip)
+            ">u8", partial(_decode, split=of_chip), partial(_triggers, split=of_chip), BITS
         )
         return encoding, start, (height, width)
 

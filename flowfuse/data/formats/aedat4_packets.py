@@ -2,17 +2,20 @@
 
 Source of the layout: "AEDAT 4.0", docs.inivation.com. Behind the first line stands a header, a
 FlatBuffer with the size before it: the compression, and where the table of packets is, with which
-the file ends. A packet is the number of its stream, its size, and data, which may be an LZ4 frame.
+the file ends. A packet is the number of its stream, its size, and data, which may be a frame of LZ4
+or of Zstandard.
 """
 
 from __future__ import annotations
 
 import functools
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _FIRST_LINE = b"#!AER-DAT4.0\r\n"
-_LZ4 = (1, 2)  # of the values of compression
+_LZ4, _ZSTD = (1, 2), (3, 4)  # values of compression: fast, and high
 
 
 def check_packets(path: Path) -> None:
@@ -30,10 +33,6 @@ def check_packets(path: Path) -> None:
 @functools.lru_cache(maxsize=64)
 def _find_fault(path: Path, size: int, changed: int) -> str:
     """What is wrong with a file of this size and time of change; "" where nothing is."""
-    try:
-        from lz4.frame import decompress
-    except ImportError:  # it comes with rosbags
-        decompress = None
     with open(path, "rb") as file:
         try:
             if file.read(len(_FIRST_LINE)) != _FIRST_LINE:
@@ -42,6 +41,7 @@ def _find_fault(path: Path, size: int, changed: int) -> str:
             compression, end = _read_header(file.read(length))
         except (struct.error, IndexError):
             return "its header is damaged"
+        decompress = _find_decompress(compression)
         end = size if end < 0 else min(end, size)
         place = len(_FIRST_LINE) + 4 + length
         while place + 8 <= end:
@@ -49,13 +49,29 @@ def _find_fault(path: Path, size: int, changed: int) -> str:
             _, length = struct.unpack("<ii", file.read(8))
             if length < 0 or place + 8 + length > end:
                 return f"the packet at byte {place} has {length} bytes, {end - place - 8} are left"
-            if decompress is not None and compression in _LZ4:
+            if decompress is not None:
                 try:
                     decompress(file.read(length))
-                except (RuntimeError, ValueError) as error:
+                except Exception as error:  # each package has errors of its own
                     return f"the packet at byte {place} is damaged: {error}"
             place += 8 + length
     return ""
+
+
+def _find_decompress(compression: int) -> Callable[[bytes], bytes] | None:
+    """What unpacks a packet; None where it is not packed, or the package is not installed."""
+    try:
+        if compression in _LZ4:
+            from lz4.frame import decompress
+        elif compression in _ZSTD and sys.version_info >= (3, 14):
+            from compression.zstd import decompress
+        elif compression in _ZSTD:
+            from backports.zstd import decompress
+        else:
+            return None
+    except ImportError:
+        return None
+    return decompress
 
 
 def _read_header(header: bytes) -> tuple[int, int]:

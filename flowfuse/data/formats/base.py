@@ -240,10 +240,12 @@ class FrameSource(ABC):
     Attributes:
         times: [F] int64, microseconds, strictly increasing.
         exposures: [F, 2] int64, start and end in microseconds, or None where unknown.
+        kept: [N] bool, of the N frames stored, where some are left out: which are these F frames.
     """
 
     times: np.ndarray
     exposures: np.ndarray | None = None
+    kept: np.ndarray | None = None
 
     @property
     @abstractmethod

@@ -52,6 +52,8 @@ def list_images(directory: Path, times: np.ndarray | None = None) -> list[Path]:
     if all(_is_decimal(path.stem) for path in images):  # 5e-05, -0.5
         decimal = {path: [(Decimal(path.stem), "")] for path in images}
     by_whole, by_decimal = (sorted(images, key=key.__getitem__) for key in (whole, decimal))
+    if not all(_is_decimal(path.stem) for path in images):
+        _check_words(directory, by_whole)
     same_whole, same = _first_equal(by_whole, whole), _first_equal(by_decimal, decimal)
     if same_whole is not None and same is not None:
         raise ValueError(
@@ -83,6 +85,18 @@ _LONG_FRACTION = 3  # digits, as of a time
 def _numbers_of(stem: str, pattern: re.Pattern) -> list[tuple[Decimal, str]]:
     parts = pattern.split(stem)  # the odd ones are numbers
     return [(Decimal(part), "") if i % 2 else (Decimal(0), part) for i, part in enumerate(parts)]
+
+
+def _check_words(directory: Path, order: list[Path]) -> None:
+    """Refuse names that differ in words, as left_1 and right_1, where numbers go back in order."""
+    for a, b in pairwise(order):
+        before, after = ([int(n) for n in re.findall(r"\d+", path.stem)] for path in (a, b))
+        if after < before and re.sub(r"\d+", "0", a.stem) != re.sub(r"\d+", "0", b.stem):
+            raise ValueError(
+                f"{directory}: {a.name} and {b.name} have different words, and the numbers of the "
+                "images go back between them: are they of two cameras? Keep those of one in the "
+                "directory, or list them with their times ('t path' per line)"
+            )
 
 
 def _is_decimal(stem: str) -> bool:

@@ -14,6 +14,7 @@ from flowfuse.data.formats.frames import (
     read_frame_list,
     stated_white,
 )
+from flowfuse.data.formats.wrapped_frames import DeepFrames
 
 
 class ImageFrames(FrameSource):
@@ -42,8 +43,10 @@ class ImageFrames(FrameSource):
         return str(self.paths[index])
 
 
-def images_in_order(directory: Path, times: np.ndarray, source: Path) -> ImageFrames:
+def images_in_order(directory: Path, times: np.ndarray, source: Path) -> FrameSource:
     """The images of a directory in the order of the numbers in their names, with known times.
+
+    Those of more than 8 bits are as of :class:`DeepFrames`.
 
     Args:
         directory: of the images.
@@ -61,7 +64,7 @@ def images_in_order(directory: Path, times: np.ndarray, source: Path) -> ImageFr
         raise ValueError(
             f"{source}: times must increase, found {times[place + 1]} us after {times[place]} us"
         )
-    return ImageFrames(paths, times)
+    return DeepFrames(ImageFrames(paths, times))
 
 
 class ImagesFormat(Format):

@@ -20,8 +20,8 @@ PERIODS = (1 << 32, 1 << 31)
 # An overflow leaves a gap of at most this share of the period between the events around it.
 _MOST_GAP = 1 / 400
 _NEAR = 1000  # events: so many that return, or that were ahead, are single ones out of place
-_FEW = 10  # the same at the start or the end of a file, which could be a part as well
-_MOST_DROPPED = 0.01  # of the events; more of them are no accidents
+FEW = 10  # the same at the start or the end of a file, and where two stretches overlap in time
+MOST_DROPPED = 0.01  # of the events; more of them are no accidents
 _MOST_STEPS_BACK = 10_000  # more of them are no accident
 _STEP = 1 << 20  # times looked at together
 _LISTED = 5
@@ -70,7 +70,7 @@ class Order:
     @property
     def is_repairable(self) -> bool:
         """Whether the events out of order are few."""
-        return len(self.dropped) <= max(_FEW, self.count * _MOST_DROPPED)
+        return len(self.dropped) <= max(FEW, self.count * MOST_DROPPED)
 
     def describe_wraps(self) -> str:
         """The overflows in words."""
@@ -189,11 +189,15 @@ class _Search:
             return
         ahead = rows[before > after[0]]
         back = np.flatnonzero(after >= before[-1])
+        behind = after[: back[0]] if len(back) else after
+        if _overlap(before, behind):
+            self.close(row)
+            return
         returns = int(back[0]) if len(back) else None
-        if returns is None and count - row <= _FEW:
+        if returns is None and count - row <= FEW:
             returns = count - row
         whole = len(ahead) == len(rows)  # all that was looked at
-        dropping_ahead = not whole or (first == self.floor and len(ahead) <= _FEW)
+        dropping_ahead = not whole or (first == self.floor and len(ahead) <= FEW)
         if returns is not None and (returns <= len(ahead) or not dropping_ahead):
             self._drop(range(row, row + returns), int(after[0]), int(before[-1]), row)
             self.resume = row + returns
@@ -233,6 +237,23 @@ class _Search:
 
     def _added_at(self, row: int) -> int:
         return int(added_times(self.order.wraps, row, row + 1)[0])
+
+
+def _overlap(before: np.ndarray, behind: np.ndarray) -> bool:
+    """Whether two recordings of one span of time meet, and not a few events, or packets, that swap.
+
+    Args:
+        before: times up to where they go back.
+        behind: those from there on, as long as they are less than the last of ``before``.
+    """
+    ahead = before[before > behind[0]]
+    if min(len(ahead), len(behind)) <= FEW:
+        return False
+    if behind.max() <= ahead[0] and len(behind) <= _NEAR:
+        return False  # the later ones fit in before the earlier ones
+    # A wrong bit throws a few events ahead of the others: a gap stands before them.
+    gap = ahead[0] - before[-len(ahead) - 1] if len(ahead) < len(before) else 0
+    return bool(gap <= ahead[-1] - ahead[0])
 
 
 def added_times(wraps: Sequence[tuple[int, int]], first: int, end: int) -> np.ndarray:

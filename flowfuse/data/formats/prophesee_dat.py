@@ -13,7 +13,7 @@ import numpy as np
 
 from flowfuse.data.formats.base import EventFile, Format
 from flowfuse.data.formats.prophesee_raw import Encoding, RawEvents, read_header
-from flowfuse.data.formats.prophesee_words import Columns, DecoderState
+from flowfuse.data.formats.prophesee_words import BITS, Columns, DecoderState, times_32_bits
 
 _EVENT_TYPES = {0: "2D", 12: "CD"}
 _EVENT_BYTES = 8
@@ -29,15 +29,10 @@ def decode_dat(words: np.ndarray, state: DecoderState) -> tuple[Columns, Decoder
     Returns:
         x, y, t, p, t int64 microseconds with the overflows undone; the state after the last word.
     """
-    low = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    t, state = times_32_bits(words, state)
     upper = (words >> np.uint64(32)).astype(np.uint32)
-    before = np.concatenate(((state.high,), low[:-1]))[: len(low)]
-    # A step back by more than half of the range is an overflow; a smaller one is not.
-    loops = state.loops + np.cumsum(before - low > 1 << 31)
-    if len(words):
-        state = DecoderState(high=int(low[-1]), loops=int(loops[-1]))
     x, y = (upper & 0x3FFF).astype(np.int32), (upper >> 14 & 0x3FFF).astype(np.int32)
-    return (x, y, loops << 32 | low, (upper >> 28 & 1).astype(np.uint8)), state
+    return (x, y, t, (upper >> 28 & 1).astype(np.uint8)), state
 
 
 class DatEvents(RawEvents):
@@ -58,7 +53,8 @@ class DatEvents(RawEvents):
                 f"{path}: events of type {stated[0]} with {stated[1]} bytes, expected type 0 (2D) "
                 f"or 12 (CD) with {_EVENT_BYTES} bytes"
             )
-        return Encoding("<u8", decode_dat), start + 2, _find_size(path, header)
+        encoding = Encoding("<u8", decode_dat, counter=BITS)
+        return encoding, start + 2, _find_size(path, header)
 
 
 def _find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:

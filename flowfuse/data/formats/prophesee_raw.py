@@ -35,6 +35,7 @@ from flowfuse.data.formats.prophesee_words import (
 )
 
 BLOCK_BYTES = 1 << 22
+_DOUBTFUL = 1_000_000  # us without events where a clock overflows: it may have been reset
 _HEADER_BYTES = 1 << 16  # more than any header has
 
 # What names the sensor in headers without a geometry, and (height, width) of those sold.
@@ -128,6 +129,7 @@ class Encoding:
     dtype: str  # of a word
     decode: Callable[[np.ndarray, DecoderState], tuple[Columns, DecoderState]]
     triggers: Callable[[np.ndarray, DecoderState], np.ndarray] | None = None
+    counter: int | None = None  # bits of the clock, where it overflows within hours
 
 
 ENCODINGS = {
@@ -136,7 +138,7 @@ ENCODINGS = {
     "2.1 legacy": Encoding(
         "<u8", prophesee_words.decode_evt21_legacy, prophesee_words.triggers_evt21_legacy
     ),
-    "3": Encoding("<u2", decode_evt3, prophesee_words.triggers_evt3),
+    "3": Encoding("<u2", decode_evt3, prophesee_words.triggers_evt3, 24),
     "4": Encoding("<u4", prophesee_words.decode_evt4, prophesee_words.triggers_evt4),
 }
 
@@ -171,6 +173,7 @@ class RawEvents(IndexedEventFile):
             encoding.decode,
             encoding.triggers,
         )
+        self._counter = encoding.counter
         self._blocks: list[_Block] | None = None
         self._tell_cut()
 
@@ -244,16 +247,49 @@ class RawEvents(IndexedEventFile):
         if self._blocks is not None:
             return self._blocks
         blocks, count, last = [], 0, 0
+        doubtful: tuple[int, int, int] | None = None
         self._extent = np.zeros(2, np.int64)
         for offset, size, before, (x, y, t, _) in self._decoded():
             self._check_order(t, last, count)
+            doubtful = doubtful or self._find_doubtful(t, last if count else int(t[0]), count)
             blocks.append(_Block(offset, size, before, int(t[0]), count))
             self._extent = np.maximum(self._extent, (x.max(), y.max()))
             count, last = count + len(t), int(t[-1])
         self._last = last
         self._blocks = blocks
+        self._tell_overflow(doubtful)
         self._tell_untimed()
         return blocks
+
+    def _find_doubtful(self, t: np.ndarray, last: int, count: int) -> tuple[int, int, int] | None:
+        """An overflow that a reset of the clock may have been: its event, and times around it."""
+        if self._counter is None:
+            return None
+        before = np.concatenate(((last,), t[:-1]))
+        found = (t >> self._counter != before >> self._counter) & (t - before > _DOUBTFUL)
+        if not found.any():
+            return None
+        index = int(np.argmax(found))
+        return count + index, int(before[index]), int(t[index])
+
+    def _tell_overflow(self, doubtful: tuple[int, int, int] | None) -> None:
+        """Warn of overflows of a clock that runs for an hour, and of those that may be none."""
+        if self._counter == prophesee_words.BITS and self._last >> self._counter:
+            times = self._last >> self._counter
+            warnings.warn(
+                f"{self.path}: the clock overflowed {times} time{'s' * (times > 1)} at 2^32 us "
+                "(71.6 min); the times are continued",
+                stacklevel=5,
+            )
+        elif doubtful is not None and self._counter is not None:
+            event, before, after = doubtful
+            warnings.warn(
+                f"{self.path}: at event {event} the clock of {self._counter} bits goes back, which "
+                f"is taken as its overflow after {2**self._counter / 1e6:.1f} s: no event from "
+                f"{before / 1e6:.6f} to {after / 1e6:.6f} s; if two recordings were joined there, "
+                "split the file",
+                stacklevel=5,
+            )
 
     def _tell_cut(self) -> None:
         """Warn of a word that is cut off at the end of the file."""
@@ -344,10 +380,10 @@ def _find_format(path: Path, header: dict[str, str]) -> str:
 def find_size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     """(height, width), of "geometry 1280x720" or "format EVT3;height=720;width=1280"."""
     geometry = re.fullmatch(r"(\d+)x(\d+)", header.get("geometry", ""))
-    if geometry:
-        return int(geometry[2]), int(geometry[1])
     fields = dict(re.findall(r"(height|width)=(\d+)", header.get("format", "")))
-    if len(fields) == 2:
+    if geometry:
+        fields = {"width": geometry[1], "height": geometry[2]}
+    if len(fields) == 2 and min(map(int, fields.values())) > 0:
         return int(fields["height"]), int(fields["width"])
     named = " ".join(header.get(key, "") for key in _SENSOR_KEYS).lower()
     generation = next((header[key] for key in _GENERATION_KEYS if key in header), "")

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, y, t, p
+BITS = 32  # of the clock in words of 64 bits
+_LEAST_BACK = (1 << BITS) - (1 << BITS) // 400  # us: less of a step back is a reset, no overflow
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,24 @@ def times_high(
     high, loops = np.zeros(len(sets), np.int64), np.zeros(len(sets), np.int64)
     high[places], loops[places] = values, wraps
     return hold(sets, high, state.high), hold(sets, loops, state.loops)
+
+
+def times_32_bits(words: np.ndarray, state: DecoderState) -> tuple[np.ndarray, DecoderState]:
+    """The times of words of 64 bits with a time in their lower half, overflows undone.
+
+    Args:
+        words: [N] uint64.
+        state: before the first word; ``high`` is the last time as in the file.
+
+    Returns:
+        [N] int64 microseconds; the state after the last word.
+    """
+    low = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    before = np.concatenate(((state.high,), low[:-1]))[: len(low)]
+    loops = state.loops + np.cumsum(before - low >= _LEAST_BACK)
+    if len(words):
+        state = DecoderState(high=int(low[-1]), loops=int(loops[-1]))
+    return loops << BITS | low, state
 
 
 def decode_evt21(words: np.ndarray, state: DecoderState) -> tuple[Columns, DecoderState]:

@@ -53,7 +53,8 @@ _ROS2_EVENT = _event_type([0, 2, 6, 10, 14], 16)
 
 _STAMP = 4  # bytes before a header's time: its number in ROS 1, the kind of encoding in ROS 2
 
-# Bytes per pixel, and how OpenCV makes them gray or RGB.
+# Values per pixel, and how OpenCV makes them gray or RGB. It names a mosaic by the second row and
+# column, ROS by the first.
 _ENCODINGS = {
     "mono8": (1, None),
     "8UC1": (1, None),
@@ -66,8 +67,16 @@ _ENCODINGS = {
     "16UC1": (1, None),
     "rgb16": (3, None),
     "bgr16": (3, cv2.COLOR_BGR2RGB),
+    "yuv422": (2, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": (2, cv2.COLOR_YUV2RGB_YUY2),
 }
-_DEEP = ("mono16", "16UC1", "rgb16", "bgr16")
+for _mosaic, _code in (
+    ("rggb", cv2.COLOR_BayerBG2RGB),
+    ("bggr", cv2.COLOR_BayerRG2RGB),
+    ("gbrg", cv2.COLOR_BayerGR2RGB),
+    ("grbg", cv2.COLOR_BayerGB2RGB),
+):
+    _ENCODINGS |= {f"bayer_{_mosaic}8": (1, _code), f"bayer_{_mosaic}16": (1, _code)}
 
 
 class _Reader:
@@ -307,7 +316,7 @@ class BagFrames(FrameSource):
         channels, conversion = self._encoding(index, message.encoding)
         rows = np.frombuffer(message.data, np.uint8)
         kind: np.dtype = np.dtype("u1")
-        if message.encoding in _DEEP:
+        if message.encoding.endswith(("16", "16UC1")):
             kind = np.dtype(">u2" if message.is_bigendian else "<u2")
         length = message.width * channels * kind.itemsize
         if message.step < length or len(rows) != message.step * message.height:
@@ -317,9 +326,8 @@ class BagFrames(FrameSource):
             )
         image = rows.reshape(message.height, message.step)[:, :length]
         image = np.ascontiguousarray(image).view(kind).astype(kind.newbyteorder("="), copy=False)
-        if channels == 1:
-            return image
-        image = image.reshape(message.height, message.width, channels)
+        if channels > 1:
+            image = image.reshape(message.height, message.width, channels)
         return image if conversion is None else cv2.cvtColor(image, conversion)
 
     def name(self, index: int) -> str:

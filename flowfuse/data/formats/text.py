@@ -1,9 +1,9 @@
 """Text files of events, ``t x y p`` per line: checked once, then read by blocks.
 
-Columns are separated by blanks or commas. A line of names before the events says their order and
-the unit of t; else values do where they leave no doubt (column_order.py), with a warning; else it
-is t x y p, t in seconds. A first line of two whole numbers is the width and height of the sensor.
-Lines that start with # or % are skipped.
+Columns are separated by blanks, commas or semicolons. A line of names before the events says their
+order and the unit of t; else values do where they leave no doubt (column_order.py), with a warning;
+else it is t x y p, t in seconds. A first line of two whole numbers is the width and height of the
+sensor. Lines that start with # or % are skipped.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from flowfuse.data.formats.column_order import ColumnOrder, parse_columns
 BLOCK_BYTES = 1 << 20  # about 50,000 events
 _LONGEST_LINE = 4096
 _SAMPLE_BYTES = 1 << 16  # looked at for the order of the columns
+_MARKS = bytes.maketrans(b",;%", b"  #")  # what separates columns, what begins a comment
 _LAST_SECOND = 9.2e12  # more seconds than int64 holds as microseconds
 
 
@@ -117,7 +118,7 @@ class TextIndex:
         with open(self._content, "rb") as file:
             for _, line, text in self._blocks(file):
                 rows = self._parse(text, line)
-                self._check_values(rows, text, line)
+                self._check_values(rows, text, line, places=False)
                 yield rows[:, 1], rows[:, 2], self._microseconds(rows[:, 0]), rows[:, 3]
 
     def _build(self) -> None:
@@ -250,7 +251,7 @@ class TextIndex:
 
     def _parse(self, text: bytes, line: int) -> np.ndarray:
         """[N, 4] float64, t x y p, of a block that starts at the given line."""
-        plain = text.replace(b",", b" ").replace(b"%", b"#")
+        plain = text.translate(_MARKS)
         # np.loadtxt would warn about a block of blank lines and comments.
         if not any(_fields(content) for content in text.split(b"\n")):
             return np.empty((0, 4))
@@ -286,14 +287,18 @@ class TextIndex:
         names = {1e6: "in seconds", 1e3: "in milliseconds", 1.0: "in microseconds"}
         return names.get(self._unit, "in nanoseconds")
 
-    def _check_values(self, rows: np.ndarray, text: bytes, line: int) -> None:
+    def _check_values(
+        self, rows: np.ndarray, text: bytes, line: int, *, places: bool = True
+    ) -> None:
+        """Refuse what is no event; off the sensor only where ``places``: it can be dropped."""
         t, x, y, p = rows.T
         faults = [
             (~np.isfinite(rows).all(axis=1), "all values must be finite"),
             (t < 0, "t must not be negative"),
             (t * self._unit > _LAST_SECOND * 1e6, f"t must be {self._of_unit()} and fit int64"),
             (
-                (x <= -1) | (y <= -1) | ((x < 0) & (x % 1 == 0)) | ((y < 0) & (y % 1 == 0)),
+                places
+                & ((x <= -1) | (y <= -1) | ((x < 0) & (x % 1 == 0)) | ((y < 0) & (y % 1 == 0))),
                 "x and y must not lie outside the sensor",
             ),
             (~np.isin(p, (-1, 0, 1)), "p must be in {0, 1} or {-1, 1}"),
@@ -379,7 +384,7 @@ def _is_size(fields: list[bytes]) -> bool:
 
 def _fields(line: bytes) -> list[bytes]:
     """The columns of a line without its comment."""
-    return line.replace(b"%", b"#").split(b"#", 1)[0].replace(b",", b" ").split()
+    return line.translate(_MARKS).split(b"#", 1)[0].split()
 
 
 def _line_of(text: bytes, line: int, row: int) -> int:

@@ -18,7 +18,7 @@ class WrappedFrames(FrameSource):
 
     def __init__(self, source: FrameSource) -> None:
         self.source = source
-        self.times, self.exposures = source.times, source.exposures
+        self.times, self.exposures, self.kept = source.times, source.exposures, source.kept
 
     @property
     def files(self) -> list[Path]:
@@ -42,17 +42,26 @@ class DeepFrames(WrappedFrames):
 
     Args:
         source: of any depth.
-        bit_depth: 9 to 16, of its 16-bit frames; None: see above.
+        bit_depth: of its 16-bit frames, 8 to 16; None: see above. That frames of 8 bits take
+            nothing from it is told, once.
     """
 
     def __init__(self, source: FrameSource, bit_depth: int | None = None) -> None:
         super().__init__(source)
         self.bit_depth = bit_depth
         self._assumed: int | None = None
+        self._told = False
 
     def read(self, index: int) -> np.ndarray:
         frame = self.source.read(index)
         if frame.dtype != np.uint16:
+            if self.bit_depth not in (None, 8) and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"{self.name(index)} has 8 bits: --bit-depth {self.bit_depth} says nothing of "
+                    "such frames",
+                    stacklevel=3,
+                )
             return frame
         if self.bit_depth is not None:
             white, said = (1 << self.bit_depth) - 1, f"--bit-depth {self.bit_depth} was given"
@@ -103,12 +112,13 @@ class SelectedFrames(WrappedFrames):
 
     Args:
         source: of all.
-        indices: [F] of those kept.
+        kept: [N] bool, which of its frames.
     """
 
-    def __init__(self, source: FrameSource, indices: np.ndarray) -> None:
+    def __init__(self, source: FrameSource, kept: np.ndarray) -> None:
         super().__init__(source)
-        self.indices = indices
+        self.kept = kept
+        self.indices = indices = np.flatnonzero(kept)
         self.times = source.times[indices]
         if source.exposures is not None:
             self.exposures = source.exposures[indices]
@@ -187,4 +197,4 @@ def frames_in_order(source: FrameSource, repair: bool) -> FrameSource:
         f"{fault}",
         stacklevel=4,
     )
-    return SelectedFrames(source, np.flatnonzero(kept))
+    return SelectedFrames(source, kept)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -61,6 +63,17 @@ def test_one_pair_with_ground_truth_at_any_tau(sample):
     assert recording.ground_truth_at(1, 1.0) is None and recording.ground_truth_at(0, 0) is None
     assert recording.ground_truth_times == pytest.approx((0.2, 0.4, 0.6, 0.8), abs=0.03)
     assert recording.control_points().shape == (8, 2, HEIGHT, WIDTH)
+
+
+def test_images_of_12_bits(sample, tmp_path):
+    copy = Path(shutil.copytree(sample, tmp_path / "sample"))
+    images = {time: np.full((HEIGHT, WIDTH), time // 230, np.uint16) for time in (400_000, 900_000)}
+    (copy / "images" / "0650000.png").unlink()
+    for time, image in images.items():
+        assert cv2.imwrite(str(copy / "images" / f"{time:07d}.png"), image)
+    with pytest.warns(UserWarning, match=r"0900000.png and .* up to 3913: 12 bits are assumed"):
+        frame = open_recording(copy).frame(0)
+    np.testing.assert_array_equal(frame, np.rint(images[400_000] * (65535 / 4095)))
 
 
 def test_from_files_to_the_number(sample, tmp_path, capsys):

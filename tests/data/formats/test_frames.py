@@ -50,6 +50,26 @@ def test_the_order_of_image_names(tmp_path, names):
     assert names_in_order(tmp_path / "images", names[::-1]) == names
 
 
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["left_1.png", "right_1.png", "left_2.png", "right_2.png"], "left_2.png and right_1.png"),
+        (["A1.png", "a2.png", "A3.png"], "A3.png and a2.png"),
+    ],
+)
+def test_images_of_two_kinds_in_one_directory_are_refused(tmp_path, names, pair):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{pair} have different words, .* of two cameras"):
+        list_images(tmp_path)
+    # Such words are no counters: their numbers do not go back.
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for name in ("first.png", "image_b.png", "image_c1.png", "image_d2.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(list_images(tmp_path)) == 4
+
+
 def test_an_open_order_is_refused_unless_times_tell(tmp_path):
     with pytest.raises(ValueError, match=r"1.5.png or 1.25.png may come first"):
         names_in_order(tmp_path / "a", ["1.5.png", "1.25.png"])

@@ -88,3 +88,42 @@ def test_times_without_order():
     assert not few.is_repairable and "sort the events by time" in few.describe_faults()
     with pytest.raises(TooManyStepsBackError, match="more than 10000 times, at first at event"):
         order_of(rng.integers(0, 10**6, 100_000))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.arange(0, 5_000_000, 10_000), np.arange(0, 6_000_000, 10)),  # 500 events, then many
+        (np.arange(0, 5_000_000, 10_000), np.arange(0, 6_000_000, 10_000)),  # few, and few
+        (np.arange(0, 5_000_000, 10_000), np.arange(3_000_000, 4_500_000, 5_000)),  # in its middle
+        (np.arange(0, 5_000_000, 10), np.arange(0, 4_000_000, 100_000)),  # a short end
+        (np.arange(1_000_000, 1_001_000, 20), np.arange(0, 9_000_000, 100)),
+    ],
+)
+def test_short_recordings_that_were_joined_are_parts(first, second):
+    order = order_of(np.concatenate((first, second)))
+    assert [(p.first, p.end) for p in order.parts] == [
+        (0, len(first)),
+        (len(first), len(first) + len(second)),
+    ]
+    assert not order.dropped and "2 recordings were joined" in order.describe_faults()
+
+
+def test_three_short_recordings_that_were_joined_are_parts():
+    one = np.arange(0, 5_000_000, 20_000)
+    order = order_of(np.concatenate((one, one + 1000, one)))
+    assert [(p.first, p.end) for p in order.parts] == [(0, 250), (250, 500), (500, 750)]
+
+
+def test_packets_that_were_swapped_are_out_of_order():
+    times = 10 * np.arange(100_000)
+    swapped = np.concatenate((times[:50_000], times[50_300:50_700], times[50_000:50_300]))
+    order = order_of(np.concatenate((swapped, times[50_700:])))
+    assert len(order.parts) == 1 and order.dropped == list(range(50_400, 50_700))
+
+
+def test_a_packet_with_a_wrong_bit_is_out_of_order():
+    times = 10 * np.arange(100_000)
+    times[50_000:50_050] += 4096
+    order = order_of(times)
+    assert len(order.parts) == 1 and order.dropped == list(range(50_000, 50_050))

@@ -36,7 +36,8 @@ def events():
 def test_windows_are_slices_of_the_whole(tmp_path, events, kind):
     path = tmp_path / "events.dat"
     path.write_bytes(HEADER + bytes((kind, 8)) + encode(events))
-    recording = open_recording(path)
+    with pytest.warns(UserWarning, match=r"overflowed 1 time at 2\^32 us \(71.6 min\); the times"):
+        recording = open_recording(path)
     assert (recording.height, recording.width) == (480, 640) and not recording.has_frames
     assert recording.event_range == (events[0][2], events[-1][2])  # the overflow is undone
     small = DatEvents(path, block_bytes=800)
@@ -46,6 +47,19 @@ def test_windows_are_slices_of_the_whole(tmp_path, events, kind):
         assert rows(recording.events(t0, t1)) == expected
     with pytest.raises(ValueError, match=r"events.dat: files of this format hold no triggers"):
         small.triggers()
+
+
+def test_a_reset_after_forty_minutes_is_no_overflow(tmp_path):
+    path = tmp_path / "events.dat"
+    late = [(1, 1, 2_400_000_000 + 1000 * i, 1) for i in range(500)]
+    path.write_bytes(
+        HEADER + b"\x0c\x08" + encode(late + [(x, y, i, p) for i, (x, y, _, p) in enumerate(late)])
+    )
+    with pytest.raises(
+        ValueError, match=r"2 recordings were joined: part 1 has .* to 2400.499000 s"
+    ):
+        open_recording(path)
+    assert open_recording(path, part=2).event_range == (0, 499)
 
 
 def test_bytes_by_hand_without_a_size(tmp_path):

@@ -228,6 +228,21 @@ def test_the_sensor_of_a_header_without_geometry(tmp_path, line, size):
     assert (recording.height, recording.width) == size
 
 
+def test_an_overflow_that_may_be_a_reset_is_told(tmp_path):
+    """EVT 3.0 counts to 16.8 s: after a pause, a new recording looks like an overflow."""
+    path = tmp_path / "events.raw"
+    events = [(1, 1, time, 1) for time in (14_000_000, 16_700_000, 17_000_000)]
+    path.write_bytes(HEADERS["3"] + encode("3", events))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # 0.3 s without events are none
+        assert open_recording(path).event_range == (14_000_000, 17_000_000)
+    path.write_bytes(HEADERS["3"] + encode("3", [events[0], events[2]]))
+    with pytest.warns(
+        UserWarning, match=r"at event 1 the clock of 24 bits goes back, .* split the"
+    ):
+        assert open_recording(path).event_range == (14_000_000, 17_000_000)
+
+
 def test_faults_of_events(tmp_path):
     path = tmp_path / "events.raw"
     path.write_bytes(HEADERS["2"] + encode("2", [(1, 1, 500, 1), (2, 2, 400, 0)]))

@@ -115,7 +115,7 @@ def test_images_of_bags(tmp_path):
     colour = rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     writer = BagWriter(tmp_path / "a.bag", 1)
     for index, (encoding, image) in enumerate(
-        [("rgb8", colour), ("bgr8", colour[..., ::-1]), ("bayer_rggb8", colour[..., 0])]
+        [("rgb8", colour), ("bgr8", colour[..., ::-1]), ("yuv411", colour[..., 0])]
     ):
         writer.write_image(START + index, np.ascontiguousarray(image), encoding)
     writer.bag.close()
@@ -123,7 +123,7 @@ def test_images_of_bags(tmp_path):
     assert not recording.has_events
     for index in (0, 1):
         np.testing.assert_array_equal(recording.frame(index), colour)
-    with pytest.raises(ValueError, match=r"image 2: encoding 'bayer_rggb8', expected one of mono8"):
+    with pytest.raises(ValueError, match=r"image 2: encoding 'yuv411', expected one of mono8"):
         recording.frame(2)
     writer = BagWriter(tmp_path / "b.bag", 1)
     data = cv2.imencode(".png", colour[..., ::-1])[1].ravel()
@@ -132,6 +132,40 @@ def test_images_of_bags(tmp_path):
     writer.write("/image/compressed", kind, START, header=header, format="png", data=data)
     writer.bag.close()
     np.testing.assert_array_equal(open_recording(tmp_path / "b.bag").frame(0), colour)
+
+
+@pytest.mark.parametrize("mosaic", ["rggb", "bggr", "gbrg", "grbg"])
+def test_mosaics_of_bags(tmp_path, mosaic):
+    """Of one colour everywhere, the letters of the first two rows say which value is where."""
+    colour = {"r": 200, "g": 120, "b": 40}
+    values = np.array(
+        [[colour[mosaic[0]], colour[mosaic[1]]], [colour[mosaic[2]], colour[mosaic[3]]]]
+    )
+    image = np.tile(values, (HEIGHT // 2, WIDTH // 2))
+    writer = BagWriter(tmp_path / "a.bag", 1)
+    writer.write_image(START, image.astype(np.uint8), f"bayer_{mosaic}8")
+    deep = np.ascontiguousarray(257 * image, np.uint16)
+    writer.write_image(START + 1, deep.view(np.uint8), f"bayer_{mosaic}16", width=WIDTH)
+    writer.bag.close()
+    recording = open_recording(tmp_path / "a.bag")
+    for index, scale in ((0, 1), (1, 257)):
+        frame = recording.frame(index)
+        assert frame.shape == (*image.shape, 3)
+        for channel, value in enumerate(colour.values()):
+            assert (frame[..., channel] == scale * value).all()
+
+
+def test_packed_colours_of_bags(tmp_path):
+    gray = np.full((HEIGHT, WIDTH), 128, np.uint8)  # of U and V: no colour
+    luma = np.full((HEIGHT, WIDTH), 235, np.uint8)
+    writer = BagWriter(tmp_path / "a.bag", 1)
+    for index, pair in enumerate(((gray, luma), (luma, gray))):
+        data = np.stack(pair, axis=-1)
+        writer.write_image(START + index, data, ("yuv422", "yuv422_yuy2")[index])
+    writer.bag.close()
+    recording = open_recording(tmp_path / "a.bag")
+    for index in (0, 1):
+        assert recording.frame(index).min() >= 254 and recording.frame(index).shape[2] == 3
 
 
 def test_deep_images_of_bags(tmp_path):

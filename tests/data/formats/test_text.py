@@ -86,6 +86,12 @@ def test_line_numbers_count_from_the_start_in_later_blocks(tmp_path):
         _ = TextIndex(path, block_bytes=100).time_range
 
 
+def test_columns_are_separated_by_semicolons_too(tmp_path):
+    (tmp_path / "events.csv").write_text("timestamp;x;y;polarity\n0.1;3;2;1\n0.2;1;0;0  # last\n")
+    events = open_event_file(tmp_path / "events.csv").window(0, 10**6, 4, 4)
+    assert events.t.tolist() == [100_000, 200_000] and events.x.tolist() == [3, 1]
+
+
 SHARED = [HealthCheck.function_scoped_fixture]
 
 

@@ -6,6 +6,7 @@ import warnings
 from fractions import Fraction
 
 import av
+import av.logging
 import numpy as np
 import pytest
 
@@ -126,7 +127,7 @@ def test_damage_is_told(tmp_path):
     place = len(data) // 2
     path.write_bytes(data[:place] + b"\xff" * 400 + data[place + 400 :])
     with pytest.warns(
-        UserWarning, match=r"the stream is damaged: \d+ packets|the container states"
+        UserWarning, match=r"the stream is damaged: \d+ packets cannot|the container states"
     ):
         open_frames(path)
     moov = data.rindex(b"moov")
@@ -143,6 +144,37 @@ def test_a_matroska_file_that_ends_early_is_told(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.warns(UserWarning, match=r"has 0\.\d+ s, the container states an end at 1\.000 s"):
         open_frames(path)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mts"])
+def test_a_transport_stream_that_is_cut_is_told(tmp_path, name):
+    images = np.random.default_rng(0).integers(0, 255, (30, HEIGHT, WIDTH)).astype(np.uint8)
+    path = write_video(tmp_path / name, images, codec="libx264", pixels="yuv420p")
+    data, step = path.read_bytes(), 188 if name == "a.ts" else 192
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_frames(path).times) == 30
+    packets = [(end, data[end - 188 : end]) for end in range(step, len(data), step)]
+    # Full of data, and not the begin of any: in the middle of a frame.
+    inner = [end for end, packet in packets if not packet[1] & 0x40 and packet[3] >> 4 & 3 == 1]
+    middle = inner[-1]
+    for end in (middle, middle - 100):
+        path.write_bytes(data[:end])
+        with pytest.warns(UserWarning, match="the file ends in the middle of a frame: it is cut"):
+            open_frames(path)
+
+
+def test_damage_that_a_decoder_hides_is_told(tmp_path):
+    path = write_video(tmp_path / "a.mkv", noise(30), codec="libx264", pixels="yuv420p")
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(data) // 2, len(data) - 200, 30):
+        data[place] ^= 255
+    path.write_bytes(data)
+    level = av.logging.get_level()
+    with pytest.warns(UserWarning, match=r"the stream is damaged.* the decoder says: h264: \w+"):
+        open_frames(path)
+    assert av.logging.get_level() == level
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,26 @@ def test_a_stated_depth(tmp_path):
         open_recording(tmp_path, bit_depth=17)
 
 
+def test_a_depth_that_is_stated_of_nothing(tmp_path):
+    images = deep_images(12).astype(np.uint8)
+    write_images(tmp_path, images)
+    with pytest.warns(UserWarning, match=r"0.png has 8 bits: --bit-depth 12 says nothing") as told:
+        recording = open_recording(tmp_path, bit_depth=12)
+    np.testing.assert_array_equal(recording.frame(1), images[1])
+    assert len(told) == 1, "once"
+    np.savez(tmp_path / "events.npz", x=[1], y=[1], t=[5], p=[1])
+    for name, value in (("bit_depth", 12), ("time_offset", "3ms")):
+        with pytest.raises(ValueError, match=rf"{name} .* was given \(--\w+-\w+\) without frames"):
+            open_recording(events=tmp_path / "events.npz", **{name: value})
+    for name, value, lacks in (
+        ("part", 1, "events"),
+        ("columns", "t,x,y,p", "events"),
+        ("depth", 3.0, "a calibration"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} .* was given \(--{name}\) without {lacks}"):
+            open_recording(frames=tmp_path, **{name: value})
+
+
 @pytest.mark.filterwarnings("error")
 def test_files_that_state_their_depth(tmp_path):
     image = deep_images(12)[0]
