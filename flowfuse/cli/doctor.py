@@ -238,7 +238,7 @@ def requirements(extra: str | None) -> list[str]:
     for line in lines:
         wanted, _, marker = line.partition(";")
         asked = re.search(r"extra\s*==\s*[\"']([\w-]+)[\"']", marker)
-        if (asked[1] if asked else None) != extra:
+        if (asked[1] if asked else None) != extra or _is_for_older_python(marker):
             continue
         name = re.split(r"[\s\[<>=!~]", wanted.strip())[0]
         inner = re.search(r"\[([\w, -]+)\]", wanted)
@@ -248,6 +248,11 @@ def requirements(extra: str | None) -> list[str]:
         else:
             found.append(name)
     return found
+
+
+def _is_for_older_python(marker: str) -> bool:
+    found = re.search(r"python_version\s*<\s*[\"'](\d+)\.(\d+)[\"']", marker)
+    return found is not None and sys.version_info[:2] >= (int(found[1]), int(found[2]))
 
 
 def _installed(name: str) -> str | None:

@@ -24,6 +24,8 @@ Requires-Dist: absent-package
 Requires-Dist: jsonargparse[signatures]
 Requires-Dist: tensorboard; extra == "train"
 Requires-Dist: other-absent>1; extra == "view"
+Requires-Dist: of-old-python; python_version < "3.9" and extra == "view"
+Requires-Dist: of-new-python; python_version < "4.0" and extra == "view"
 Requires-Dist: flowfuse[train,view]; extra == "dev"
 Provides-Extra: train
 Provides-Extra: view
@@ -62,12 +64,14 @@ def test_every_part_is_reported(capsys):
 def test_packages_come_from_the_metadata(install):
     install(__version__)
     assert doctor.requirements(None) == ["torch", "absent-package", "jsonargparse"]
-    assert doctor.requirements("dev") == ["tensorboard", "other-absent"]
+    assert doctor.requirements("dev") == ["tensorboard", "other-absent", "of-new-python"]
     assert find("torch") == ("versions", "torch", doctor.GOOD, metadata.version("torch"), "")
     absent = find("absent-package")
     assert (absent.state, absent.remedy) == (doctor.BROKEN, "pip install absent-package")
     extra = find("view")
-    assert extra.state == doctor.MISSING and extra.text.endswith("missing: other-absent")
+    assert extra.state == doctor.MISSING and extra.text.endswith(
+        "missing: other-absent, of-new-python"
+    )
     assert extra.remedy == 'pip install "flowfuse[view]"'
 
 
