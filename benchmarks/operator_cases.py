@@ -43,21 +43,24 @@ PIXEL = 4  # bytes of a float32 value
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes and operations; `kind` names the limit that the operations are held against."""
+    """Bytes, operations and additions into random cells; `kind` names the limit that the operations
+    are held against.
+
+    The additions are held against the rate of random 64-bit atomic ones on a GPU; on a CPU, where
+    kernels own their cells and no such rate limits them, they do not count.
+    """
 
     bytes: int
     operations: int
-    kind: str  # "float32", "bfloat16" or "atomics"
+    kind: str  # "float32" or "bfloat16"
+    additions: int = 0
 
 
 def floor_seconds(needed: Needed, limits: Limits) -> float:
-    rate = {
-        "float32": limits.float32_operations,
-        "bfloat16": limits.bfloat16_operations,
-        "atomics": limits.atomics,
-    }[needed.kind]
-    moving = needed.bytes / limits.copy_bytes
-    return moving if rate is None else max(moving, needed.operations / rate)
+    rates = {"float32": limits.float32_operations, "bfloat16": limits.bfloat16_operations}
+    added = needed.additions / limits.atomics if limits.atomics else 0.0
+    moved = needed.bytes / limits.copy_bytes
+    return max(moved, needed.operations / rates[needed.kind], added)
 
 
 def voxelize_needs(
@@ -65,12 +68,11 @@ def voxelize_needs(
 ) -> Needed:
     """Bytes: every event read (x, y, t, p), every cell of the float32 grid written.
 
-    Operations: the additions into cells, 2 for an event on a pixel and 8 for one between pixels.
-    They are held against the rate of random 64-bit atomic additions on a GPU; on a CPU, where no
-    such rate limits a kernel that owns its cells, the bytes alone count.
+    Additions: 2 for an event on a pixel and 8 for one between pixels. Operations: only these.
     """
     moved = events * (2 * position + TIME + POLARITY) + batch * cells * PIXEL
-    return Needed(moved, events * (8 if rectified else 2), "atomics")
+    additions = events * (8 if rectified else 2)
+    return Needed(moved, additions, "float32", additions)
 
 
 def upsample_needs(
@@ -118,13 +120,15 @@ def warp_needs(events: int, batch: int, height: int, width: int, both: bool) -> 
     Operations per event: 8 for the four weights of the sampling and 7 for each component sampled, 4
     to move, 8 for the weights of the votes and 4 additions. The gradient: 12 for the slope of the
     votes, 8 to spread it over the flow, and the forward again.
+
+    Additions: the 4 votes, and with gradients the 8 shares of the flow's.
     """
     read = events * (2 * POSITION + TIME + POLARITY)
     plane = batch * height * width * PIXEL
     operations = events * (8 + 14 + 4 + 8 + 4)
     if not both:
-        return Needed(read + 3 * plane, operations, "float32")
-    return Needed(2 * read + 8 * plane, 2 * operations + 20 * events, "float32")
+        return Needed(read + 3 * plane, operations, "float32", 4 * events)
+    return Needed(2 * read + 8 * plane, 2 * operations + 20 * events, "float32", 12 * events)
 
 
 @dataclass(frozen=True)

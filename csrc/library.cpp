@@ -45,10 +45,10 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
   m.def(
       "volume_lookup_backward(Tensor grad, Tensor[] volumes, Tensor coords, int radius, bool coords_needed) "
       "-> (Tensor[], Tensor)");
-  m.def("correlation_lookup(Tensor f0, Tensor[] f1_levels, Tensor coords, int radius) -> Tensor");
+  m.def("correlation_lookup(Tensor f0, Tensor[] f1_levels, Tensor coords, int radius, bool exact) -> Tensor");
   m.def(
       "correlation_lookup_backward(Tensor grad, Tensor f0, Tensor[] f1_levels, Tensor coords, int radius, "
-      "bool coords_needed) -> (Tensor, Tensor[], Tensor)");
+      "bool coords_needed, bool exact) -> (Tensor, Tensor[], Tensor)");
 
   m.def("common_gradient(Tensor frame0, Tensor frame1, Tensor event_sum, Tensor? flow, bool linear) -> Tensor");
   m.def(

@@ -52,20 +52,21 @@ Tensor forward(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Ten
   return output;
 }
 
-Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius) {
+// float32 is always multiplied exactly here.
+Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool) {
   check_correlation_lookup("correlation_lookup", f0, f1_levels, coords, radius);
-  const Tensor exact = converted(coords, ScalarType::Double);
+  const Tensor points = converted(coords, ScalarType::Double);
   const ScalarType dtype = f0.scalar_type();
-  if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, exact, radius, dtype);
+  if (dtype == ScalarType::Double) return forward<double, double>(f0, f1_levels, points, radius, dtype);
 #if FLOWFUSE_BFLOAT16_PRODUCTS
   const bool all_bfloat16 =
       dtype == ScalarType::BFloat16 && std::all_of(f1_levels.begin(), f1_levels.end(),
                                                    [&](const Tensor& level) { return level.scalar_type() == dtype; });
   if (all_bfloat16 && cpu_capability() >= CpuCapability::kAvx512Bf16) {
-    return forward<float, BFloat16>(f0, f1_levels, exact, radius, dtype);
+    return forward<float, BFloat16>(f0, f1_levels, points, radius, dtype);
   }
 #endif
-  return forward<float, float>(f0, f1_levels, exact, radius, ScalarType::Float);
+  return forward<float, float>(f0, f1_levels, points, radius, ScalarType::Float);
 }
 
 }  // namespace

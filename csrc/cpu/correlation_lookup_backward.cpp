@@ -326,7 +326,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> backward(const Tensor& grad, con
 std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(Tensor grad, Tensor f0,
                                                                             std::vector<Tensor> f1_levels,
                                                                             Tensor coords, int64_t radius,
-                                                                            bool coords_needed) {
+                                                                            bool coords_needed, bool) {
   check_correlation_lookup("correlation_lookup_backward", f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   check_gradient("correlation_lookup_backward", grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0", f0);

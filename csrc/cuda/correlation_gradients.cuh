@@ -1,4 +1,5 @@
-// Gradients of features on demand: sums over pixels and cells that have a tap in common.
+// Gradients of features on demand: sums over pixels and cells that have a tap in common. This header has them by the
+// CUDA cores; correlation_matrix_gradients.cuh by the tensor cores, which take the same lists.
 //
 // A warp owns 8 pixels (4 x 2, for f0's gradient) or 8 cells (2 x 4, for f1's) and a quad of channels a lane. It goes
 // through the cells, or the pixels, whose taps they share: a matrix of tap gradients, 8 for each, is put into shared
@@ -9,14 +10,17 @@
 // No sum depends on the order in which blocks run: each has one owner, or parts that are added in a fixed order.
 #pragma once
 
-#include "cuda/correlation_tiles.cuh"
+#include "cuda/correlation_products.cuh"
 
 namespace flowfuse::cuda {
 
 constexpr int kRegionColumns = 2, kRegionRows = 4;  // cells of a warp: taps along y lie side by side in memory
 constexpr int kBatch = 64;                          // cells or pixels whose factors are in shared memory
 constexpr int kLoads = 4;                           // of features that a lane has under way
-constexpr int64_t kWantedWarps = 512;               // for a level of an item: small ones are summed in slices
+#ifndef FLOWFUSE_WANTED_WARPS
+#define FLOWFUSE_WANTED_WARPS 512
+#endif
+constexpr int64_t kWantedWarps = FLOWFUSE_WANTED_WARPS;  // for a level of an item: small ones are summed in slices
 
 static_assert(kRegionColumns * kRegionRows == kWarpPixels, "a lane has eight sums of each channel");
 
@@ -36,10 +40,10 @@ struct MapGradient {
 
 // The backward pass for the tiles [first_tile, first_tile + tiles_in_hand) of the items [item, item + items_in_hand).
 // What is kept of them between kernels lies in rows, one for each item, level and tile.
-template <class T>
-struct GradientParams : FeatureLookup<T> {
+template <class T, class F = T>
+struct GradientParams : FeatureLookup<T, F> {
   int64_t item, items_in_hand, first_tile, tiles_in_hand;
-  int lanes;              // that have a feature together; the others of a warp take the next one
+  int64_t chunk;          // channels of a warp
   const T* grad;          // of the values, [B, levels * window_size, pixels]
   T* kept;                // gradients of taps, [rows, kPixels, taps]
   Origin* origins;        // [rows, kPixels]
@@ -55,18 +59,24 @@ struct GradientParams : FeatureLookup<T> {
   }
   FLOWFUSE_INLINE int64_t groups() const { return (tiles_in_hand + kWarp - 1) / kWarp; }
   __device__ __forceinline__ int64_t rows_in_hand() const { return items_in_hand * this->levels * tiles_in_hand; }
-  FLOWFUSE_INLINE int64_t chunk() const { return int64_t{lanes} * Quad<T>::kCount; }  // channels of a warp
-  FLOWFUSE_INLINE int64_t chunks() const { return (this->channels + chunk() - 1) / chunk(); }
+  FLOWFUSE_INLINE int64_t chunks() const { return (this->channels + chunk - 1) / chunk; }
+  // Lanes that have a feature together; the others of a warp take the next one. Of the CUDA cores.
+  __device__ __forceinline__ int lanes() const { return static_cast<int>(chunk) / Quad<T>::kCount; }
+};
+
+// Pixels listed for a warp, in shared memory.
+struct PixelList {
+  int64_t features_at[kBatch];  // where the features of a pixel lie
+  int64_t taps_at[kBatch];      // and its taps
+  int dx[kBatch], dy[kBatch];   // its tap on the first cell of the region
 };
 
 // Shared memory of a warp.
 template <class T>
 struct FactorMemory {
   Quad<T> factors[kWarpPixels / Quad<T>::kCount][kBatch + 1];  // eight for each cell or pixel
-  int64_t features_at[kBatch];                                 // where its features lie
-  int64_t taps_at[kBatch];                                     // and, of pixels, their taps
-  // Of pixels listed: their tap on the first cell of the region; of pixels owned: where in the box their first tap is.
-  int dx[kBatch], dy[kBatch];
+  // Where the features of cells lie too; dx, dy of pixels owned: where in the box their first tap is.
+  PixelList list;
 };
 
 template <class T>
@@ -88,15 +98,15 @@ FLOWFUSE_ARITHMETIC void add_products(const T (&factors)[kWarpPixels], const Qua
 
 // Adds the products of the first `count` factors and features in shared memory, a multiple of kLoads * step: number
 // first, first + step ... for this lane, whose features begin at `features` and have `left` channels.
-template <bool kAligned, class T, class F>
-__device__ __forceinline__ void add_batch(const F* features, int64_t left, int first, int step, int count,
+template <bool kAligned, class T>
+__device__ __forceinline__ void add_batch(const T* features, int64_t left, int first, int step, int count,
                                           const FactorMemory<T>& memory, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   constexpr int kMost = kAligned ? kLoads : 1;
   for (int begin = first; begin < count; begin += kMost * step) {
     Quad<T> loaded[kMost];
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
-      loaded[n] = load_quad<kAligned, T>(features + memory.features_at[begin + n * step], left);
+      loaded[n] = load_quad<kAligned>(features + memory.list.features_at[begin + n * step], left);
     }
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
@@ -113,13 +123,13 @@ __device__ __forceinline__ void add_batch(const F* features, int64_t left, int f
 }
 
 // The same for all lanes, which share the features among them.
-template <class T, class F>
-__device__ __forceinline__ void add_batch(const GradientParams<T>& params, const F* features, int64_t channel,
-                                          bool aligned, int count, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
-  const int first = static_cast<int>(threadIdx.x) % kWarp / params.lanes, step = kWarp / params.lanes;
+template <class T>
+__device__ __forceinline__ void add_batch(const GradientParams<T>& params, const T* features, int64_t channel,
+                                          int count, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
+  const int first = static_cast<int>(threadIdx.x) % kWarp / params.lanes(), step = kWarp / params.lanes();
   const int64_t left = params.channels - channel;
   if (left <= 0) return;
-  if (aligned) {
+  if (params.aligned) {
     add_batch<true>(features + channel, left, first, step, count, factor_memory<T>(), sums);
   } else {
     add_batch<false>(features + channel, left, first, step, count, factor_memory<T>(), sums);
@@ -130,7 +140,7 @@ __device__ __forceinline__ void add_batch(const GradientParams<T>& params, const
 // others might not be finite.
 template <class T>
 __device__ __forceinline__ int padded_count(const GradientParams<T>& params, int count) {
-  const int multiple = kLoads * (kWarp / params.lanes);
+  const int multiple = kLoads * (kWarp / params.lanes());
   return (count + multiple - 1) / multiple * multiple;
 }
 
@@ -162,7 +172,7 @@ __device__ __forceinline__ void store_sums(T* target, int64_t left, bool aligned
 // Adds the products of `count` cells of a box from number `first` on, column by column. The box begins at cell number
 // `corner` of the map; where the pixels have their first taps in it is in shared memory.
 template <class T>
-__device__ __forceinline__ void add_cells(const GradientParams<T>& params, const FeatureMap& map, const T* taps,
+__device__ __forceinline__ void add_cells(const GradientParams<T>& params, const FeatureMap<T>& map, const T* taps,
                                           int64_t corner, int height, int first, int count, int64_t item,
                                           int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
@@ -173,7 +183,7 @@ __device__ __forceinline__ void add_cells(const GradientParams<T>& params, const
     Quad<T> factors[kWarpPixels / Quad<T>::kCount];
 #pragma unroll
     for (int j = 0; j < kWarpPixels; ++j) {
-      const int dx = x - memory.dx[j], dy = y - memory.dy[j];
+      const int dx = x - memory.list.dx[j], dy = y - memory.list.dy[j];
       const bool inside = k < count && dx >= 0 && dx < side && dy >= 0 && dy < side;
       const T tap =
           taps[inside ? j * params.tap_count() + dx * side + dy : 0];  // without a branch: all loads under way
@@ -181,21 +191,17 @@ __device__ __forceinline__ void add_cells(const GradientParams<T>& params, const
     }
 #pragma unroll
     for (int part = 0; part < kWarpPixels / Quad<T>::kCount; ++part) memory.factors[part][k] = factors[part];
-    memory.features_at[k] = (corner + y * map.columns + x) * params.channels;
+    memory.list.features_at[k] = (corner + y * map.columns + x) * params.channels;
   }
   __syncwarp();
-  with_kind<T>(map.kind, [&](auto zero) {
-    using F = decltype(zero);
-    const F* f1 = static_cast<const F*>(map.values) + (params.item + item) * map.batch_stride;
-    add_batch(params, f1, channel, map.aligned, padded, sums);
-  });
+  add_batch(params, map.values + (params.item + item) * map.batch_stride, channel, padded, sums);
   __syncwarp();  // the factors have been read
 }
 
 // Whether the box around the windows of the pixels of a warp, which lanes have one each, has at most as many cells as
 // they have taps.
 template <class T>
-__device__ __forceinline__ bool lie_close(const GradientParams<T>& params, const FeatureMap& map,
+__device__ __forceinline__ bool lie_close(const GradientParams<T>& params, const FeatureMap<T>& map,
                                           const Origin& origin) {
   const Box own = cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()),
             all = enclosing_lanes(own, kWarpPixels);
@@ -211,7 +217,7 @@ __device__ __forceinline__ void add_level(const GradientParams<T>& params, int i
                                           int64_t channel, T (&sums)[kWarpPixels][Quad<T>::kCount]) {
   FactorMemory<T>& memory = factor_memory<T>();
   const int j = static_cast<int>(threadIdx.x) % kWarpPixels;
-  const FeatureMap& map = params.maps[level];
+  const FeatureMap<T>& map = params.maps[level];
   const int64_t first_pixel = params.row(item, level, tile) * kPixels + threadIdx.x / kWarp * kWarpPixels;
   const Origin origin = params.origins[first_pixel + j];
   const int turns = lie_close(params, map, origin) ? 1 : kWarpPixels;
@@ -220,8 +226,8 @@ __device__ __forceinline__ void add_level(const GradientParams<T>& params, int i
     const Box own = counts ? cells_under(map, origin.x, origin.y, params.tap_side(), params.tap_side()) : empty_box();
     const Box box = enclosing_lanes(own, kWarpPixels);
     if (threadIdx.x % kWarp < kWarpPixels) {
-      memory.dx[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.x - box.x0);
-      memory.dy[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.y - box.y0);
+      memory.list.dx[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.x - box.x0);
+      memory.list.dy[j] = own.empty() ? 1 << 20 : static_cast<int>(origin.y - box.y0);
     }
     __syncwarp();
     const int height = static_cast<int>(box.height()), cells = static_cast<int>(box.width()) * height;
@@ -240,7 +246,7 @@ __device__ __forceinline__ void sum_pixels(const GradientParams<T>& params, int 
     for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
   }
   for (int level = 0; level < params.levels; ++level) add_level(params, item, level, tile, channel, sums);
-  join_lanes(params.lanes, sums);
+  join_lanes(params.lanes(), sums);
 }
 
 template <class T>
@@ -248,14 +254,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f0(Gradie
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t index = blockIdx.x; index < params.items_in_hand * params.tiles_in_hand * params.chunks();
        index += gridDim.x) {
-    const int64_t channel = index % params.chunks() * params.chunk() + lane % params.lanes * Quad<T>::kCount;
+    const int64_t channel = index % params.chunks() * params.chunk + lane % params.lanes() * Quad<T>::kCount;
     // What is in hand fits into the workspace: its numbers are small, and registers are few.
     const int tile = static_cast<int>(index / params.chunks() % params.tiles_in_hand);
     const int item = static_cast<int>(index / params.chunks() / params.tiles_in_hand);
     T sums[kWarpPixels][Quad<T>::kCount];
     sum_pixels(params, item, tile, channel, sums);
     const int64_t left = params.channels - channel;
-    if (lane >= params.lanes || left <= 0) continue;
+    if (lane >= params.lanes() || left <= 0) continue;
 #pragma unroll
     for (int j = 0; j < kWarpPixels; ++j) {
       const Spot spot = spot_of(params, params.first_tile + tile, warp * kWarpPixels + j);
@@ -286,16 +292,16 @@ __device__ __forceinline__ void add_listed(const GradientParams<T>& params, cons
   const int lane = static_cast<int>(threadIdx.x) % kWarp, cell = lane % kWarpPixels,
             padded = padded_count(params, count);
   __syncwarp();  // the list is there
-  if (lane < padded - count) memory.features_at[count + lane] = memory.features_at[0];
+  if (lane < padded - count) memory.list.features_at[count + lane] = memory.list.features_at[0];
   for (int begin = lane / kWarpPixels; begin < padded; begin += kLoads * kWarp / kWarpPixels) {
     T factors[kLoads];
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
       const int k = begin + n * kWarp / kWarpPixels, place = smaller(k, count - 1);
-      const int dx = memory.dx[place] + cell / kRegionRows, dy = memory.dy[place] + cell % kRegionRows;
+      const int dx = memory.list.dx[place] + cell / kRegionRows, dy = memory.list.dy[place] + cell % kRegionRows;
       const bool inside = k < count && dx >= 0 && dx < params.tap_side() && dy >= 0 && dy < params.tap_side();
       const T tap =
-          params.kept[memory.taps_at[place] + (inside ? dx * params.tap_side() + dy : 0)];  // as above: no branch
+          params.kept[memory.list.taps_at[place] + (inside ? dx * params.tap_side() + dy : 0)];  // as above: no branch
       factors[n] = inside ? tap : T(0);
     }
 #pragma unroll
@@ -305,17 +311,15 @@ __device__ __forceinline__ void add_listed(const GradientParams<T>& params, cons
     }
   }
   __syncwarp();
-  add_batch(params, params.f0 + (params.item + region.item) * params.f0_stride, channel, params.f0_aligned, padded,
-            sums);
+  add_batch(params, params.f0 + (params.item + region.item) * params.f0_stride, channel, padded, sums);
   __syncwarp();  // list and factors have been read
 }
 
 // Lists the pixels of a tile whose windows meet the region behind the `count` that are listed; returns how many it
 // then has.
-template <class T>
-__device__ __forceinline__ int list_pixels(const GradientParams<T>& params, const Region& region, int64_t tile,
-                                           int count) {
-  FactorMemory<T>& memory = factor_memory<T>();
+template <class T, class F>
+__device__ __forceinline__ int list_pixels(const GradientParams<T, F>& params, const Region& region, int64_t tile,
+                                           int count, PixelList& list) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t pixel = (region.row + tile) * kPixels + lane;
   const Origin origin = params.origins[pixel];
@@ -324,23 +328,21 @@ __device__ __forceinline__ int list_pixels(const GradientParams<T>& params, cons
   const unsigned sharing = __ballot_sync(kWholeWarp, shares);
   if (shares) {
     const int place = count + __popc(sharing & ((1u << lane) - 1));
-    memory.features_at[place] = spot_of(params, params.first_tile + tile, lane).pixel * params.channels;
-    memory.taps_at[place] = pixel * params.tap_count();
-    memory.dx[place] = static_cast<int>(dx);
-    memory.dy[place] = static_cast<int>(dy);
+    list.features_at[place] = spot_of(params, params.first_tile + tile, lane).pixel * params.channels;
+    list.taps_at[place] = pixel * params.tap_count();
+    list.dx[place] = static_cast<int>(dx);
+    list.dy[place] = static_cast<int>(dy);
   }
   return count + __popc(sharing);
 }
 
-template <class T>
-__device__ __forceinline__ void sum_region(const GradientParams<T>& params, const Region& region, int64_t channel,
-                                           T (&sums)[kWarpPixels][Quad<T>::kCount]) {
+// Goes through the pixels whose windows meet the region and calls add(count) for lists of them, full or the last.
+template <class T, class F, class Add>
+__device__ __forceinline__ void visit_pixels(const GradientParams<T, F>& params, const Region& region, PixelList& list,
+                                             const Add& add) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Box* groups = params.group_footprints + (region.item * params.levels + region.level) * params.groups();
   const int64_t last_group = (region.last + kWarp - 1) / kWarp;
-  for (int j = 0; j < kWarpPixels; ++j) {
-    for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
-  }
   int count = 0;  // of pixels in the list
   for (int64_t base = region.first / kWarp; base < last_group; base += kWarp) {
     const bool group_meets = base + lane < last_group && region.meets(groups[base + lane]);
@@ -349,21 +351,65 @@ __device__ __forceinline__ void sum_region(const GradientParams<T>& params, cons
       const bool meets =
           tile >= region.first && tile < region.last && region.meets(params.footprints[region.row + tile]);
       for (unsigned tiles = __ballot_sync(kWholeWarp, meets); tiles != 0; tiles &= tiles - 1) {
-        count = list_pixels(params, region, first + __ffs(static_cast<int>(tiles)) - 1, count);
+        count = list_pixels(params, region, first + __ffs(static_cast<int>(tiles)) - 1, count, list);
         if (count <= kBatch - kWarp) continue;
-        add_listed(params, region, count, channel, sums);
+        add(count);
         count = 0;
       }
     }
   }
-  if (count > 0) add_listed(params, region, count, channel, sums);
-  join_lanes(params.lanes, sums);
+  if (count > 0) add(count);
+}
+
+template <class T>
+__device__ __forceinline__ void sum_region(const GradientParams<T>& params, const Region& region, int64_t channel,
+                                           T (&sums)[kWarpPixels][Quad<T>::kCount]) {
+  for (int j = 0; j < kWarpPixels; ++j) {
+    for (int c = 0; c < Quad<T>::kCount; ++c) sums[j][c] = 0;
+  }
+  visit_pixels(params, region, factor_memory<T>().list,
+               [&](int count) { add_listed(params, region, count, channel, sums); });
+  join_lanes(params.lanes(), sums);
 }
 
 // Warps of a level.
-template <class T>
-__device__ __forceinline__ int64_t warps_of(const GradientParams<T>& params, int level) {
+template <class T, class F>
+__device__ __forceinline__ int64_t warps_of(const GradientParams<T, F>& params, int level) {
   return params.items_in_hand * params.targets[level].regions * params.targets[level].slices * params.chunks();
+}
+
+// What a warp makes of the gradients in f1: the channels from `channel` on of a region, at `target` for its cell 0 of
+// the map.
+template <class T>
+struct RegionShare {
+  Region region;
+  int64_t channel;
+  T* target;
+  bool add;  // to what is there
+};
+
+template <class T, class F>
+__device__ __forceinline__ RegionShare<T> share_of(const GradientParams<T, F>& params, int64_t number) {
+  Region region{};
+  int64_t index = number;
+  while (index >= warps_of(params, region.level)) index -= warps_of(params, region.level++);
+  const FeatureMap<F>& map = params.maps[region.level];
+  const MapGradient<T>& target = params.targets[region.level];
+  const int64_t across = (map.columns + kRegionColumns - 1) / kRegionColumns;
+  region.x = index % target.regions % across * kRegionColumns;  // warps of a block have regions side by side
+  region.y = index % target.regions / across * kRegionRows;
+  index /= target.regions;
+  const int64_t channel = index % params.chunks() * params.chunk;
+  index /= params.chunks();
+  const int64_t slice = index % target.slices;
+  region.item = index / target.slices;
+  region.first = params.tiles_in_hand * slice / target.slices;
+  region.last = params.tiles_in_hand * (slice + 1) / target.slices;
+  region.row = params.row(region.item, region.level, 0);
+  const bool whole = target.slices == 1;  // else the slices are added by add_slices
+  const int64_t item = whole ? params.item + region.item : slice * params.items_in_hand + region.item;
+  T* grad = (whole ? target.grad : target.sums) + item * map.rows * map.columns * params.channels;
+  return {region, channel, grad, whole && params.first_tile > 0};
 }
 
 template <class T>
@@ -371,42 +417,27 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) gather_f1(Gradie
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t number = int64_t{blockIdx.x} * kTileWarps + warp; number < warps;
        number += int64_t{gridDim.x} * kTileWarps) {
-    Region region{};
-    int64_t index = number;
-    while (index >= warps_of(params, region.level)) index -= warps_of(params, region.level++);
-    const FeatureMap& map = params.maps[region.level];
-    const MapGradient<T>& target = params.targets[region.level];
-    const int64_t across = (map.columns + kRegionColumns - 1) / kRegionColumns;
-    region.x = index % target.regions % across * kRegionColumns;  // warps of a block have regions side by side
-    region.y = index % target.regions / across * kRegionRows;
-    index /= target.regions;
-    const int64_t channel = index % params.chunks() * params.chunk() + lane % params.lanes * Quad<T>::kCount;
-    index /= params.chunks();
-    const int64_t slice = index % target.slices;
-    region.item = index / target.slices;
-    region.first = params.tiles_in_hand * slice / target.slices;
-    region.last = params.tiles_in_hand * (slice + 1) / target.slices;
-    region.row = params.row(region.item, region.level, 0);
+    const RegionShare<T> share = share_of(params, number);
+    const Region& region = share.region;
+    const FeatureMap<T>& map = params.maps[region.level];
+    const int64_t channel = share.channel + lane % params.lanes() * Quad<T>::kCount;
     T sums[kWarpPixels][Quad<T>::kCount];
     sum_region(params, region, channel, sums);
     const int64_t left = params.channels - channel;
-    if (lane >= params.lanes || left <= 0) continue;
-    const bool whole = target.slices == 1;  // else the slices are added by add_slices
-    const int64_t item = whole ? params.item + region.item : slice * params.items_in_hand + region.item;
-    T* grad = (whole ? target.grad : target.sums) + item * map.rows * map.columns * params.channels + channel;
+    if (lane >= params.lanes() || left <= 0) continue;
 #pragma unroll
     for (int j = 0; j < kWarpPixels; ++j) {
       const int64_t x = region.x + j / kRegionRows, y = region.y + j % kRegionRows;
       if (x >= map.columns || y >= map.rows) continue;
-      store_sums(grad + (y * map.columns + x) * params.channels, left, params.channels % Quad<T>::kCount == 0,
-                 whole && params.first_tile > 0, params.scale, sums[j]);
+      store_sums(share.target + (y * map.columns + x) * params.channels + channel, left,
+                 params.channels % Quad<T>::kCount == 0, share.add, params.scale, sums[j]);
     }
   }
 }
 
 // Gradients of the levels whose tiles were summed in slices.
-template <class T>
-__global__ void __launch_bounds__(kThreads) add_slices(GradientParams<T> params, int64_t elements) {
+template <class T, class F>
+__global__ void __launch_bounds__(kThreads) add_slices(GradientParams<T, F> params, int64_t elements) {
   for (int64_t number = first_item(); number < elements; number += item_step()) {
     int64_t index = number;
     for (int level = 0; level < params.levels; ++level) {

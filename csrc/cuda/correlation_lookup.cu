@@ -1,29 +1,21 @@
-// Look-ups on demand: a block makes the products of a tile of pixels with a level (correlation_products.cuh), combines
-// them and stores along the pixels. All levels go in one launch: a coarse one alone would not fill a device.
+// Look-ups on demand: a block makes the products of a tile of pixels with a level, combines them and stores along the
+// pixels. All levels go in one launch: a coarse one alone would not fill a device.
+#include "cuda/correlation_matrix.cuh"
 #include "cuda/correlation_products.cuh"
 #include "operators/correlation_lookup.h"
 
 namespace flowfuse::cuda {
 namespace {
 
-// Values of the windows of a tile from its taps: a lane has a pixel, a warp some columns.
-template <class T>
-__device__ __forceinline__ void store_values(const FeatureLookup<T>& params, const TileMemory<T>& memory, T* output) {
-  const BlockTile<T>& tile = memory.tile;
-  const int i = static_cast<int>(threadIdx.x) % kWarp;
-  const Spot spot = spot_of(params, tile.number, i);
-  if (!spot.there) return;
-  const Window<T> window = memory.windows[i];
-  const Corners<T> corners = corners_of(window);
-  const T missing = window.reach == Reach::kMissing ? static_cast<T>(NAN) : T(0);
-  for (int dx = static_cast<int>(threadIdx.x) / kWarp; dx < tile.columns - 1; dx += kTileWarps) {
-    const T* near = memory.taps + i * tile.stride + dx * params.tap_side();
-    T* out = output + params.values_at(tile.b, spot.pixel, tile.level) +
-             (tile.first + dx) * params.value_side() * params.pixels;
-    for (int dy = 0; dy < params.value_side(); ++dy) {
-      *out = window.reach == Reach::kNear ? combined_value(corners, near, near + params.tap_side(), dy) : missing;
-      out += params.pixels;
-    }
+template <class F>
+__global__ void __launch_bounds__(kTileThreads, kMatrixBlocks)
+    look_up_by_matrices(FeatureLookup<float, F> params, float* __restrict__ output) {
+  MatrixMemory& memory = *shared_memory<MatrixMemory>();
+  const int64_t count = params.levels * params.parts * params.items * params.tiles;
+  for (int64_t index = blockIdx.x; index < count; index += gridDim.x) {
+    compute_taps_by_matrices(params, part_of(params, index, params.items, 0, params.tiles), memory);
+    store_values(params, memory.parts[threadIdx.x / kWarp], memory.windows, memory.taps, output);
+    __syncthreads();  // the taps have been read
   }
 }
 
@@ -31,34 +23,32 @@ template <class T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
     look_up_features(FeatureLookup<T> params, T* __restrict__ output) {
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
-  const int64_t each = params.items * params.tiles;
-  for (int64_t index = blockIdx.x; index < params.levels * params.parts * each; index += gridDim.x) {
-    const int part = static_cast<int>(index / each) % params.parts,
-              level = static_cast<int>(index / each) / params.parts;
-    const int64_t b = index % each / params.tiles, number = index % params.tiles;
-    load_tile(params, b, number, level, part, memory);
+  const int64_t count = params.levels * params.parts * params.items * params.tiles;
+  for (int64_t index = blockIdx.x; index < count; index += gridDim.x) {
+    load_tile(params, part_of(params, index, params.items, 0, params.tiles), memory);
     compute_taps(params, memory);
-    store_values(params, memory, output);
+    store_values(params, memory.tile, memory.windows, memory.taps, output);
     __syncthreads();  // the tile has been read
   }
 }
 
-Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius) {
+Tensor correlation_lookup(Tensor f0, std::vector<Tensor> f1_levels, Tensor coords, int64_t radius, bool exact) {
   const char* op = "correlation_lookup";
   check_correlation_lookup(op, f0, f1_levels, coords, radius);
   const DeviceCall call(op, f0);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   const Tensor output = allocate(op, f0, windows_shape(coords, f1_levels.size(), radius), dtype);
-  const Tensor points = torch::stable::contiguous(coords);
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const PreparedLookup<T> lookup(f0, f1_levels, points, radius);
-    const FeatureLookup<T>& params = lookup.params;
-    const int64_t blocks = params.levels * params.parts * params.items * params.tiles;
-    call.launch(look_up_features<T>, blocks_for(blocks, 1), kTileThreads, tile_bytes(params), params,
-                mutable_data<T>(output));
-  };
-  dtype == ScalarType::Double ? run(double{}) : run(float{});
+  const Tensor points = converted(coords, coords.scalar_type());
+  with_arithmetic<false>(f0, f1_levels, points, radius, exact, [&](const auto& params, auto by_matrices) {
+    using T = std::decay_t<decltype(params.scale)>;
+    const unsigned blocks = blocks_for(params.levels * params.parts * params.items * params.tiles, 1);
+    if constexpr (by_matrices) {
+      call.launch(look_up_by_matrices<feature_type<decltype(params)>>, blocks, kTileThreads, matrix_bytes(params),
+                  params, mutable_data<T>(output));
+    } else {
+      call.launch(look_up_features<T>, blocks, kTileThreads, tile_bytes(params), params, mutable_data<T>(output));
+    }
+  });
   return output;
 }
 

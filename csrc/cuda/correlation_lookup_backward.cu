@@ -1,8 +1,10 @@
 // The gradients of look-ups on demand. Those in the coordinates need the taps again and go as the look-ups do. Those of
-// the taps are kept, some tiles at a time; those in the features are gathered from them (correlation_gradients.cuh).
+// the taps are kept, some tiles at a time; those in the features are gathered from them (correlation_gradients.cuh and
+// correlation_matrix_gradients.cuh).
 #include <tuple>
 
 #include "cuda/correlation_gradients.cuh"
+#include "cuda/correlation_matrix_gradients.cuh"
 #include "cuda/correlation_products.cuh"
 #include "operators/correlation_lookup.h"
 
@@ -14,8 +16,8 @@ namespace {
 #endif
 
 // Where the windows of each tile lie, and those of kWarp tiles together: a block has these, a warp some of them.
-template <class T>
-__global__ void __launch_bounds__(kWarp* kWarp) list_windows(GradientParams<T> params) {
+template <class T, class F>
+__global__ void __launch_bounds__(kWarp* kWarp) list_windows(GradientParams<T, F> params) {
   Box* boxes = shared_memory<Box>();  // [warps]
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
@@ -47,19 +49,18 @@ __global__ void __launch_bounds__(kWarp* kWarp) list_windows(GradientParams<T> p
 
 // Gradient in the centres of a part of the windows of a tile, whose taps have been made: each thread sums the values
 // of a pixel in some columns, then one of them these sums in their order.
-template <class T>
-__device__ __forceinline__ void sum_centres(const GradientParams<T>& params, int64_t place, TileMemory<T>& memory) {
-  const BlockTile<T>& tile = memory.tile;
-  T(*sums)[kPixels][2] = reinterpret_cast<T(*)[kPixels][2]>(memory.cells);  // [kTileWarps]: the cells have been read
+template <class T, class F>
+__device__ __forceinline__ void sum_centres(const GradientParams<T, F>& params, int64_t place, const WindowPart& part,
+                                            const Window<T>* windows, const T* taps, T (*sums)[kPixels][2]) {
   const int i = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const Window<T> window = memory.windows[i];
+  const Window<T> window = windows[i];
   T gx = 0, gy = 0;
   if (window.reach == Reach::kNear) {
-    const T* values = params.grad + params.values_at(tile.b, spot_of(params, tile.number, i).pixel, tile.level);
-    for (int dx = warp; dx < tile.columns - 1; dx += kTileWarps) {
-      const T* near = memory.taps + i * tile.stride + dx * params.tap_side();
+    const T* values = params.grad + params.values_at(part.b, spot_of(params, part.number, i).pixel, part.level);
+    for (int dx = warp; dx < part.columns - 1; dx += kTileWarps) {
+      const T* near = taps + i * part.stride + dx * params.tap_side();
       for (int dy = 0; dy < params.value_side(); ++dy) {
-        const T g = values[((tile.first + dx) * params.value_side() + dy) * params.pixels];
+        const T g = values[((part.first + dx) * params.value_side() + dy) * params.pixels];
         add_centre_gradient(g, window, near, near + params.tap_side(), dy, gx, gy);
       }
     }
@@ -70,24 +71,42 @@ __device__ __forceinline__ void sum_centres(const GradientParams<T>& params, int
   if (threadIdx.x < 2 * kPixels) {
     const int pixel = static_cast<int>(threadIdx.x) / 2, axis = static_cast<int>(threadIdx.x) % 2;
     T sum = 0;
-    for (int part = 0; part < kTileWarps; ++part) sum += sums[part][pixel][axis];
-    params.centre_sums[place * kPixels * 2 + threadIdx.x] = sum / static_cast<T>(int64_t{1} << tile.level);
+    for (int other = 0; other < kTileWarps; ++other) sum += sums[other][pixel][axis];
+    params.centre_sums[place * kPixels * 2 + threadIdx.x] = sum / static_cast<T>(int64_t{1} << part.level);
   }
+}
+
+// Number `index` of the parts of the windows of the tiles in hand.
+template <class T, class F>
+__device__ __forceinline__ WindowPart part_in_hand(const GradientParams<T, F>& params, int64_t index) {
+  WindowPart part = part_of(params, index, params.items_in_hand, params.first_tile, params.tiles_in_hand);
+  part.b += params.item;
+  return part;
 }
 
 // Gradients in the centres of the windows of a tile, a level and a part of the windows.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) centre_gradients(GradientParams<T> params) {
   TileMemory<T>& memory = *shared_memory<TileMemory<T>>();
-  const int64_t each = params.items_in_hand * params.tiles_in_hand;
-  for (int64_t index = blockIdx.x; index < params.levels * params.parts * each; index += gridDim.x) {
-    const int part = static_cast<int>(index / each) % params.parts,
-              level = static_cast<int>(index / each) / params.parts;
-    const int64_t tile = params.first_tile + index % params.tiles_in_hand;
-    load_tile(params, params.item + index % each / params.tiles_in_hand, tile, level, part, memory);
+  const int64_t count = params.levels * params.parts * params.items_in_hand * params.tiles_in_hand;
+  for (int64_t index = blockIdx.x; index < count; index += gridDim.x) {
+    load_tile(params, part_in_hand(params, index), memory);
     compute_taps(params, memory);
-    sum_centres(params, index, memory);
-    __syncthreads();  // the tile has been read
+    sum_centres(params, index, memory.tile, memory.windows, memory.taps,
+                reinterpret_cast<T(*)[kPixels][2]>(memory.cells));  // which have been read
+    __syncthreads();                                                // the tile has been read
+  }
+}
+
+template <class F>
+__global__ void __launch_bounds__(kTileThreads, kMatrixBlocks)
+    centre_gradients_by_matrices(GradientParams<float, F> params) {
+  MatrixMemory& memory = *shared_memory<MatrixMemory>();
+  const int64_t count = params.levels * params.parts * params.items_in_hand * params.tiles_in_hand;
+  for (int64_t index = blockIdx.x; index < count; index += gridDim.x) {
+    compute_taps_by_matrices(params, part_in_hand(params, index), memory);
+    sum_centres(params, index, memory.parts[threadIdx.x / kWarp], memory.windows, memory.taps, memory.sums);
+    __syncthreads();  // the taps have been read
   }
 }
 
@@ -110,8 +129,8 @@ __device__ __forceinline__ void compute_column(const T* values, int64_t stride, 
 
 // Gradients of the taps of a tile and a level, `most` columns at a time: a lane has a pixel, a warp some columns, so
 // values are read along the pixels; taps are kept in the order of each window.
-template <class T>
-__global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientParams<T> params, int most) {
+template <class T, class F>
+__global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientParams<T, F> params, int most) {
   T* taps = shared_memory<T>();
   const int i = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int side = params.tap_side(), stride = tap_stride(most, side), parts = (side + most - 1) / most;
@@ -141,8 +160,8 @@ __global__ void __launch_bounds__(kTileThreads) tap_gradients(GradientParams<T> 
 }
 
 // Gradient in the coordinates: the sums of all levels and parts of windows.
-template <class T>
-__global__ void __launch_bounds__(kThreads) add_centres(GradientParams<T> params) {
+template <class T, class F>
+__global__ void __launch_bounds__(kThreads) add_centres(GradientParams<T, F> params) {
   const int64_t count = params.items_in_hand * params.tiles_in_hand * kPixels * 2;
   for (int64_t index = first_item(); index < count; index += item_step()) {
     const int axis = static_cast<int>(index % 2), i = static_cast<int>(index / 2 % kPixels);
@@ -156,8 +175,8 @@ __global__ void __launch_bounds__(kThreads) add_centres(GradientParams<T> params
 }
 
 // Slices for a level, from what an item has alone: the same bits whatever the batch.
-template <class T>
-void plan_slices(GradientParams<T>& params) {
+template <class T, class F>
+void plan_slices(GradientParams<T, F>& params) {
   for (int level = 0; level < params.levels; ++level) {
     MapGradient<T>& target = params.targets[level];
     const int64_t warps = std::max<int64_t>(1, target.regions * params.chunks());
@@ -166,8 +185,8 @@ void plan_slices(GradientParams<T>& params) {
 }
 
 // Values in the slices of the levels of an item that have several.
-template <class T>
-int64_t slice_values(const GradientParams<T>& params, bool once) {
+template <class T, class F>
+int64_t slice_values(const GradientParams<T, F>& params, bool once) {
   int64_t values = 0;
   for (int level = 0; level < params.levels; ++level) {
     const int64_t slices = params.targets[level].slices;
@@ -178,8 +197,8 @@ int64_t slice_values(const GradientParams<T>& params, bool once) {
 }
 
 // The tensors that are kept between the kernels of a group of tiles, and as many tiles as may be in hand.
-template <class T>
-std::vector<Tensor> allocate_workspace(const char* op, const Tensor& like, GradientParams<T>& params,
+template <class T, class F>
+std::vector<Tensor> allocate_workspace(const char* op, const Tensor& like, GradientParams<T, F>& params,
                                        bool coords_needed) {
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
   const int64_t taps = (2 * params.radius + 2) * (2 * params.radius + 2);
@@ -221,45 +240,77 @@ std::vector<Tensor> allocate_workspace(const char* op, const Tensor& like, Gradi
   return storage;
 }
 
-// The kernels for the tiles in hand.
+// The gradients in the features, gathered from those of the taps.
 template <class T>
-void run_group(const DeviceCall& call, const GradientParams<T>& params) {
+void gather(const DeviceCall& call, const GradientParams<T>& params, unsigned pixel_blocks, int64_t region_warps) {
+  constexpr size_t kBytes = kTileWarps * sizeof(FactorMemory<T>);
+  call.launch(gather_f0<T>, pixel_blocks, kTileThreads, kBytes, params);
+  call.launch(gather_f1<T>, blocks_for(region_warps, kTileWarps), kTileThreads, kBytes, params, region_warps);
+}
+
+template <int kChannels, class F>
+void gather_by_matrices(const DeviceCall& call, const GradientParams<float, F>& params, unsigned pixel_blocks,
+                        int64_t region_warps) {
+  constexpr size_t kBytes = kTileWarps * sizeof(PixelList);
+  call.launch(gather_f0_by_matrices<kChannels, F>, pixel_blocks, kTileThreads, 0, params);
+  call.launch(gather_f1_by_matrices<kChannels, F>, blocks_for(region_warps, kTileWarps), kTileThreads, kBytes, params,
+              region_warps);
+}
+
+// The kernels for the tiles in hand.
+template <bool kMatrices, class T, class F>
+void run_group(const DeviceCall& call, const GradientParams<T, F>& params) {
   const int64_t tiles = params.items_in_hand * params.tiles_in_hand;
   const unsigned listers = static_cast<unsigned>(std::min<int64_t>(kWarp, params.tiles_in_hand));  // warps
-  call.launch(list_windows<T>, blocks_for(params.items_in_hand * params.levels * params.groups(), 1), kWarp * listers,
-              listers * sizeof(Box), params);
+  call.launch(list_windows<T, F>, blocks_for(params.items_in_hand * params.levels * params.groups(), 1),
+              kWarp * listers, listers * sizeof(Box), params);
   if (params.centre_sums != nullptr) {
-    call.launch(centre_gradients<T>, blocks_for(tiles * params.levels * params.parts, 1), kTileThreads,
-                tile_bytes<T>(params), params);
-    call.launch(add_centres<T>, blocks_for(tiles * kPixels * 2), kThreads, 0, params);
+    const unsigned blocks = blocks_for(tiles * params.levels * params.parts, 1);
+    if constexpr (kMatrices) {
+      call.launch(centre_gradients_by_matrices<F>, blocks, kTileThreads, matrix_bytes(params), params);
+    } else {
+      call.launch(centre_gradients<T>, blocks, kTileThreads, tile_bytes(params), params);
+    }
+    call.launch(add_centres<T, F>, blocks_for(tiles * kPixels * 2), kThreads, 0, params);
   }
   const int side = 2 * params.radius + 2;
   const int most = std::min(side, static_cast<int>(kSharedLimit / (kPixels * sizeof(T)) - 1) / side);
-  call.launch(tap_gradients<T>, blocks_for(tiles * params.levels * ((side + most - 1) / most), 1), kTileThreads,
+  call.launch(tap_gradients<T, F>, blocks_for(tiles * params.levels * ((side + most - 1) / most), 1), kTileThreads,
               kPixels * tap_stride(most, side) * sizeof(T), params, most);
-  constexpr size_t kFactorBytes = kTileWarps * sizeof(FactorMemory<T>);
-  call.launch(gather_f0<T>, blocks_for(tiles * params.chunks(), 1), kTileThreads, kFactorBytes, params);
   int64_t warps = 0;
   for (int level = 0; level < params.levels; ++level) {
     warps += params.items_in_hand * params.targets[level].regions * params.targets[level].slices * params.chunks();
   }
-  call.launch(gather_f1<T>, blocks_for(warps, kTileWarps), kTileThreads, kFactorBytes, params, warps);
+  const unsigned blocks = blocks_for(tiles * params.chunks(), 1);
+  if constexpr (kMatrices) {
+    const auto run = params.chunk == 64 ? gather_by_matrices<64, F> : gather_by_matrices<kMostChannels<F>, F>;
+    run(call, params, blocks, warps);
+  } else {
+    gather(call, params, blocks, warps);
+  }
   const int64_t elements = params.items_in_hand * slice_values(params, true);
-  call.launch(add_slices<T>, blocks_for(elements), kThreads, 0, params, elements);
+  call.launch(add_slices<T, F>, blocks_for(elements), kThreads, 0, params, elements);
 }
 
-template <class T>
-void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T>& lookup, const Tensor& grad,
+// Channels of a warp.
+template <bool kMatrices, class T, class F>
+int64_t chunk_of(int64_t channels) {
+  if (kMatrices) return channels > 64 ? kMostChannels<F> : 64;
+  const int64_t quads = (channels + Quad<T>::kCount - 1) / Quad<T>::kCount;
+  return (quads > 16 ? 32 : quads > 8 ? 16 : 8) * Quad<T>::kCount;
+}
+
+template <bool kMatrices, class T, class F>
+void run_backward(const char* op, const DeviceCall& call, const FeatureLookup<T, F>& lookup, const Tensor& grad,
                   const Tensor& grad_f0, const std::vector<Tensor>& grads, const Tensor& grad_coords) {
-  GradientParams<T> params{};
-  static_cast<FeatureLookup<T>&>(params) = lookup.params;
-  const int64_t quads = (params.channels + Quad<T>::kCount - 1) / Quad<T>::kCount;
-  params.lanes = quads > 16 ? 32 : quads > 8 ? 16 : 8;
+  GradientParams<T, F> params{};
+  static_cast<FeatureLookup<T, F>&>(params) = lookup;
+  params.chunk = chunk_of<kMatrices, T, F>(params.channels);
   params.grad = data<T>(grad);
   params.grad_f0 = mutable_data<T>(grad_f0);
   params.grad_coords = mutable_data<T>(grad_coords);
   for (int level = 0; level < params.levels; ++level) {
-    const FeatureMap& map = params.maps[level];
+    const FeatureMap<F>& map = params.maps[level];
     params.targets[level].grad = mutable_data<T>(grads[level]);
     params.targets[level].regions =
         ((map.columns + kRegionColumns - 1) / kRegionColumns) * ((map.rows + kRegionRows - 1) / kRegionRows);
@@ -273,7 +324,7 @@ void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T
     params.items_in_hand = std::min(items, params.items - params.item);
     for (params.first_tile = 0; params.first_tile < params.tiles; params.first_tile += tiles) {
       params.tiles_in_hand = std::min(tiles, params.tiles - params.first_tile);
-      run_group(call, params);
+      run_group<kMatrices>(call, params);
     }
   }
 }
@@ -281,23 +332,20 @@ void run_backward(const char* op, const DeviceCall& call, const PreparedLookup<T
 std::tuple<Tensor, std::vector<Tensor>, Tensor> correlation_lookup_backward(Tensor grad, Tensor f0,
                                                                             std::vector<Tensor> f1_levels,
                                                                             Tensor coords, int64_t radius,
-                                                                            bool coords_needed) {
+                                                                            bool coords_needed, bool exact) {
   const char* op = "correlation_lookup_backward";
   check_correlation_lookup(op, f0, f1_levels, coords, radius);
   const ScalarType dtype = sum_dtype(f0.scalar_type());
   check_gradient(op, grad, windows_shape(coords, f1_levels.size(), radius), dtype, "f0", f0);
   const DeviceCall call(op, f0);
-  const Tensor points = torch::stable::contiguous(coords), g = torch::stable::contiguous(grad);
+  const Tensor points = converted(coords, coords.scalar_type()), g = converted(grad, dtype);
   const Tensor grad_f0 = empty_channels_last(op, f0, dtype);
   const Tensor grad_coords = empty_coords_gradient(op, coords, coords_needed, dtype);
   std::vector<Tensor> grads;
   for (const Tensor& map : f1_levels) grads.push_back(empty_channels_last(op, map, dtype));
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const PreparedLookup<T> lookup(f0, f1_levels, points, radius);
-    run_backward(op, call, lookup, g, grad_f0, grads, grad_coords);
-  };
-  dtype == ScalarType::Double ? run(double{}) : run(float{});
+  with_arithmetic<true>(f0, f1_levels, points, radius, exact, [&](const auto& lookup, auto by_matrices) {
+    run_backward<by_matrices>(op, call, lookup, g, grad_f0, grads, grad_coords);
+  });
   for (size_t level = 0; level < grads.size(); ++level) {
     grads[level] = torch::stable::to(grads[level], f1_levels[level].scalar_type());
   }

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "tensors.h"
@@ -83,8 +84,46 @@ __device__ __forceinline__ void copies_done() {
 #endif
 }
 
+// sums += a b^T of a 16 x 16 and an 8 x 16 matrix, by a whole warp on the tensor cores. Lane 4 g + q holds, two numbers
+// in a register, columns 2 q and 2 q + 1 (2 q + 8 and 2 q + 9) of rows g and g + 8 of a: a[0], a[1] (a[2], a[3]); and of
+// row g of b: b[0] (b[1]). Of the sums it has rows g, g and g + 8, g + 8 in columns 2 q, 2 q + 1, 2 q, 2 q + 1.
+template <class F>
+__device__ __forceinline__ void multiply_matrices(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  constexpr bool kHalf = std::is_same_v<F, torch::headeronly::Half>;
+#if defined(__CUDA_ARCH__)
+#define FLOWFUSE_MULTIPLY(type)                                              \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])           \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (kHalf) {
+    FLOWFUSE_MULTIPLY("f16");
+  } else {
+    FLOWFUSE_MULTIPLY("bf16");
+  }
+#undef FLOWFUSE_MULTIPLY
+#elif defined(FLOWFUSE_MULTIPLY_MATRICES)  // the emulator's
+  FLOWFUSE_MULTIPLY_MATRICES(kHalf, sums, a, b);
+#endif
+}
+
 // Integers that threads add up atomically, in two's complement: the type that atomicAdd takes.
 using AtomicSum = unsigned long long;
+
+// Adds 1 to counters[item] for each lane of a whole warp that `counts`: lanes of the same item, which most are, by one
+// addition. A counter is one address, where additions wait for each other.
+__device__ __forceinline__ void count_together(AtomicSum* counters, int64_t item, bool counts) {
+  const unsigned votes = __ballot_sync(kWholeWarp, counts);
+  if (votes == 0) return;
+  const int leader = __ffs(static_cast<int>(votes)) - 1;
+  const int64_t first = __shfl_sync(kWholeWarp, item, leader);
+  const unsigned same = __ballot_sync(kWholeWarp, counts && item == first);
+  if (static_cast<int>(threadIdx.x) % kWarp == leader) {
+    atomicAdd(counters + first, static_cast<AtomicSum>(__popc(same)));
+  } else if (counts && item != first) {
+    atomicAdd(counters + item, AtomicSum{1});
+  }
+}
 
 constexpr int64_t kMaxGridY = 65535;
 

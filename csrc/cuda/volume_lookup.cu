@@ -1,5 +1,6 @@
-// Look-ups in a correlation volume. A block has some neighbouring pixels of an item in hand and takes their windows
-// through shared memory: taps are read along the map, results written along the pixels.
+// Look-ups in a correlation volume, all levels in one launch. A block has some neighbouring pixels of an item and a
+// level in hand and takes their windows through shared memory: taps are read along the map, results written along the
+// pixels.
 #include <cmath>
 #include <tuple>
 #include <vector>
@@ -19,14 +20,18 @@ struct VolumeLevel {
   const T* values;
   T* grad;
   int64_t rows, columns;
-  int level;
+};
+
+template <class T>
+struct VolumeLevels : Lookup {
+  VolumeLevel<T> maps[kMaxLevels];
 };
 
 // The pixels that a block has in hand, blockDim.x at most, and its shared memory.
 template <class T>
 struct Patch {
   int64_t b, begin;    // item and first pixel
-  int count;           // of pixels
+  int count, level;    // of pixels; and the level that its windows lie on
   Window<T>* windows;  // [blockDim.x]
   T* parts;            // [kThreads][2]
   T* taps;             // [blockDim.x][stride]
@@ -47,10 +52,11 @@ __device__ __forceinline__ int64_t patches_of(const Lookup& params) {  // of an 
 
 __device__ __forceinline__ int thread_number() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
 
-// Takes patch number `index` of the items in hand and finds its windows.
+// Takes patch number `index` of the batch and finds its windows on a level.
 template <class T>
-__device__ __forceinline__ Patch<T> load_patch(const Lookup& params, const VolumeLevel<T>& level, int64_t index) {
+__device__ __forceinline__ Patch<T> load_patch(const VolumeLevels<T>& params, int64_t index, int level) {
   Patch<T> patch;
+  patch.level = level;
   const int64_t patches = patches_of(params);
   patch.b = index / patches;
   patch.begin = index % patches * blockDim.x;
@@ -62,7 +68,8 @@ __device__ __forceinline__ Patch<T> load_patch(const Lookup& params, const Volum
   patch.stride = stride_of(params.tap_count());
   const int i = thread_number();
   if (i < patch.count) {
-    patch.windows[i] = params.window<T>(patch.b, patch.begin + i, level.level, level.rows, level.columns);
+    const VolumeLevel<T>& map = params.maps[level];
+    patch.windows[i] = params.template window<T>(patch.b, patch.begin + i, level, map.rows, map.columns);
   }
   return patch;
 }
@@ -70,7 +77,7 @@ __device__ __forceinline__ Patch<T> load_patch(const Lookup& params, const Volum
 // Calls visit(pixel of the patch, dx, dy) for the taps of all its pixels, shared among the threads of the block;
 // neighbouring threads have neighbouring dx.
 template <class T, class Visit>
-__device__ __forceinline__ void visit_patch(const Lookup& params, const Patch<T>& patch, const Visit& visit) {
+__device__ __forceinline__ void visit_patch(const VolumeLevels<T>& params, const Patch<T>& patch, const Visit& visit) {
   const int side = params.tap_side();
   for (int index = thread_number(); index < patch.count * side * side; index += kThreads) {
     const int row = index / side;
@@ -89,39 +96,39 @@ __device__ __forceinline__ int64_t cell_of(const Window<T>& window, int64_t colu
 }
 
 template <class T>
-__device__ __forceinline__ int64_t slice_of(const Lookup& params, const VolumeLevel<T>& level, const Patch<T>& patch,
-                                            int i) {
-  return (patch.b * params.pixels + patch.begin + i) * level.rows * level.columns;
+__device__ __forceinline__ int64_t slice_of(const VolumeLevels<T>& params, const Patch<T>& patch, int i) {
+  const VolumeLevel<T>& map = params.maps[patch.level];
+  return (patch.b * params.pixels + patch.begin + i) * map.rows * map.columns;
 }
 
 // Values of the taps of a patch; outside the map they are 0.
 template <class T>
-__device__ __forceinline__ void read_taps(const Lookup& params, const VolumeLevel<T>& level, const Patch<T>& patch) {
+__device__ __forceinline__ void read_taps(const VolumeLevels<T>& params, const Patch<T>& patch) {
+  const VolumeLevel<T>& map = params.maps[patch.level];
   visit_patch(params, patch, [&](int i, int dx, int dy) {
     const Window<T>& window = patch.windows[i];
-    const TapRange range = taps_inside(window, params.radius, level.rows, level.columns);
+    const TapRange range = taps_inside(window, params.radius, map.rows, map.columns);
     T value = 0;
     if (contains(range, dx, dy)) {
-      value = level.values[slice_of(params, level, patch, i) + cell_of(window, level.columns, dx, dy)];
+      value = map.values[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)];
     }
     patch.taps[i * patch.stride + dx * params.tap_side() + dy] = value;
   });
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
-    look_up_volume(Lookup params, VolumeLevel<T> level, T* __restrict__ output) {
+__global__ void __launch_bounds__(kThreads, 3) look_up_volume(VolumeLevels<T> params, T* __restrict__ output) {
   const int64_t patches = params.items * patches_of(params);
-  const int size = 2 * params.radius + 1, i = static_cast<int>(threadIdx.x);
-  for (int64_t index = blockIdx.x; index < patches; index += gridDim.x) {
-    const Patch<T> patch = load_patch(params, level, index);
+  const int size = params.value_side(), i = static_cast<int>(threadIdx.x);
+  for (int64_t index = blockIdx.x; index < params.levels * patches; index += gridDim.x) {
+    const Patch<T> patch = load_patch(params, index % patches, static_cast<int>(index / patches));
     __syncthreads();
-    read_taps(params, level, patch);
+    read_taps(params, patch);
     __syncthreads();
     if (i < patch.count) {
       const Window<T> window = patch.windows[i];
       const Corners<T> corners = corners_of(window);
-      T* out = output + params.values_at(patch.b, patch.begin + i, level.level);
+      T* out = output + params.values_at(patch.b, patch.begin + i, patch.level);
       for (int k = static_cast<int>(threadIdx.y); k < size * size; k += static_cast<int>(blockDim.y)) {
         const T* near = patch.taps + i * patch.stride + k / size * params.tap_side();
         T value = 0;
@@ -137,9 +144,9 @@ __global__ void __launch_bounds__(kThreads, 3)
 // Gradient in the coordinates, added to what earlier levels left: each thread sums some values of the window of a
 // pixel, then one of them the parts in their order. The taps have been read into the patch.
 template <class T>
-__device__ __forceinline__ void add_coords_gradient(const Lookup& params, const Patch<T>& patch, int level,
-                                                    const T* grad, T* grad_coords) {
-  const int size = 2 * params.radius + 1, i = static_cast<int>(threadIdx.x);
+__device__ __forceinline__ void add_coords_gradient(const VolumeLevels<T>& params, const Patch<T>& patch, const T* grad,
+                                                    T* grad_coords) {
+  const int size = params.value_side(), level = patch.level, i = static_cast<int>(threadIdx.x);
   const bool there = i < patch.count;
   T gx = 0, gy = 0;
   if (there && patch.windows[i].reach == Reach::kNear) {
@@ -166,42 +173,48 @@ __device__ __forceinline__ void add_coords_gradient(const Lookup& params, const 
 
 // Gradients of the taps of a patch -> gradient of the volume, which was cleared.
 template <class T>
-__device__ __forceinline__ void pass_on(const Lookup& params, const VolumeLevel<T>& level, const Patch<T>& patch) {
+__device__ __forceinline__ void pass_on(const VolumeLevels<T>& params, const Patch<T>& patch) {
+  const VolumeLevel<T>& map = params.maps[patch.level];
   visit_patch(params, patch, [&](int i, int dx, int dy) {
     const Window<T>& window = patch.windows[i];
-    const TapRange range = taps_inside(window, params.radius, level.rows, level.columns);
+    const TapRange range = taps_inside(window, params.radius, map.rows, map.columns);
     if (!contains(range, dx, dy)) return;
-    level.grad[slice_of(params, level, patch, i) + cell_of(window, level.columns, dx, dy)] =
+    map.grad[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)] =
         patch.taps[i * patch.stride + dx * params.tap_side() + dy];
   });
 }
 
-// Gradients that belong to a pixel: its slice of the volume or its f0, and its coordinates (null: not asked for).
+// Gradients that belong to a pixel: its slice of the volume, and its coordinates (null: not asked for), whose sum over
+// the levels one block makes.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    pixel_gradients(Lookup params, VolumeLevel<T> level, const T* __restrict__ grad, T* __restrict__ grad_coords) {
+    pixel_gradients(VolumeLevels<T> params, const T* __restrict__ grad, T* __restrict__ grad_coords) {
   const int64_t patches = params.items * patches_of(params);
   const int side = params.tap_side(), i = static_cast<int>(threadIdx.x);
-  for (int64_t index = blockIdx.x; index < patches; index += gridDim.x) {
-    const Patch<T> patch = load_patch(params, level, index);
-    __syncthreads();
-    if (grad_coords != nullptr) {
-      read_taps(params, level, patch);
+  const int together = grad_coords == nullptr ? 1 : params.levels;  // levels of a block
+  for (int64_t index = blockIdx.x; index < params.levels / together * patches; index += gridDim.x) {
+    const int first = static_cast<int>(index / patches);
+    for (int level = first; level < first + together; ++level) {
+      const Patch<T> patch = load_patch(params, index % patches, level);
       __syncthreads();
-      add_coords_gradient(params, patch, level.level, grad, grad_coords);  // its barrier: the taps have been read
-    }
-    if (i < patch.count) {
-      const bool near = patch.windows[i].reach == Reach::kNear;
-      const Corners<T> corners = corners_of(patch.windows[i]);
-      const T* values = grad + params.values_at(patch.b, patch.begin + i, level.level);
-      for (int k = static_cast<int>(threadIdx.y); k < side * side; k += static_cast<int>(blockDim.y)) {
-        patch.taps[i * patch.stride + k] =
-            near ? tap_gradient(values, params.pixels, corners, params.radius, k / side, k % side) : T(0);
+      if (grad_coords != nullptr) {
+        read_taps(params, patch);
+        __syncthreads();
+        add_coords_gradient(params, patch, grad, grad_coords);  // its barrier: the taps have been read
       }
+      if (i < patch.count) {
+        const bool near = patch.windows[i].reach == Reach::kNear;
+        const Corners<T> corners = corners_of(patch.windows[i]);
+        const T* values = grad + params.values_at(patch.b, patch.begin + i, level);
+        for (int k = static_cast<int>(threadIdx.y); k < side * side; k += static_cast<int>(blockDim.y)) {
+          patch.taps[i * patch.stride + k] =
+              near ? tap_gradient(values, params.pixels, corners, params.radius, k / side, k % side) : T(0);
+        }
+      }
+      __syncthreads();
+      pass_on(params, patch);
+      __syncthreads();  // the patch has been read
     }
-    __syncthreads();
-    pass_on(params, level, patch);
-    __syncthreads();  // the patch has been read
   }
 }
 
@@ -213,27 +226,31 @@ struct PatchLaunch {
 };
 
 template <class T>
-PatchLaunch patch_launch(const Lookup& params) {
+PatchLaunch patch_launch(const Lookup& params, int levels) {
   const int side = 2 * params.radius + 2;
   int pixels = kMostPixels;  // a power of two, so that a block has kThreads threads
   while (pixels > 1 && patch_bytes<T>(pixels, side * side) > kSharedLimit) pixels /= 2;
-  const int64_t patches = params.items * ((params.pixels + pixels - 1) / pixels);
+  const int64_t patches = levels * params.items * ((params.pixels + pixels - 1) / pixels);
   return {blocks_for(patches, 1), dim3(pixels, kThreads / pixels), patch_bytes<T>(pixels, side * side)};
 }
 
+// The volumes, contiguous; and, in the backward pass, their gradients.
 template <class T>
-void run_lookup(const DeviceCall& call, const Lookup& params, const VolumeLevel<T>& level, const Tensor& output) {
-  const PatchLaunch launch = patch_launch<T>(params);
-  call.launch(look_up_volume<T>, launch.grid, launch.block, launch.shared_bytes, params, level,
-              mutable_data<T>(output));
+VolumeLevels<T> levels_of(const Tensor& points, const std::vector<Tensor>& volumes, int64_t radius,
+                          const std::vector<Tensor>* grads) {
+  VolumeLevels<T> params{};
+  static_cast<Lookup&>(params) = lookup_of(points, volumes.size(), radius);
+  for (size_t level = 0; level < volumes.size(); ++level) {
+    params.maps[level] = {data<T>(volumes[level]), grads == nullptr ? nullptr : mutable_data<T>((*grads)[level]),
+                          volumes[level].size(3), volumes[level].size(4)};
+  }
+  return params;
 }
 
-template <class T>
-void run_pixel_gradients(const DeviceCall& call, const Lookup& params, const VolumeLevel<T>& level, const Tensor& grad,
-                         const Tensor& grad_coords) {
-  const PatchLaunch launch = patch_launch<T>(params);
-  T* target = grad_coords.numel() > 0 ? mutable_data<T>(grad_coords) : nullptr;
-  call.launch(pixel_gradients<T>, launch.grid, launch.block, launch.shared_bytes, params, level, data<T>(grad), target);
+std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(converted(tensor, tensor.scalar_type()));
+  return result;
 }
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {
@@ -242,17 +259,15 @@ Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius)
   const DeviceCall call(op, coords);
   const ScalarType dtype = volumes[0].scalar_type();
   const Tensor output = allocate(op, coords, windows_shape(coords, volumes.size(), radius), dtype);
-  const Tensor points = torch::stable::contiguous(coords);
-  const Lookup params = lookup_of(points, volumes.size(), radius);
-  for (int level = 0; level < params.levels; ++level) {
-    const Tensor volume = torch::stable::contiguous(volumes[level]);
-    const int64_t rows = volume.size(3), columns = volume.size(4);
-    if (dtype == ScalarType::Double) {
-      run_lookup(call, params, VolumeLevel<double>{data<double>(volume), nullptr, rows, columns, level}, output);
-    } else {
-      run_lookup(call, params, VolumeLevel<float>{data<float>(volume), nullptr, rows, columns, level}, output);
-    }
-  }
+  const Tensor points = converted(coords, coords.scalar_type());
+  const std::vector<Tensor> maps = contiguous(volumes);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const VolumeLevels<T> params = levels_of<T>(points, maps, radius, nullptr);
+    const PatchLaunch launch = patch_launch<T>(params, params.levels);
+    call.launch(look_up_volume<T>, launch.grid, launch.block, launch.shared_bytes, params, mutable_data<T>(output));
+  };
+  dtype == ScalarType::Double ? run(double{}) : run(float{});
   return output;
 }
 
@@ -263,22 +278,22 @@ std::tuple<std::vector<Tensor>, Tensor> volume_lookup_backward(Tensor grad, std:
   const ScalarType dtype = volumes[0].scalar_type();
   check_gradient(op, grad, windows_shape(coords, volumes.size(), radius), dtype, "coords", coords);
   const DeviceCall call(op, coords);
-  const Tensor points = torch::stable::contiguous(coords), g = torch::stable::contiguous(grad);
+  const Tensor points = converted(coords, coords.scalar_type()), g = converted(grad, dtype);
   const Tensor grad_coords = empty_coords_gradient(op, coords, coords_needed, dtype);
-  const Lookup params = lookup_of(points, volumes.size(), radius);
+  const std::vector<Tensor> maps = contiguous(volumes);
   std::vector<Tensor> grads;
-  for (int level = 0; level < params.levels; ++level) {
-    const Tensor volume = torch::stable::contiguous(volumes[level]);
-    const int64_t rows = volume.size(3), columns = volume.size(4);
-    grads.push_back(allocate(op, volume, shape_of(volume), dtype, MemoryFormat::Contiguous, kOnDemandAdvice));
+  for (const Tensor& map : maps) {
+    grads.push_back(allocate(op, map, shape_of(map), dtype, MemoryFormat::Contiguous, kOnDemandAdvice));
     call.clear(grads.back());
-    const auto run = [&](auto zero) {
-      using T = decltype(zero);
-      const VolumeLevel<T> map{data<T>(volume), mutable_data<T>(grads.back()), rows, columns, level};
-      run_pixel_gradients(call, params, map, g, grad_coords);
-    };
-    dtype == ScalarType::Double ? run(double{}) : run(float{});
   }
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const VolumeLevels<T> params = levels_of<T>(points, maps, radius, &grads);
+    T* target = grad_coords.numel() > 0 ? mutable_data<T>(grad_coords) : nullptr;
+    const PatchLaunch launch = patch_launch<T>(params, target == nullptr ? params.levels : 1);
+    call.launch(pixel_gradients<T>, launch.grid, launch.block, launch.shared_bytes, params, data<T>(g), target);
+  };
+  dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {grads, torch::stable::to(grad_coords, coords.scalar_type())};
 }
 

@@ -7,7 +7,10 @@
 namespace flowfuse::cuda {
 namespace {
 
-constexpr int64_t kGroupBytes = int64_t{32} << 20;  // of sums made at a time, where one item does not need more
+#ifndef FLOWFUSE_GROUP_BYTES
+#define FLOWFUSE_GROUP_BYTES (int64_t{32} << 20)
+#endif
+constexpr int64_t kGroupBytes = FLOWFUSE_GROUP_BYTES;  // of sums made at a time, where one item does not need more
 
 // One call. The host never reads offsets, t0 and t1: what they must obey is not checked, only made harmless.
 struct Voxels {
@@ -29,28 +32,33 @@ struct AtomicAddTo {
   }
 };
 
+// False: the event is ignored.
+__device__ __forceinline__ bool add_event(const Voxels& params, int64_t item, int64_t index, AtomicSum* sums) {
+  const Grid grid = params.grid(item);
+  const AtomicAddTo add{sums};
+  const int64_t t = params.events.t[index], sign = sign_at(params.events, index);
+  if (params.rectified) {
+    const double x = position_at<double>(params.events.x, params.events.position_dtype, index);
+    const double y = position_at<double>(params.events.y, params.events.position_dtype, index);
+    return spread_rectified(grid, x, y, t, sign, add);
+  }
+  const int64_t x = position_at<int64_t>(params.events.x, params.events.position_dtype, index);
+  const int64_t y = position_at<int64_t>(params.events.y, params.events.position_dtype, index);
+  return spread_pixel(grid, x, y, t, sign, add);
+}
+
 // Adds the events of items [first, last) to sums [last - first, bins, height, width].
 __global__ void add_events(Voxels params, int64_t first, int64_t last, AtomicSum* sums, AtomicSum* ignored) {
   const int64_t cells = params.bins * params.height * params.width;
   const int64_t end = event_index(params.offsets, last, params.count);
-  for (int64_t index = event_index(params.offsets, first, params.count) + first_item(); index < end;
-       index += item_step()) {
-    const int64_t item = item_of(params.offsets, first, last, index);
-    if (item < 0) continue;
-    const Grid grid = params.grid(item);
-    const AtomicAddTo add{sums + (item - first) * cells};
-    const int64_t t = params.events.t[index], sign = sign_at(params.events, index);
-    bool used;
-    if (params.rectified) {
-      const double x = position_at<double>(params.events.x, params.events.position_dtype, index);
-      const double y = position_at<double>(params.events.y, params.events.position_dtype, index);
-      used = spread_rectified(grid, x, y, t, sign, add);
-    } else {
-      const int64_t x = position_at<int64_t>(params.events.x, params.events.position_dtype, index);
-      const int64_t y = position_at<int64_t>(params.events.y, params.events.position_dtype, index);
-      used = spread_pixel(grid, x, y, t, sign, add);
-    }
-    if (!used) atomicAdd(ignored + item, AtomicSum{1});
+  // Every thread of a block makes the same number of steps: a warp counts what it ignores together.
+  for (int64_t start = event_index(params.offsets, first, params.count) + int64_t{blockIdx.x} * blockDim.x; start < end;
+       start += item_step()) {
+    const int64_t index = start + threadIdx.x;
+    const int64_t item = index < end ? item_of(params.offsets, first, last, index) : -1;
+    bool used = true;
+    if (item >= 0) used = add_event(params, item, index, sums + (item - first) * cells);
+    count_together(ignored, item, !used);
   }
 }
 

@@ -163,6 +163,7 @@ FLOWFUSE_INLINE T bernstein(const Warp<T>& params, int64_t k, T tau) {
 // How far an event moves for each pixel of control point k.
 template <class T>
 FLOWFUSE_INLINE T influence(const Warp<T>& params, int64_t k, const WarpEvent<T>& event) {
+  if (params.points == 1) return event.tau_ref - event.tau;  // the same, without loops
   return bernstein(params, k, event.tau_ref) - bernstein(params, k, event.tau);
 }
 

@@ -12,7 +12,6 @@ as absent, which the network has learned to do without.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -29,7 +28,9 @@ from flowfuse.model.update import start_near_zero
 
 SOURCES = 2  # frames alone and events alone, in the order of PairKind
 MAX_LOG_SCALE = 4.0  # 55 cells: beyond any window; and 0.02 cells: less than a match resolves
-START_STRENGTH = 2.0  # a modality with three times the error keeps a fifth of its features
+# Each modality counts by its precision, the inverse square of its error. Learned on scenes whose
+# frames and events are both right, this would be less, and too little for those of real cameras.
+STRENGTH = 2.0
 
 
 class Evidence(NamedTuple):
@@ -82,7 +83,6 @@ class EvidenceHead(nn.Module):
         self.scene = nn.Linear(channels, channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, SOURCES, 1)
-        self.log_strength = nn.Parameter(torch.tensor(math.log(START_STRENGTH)))
         start_near_zero(self.out)
 
     def forward(self, matches: Sequence[Matches], tau: Tensor, mask: Tensor) -> Evidence:
@@ -126,7 +126,7 @@ class EvidenceHead(nn.Module):
         x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
         log_scale = self.out(activate(self.mix(x))).float().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
 
-        share = (-self.log_strength.exp() * log_scale.detach()).softmax(dim=1)
+        share = (-STRENGTH * log_scale.detach()).softmax(dim=1)
         # Of one frame no error is known: it stays as it is, and so do the events.
         both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1)
         return Evidence(log_scale, torch.where(both > 0, (2 * share).clamp(max=1), 1.0))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .correlation_lookup import OPERATOR as LOOKUP
+from .correlation_lookup import exact_products
 from .correlation_volume import (
     MAX_LEVELS,
     autocast_features,
@@ -19,11 +20,12 @@ from .operator import EXAMPLES, check_range, require
 from .volume_lookup import MAX_RADIUS, volume_lookup
 
 MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
-# Bytes of the largest volume that strategy "auto" stores for a Correlation. Below it on a CPU,
-# "volume" is up to a half faster after many look-ups and up to a half slower after one; above it
-# "on_demand" is faster for one and four (benchmarks/operators.py --crossover). On a GPU not yet
-# measured: a limit to the memory.
-VOLUME_CAPS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+# Bytes of the largest volume that strategy "auto" stores for a Correlation, without and with
+# gradients. Below it on a CPU, "volume" is up to a half faster after many look-ups and up to a half
+# slower after one; above it "on_demand" is faster for one and four (benchmarks/operators.py
+# --crossover). On a GPU a volume is made by cuBLAS at the speed of memory, but each look-up would
+# have a gradient of its size. Not yet measured there: a limit to the memory.
+VOLUME_CAPS = {"cpu": (2 * 2**20, 2 * 2**20), "cuda": (2 * 2**30, 0)}
 
 
 def channels_last(features: Tensor, dtype: torch.dtype) -> Tensor:
@@ -36,23 +38,28 @@ def channels_last(features: Tensor, dtype: torch.dtype) -> Tensor:
     return source.expand(features.shape) if shared else source
 
 
-def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
-    """f0 and the pyramid of f1, ready to be multiplied: made once, not at each look-up.
+def packed_features(f0: Tensor, f1: Tensor, levels: int) -> tuple[Tensor, list[Tensor], bool]:
+    """f0 and the pyramid of f1, ready to be multiplied: made once, not at each look-up. And whether
+    they came in half precision.
 
-    The CUDA kernel reads f0 in the dtype of sums and f1 in any; the CPU's reads all of them in one:
-    bfloat16 where all are, the processor multiplies it and no gradient is asked for, else that of
-    sums.
+    The kernels read all of them in one dtype: bfloat16 (on a GPU float16 too) where f0 and f1 are,
+    the processor multiplies it and no gradient is asked for, else that of sums. Under autocast on a
+    GPU all levels are in its dtype, with gradients too.
     """
     maps = pyramid("Correlation", channels_last(f1, f1.dtype), levels)  # the faster way round
     f0, maps = autocast_features(f0, maps)
-    dtype = sum_dtype(f0.dtype)
-    if f0.device.type != "cpu":
-        return channels_last(f0, dtype), [channels_last(level, level.dtype) for level in maps]
-    # Not where gradients are made: those of all look-ups would be added up in bfloat16.
-    learning = torch.is_grad_enabled() and (f0.requires_grad or f1.requires_grad)
-    if MULTIPLIES_BFLOAT16 and f0.dtype == maps[0].dtype == torch.bfloat16 and not learning:
-        dtype = torch.bfloat16
-    return channels_last(f0, dtype), [channels_last(level, dtype) for level in maps]
+    half = f0.dtype == maps[0].dtype and f0.dtype in (torch.bfloat16, torch.float16)
+    on_gpu = f0.device.type != "cpu"
+    multiplied = half and (on_gpu or (f0.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16))
+    # Not where gradients are made: those of all look-ups would be added up in half precision. On a
+    # GPU they are where autocast has put all levels in it: tensor cores are worth more than that.
+    rounded = not makes_gradients(f0, f1) or (on_gpu and maps[-1].dtype == f0.dtype)
+    dtype = f0.dtype if multiplied and rounded else sum_dtype(f0.dtype)
+    return channels_last(f0, dtype), [channels_last(level, dtype) for level in maps], half
+
+
+def makes_gradients(f0: Tensor, f1: Tensor) -> bool:
+    return torch.is_grad_enabled() and (f0.requires_grad or f1.requires_grad)
 
 
 def volume_bytes(f0: Tensor, f1: Tensor, levels: int) -> int:
@@ -60,6 +67,12 @@ def volume_bytes(f0: Tensor, f1: Tensor, levels: int) -> int:
     cells = sum((rows >> level) * (columns >> level) for level in range(levels))
     itemsize = 8 if f0.dtype == torch.float64 else 4
     return f0.shape[0] * f0.shape[2] * f0.shape[3] * cells * itemsize
+
+
+def automatic_strategy(f0: Tensor, f1: Tensor, levels: int) -> str:
+    caps = VOLUME_CAPS.get(f0.device.type, VOLUME_CAPS["cuda"])
+    cap = caps[makes_gradients(f0, f1)]
+    return "volume" if volume_bytes(f0, f1, levels) <= cap else "on_demand"
 
 
 class Correlation:
@@ -71,12 +84,15 @@ class Correlation:
         levels: pyramid levels, in [1, 16].
         radius: r in [0, 16].
         strategy: "volume" stores all products, "on_demand" makes them at each look-up, "auto" takes
-            the volume where it is small (2 MiB on a CPU, 64 MiB on a GPU): a choice by device,
-            shape and dtype alone, so that resumed and compiled runs choose the same.
+            the volume where it is small (2 MiB on a CPU; 2 GiB on a GPU, where no gradient is asked
+            for): a choice by device, shape, dtype and that alone, so that resumed and compiled
+            runs choose the same.
 
     With bfloat16 features that need no gradient, "on_demand" on a processor that multiplies
-    bfloat16 (AVX-512 BF16) takes all levels in it: each feature of the coarser ones is rounded
-    by up to 2^-8 of its value. Every other sum is of exact products.
+    bfloat16 (AVX-512 BF16, or a GPU, which multiplies float16 too) takes all levels in it: each
+    feature of the coarser ones is rounded by up to 2^-8 of its value (2^-11 for float16). Every
+    other sum is of exact products, but for those of float32 on a GPU where
+    torch.set_float32_matmul_precision is below "highest".
 
     Raises:
         ValueError: a shape, dtype, the radius or the strategy is wrong.
@@ -93,21 +109,22 @@ class Correlation:
         check_range("Correlation", "levels", levels, 1, MAX_LEVELS)
         check_range("Correlation", "radius", radius, 0, MAX_RADIUS)
         if strategy == "auto":
-            cap = VOLUME_CAPS.get(f0.device.type, VOLUME_CAPS["cuda"])
-            strategy = "volume" if volume_bytes(f0, f1, levels) <= cap else "on_demand"
+            strategy = automatic_strategy(f0, f1, levels)
         self.radius = radius
         self.strategy = strategy
-        self.f0 = f0
+        self.f0, self.half = f0, False
         if strategy == "volume":
             self.levels = correlation_volume(f0, f1, levels)
         else:
-            self.f0, self.levels = packed_features(f0, f1, levels)
+            self.f0, self.levels, self.half = packed_features(f0, f1, levels)
 
     def __call__(self, coords: Tensor) -> Tensor:
         """Look up around coords [B, 2, H, W] (px of f1) -> [B, L (2r+1)^2, H, W] float32 or 64."""
         if self.strategy == "volume":
             return volume_lookup(self.levels, coords, self.radius)
-        return LOOKUP(self.f0, self.levels, coords, self.radius)
+        # What came in half precision has no digits that the tensor cores would lose.
+        exact = exact_products() and not self.half
+        return LOOKUP(self.f0, self.levels, coords, self.radius, exact)
 
 
 def example(strategy: str, dtype: torch.dtype, size: tuple, channels: int = 20) -> Example:

@@ -20,6 +20,10 @@ def correlation_lookup(
 ) -> Tensor:
     """The same windows without a stored volume: the products are made where they are looked up.
 
+    On a GPU features in float16 or bfloat16 are multiplied by the tensor cores. So are those in
+    float32 where torch.set_float32_matmul_precision is below "highest": each as a sum of two
+    bfloat16, off by up to 2^-17 of itself.
+
     Args:
         f0: [B, C, H, W], any float dtype.
         f1_levels: list of [B, C, H_l, W_l] from pool_levels.
@@ -33,32 +37,40 @@ def correlation_lookup(
         ValueError: a shape, dtype or the radius is wrong.
     """
     check_tensor("correlation_lookup", "f0", f0)  # its device says whether autocast is on
-    return OPERATOR(*autocast_features(f0, f1_levels), coords, radius)
+    return OPERATOR(*autocast_features(f0, f1_levels), coords, radius, exact_products())
 
 
-def check(f0, f1_levels, coords, radius) -> None:
+def exact_products() -> bool:
+    """Whether float32 is to be multiplied in full precision, by torch's setting."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def check(f0, f1_levels, coords, radius, exact) -> None:
     shapes = check_features("correlation_lookup", f0, f1_levels)
     check_window("correlation_lookup", coords, radius)
     shapes.check("coords", coords, ["B", 2, "H", "W"], COORDINATE_DTYPES)
 
 
-def reference(f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int) -> Tensor:
+def reference(
+    f0: Tensor, f1_levels: Sequence[Tensor], coords: Tensor, radius: int, exact: bool = True
+) -> Tensor:
+    """f0 [B, C, H, W], f1_levels [B, C, H_l, W_l], coords [B, 2, H, W] -> [B, L (2r+1)^2, H, W]."""
     return look_up(make_volume(f0, f1_levels), coords, radius)
 
 
-def fake(f0, f1_levels, coords, radius):
+def fake(f0, f1_levels, coords, radius, exact):
     like = f0.new_empty((0,), dtype=sum_dtype(f0.dtype))
     return empty_windows(like, coords, len(f1_levels), radius)
 
 
-def fake_backward(grad, f0, f1_levels, coords, radius, coords_needed):
+def fake_backward(grad, f0, f1_levels, coords, radius, coords_needed, exact):
     shape = coords.shape if coords_needed else (0,)
     grads = [empty_channels_last(f1) for f1 in f1_levels]
     return empty_channels_last(f0), grads, coords.new_empty(shape)
 
 
 def setup_context(ctx, inputs, output):
-    f0, f1_levels, coords, ctx.radius = inputs
+    f0, f1_levels, coords, ctx.radius, ctx.exact = inputs
     ctx.save_for_backward(f0, coords, *f1_levels)
 
 
@@ -66,9 +78,9 @@ def backward(ctx, grad):
     f0, coords, *f1_levels = ctx.saved_tensors
     needed = ctx.needs_input_grad[2]
     grad_f0, grads, grad_coords = OPERATOR.call_backward(
-        grad, f0, f1_levels, coords, ctx.radius, needed
+        grad, f0, f1_levels, coords, ctx.radius, needed, ctx.exact
     )
-    return grad_f0, grads, grad_coords if needed else None, None
+    return grad_f0, grads, grad_coords if needed else None, None, None
 
 
 def example(dtype: torch.dtype, size: tuple) -> Example:
@@ -84,11 +96,34 @@ def example(dtype: torch.dtype, size: tuple) -> Example:
     )
 
 
+def tensor_core_example(dtype: torch.dtype, size: tuple) -> Example:
+    """What tensor cores multiply where a GPU has them: whole vectors of channels, and float32 in
+    reduced precision.
+    """
+    batch, height, width = size
+    f0 = draw(batch, 72, height, width, dtype=dtype)
+    levels = [draw(batch, 72, height >> n, width >> n, dtype=dtype, seed=1 + n) for n in range(3)]
+    coords = places(batch, height, width, sum_dtype(dtype))
+
+    def look_up(f0: Tensor, a: Tensor, b: Tensor, c: Tensor, coords: Tensor) -> Tensor:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return correlation_lookup(f0, [a, b, c], coords, 4)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return Example(look_up, (f0, *levels, coords), (0, 1, 2, 3, 4), rounding=4)
+
+
 OPERATOR = Operator(
     "correlation_lookup",
     check=check,
     reference=reference,
     fake=fake,
     gradient=Gradient(fake_backward, setup_context, backward),
-    examples={"correlation_lookup": example},
+    examples={
+        "correlation_lookup": example,
+        "correlation_lookup, tensor cores": tensor_core_example,
+    },
 )

@@ -138,6 +138,92 @@ def backward(ctx, grads):
     return OPERATOR.call_backward(grads, f0, f1_levels)
 
 
+# ---- on CUDA: products of matrices by cuBLAS -----------------------------------------------------
+
+
+def cuda_volume(f0: Tensor, f1_levels: Sequence[Tensor]) -> list[Tensor]:
+    check(f0, f1_levels)
+    batch, channels, height, width = f0.shape
+    volumes = []
+    for f1 in f1_levels:
+        volume = empty_volume(f0, f1)
+        if volume.numel():
+            a, b = same_dtype(f0.flatten(2), f1.flatten(2))
+            product = volume.view(batch, height * width, -1)
+            multiply(product, a.mT, b, 1 / math.sqrt(channels))
+        volumes.append(volume)
+    return volumes
+
+
+def cuda_volume_backward(
+    grads: Sequence[Tensor], f0: Tensor, f1_levels: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """In float32 (float64): a gradient of half precision is rounded once, at the end."""
+    check(f0, f1_levels)
+    count = f"one gradient for each of {len(f1_levels)} levels is needed, got {len(grads)}"
+    require(len(grads) == len(f1_levels), f"correlation_volume_backward: {count}")
+    dtype, scale = sum_dtype(f0.dtype), 1 / math.sqrt(f0.shape[1])
+    grad_f0 = empty_channels_last(f0.to(dtype)).zero_()
+    grad_levels = []
+    for grad, f1 in zip(grads, f1_levels, strict=True):
+        expected = (*f0.shape[:1], *f0.shape[2:], *f1.shape[2:])
+        Shapes("correlation_volume_backward").check("grad", grad, expected, [dtype])
+        grad_f1 = empty_channels_last(f1.to(dtype)).zero_()
+        if grad.numel():
+            products = grad.flatten(3).flatten(1, 2)  # [B, pixels, cells]
+            multiply(rows_of(grad_f1), products.mT, f0.to(dtype).flatten(2).mT, scale)
+            multiply(rows_of(grad_f0), products, f1.to(dtype).flatten(2).mT, scale, add=True)
+        grad_levels.append(grad_f1.to(f1.dtype))
+    return grad_f0.to(f0.dtype), grad_levels
+
+
+def rows_of(features: Tensor) -> Tensor:
+    """[B, C, H, W] in channels_last -> [B, H W, C], the same memory."""
+    batch, channels, height, width = features.shape
+    return features.permute(0, 2, 3, 1).view(batch, height * width, channels)
+
+
+def empty_volume(f0: Tensor, f1: Tensor) -> Tensor:
+    shape = [f0.shape[0], *f0.shape[2:], *f1.shape[2:]]
+    dtype = sum_dtype(f0.dtype)
+    try:
+        return f0.new_empty(shape, dtype=dtype)
+    except RuntimeError:  # in the words of the kernels, which `call` knows
+        raise RuntimeError(
+            f"correlation_volume: out of memory: {math.prod(shape) * dtype.itemsize} bytes could "
+            f"not be allocated for a tensor of shape {shape}"
+            '; Correlation(..., strategy="on_demand") stores no volume'
+        ) from None
+
+
+def same_dtype(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [B, C, n] whose products over the channels are those of a and b.
+
+    A level that was pooled in float32 beside features in bfloat16 becomes the sum of two numbers in
+    bfloat16, each a channel: off by up to 2^-17 of itself, and multiplied several times as fast.
+    """
+    if a.dtype == b.dtype:
+        return a, b
+    if (a.dtype, b.dtype) != (torch.bfloat16, torch.float32):
+        return a.to(torch.float32), b.to(torch.float32)
+    high = b.bfloat16()
+    return torch.cat((a, a), 1), torch.cat((high, (b - high).bfloat16()), 1)
+
+
+def multiply(out: Tensor, a: Tensor, b: Tensor, scale: float, add: bool = False) -> None:
+    """out [B, n, m] = scale a [B, n, k] @ b [B, k, m], or that added to it. Summed in float32.
+
+    The scale goes into cuBLAS: a pass of its own would cost as much as the product.
+    """
+    factors = {"beta": float(add), "alpha": scale}
+    # Autocast would make a product of float32 in half precision.
+    with torch.autocast(out.device.type, enabled=False):
+        if a.dtype == out.dtype:
+            torch.baddbmm(out, a, b, out=out, **factors)
+        else:
+            torch.ops.aten.baddbmm.dtype_out(out, a, b, out.dtype, out=out, **factors)
+
+
 def example(dtype: torch.dtype, size: tuple) -> Example:
     batch, height, width = size
     f0 = draw(batch, 33, height, width, dtype=dtype)
@@ -152,4 +238,5 @@ OPERATOR = Operator(
     fake=fake,
     gradient=Gradient(fake_backward, setup_context, backward),
     examples={"correlation_volume": example},
+    cuda=(cuda_volume, cuda_volume_backward),
 )

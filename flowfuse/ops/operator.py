@@ -51,6 +51,8 @@ class Operator:
         fake: empty results, for tensors that have no values.
         gradient: None where there is none.
         examples: calls of it by name, a name that begins with the operator's.
+        cuda: the kernels of it and its gradient on CUDA where they are calls of torch; they check
+            their arguments. None where csrc/cuda has them.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Operator:
     fake: Callable[..., Any]
     gradient: Gradient | None
     examples: Mapping[str, MakeExample]
+    cuda: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         OPERATORS[self.name] = self
@@ -92,6 +95,8 @@ class Operator:
 
         torch.library.register_fake(full, fake)
         refuse_vmap(self.name)
+        for suffix, kernel in zip(("", "_backward"), self.cuda or (), strict=False):
+            torch.library.register_kernel(full + suffix, "cuda", kernel)
         if self.gradient is None:
             torch.library.register_autograd(full, no_backward, setup_context=not_differentiable)
             return

@@ -21,6 +21,7 @@
 #define CUDART_VERSION 13000
 #define FLOWFUSE_COPY_ASYNC(shared, global) ::emulator::copy_later(shared, global, sizeof *(shared))
 #define FLOWFUSE_COPIES_DONE() ::emulator::finish_copies()
+#define FLOWFUSE_MULTIPLY_MATRICES(half, sums, a, b) ::emulator::multiply_matrices<half>(sums, a, b, __FILE__, __LINE__)
 #define FLOWFUSE_ARITHMETIC __attribute__((noinline, no_sanitize("thread")))  // of registers: not recorded
 
 struct uint3 {
@@ -94,6 +95,47 @@ inline unsigned ballot(unsigned mask, bool vote, const char* file, int line) {
   });
 }
 
+template <bool kHalf>
+__attribute__((no_sanitize("thread"))) float half_value(unsigned bits) {
+  const uint32_t wide = bits << 16;
+  const auto narrow = static_cast<uint16_t>(bits);
+  if constexpr (kHalf) {
+    _Float16 value;
+    std::memcpy(&value, &narrow, sizeof value);
+    return static_cast<float>(value);
+  } else {
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+}
+
+// The matrix instruction: what every lane holds is passed round as by shuffles, and the products of a sum are added
+// one by one. launch.cuh says which lane holds what.
+template <bool kHalf>
+__attribute__((no_sanitize("thread"))) void multiply_matrices(float (&sums)[4], const unsigned (&a)[4],
+                                                              const unsigned (&b)[2], const char* file, int line) {
+  const uint64_t mine[3] = {a[0] | uint64_t{a[1]} << 32, a[2] | uint64_t{a[3]} << 32, b[0] | uint64_t{b[1]} << 32};
+  uint64_t all[3][kWarpSize];
+  for (int part = 0; part < 3; ++part) {
+    exchange(~0u, mine[part], file, line, [&] {
+      for (unsigned source = 0; source < kWarpSize; ++source) {
+        all[part][source] = from_lane<uint64_t>(~0u, source, file, line);
+      }
+      return 0;
+    });
+  }
+  for (unsigned n = 0; n < 4; ++n) {
+    const unsigned row = lane() / 4, column = lane() % 4 * 2 + n % 2;  // row: and + 8 for the last two sums
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned q = k % 8 / 2, upper = 16 * (k % 2);  // lane of the row, half of its register
+      const uint64_t x = all[k / 8][row * 4 + q] >> (n / 2 * 32), y = all[2][column * 4 + q] >> (k / 8 * 32);
+      sums[n] += half_value<kHalf>(static_cast<unsigned>(x) >> upper & 0xffff) *
+                 half_value<kHalf>(static_cast<unsigned>(y) >> upper & 0xffff);
+    }
+  }
+}
+
 template <class T, class Update>
 __attribute__((no_sanitize("thread"))) T atomic(T* address, const Update& update) {
   atomic_access(address, sizeof(T));
@@ -130,6 +172,9 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __log2f(float x) { return std::log2(x); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 

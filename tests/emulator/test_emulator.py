@@ -81,7 +81,8 @@ def test_operator_tests_pass(variant, order):
 
 
 def test_every_operator_is_emulated():
-    """What the CPU library registers, the emulated one replaces: nothing is tested by accident."""
+    """What the CPU library registers, the emulated one replaces: nothing is tested by accident. But
+    what runs on CUDA by calls of torch."""
     library = build("conflicts", WORK / "conflicts")
     code = (
         "import torch; from flowfuse import ops\n"
@@ -92,7 +93,12 @@ def test_every_operator_is_emulated():
     )
     result = run_python(["-c", code], library, "conflicts", "forward")
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    by_torch = [name for name, operator in ops.OPERATORS.items() if operator.cuda]
+    lines = [
+        line
+        for line in result.stdout.splitlines()
+        if not re.search(rf"::({'|'.join(by_torch)})(_backward)? ", line)
+    ]
     assert len(lines) == sum(
         path.read_text().count("m.impl(") for path in cuda_sources(ROOT / "csrc")
     )
@@ -103,6 +109,8 @@ def test_every_operator_is_emulated():
 COMPILED = {
     "correlation_products.cuh": "correlation_lookup",
     "correlation_gradients.cuh": "correlation_lookup_backward",
+    "correlation_matrix.cuh": "correlation_lookup",
+    "correlation_matrix_gradients.cuh": "correlation_lookup_backward",
 }
 # The example that is run, forward and backward, and its size, for each source with planted faults.
 EXAMPLES = {
@@ -113,95 +121,122 @@ EXAMPLES = {
 }
 
 
-def run_program(source: str, library: Path, variant: str) -> subprocess.CompletedProcess:
+def compiled(file: str) -> str:
+    return COMPILED.get(file, file.removesuffix(".cu"))
+
+
+def precision(file: str) -> str:
+    """That of float32 products: tensor cores make them below "highest"."""
+    return "high" if "matrix" in file else "highest"
+
+
+def run_program(
+    source: str, library: Path, variant: str, products: str
+) -> subprocess.CompletedProcess:
     name, size = EXAMPLES[source]
     code = (
-        "import torch\nfrom flowfuse import ops\n"
+        "import torch\nfrom flowfuse import ops\nfrom flowfuse.ops.extension import kernels_on\n"
         f"torch.ops.load_library({str(library)!r})\n"
-        f"ops.EXAMPLES[{name!r}](torch.float32, {size}).run()\n"
+        f"torch.set_float32_matmul_precision({products!r})\n"
+        f"example = ops.EXAMPLES[{name!r}](torch.float32, {size})\n"
+        "found = example.run()\n"
+        "with kernels_on():\n    wanted = example.run()\n"
+        "for a, b in zip(found, wanted, strict=True):\n"
+        "    scale = float(b.nan_to_num(0, 0, 0).abs().max())\n"
+        "    if not torch.allclose(a, b, rtol=0, atol=1e-4 * scale, equal_nan=True):\n"
+        "        raise SystemExit('wrong values')\n"
         "print('not found')\n"
     )
     return run_python(["-c", code], library, variant, "forward")
 
+
+# Of the forward pass; the backward one has the same lines but the last.
+FORWARD_TILE = (
+    "    __syncthreads();  // the tile before has been read\n"
+    "    load_signals(in, tile, signals);\n"
+    "    __syncthreads();\n"
+    "    for_windows(signals, tile, in.height, in.width, "
+    "[&](int64_t y, int64_t x, const Moments<T>& moments) {\n"
+    "      const Slopes<T> slopes"
+)
 
 # Name: variant, file, what is replaced (once), by what, and what must be said of it.
 MUTANTS = {
     "removed barrier": (
         "conflicts",
         "convex_upsample.cu",
-        "    __syncthreads();\n    const int c = threadIdx.y;",
-        "    const int c = threadIdx.y;",
+        "    __syncthreads();\n    for (int n = warp; n < 9 * kD;",
+        "    for (int n = warp; n < 9 * kD;",
         r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
     "shared-memory race": (
         "conflicts",
         "convex_upsample.cu",
-        "parts[threadIdx.y][c][threadIdx.x] = sums[c];",
-        "parts[threadIdx.y / 2][c][threadIdx.x] = sums[c];",
+        "parts[warp][k][d][lane] = sums[k][d];",
+        "parts[warp / 2][k][d][lane] = sums[k][d];",
         "conflict: this thread writes shared memory",
     ),
     "global-memory race": (
         "conflicts",
         "convex_upsample.cu",
-        "fine[fine_offset(sizes, plane, at.y, at.x, at.i, j)] = value;",
-        "fine[fine_offset(sizes, plane, at.y, at.x, 0, j)] = value;",
+        "{ fine[place] = value; }",
+        "{ fine[place / 2] = value; }",
         "conflict: this thread writes global memory",
     ),
     "divergent barrier": (
         "conflicts",
         "convex_upsample.cu",
-        "    __syncthreads();  // the parts of the block before have been read",
-        "    if (x >= sizes.width) return;\n    __syncthreads();",
+        "    __syncthreads();  // by all warps",
+        "    if (at.x() >= sizes.width) return;\n    __syncthreads();",
         "divergent barrier: another thread of the block has returned",
     ),
     "barriers at two places": (
         "conflicts",
         "convex_upsample.cu",
-        "    __syncthreads();  // the parts of the block before have been read",
-        "    if (threadIdx.y == 0) {\n      __syncthreads();\n"
-        "    } else {\n      __syncthreads();\n    }",
+        "    __syncthreads();  // the parts have been read",
+        "    if (warp == 0) {\n      __syncthreads();\n    } else {\n      __syncthreads();\n    }",
         "divergent barrier: another thread of the block waits somewhere else",
     ),
     "grid too large": (
         "conflicts",
         "convex_upsample.cu",
-        "blocks_for(blocks, 1), dim3(kWarp, kRows)",
-        "dim3(1, static_cast<unsigned>(blocks) << 16), dim3(kWarp, kRows)",
+        "blocks_for(blocks, 1), kThreads, bytes",
+        "dim3(1, static_cast<unsigned>(blocks) << 16), kThreads, bytes",
         "the limit is \\(2147483647, 65535, 65535\\)",
     ),
     "too little shared memory": (
         "conflicts",
         "convex_upsample.cu",
-        "sizeof(T[kRows][kChannels][kWarp])",
-        "sizeof(T[kRows][kChannels][kWarp]) / 2",
-        "beyond the 2048 bytes of this launch",
+        "std::max(kWarps * sizeof(Lines<kD, T>), sizeof(Parts<kD, T>))",
+        "sizeof(Parts<kD, T>) / 2",
+        "beyond the [0-9]+ bytes of this launch",
     ),
     "read out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "          if (!inside(sizes, at.y, at.x, k)) continue;\n          value +=",
-        "          value +=",
+        "const bool read = (inside >> k & 1) && at.first + d < sizes.channels;",
+        "const bool read = at.first + d < sizes.channels;",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "write out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "c < kChannels && first + c < sizes.channels && x < sizes.width",
-        "c < kChannels && x < sizes.width",
+        "while (pixel < pixels)",
+        "while (pixel < kWarp)",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "index beyond an array": (
         "sanitizers",
         "convex_upsample.cu",
-        "for (int k = 0; k < 9; ++k) mean += weights[k] * slope[k];",
-        "for (int k = 0; k < 10; ++k) mean += weights[k] * slope[k];",
+        "for (int k = 0; k < 9; ++k) weights[k] *= share;",
+        "for (int k = 0; k < 10; ++k) weights[k] *= share;",
         "index 9 out of bounds",
     ),
     "removed barrier between tiles": (
         "few_blocks",
         "common_gradient.cu",
-        "    __syncthreads();  // the tile before has been read\n    for_cells",
-        "    for_cells",
+        FORWARD_TILE,
+        FORWARD_TILE.replace("    __syncthreads();  // the tile before has been read\n", ""),
         "conflict: this thread writes shared memory",
     ),
     "removed barrier after a copy": (
@@ -239,13 +274,69 @@ MUTANTS = {
         "",
         r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
+    "taps read before all warps have made them": (
+        "conflicts",
+        "correlation_matrix.cuh",
+        "box, origins, taps);\n  }\n  __syncthreads();",
+        "box, origins, taps);\n  }",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
+    ),
+    "lanes that leave a product of matrices": (
+        "conflicts",
+        "correlation_matrix.cuh",
+        "    const bool inside[2] = {first + g < count,",
+        "    if (first + g >= count) break;\n    const bool inside[2] = {first + g < count,",
+        "divergent barrier",
+    ),
+    "rows of a product in the wrong order": (
+        "conflicts",
+        "correlation_matrix.cuh",
+        "multiply_matrices<M>(sums, {r[0], l[0], r[1], l[1]}, {c[0], c[1]});\n  } else {",
+        "multiply_matrices<M>(sums, {r[0], r[1], l[0], l[1]}, {c[0], c[1]});\n  } else {",
+        "wrong values",
+    ),
+    "half of the digits": (
+        "conflicts",
+        "correlation_matrix.cuh",
+        "{c[0], c[1]});  // the small ones first",
+        "{c[2], c[3]});",
+        "wrong values",
+    ),
+    "list of pixels read too early": (
+        "conflicts",
+        "correlation_matrix_gradients.cuh",
+        "  __syncwarp();  // the list is there\n",
+        "",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
+    ),
+    "list of pixels written too early": (
+        "conflicts",
+        "correlation_matrix_gradients.cuh",
+        "  __syncwarp();  // the list has been read\n",
+        "",
+        "conflict: this thread writes shared memory",
+    ),
+    "cells that are passed over": (
+        "conflicts",
+        "correlation_matrix_gradients.cuh",
+        "cell.advance(3 * kSources);",
+        "cell.advance(2 * kSources);",
+        "wrong values",
+    ),
+    "small parts of factors left out": (
+        "conflicts",
+        "correlation_matrix_gradients.cuh",
+        "multiply_matrices<BFloat16>(sums[w], values, small_factors);",
+        "",
+        "wrong values",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_planted_fault_is_found(name, tmp_path):
     variant, file, old, new, message = MUTANTS[name]
-    source = COMPILED.get(file, file.removesuffix(".cu"))
+    source = compiled(file)
     csrc = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     path = csrc / "cuda" / file
@@ -253,18 +344,18 @@ def test_planted_fault_is_found(name, tmp_path):
     assert text.count(old) == 1, f"{name}: the source has changed; plant the fault anew"
     path.write_text(text.replace(old, new))
     library = build(variant, tmp_path / "build", csrc, only=(source,))
-    result = run_program(source, library, variant)
+    result = run_program(source, library, variant, precision(file))
     assert result.returncode != 0, result.stdout
     assert re.search(message, result.stderr), result.stderr[-3000:]
     assert "not found" not in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("variant", "source"),
-    sorted({(v, COMPILED.get(f, f.removesuffix(".cu"))) for v, f, *_ in MUTANTS.values()}),
+    ("variant", "source", "products"),
+    sorted({(v, compiled(f), precision(f)) for v, f, *_ in MUTANTS.values()}),
 )
-def test_sources_without_faults_pass(variant, source):
+def test_sources_without_faults_pass(variant, source, products):
     """The planted faults are found in code that otherwise passes."""
-    result = run_program(source, build(variant, WORK / variant), variant)
+    result = run_program(source, build(variant, WORK / variant), variant, products)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["not", "found"]

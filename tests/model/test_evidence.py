@@ -90,17 +90,16 @@ def test_an_untrained_head_fades_nothing():
     assert evidence.fade.min() > 0.95
 
 
-def test_the_worse_modality_fades_by_the_power_of_the_ratio():
+def test_a_modality_counts_by_its_precision():
     head = EvidenceHead()
     with torch.no_grad():
         head.out.weight.zero_()
         head.out.bias.copy_(torch.tensor([math.log(0.1), math.log(0.4)]))
-        head.log_strength.zero_()
     evidence = head(*make_matches(), ALL)
-    # Shares 0.8 and 0.2, twice of each, and no more than 1.
-    assert torch.allclose(evidence.fade[0, :, 0, 0], torch.tensor([1.0, 0.4]))
+    # Shares 16 / 17 and 1 / 17, twice of each, and no more than 1.
+    assert torch.allclose(evidence.fade[0, :, 0, 0], torch.tensor([1.0, 2 / 17]))
     pairs = [evidence.of_pair(kind)[0, 0, 0, 0].item() for kind in PairKind]
-    assert np.allclose(pairs, [1.0, 0.16, 0.4])
+    assert np.allclose(pairs, [1.0, 4 / 289, 2 / 17])
 
 
 @pytest.mark.parametrize("mask", [(1, 0, 0, 1), (0, 1, 1, 0), (1, 1, 1, 0)])
@@ -179,13 +178,14 @@ def test_what_is_absent_has_no_say():
     assert torch.equal(first, second)
 
 
-def test_no_gradient_to_the_matches_and_none_from_the_fade():
+def test_no_gradient_to_the_matches_and_none_through_the_fade():
     matches, tau = make_matches()
     matches = [Matches(*(value.requires_grad_() for value in matches[0]))]
     head = EvidenceHead()
-    head(matches, tau, ALL).fade[:, 1].sum().backward()
-    assert head.log_strength.grad is not None
-    assert head.out.weight.grad is None and matches[0].residual.grad is None
+    evidence = head(matches, tau, ALL)
+    assert not evidence.fade.requires_grad
+    evidence.log_scale.sum().backward()
+    assert head.out.weight.grad is not None and matches[0].residual.grad is None
 
 
 def test_evidence_begins_as_guided_fusion_of_one_modality():

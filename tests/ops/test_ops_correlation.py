@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from flowfuse import ops
-from flowfuse.ops.correlation import MULTIPLIES_BFLOAT16
+from flowfuse.ops.correlation import MULTIPLIES_BFLOAT16, automatic_strategy
 from flowfuse.ops.correlation_lookup import reference as reference_lookup
+from flowfuse.ops.correlation_volume import cuda_volume, cuda_volume_backward, same_dtype
 from flowfuse.ops.correlation_volume import reference as reference_volume
 from flowfuse.ops.volume_lookup import reference as reference_volume_lookup
 
@@ -219,6 +220,47 @@ def test_reference_far_windows(place, channels, dtype, radius):
     limits = [max(GRADIENT_TOLERANCE[dtype], 1e-13 if dtype == torch.float64 else 1e-5)] * 2
     for a, e, limit in zip(actual_grads, expected_grads, [*limits, 1e-5], strict=True):
         assert_close(a, e, limit)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "place", "radius"),
+    [
+        (8, 1, 1, scattered_coords, 0),
+        (40, 5, 9, grid_coords, 2),  # a chunk of channels that is not full
+        (72, 6, 11, boundary_coords, 4),  # several chunks; groups of pixels
+        (16, 4, 7, scattered_coords, 7),  # windows in several parts
+    ],
+)
+def test_reference_tensor_cores(dtype, channels, height, width, place, radius):
+    """All features in one dtype, float32 in reduced precision: what tensor cores multiply."""
+    size = (height, width) if place is grid_coords else (height, width, 19, 23)
+    coords = place(1, *size)
+    coords[0, 0, 0, width // 2], coords[0, 1, height // 2, 0] = math.nan, math.inf
+    coords.requires_grad_()
+    maps = [features((1, channels, height, width), dtype, "channels_last")]
+    maps += [
+        features((1, channels, 19 >> n, 23 >> n), dtype, "channels_last", 1 + n) for n in (0, 1)
+    ]
+    inputs = [level.requires_grad_() for level in maps] + [coords]
+    expected = reference_lookup(inputs[0], inputs[1:-1], coords, radius)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        actual = ops.correlation_lookup(inputs[0], inputs[1:-1], coords, radius)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    # Half features are multiplied exactly; a float32 is off by up to 2^-17 of itself.
+    products = 2**-15 if dtype == torch.float32 else 2 * TOLERANCE[dtype]
+    assert_close(actual, expected, products)
+    grad = features(actual.shape, actual.dtype, seed=5)
+    actual_grads = torch.autograd.grad(actual, inputs, grad)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    limit = max(GRADIENT_TOLERANCE[dtype], 2**-15)
+    for a, e in zip(actual_grads[:-1], expected_grads[:-1], strict=True):
+        assert_close(a, e, limit)
+    assert_close(actual_grads[-1], expected_grads[-1], 2**-14)
 
 
 @needs_extension
@@ -456,7 +498,7 @@ def test_edge_groups_of_items():
     grad = grad.expand(-1, (2 * radius + 1) ** 2, -1, -1)
 
     def backward(items):
-        arguments = (grad[items], f0[items], [f1[items]], coords[items], radius, False)
+        arguments = (grad[items], f0[items], [f1[items]], coords[items], radius, False, True)
         grad_f0, (grad_f1,), _ = torch.ops.flowfuse.correlation_lookup_backward(*arguments)
         return grad_f0, grad_f1
 
@@ -608,6 +650,8 @@ VOLUME_ERRORS = [
 )
 def test_error_messages(name, arguments, message, direct):
     function = getattr(torch.ops.flowfuse, name) if direct else getattr(ops, name)
+    if direct and name == "correlation_lookup":
+        arguments = (*arguments, True)  # exact
     with pytest.raises(ValueError, match=message):
         function(*arguments)
 
@@ -679,6 +723,66 @@ def test_error_double_backward_and_vmap():
                 torch.vmap(lambda c, levels=levels: ops.volume_lookup(levels, c, 1))(coords[None])
 
 
+@of_cpu_blocks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded"])
+@pytest.mark.parametrize("shape1", [(8, 13), (1, 1), (0, 4)])
+def test_volume_by_calls_of_torch(dtype, layout, shape1):
+    """What runs on CUDA, by baddbmm, on the CPU."""
+    f0 = features((2, 37, 7, 11), dtype, layout).requires_grad_()
+    f1 = features((2, 37, *shape1), dtype, layout, 1)
+    levels = [level.requires_grad_() for level in ops.pool_levels(f1, 2)]
+    expected = reference_volume(f0, levels)
+    detached = [level.detach() for level in levels]
+    volumes = cuda_volume(f0.detach(), detached)
+    grads = [features(volume.shape, dtype, seed=3) for volume in volumes]
+    wanted = torch.autograd.grad(
+        expected, (f0, *levels), grads, allow_unused=True, materialize_grads=True
+    )
+    grad_f0, grad_levels = cuda_volume_backward(grads, f0.detach(), detached)
+    found = [*volumes, grad_f0, *grad_levels]
+    for a, e in zip(found, [*expected, *wanted], strict=True):
+        assert_close(a.detach(), e.detach(), TOLERANCE[dtype])
+
+
+def test_volume_of_mixed_features():
+    """A level in float32 beside bfloat16 is two numbers in bfloat16; else both are float32."""
+    f0, f1 = features((2, 30, 40), torch.bfloat16), features((2, 30, 50), seed=1)
+    a, b = same_dtype(f0, f1)
+    assert a.dtype == b.dtype == torch.bfloat16
+    found = a.double().mT @ b.double()
+    assert_close(found, f0.double().mT @ f1.double(), 2**-17)
+    assert {t.dtype for t in same_dtype(f0.half(), f1)} == {torch.float32}
+    assert [t.data_ptr() for t in same_dtype(f0, f0)] == [f0.data_ptr()] * 2
+
+
+def test_volume_kernel_checks_its_arguments():
+    with pytest.raises(
+        ValueError, match=r"correlation_volume: level 0 of f1 must have shape \[1, 3,"
+    ):
+        cuda_volume(torch.zeros(1, 3, 2, 2), [torch.zeros(1, 4, 2, 2)])
+    f = torch.zeros(1, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"one gradient for each of 1 levels is needed, got 0"):
+        cuda_volume_backward([], f, [f])
+    with pytest.raises(ValueError, match=r"grad must have shape \[1, 2, 2, 2, 2\]"):
+        cuda_volume_backward([f], f, [f])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "learning", "strategy"),
+    [
+        (90, 160, False, "volume"),
+        (90, 160, True, "on_demand"),
+        (8, 8, True, "on_demand"),
+        (270, 480, False, "on_demand"),
+    ],
+)
+def test_auto_beside_a_gpu(height, width, learning, strategy):
+    """Meta tensors stand for those of a GPU: no other device but the CPU has limits of its own."""
+    f0 = torch.zeros(1, 8, height, width, device="meta", requires_grad=learning)
+    assert automatic_strategy(f0, f0, levels=4) == strategy
+
+
 @needs_extension
 def test_opcheck():
     f0 = features((2, 5, 4, 6)).requires_grad_()
@@ -688,9 +792,9 @@ def test_opcheck():
     coords = grid_coords(2, 4, 6).requires_grad_()
     flowfuse = torch.ops.flowfuse
     torch.library.opcheck(flowfuse.correlation_volume.default, (f0, levels))
-    torch.library.opcheck(flowfuse.correlation_lookup.default, (f0, levels, coords, 2))
+    torch.library.opcheck(flowfuse.correlation_lookup.default, (f0, levels, coords, 2, True))
     torch.library.opcheck(
-        flowfuse.correlation_lookup.default, (f0.detach().bfloat16(), levels, coords, 2)
+        flowfuse.correlation_lookup.default, (f0.detach().bfloat16(), levels, coords, 2, False)
     )
     volumes = [v.detach().requires_grad_() for v in ops.correlation_volume(f0, levels[0], 2)]
     torch.library.opcheck(flowfuse.volume_lookup.default, (volumes, coords, 1))
@@ -705,7 +809,7 @@ def test_opcheck_backward(needed):
     volumes = ops.correlation_volume(f0, levels[0], 2)
     grad = features((2, 18, 4, 6))
     torch.library.opcheck(
-        flowfuse.correlation_lookup_backward.default, (grad, f0, levels, coords, 1, needed)
+        flowfuse.correlation_lookup_backward.default, (grad, f0, levels, coords, 1, needed, True)
     )
     torch.library.opcheck(
         flowfuse.volume_lookup_backward.default, (grad, volumes, coords, 1, needed)
