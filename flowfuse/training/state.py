@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from flowfuse.model.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
+
+_log = logging.getLogger(__name__)
 
 # Learning rate of the evidence head over that of the rest: it is new where trained weights are
 # given, small, and taught at every second step only.
@@ -307,7 +309,7 @@ class RunDirectory:
             for broken, reason in refused:
                 # Renamed: neither lost, nor taken for a checkpoint again.
                 broken.rename(broken.with_name(f"unreadable_{broken.name}"))
-                print(f"{reason}; set aside, using {path.name}", file=sys.stderr)
+                _log.warning("%s; set aside, using %s", reason, path.name)
             return path, settings
         raise refused[0][1]
 
