@@ -16,6 +16,7 @@
 #include <iostream>
 #include <iterator>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -120,7 +121,9 @@ std::vector<at::Tensor> make_inputs(const Pair& pair, int64_t slices, int64_t bi
 
 void run(const std::string& operators, const std::string& model, const std::string& pair, const std::string& flow) {
   // The operators register themselves. They stay loaded: the network calls them.
-  require(dlopen(operators.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr, "operators: " + std::string(dlerror()));
+  if (dlopen(operators.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    throw std::runtime_error("operators: " + std::string(dlerror()));
+  }
   torch::inductor::AOTIModelPackageLoader loader(model);
   const auto facts = loader.get_metadata();
   const auto number = [&](const std::string& name) {

@@ -30,7 +30,7 @@ from flowfuse.result import Array, Result
 
 
 class Estimator:
-    """A network ready to be called on arrays; calls do not change what others give.
+    """A network ready to be called on arrays; no result depends on earlier calls.
 
     Args:
         model: the network; it is moved to ``device`` and put into evaluation mode.

@@ -66,9 +66,11 @@ class TrainingState:
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.decay = decay
         # (averaged, trained) weights: the same storage for good.
-        self._pairs = list(
+        pairs = list(
             zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
         )
+        self._averaged = tuple(zip(*(p for p in pairs if p[0].is_floating_point()), strict=True))
+        self._copied = [p for p in pairs if not p[0].is_floating_point()]
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             decayed = weight_decay if parameter.ndim > 1 else 0.0
@@ -95,11 +97,9 @@ class TrainingState:
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for kept, new in self._pairs:
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1.0 - decay)
-                else:
-                    kept.copy_(new)
+            torch._foreach_lerp_(*self._averaged, 1.0 - decay)
+            for kept, new in self._copied:
+                kept.copy_(new)
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
         """Write all of it to a checkpoint.

@@ -229,8 +229,8 @@ MUTANTS = {
     "read out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "const bool read = there && at.first + d < sizes.channels;",
-        "const bool read = at.x() < sizes.width && at.first + d < sizes.channels;",
+        "const bool read = (inside >> k & 1) && at.first + d < sizes.channels;",
+        "const bool read = at.first + d < sizes.channels;",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "write out of bounds": (
@@ -243,8 +243,8 @@ MUTANTS = {
     "index beyond an array": (
         "sanitizers",
         "convex_upsample.cu",
-        "for (int k = 0; k < 9; ++k) mean +=",
-        "for (int k = 0; k < 10; ++k) mean +=",
+        "for (int k = 0; k < 9; ++k) weights[k] *= share;",
+        "for (int k = 0; k < 10; ++k) weights[k] *= share;",
         "index 9 out of bounds",
     ),
     "removed barrier between tiles": (
@@ -289,12 +289,12 @@ MUTANTS = {
         "",
         r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
-    "taps that another lane clears": (
+    "taps read before all warps have made them": (
         "conflicts",
         "correlation_matrix.cuh",
-        "  __syncwarp();  // the taps are 0\n",
-        "",
-        "conflict: this thread",
+        "box, origins, taps);\n  }\n  __syncthreads();",
+        "box, origins, taps);\n  }",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
     "lanes that leave a product of matrices": (
         "conflicts",
