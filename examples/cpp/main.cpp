@@ -3,8 +3,8 @@
 //     flow OPERATORS MODEL PAIR FLOW
 //
 // OPERATORS is flowfuse's library of operators, flowfuse/_C.abi3.so of an installed flowfuse. PAIR is a dict that
-// torch.save wrote: x, y, t, p of the events (integers; pixels, microseconds, above 0 = brighter), the numbers t0 and t1
-// (microseconds), frame0 and frame1 (uint8, [H, W], or [H, W, 3] for a network exported with --colour), and exposure0 and
+// torch.save wrote: x, y, t, p of the events (int32 or int64, which libtorch can read, unlike uint16; pixels,
+// microseconds, above 0 = brighter), the numbers t0 and t1 (microseconds), frame0 and frame1 (uint8, [H, W], or [H, W, 3] for a network exported with --colour), and exposure0 and
 // exposure1 (microseconds) where they are known. Frames or events may be missing. FLOW gets the flow from t0 to t1,
 // [2, H, W] float32 in px, for torch.load.
 #include <ATen/ATen.h>
@@ -155,6 +155,9 @@ int main(int count, char** arguments) {
   }
   try {
     run(arguments[1], arguments[2], arguments[3], arguments[4]);
+  } catch (const c10::Error& error) {
+    std::cerr << "flow: " << error.what_without_backtrace() << "\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "flow: " << error.what() << "\n";
     return 1;
