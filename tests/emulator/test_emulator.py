@@ -324,13 +324,6 @@ MUTANTS = {
         "",
         r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
-    "list of pixels written too early": (
-        "conflicts",
-        "correlation_matrix_gradients.cuh",
-        "  __syncwarp();  // the list has been read\n",
-        "",
-        "conflict: this thread writes shared memory",
-    ),
     "cells that are passed over": (
         "conflicts",
         "correlation_matrix_gradients.cuh",
