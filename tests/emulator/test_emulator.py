@@ -331,10 +331,10 @@ MUTANTS = {
         "cell.advance(2 * kSources);",
         "wrong values",
     ),
-    "small parts of factors left out": (
+    "small parts of features left out": (
         "conflicts",
         "correlation_matrix_gradients.cuh",
-        "multiply_matrices<BFloat16>(sums[w], values, small_factors);",
+        "      multiply_matrices<BFloat16>(sums[w], small, factors);\n",
         "",
         "wrong values",
     ),
