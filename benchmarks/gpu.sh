@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [FOLDER]    results and logs; default benchmarks/results/gpu-<date>
 #   PYTHON=python3                the interpreter that has a CUDA build of torch
 #   STEPS="build tests ..."       only these; default all, in the order below, the most valuable first
-#   LIMIT=240                     seconds a step may take; all steps that begin take at most 19 times as much
+#   LIMIT=240                     seconds a step may take; all steps that begin take at most 21 times as much
 #
 # No step stops the others, but for a build that fails: without kernels there is nothing to see. summary.txt has a
 # line for each; the exit code is 1 where one failed.
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 FOLDER=${1:-benchmarks/results/gpu-$(date +%F)}
 LIMIT=${LIMIT:-240}
-ALL="machine imports build selftest graph memcheck racecheck tests quick infer train operators model crossover profile initcheck synccheck compiled peers"
+ALL="machine imports build selftest graph memcheck racecheck tests quick high counters infer train operators model crossover profile initcheck synccheck compiled peers"
 STEPS=${STEPS:-$ALL}
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu.sh: no step '$step'; there are: $ALL" >&2; exit 2; }
@@ -78,6 +78,27 @@ graph() {
 quick() {
     "$PYTHON" benchmarks/operators.py --device cuda --quick --no-compiled-peers --json "$FOLDER/operators-quick.json"
 }
+# float32 look-ups by tensor cores, beside peers that torch multiplies with as few digits.
+high() {
+    "$PYTHON" - --device cuda --quick --no-compiled-peers --only correlation --json "$FOLDER/high.json" <<'RUN'
+import runpy
+import sys
+
+import torch
+
+torch.set_float32_matmul_precision("high")
+sys.path.insert(0, "benchmarks")
+sys.argv[0] = "benchmarks/operators.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+RUN
+}
+# Occupancy, cache hits and bytes of our kernels: how the first-level cache serves look-ups, above all.
+counters() {
+    ncu --clock-control none --set basic --section MemoryWorkloadAnalysis --section WarpStateStats \
+        -k 'regex:look_up|gather_f|tap_gradients|centre_gradients|gradients|window_fields|upsample|mask_gradient|add_events|vote' \
+        --launch-skip 20 --launch-count 60 "$PYTHON" benchmarks/operators.py --device cuda --quick --no-compiled-peers \
+        >"$FOLDER/counters.txt"
+}
 operators() {
     "$PYTHON" benchmarks/operators.py --device cuda --no-compiled-peers --json "$FOLDER/operators.json" \
         --markdown "$FOLDER/operators.md"
@@ -123,7 +144,7 @@ synccheck() { ours synccheck; }
 # Of all kernels: what those of torch write, and ours read, would look as if nobody had written it.
 initcheck() { sanitizer initcheck; }
 
-export -f machine imports build selftest graph tests quick operators crossover model profile compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
+export -f machine imports build selftest graph tests quick high counters operators crossover model profile compiled peers infer train sanitizer ours memcheck racecheck initcheck synccheck
 export PYTHON FOLDER SCRATCH
 
 for step in $STEPS; do

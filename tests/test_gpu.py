@@ -18,6 +18,7 @@ from flowfuse.losses.supervised import LossConfig, supervised_loss
 from flowfuse.model import CONFIGS
 from flowfuse.ops import EXAMPLES
 from flowfuse.ops.correlation import example as correlation
+from flowfuse.ops.correlation_lookup import reference as reference_lookup
 from flowfuse.ops.examples import DTYPES, LAYOUTS, TOLERANCE, Example, draw, moved, sum_dtype
 from flowfuse.ops.extension import kernels_on
 
@@ -115,6 +116,20 @@ def test_correlation_of_windows_that_lie_far_apart(channels, dtype):
         return ops.Correlation(f0, f1, levels=4, radius=4, strategy="on_demand")(coords)
 
     check(Example(look_up, (f0, f1, coords), (0, 1, 2)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("strategy", ["volume", "on_demand"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_correlation_of_half_features_without_gradients(dtype, strategy):
+    """On demand all levels are taken in the dtype of the features; products are exact."""
+    f0, f1, coords = correlation(strategy, dtype, SIZE, channels=72).tensors
+    levels = ops.pool_levels(f1, 3)
+    if strategy == "on_demand":
+        levels = [level.to(dtype) for level in levels]
+    on_device = [tensor.to(DEVICE) for tensor in (f0, f1)]
+    found = ops.Correlation(*on_device, levels=3, radius=4, strategy=strategy)(coords.to(DEVICE))
+    assert_close([found], [reference_lookup(f0, levels, coords, 4)])
 
 
 @needs_kernels

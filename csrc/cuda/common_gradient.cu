@@ -1,6 +1,7 @@
 // Common gradient. A warp has 26 columns of 8 rows, and a lane for three columns more on each side. A lane takes the
 // moments of its own column, 7 rows in registers, and combines those of the seven columns around it, which it gets by
-// shuffles: 14 steps a window instead of 49, in the numbers of csrc/cpu/common_gradient.cpp. Log intensities are made
+// shuffles: 14 steps a window instead of 49, in the numbers of csrc/cpu/common_gradient.cpp. Rows are unrolled: what
+// hides latencies are the loads and shuffles of several rows under way, not many warps. Log intensities are made
 // once for each pixel of a block's tile and its surroundings, which lie in shared memory.
 //
 // The backward has two steps, since a pixel's gradient gathers from every window that holds it; the second one goes by

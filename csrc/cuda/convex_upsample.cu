@@ -25,10 +25,12 @@ struct Sizes {
 __device__ __forceinline__ float exponential(float x) { return __expf(x); }
 __device__ __forceinline__ double exponential(double x) { return ::exp(x); }
 
-// Whether neighbour k (3 x 3, row-major) of coarse pixel (y, x) lies inside the field.
-__device__ __forceinline__ bool inside(const Sizes& sizes, int64_t y, int64_t x, int k) {
-  const int64_t row = y + k / 3 - 1, column = x + k % 3 - 1;
-  return row >= 0 && row < sizes.height && column >= 0 && column < sizes.width;
+// Which neighbours (3 x 3, row-major) of coarse pixel (y, x) lie inside the field: bit k for number k. None for a lane
+// without a pixel.
+__device__ __forceinline__ unsigned neighbours_inside(const Sizes& sizes, int64_t y, int64_t x) {
+  if (x >= sizes.width) return 0;
+  const unsigned columns = (x > 0 ? 1u : 0u) | 2u | (x + 1 < sizes.width ? 4u : 0u);
+  return (y > 0 ? columns : 0u) | columns << 3 | (y + 1 < sizes.height ? columns << 6 : 0u);
 }
 
 __device__ __forceinline__ int64_t coarse_offset(const Sizes& sizes, int64_t plane, int64_t y, int64_t x) {
@@ -42,18 +44,18 @@ __device__ __forceinline__ int64_t fine_offset(const Sizes& sizes, int64_t plane
 
 // Softmax over the neighbours inside; those outside have weight 0. `logits` is that of neighbour 0.
 template <class T, class M>
-__device__ __forceinline__ void neighbour_weights(const Sizes& sizes, const M* logits, int64_t y, int64_t x,
+__device__ __forceinline__ void neighbour_weights(const Sizes& sizes, const M* logits, unsigned inside,
                                                   T (&weights)[9]) {
   const int64_t step = int64_t{sizes.factor} * sizes.factor * sizes.height * sizes.width;
   T top = -static_cast<T>(INFINITY), sum = 0;
 #pragma unroll
   for (int k = 0; k < 9; ++k) {
-    weights[k] = inside(sizes, y, x, k) ? static_cast<T>(logits[k * step]) : -static_cast<T>(INFINITY);
+    weights[k] = inside >> k & 1 ? static_cast<T>(logits[k * step]) : -static_cast<T>(INFINITY);
     top = weights[k] > top ? weights[k] : top;
   }
 #pragma unroll
   for (int k = 0; k < 9; ++k) {
-    weights[k] = inside(sizes, y, x, k) ? exponential(weights[k] - top) : T(0);
+    weights[k] = inside >> k & 1 ? exponential(weights[k] - top) : T(0);
     sum += weights[k];
   }
   const T share = 1 / sum;
@@ -72,15 +74,14 @@ __device__ __forceinline__ int64_t segments_across(const Sizes& sizes) { return 
 
 // The neighbours' values; 0 outside.
 template <int kD, class T>
-__device__ __forceinline__ void load_neighbours(const Sizes& sizes, const Segment& at, const T* field,
+__device__ __forceinline__ void load_neighbours(const Sizes& sizes, const Segment& at, unsigned inside, const T* field,
                                                 T (&near)[9][kD]) {
 #pragma unroll
   for (int k = 0; k < 9; ++k) {
-    const bool there = at.x() < sizes.width && inside(sizes, at.y, at.x(), k);
 #pragma unroll
     for (int d = 0; d < kD; ++d) {
       const int64_t plane = at.b * sizes.channels + at.first + d;
-      const bool read = there && at.first + d < sizes.channels;
+      const bool read = (inside >> k & 1) && at.first + d < sizes.channels;
       near[k][d] = read ? field[coarse_offset(sizes, plane, at.y + k / 3 - 1, at.x() + k % 3 - 1)] : T(0);
     }
   }
@@ -99,9 +100,11 @@ struct Lines {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int pixels = static_cast<int>(smaller<int64_t>(kWarp, sizes.width - at.first_x));
     const int pixel_step = kWarp / count, place_step = kWarp % count;
+#pragma unroll 1
     for (int d = 0; d < kD && at.first + d < sizes.channels; ++d) {
       const int64_t row = fine_offset(sizes, at.b * sizes.channels + at.first + d, at.y, at.first_x, i, j);
       int pixel = lane / count, place = lane % count;
+#pragma unroll 1
       while (pixel < pixels) {
         visit(values[d][pixel][place], row + int64_t{pixel} * sizes.factor + place);
         pixel += pixel_step;
@@ -127,20 +130,23 @@ __global__ void __launch_bounds__(kThreads)
     const int i = static_cast<int>(index / across % f);
     const int64_t row = index / across / f, group = row / sizes.height % groups;
     const Segment at{row / sizes.height / groups, row % sizes.height, index % across * kWarp, group * kD};
+    const unsigned inside = neighbours_inside(sizes, at.y, at.x());
     T near[9][kD];
-    load_neighbours(sizes, at, field, near);
+    load_neighbours(sizes, at, inside, field, near);
+#pragma unroll 1
     for (int first = 0; first < f; first += kLine) {
       const int count = smaller(kLine, f - first);
+#pragma unroll 1  // fewer registers and more warps
       for (int j = 0; j < count && at.x() < sizes.width; ++j) {
         const int64_t cell = at.b * 9 * f * f + i * f + first + j;
         T weights[9];
-        neighbour_weights(sizes, mask + coarse_offset(sizes, cell, at.y, at.x()), at.y, at.x(), weights);
+        neighbour_weights(sizes, mask + coarse_offset(sizes, cell, at.y, at.x()), inside, weights);
 #pragma unroll
         for (int d = 0; d < kD; ++d) {
           T value = 0;
 #pragma unroll
           for (int k = 0; k < 9; ++k) {
-            if (inside(sizes, at.y, at.x(), k)) value += weights[k] * near[k][d];
+            if (inside >> k & 1) value += weights[k] * near[k][d];
           }
           lines.values[d][lane][j] = value;
         }
@@ -172,17 +178,19 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = index / across;
     const Segment at{row / sizes.height / groups, row % sizes.height, index % across * kWarp,
                      row / sizes.height % groups * kD};
+    const unsigned inside = neighbours_inside(sizes, at.y, at.x());
     T near[9][kD], sums[9][kD] = {};
-    load_neighbours(sizes, at, field, near);
+    load_neighbours(sizes, at, inside, field, near);
     for (int i = warp; i < f; i += kWarps) {
       for (int first = 0; first < f; first += kLine) {
         const int count = smaller(kLine, f - first);
         lines.visit(sizes, at, i, first, count, [&](T& value, int64_t place) { value = grad[place]; });
         __syncwarp();
+#pragma unroll 1
         for (int j = 0; j < count && at.x() < sizes.width; ++j) {
           const int64_t cell = at.b * 9 * f * f + i * f + first + j, logit = coarse_offset(sizes, cell, at.y, at.x());
           T weights[9], slopes[9] = {};
-          neighbour_weights(sizes, mask + logit, at.y, at.x(), weights);
+          neighbour_weights(sizes, mask + logit, inside, weights);
 #pragma unroll
           for (int d = 0; d < kD; ++d) {
             const T g = at.first + d < sizes.channels ? lines.values[d][lane][j] : T(0);
@@ -197,16 +205,16 @@ __global__ void __launch_bounds__(kThreads)
             const int64_t plane = at.b * sizes.channels + d;
             const T g = grad[fine_offset(sizes, plane, at.y, at.x(), i, first + j)];
             for (int k = 0; k < 9; ++k) {
-              if (!inside(sizes, at.y, at.x(), k)) continue;
+              if (!(inside >> k & 1)) continue;
               slopes[k] += g * field[coarse_offset(sizes, plane, at.y + k / 3 - 1, at.x() + k % 3 - 1)];
             }
           }
           T mean = 0;
 #pragma unroll
-          for (int k = 0; k < 9; ++k) mean += inside(sizes, at.y, at.x(), k) ? weights[k] * slopes[k] : T(0);
+          for (int k = 0; k < 9; ++k) mean += inside >> k & 1 ? weights[k] * slopes[k] : T(0);
 #pragma unroll
           for (int k = 0; k < 9; ++k) {
-            const T slope = inside(sizes, at.y, at.x(), k) ? weights[k] * (slopes[k] - mean) : T(0);
+            const T slope = inside >> k & 1 ? weights[k] * (slopes[k] - mean) : T(0);
             grad_mask[logit + k * mask_step] = static_cast<M>(slope);
           }
         }
