@@ -167,9 +167,10 @@ def normalize_inputs(
         The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
     """
     modality_mask = switched_mask(inputs, frames=frames, events=events)
-    history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
-    history[:, 0] = modality_mask[:, Modality.HISTORY]
-    slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
+    present = modality_mask[:, Modality.EVENTS, None]
+    history = modality_mask[:, Modality.HISTORY, None] * present
+    later = present.expand(-1, inputs.slices.shape[1] - 1)
+    slices = normalize_slices(inputs.slices, torch.cat((history, later), dim=1))
     slices = pad_to_multiple(slices, cell, mode="constant")
     first_sum, density = slices[:, 1].sum(1, keepdim=True), F.avg_pool2d(magnitude(slices), cell)
     return slices, make_scene(inputs, modality_mask, first_sum, density, cell)
