@@ -240,8 +240,9 @@ def test_parts_in_turn_and_all_at_once_agree(batch, monkeypatch):
     model = make_model(TINY)
     inputs = make_inputs(TINY, batch=batch)
     in_turn = flow(model, inputs)
-    for module in ("flowfuse", "correlation"):  # as on a GPU
-        monkeypatch.setattr(f"flowfuse.model.{module}.in_turn", lambda values: (values,))
+    for module in ("correlation", "encoders", "flowfuse", "normalization", "refinement"):
+        # As on a GPU.
+        monkeypatch.setattr(f"flowfuse.model.{module}.little_memory", lambda values: False)
     # 1e-4: convolutions may sum in another order for another batch size
     torch.testing.assert_close(flow(model, inputs), in_turn, atol=1e-4, rtol=1e-4)
 
