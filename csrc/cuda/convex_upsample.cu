@@ -118,8 +118,9 @@ struct Lines {
   }
 };
 
+// One block at least, so that ptxas may take more than 128 registers and spills none.
 template <int kD, class T, class M>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     upsample(Sizes sizes, const T* __restrict__ field, const M* __restrict__ mask, T* __restrict__ fine) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   Lines<kD, T>& lines = shared_memory<Lines<kD, T>>()[warp];
