@@ -16,8 +16,18 @@ The CPU share is that of all cores, the producer included.
 and taking its flow. Its peer is the estimator called afresh on the same events and frames, which
 are then at hand in arrays. The two take turns.
 
+"sliding" is the same for intervals of 100 ms that begin every 25 ms, with frames at 40 Hz. Features
+of slices are used again, and estimates start from the one before; in "sliding, 1 iteration" they
+make one update then. "sliding anew" does neither: only the features of frames are used again, and
+results have the bits of the estimator. Work is how many operations a call of the estimator takes
+for each one of the stream's, as torch counts them (convolutions, matrix products) and flowfuse's
+operators; it does not depend on the machine.
+
 "memory" pushes --hours of the sensor's time as fast as it goes and takes one result a second of it.
-Growth is how much larger the process is at most, after the first twentieth, than at least.
+Memory is that of the process after the first twentieth, in the middle and at the end; growth is how
+much larger it is at most, after the first twentieth, than at least. "hour" does so for an hour in
+minutes: of a small sensor, with the smallest network, intervals that overlap, and all that is kept
+from one to the next.
 """
 
 from __future__ import annotations
@@ -27,8 +37,8 @@ import sys
 import threading
 import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +65,15 @@ from measuring import (
     tell_failures,
     time_interleaved,
 )
-from networks import moving_sequence
+from networks import moving_sequence, operator_operations
+from torch.utils.flop_counter import FlopCounterMode
 
 import flowfuse
 from flowfuse.estimator import Estimator
 from flowfuse.evaluation.report import head, line
 from flowfuse.events import Events
 from flowfuse.inputs import input_interval
+from flowfuse.model import CONFIGS, FlowFuse
 
 INTERVAL = 100_000  # us between frames
 PACKET = 5_000  # us
@@ -70,7 +82,17 @@ SIZES = ((240, 320), (480, 640))
 QUICK_SIZES = ((48, 64),)
 RATES = (1e6, 1e7)
 QUICK_RATES = (1e5,)
-MEASURES = ("latency", "rate", "memory")
+SLIDE = 25_000  # us from one interval to the next, and between frames, where intervals overlap
+# Work is counted, and times are taken, when all slices and frames are known.
+WARM_UP = 6
+SAME_BITS = flowfuse.StreamSettings(warm_start=False)
+REUSED = flowfuse.StreamSettings(warm_start=True, scale_tolerance=0.05)
+SLIDING = {
+    "sliding": REUSED,
+    "sliding, 1 iteration": replace(REUSED, warm_iterations=1),
+    "sliding anew": SAME_BITS,
+}
+MEASURES = ("latency", "rate", *SLIDING, "memory")
 MARKS = 20  # sizes of the process that are looked at in a run for memory
 
 
@@ -164,10 +186,17 @@ def all_cases(quick: bool, only: Sequence[str] = ("",)) -> list[Case]:
         for rate in (QUICK_RATES if quick else RATES)
         for measure in MEASURES
     ]
+    cases.append(Case("generated", *QUICK_SIZES[0], QUICK_RATES[0], "hour"))
     return [case for case in cases if chosen(case.label, only)]
 
 
-def make_stream(estimator: Estimator, endless: Endless, policy: str) -> flowfuse.Stream:
+def make_stream(
+    estimator: Estimator,
+    endless: Endless,
+    policy: str,
+    settings: flowfuse.StreamSettings = SAME_BITS,
+    **intervals: int,
+) -> flowfuse.Stream:
     events = endless.events
     assert events.height is not None and events.width is not None
     rate = len(events) / endless.duration
@@ -176,14 +205,17 @@ def make_stream(estimator: Estimator, endless: Endless, policy: str) -> flowfuse
         height=events.height,
         width=events.width,
         policy=policy,
-        memory=max(100_000, round(4 * INTERVAL * rate)),
+        settings=replace(settings, memory=max(100_000, round(4 * INTERVAL * rate))),
+        **intervals,
     )
 
 
-def push(stream: flowfuse.Stream, endless: Endless, t0: int, t1: int) -> None:
+def push(
+    stream: flowfuse.Stream, endless: Endless, t0: int, t1: int, frame_step: int = INTERVAL
+) -> None:
     """Push the packet of [t0, t1), and the frame at t0 if there is one."""
-    if t0 % INTERVAL == 0:
-        stream.push_frame(endless.frame(t0 // INTERVAL), t0)
+    if t0 % frame_step == 0:
+        stream.push_frame(endless.frame(t0 // frame_step), t0)
     stream.push(endless.between(t0, t1))
 
 
@@ -232,53 +264,90 @@ def len_cores() -> int:
     return max(1, torch.multiprocessing.cpu_count())
 
 
-def measure_rate(estimator: Estimator, endless: Endless, quick: bool) -> Row:
-    """As fast as it goes, in turns with the estimator called afresh."""
-    stream = make_stream(estimator, endless, "all")
-    numbers = itertools.count()
-    push(stream, endless, 0, INTERVAL)
+def measure_rate(
+    estimator: Estimator,
+    endless: Endless,
+    quick: bool,
+    step: int = INTERVAL,
+    settings: flowfuse.StreamSettings = SAME_BITS,
+) -> Row:
+    """As fast as it goes, in turns with the estimator called afresh.
+
+    Args:
+        estimator, endless, quick: as of the other measures.
+        step: from one interval to the next, and between frames, us.
+        settings: of the stream.
+    """
+    intervals = {} if step == INTERVAL else {"interval": INTERVAL, "every": step}
+    stream = make_stream(estimator, endless, "all", settings, **intervals)
     slices = estimator.model.config.slices
-    fresh_events = [
-        endless.between(input_interval(t, t + INTERVAL, slices, None, None)[0], t + INTERVAL)
-        for t in (INTERVAL, 2 * INTERVAL)
-    ]
+    steps = itertools.count(INTERVAL, step)
+    for t in range(0, INTERVAL, step):
+        push(stream, endless, t, t + step, step)
 
     def live() -> list:
-        t = (next(numbers) + 1) * INTERVAL
-        push(stream, endless, t, t + INTERVAL)
+        t = next(steps)
+        push(stream, endless, t, t + step, step)
         if stream.take(0) is None:
             raise ValueError(f"no result of the interval that ends at {t} us")
         return []
 
-    turns = itertools.cycle((1, 2))
+    starts = (INTERVAL, 2 * INTERVAL)
+    fresh_events = [
+        endless.between(input_interval(t, t + INTERVAL, slices, None, None)[0], t + INTERVAL)
+        for t in starts
+    ]
+    turns = itertools.cycle(zip(starts, fresh_events, strict=True))
 
     def fresh() -> list:
-        i = next(turns)
-        t0 = i * INTERVAL
-        frames = endless.frame(i), endless.frame(i + 1)
-        estimator(*frames, fresh_events[i - 1], t0=t0, t1=t0 + INTERVAL)
+        t0, events = next(turns)
+        frames = (endless.frame(t // step) for t in (t0, t0 + INTERVAL))
+        estimator(*frames, events, t0=t0, t1=t0 + INTERVAL)
         return []
 
-    live(), fresh()  # what is set up at first
+    fresh()  # what is set up at first
+    for _ in range(WARM_UP):
+        live()
+    work = operations(fresh) / operations(live)
+    before = stream.stats
     device = estimator.device.type
     times = time_interleaved({"fresh": fresh, "live": live}, device, QUICK if quick else FULL)
+    stats = stream.stats
+    used = (slices + 1) * (stats.intervals - before.intervals)
     return {
         "results_per_s": 1e3 / times["live"].median,
         "fresh_per_s": 1e3 / times["fresh"].median,
         "ratio": times["fresh"].median / times["live"].median,
-        "skipped": stream.stats.intervals_skipped,
-        "dropped": stream.stats.events_dropped,
+        "work_ratio": work,
+        "encoded": 1 - (stats.slices_reused - before.slices_reused) / used,
+        "skipped": stats.intervals_skipped,
+        "dropped": stats.events_dropped,
     }
 
 
-def measure_memory(estimator: Estimator, endless: Endless, hours: float) -> Row:
-    """Hours of the sensor's time, and the size of the process."""
-    stream = make_stream(estimator, endless, "latest")
+def operations(call: Callable[[], object]) -> int:
+    """How many operations a call takes, those that torch counts and those of flowfuse."""
+    with FlopCounterMode(display=False, custom_mapping=operator_operations()) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def measure_memory(
+    stream: flowfuse.Stream, endless: Endless, hours: float, step: int = INTERVAL
+) -> Row:
+    """Hours of the sensor's time, and the size of the process.
+
+    Args:
+        stream: with the policy "latest".
+        endless: what is pushed.
+        hours: of its time.
+        step: of packets and frames, us.
+    """
     seconds = max(MARKS, round(3600 * hours))
     sizes, began = [], time.perf_counter()
     for second in range(seconds):
-        for t in range(second * SECOND, (second + 1) * SECOND, INTERVAL):
-            push(stream, endless, t, t + INTERVAL)
+        for t in range(second * SECOND, (second + 1) * SECOND, step):
+            push(stream, endless, t, t + step, step)
         stream.take(0)
         if (second + 1) % (seconds // MARKS) == 0:
             sizes.append(resident_bytes())
@@ -286,9 +355,20 @@ def measure_memory(estimator: Estimator, endless: Endless, hours: float) -> Row:
     return {
         "hours": seconds / 3600,
         "times_real": seconds / (time.perf_counter() - began),
-        "memory_bytes": max(later),
+        "memory_bytes": [later[0], later[len(later) // 2], later[-1]],
         "memory_growth": max(later) / min(later) - 1,
     }
+
+
+def measure_hour(endless: Endless, hours: float) -> Row:
+    """The same of the smallest network, with random weights, on intervals that overlap."""
+    torch.manual_seed(0)
+    estimator = Estimator(FlowFuse(CONFIGS["nano"]))
+    intervals = {"interval": INTERVAL, "every": SLIDE}
+    stream = make_stream(estimator, endless, "latest", REUSED, **intervals)
+    row = measure_memory(stream, endless, hours, SLIDE)
+    assert stream.stats.resets == 0, "an hour without end"
+    return row | {"skipped": stream.stats.intervals_skipped}
 
 
 def resident_bytes() -> int:
@@ -299,13 +379,14 @@ def resident_bytes() -> int:
 
 KEYS = (
     "recording", "size", "events_per_s", "measure", "results_per_s", "fresh_per_s", "ratio",
+    "work_ratio", "encoded",
     "latency_median_ms", "latency_99_ms", "skipped", "dropped", "cpu_share", "hours", "times_real",
     "memory_bytes", "memory_growth", "error",
 )  # fmt: skip
 COLUMNS = (
     "recording", "size", "events/s", "measure", "results/s", "afresh, results/s", "x afresh",
-    "latency, ms", "99 %, ms", "intervals skipped", "events dropped", "CPU share", "hours",
-    "x real time", "memory, MiB", "growth, %", "note",
+    "work, x afresh", "slices encoded", "latency, ms", "99 %, ms", "intervals skipped",
+    "events dropped", "CPU share", "hours", "x real time", "memory, MiB", "growth, %", "note",
 )  # fmt: skip
 
 
@@ -324,8 +405,14 @@ def measure(case: Case, estimator: Estimator, options: Namespace) -> Row:
             row |= measure_latency(estimator, endless, options.seconds)
         elif case.measure == "rate":
             row |= measure_rate(estimator, endless, options.quick)
+        elif case.measure in SLIDING:
+            settings = SLIDING[case.measure]
+            row |= measure_rate(estimator, endless, options.quick, SLIDE, settings)
+        elif case.measure == "hour":
+            row |= measure_hour(endless, options.hours)
         else:
-            row |= measure_memory(estimator, endless, options.hours)
+            stream = make_stream(estimator, endless, "latest")
+            row |= measure_memory(stream, endless, options.hours)
     except Exception as error:
         row["error"] = reason(error)
     return row
@@ -341,6 +428,8 @@ def cells(row: Row) -> list[str]:
         number(row["results_per_s"]),
         number(row["fresh_per_s"]),
         number(row["ratio"], ".2f"),
+        number(row["work_ratio"], ".2f"),
+        number(row["encoded"], ".2f"),
         number(row["latency_median_ms"]),
         number(row["latency_99_ms"]),
         number(row["skipped"], ".0f"),
@@ -348,7 +437,7 @@ def cells(row: Row) -> list[str]:
         number(row["cpu_share"], ".2f"),
         number(row["hours"], ".2g"),
         number(row["times_real"], ".3g"),
-        number(row["memory_bytes"], ".0f", 2**-20),
+        " / ".join(number(size, ".0f", 2**-20) for size in row["memory_bytes"] or ()),
         number(row["memory_growth"], ".2f", 100),
         f"failed: {row['error']}" if row["error"] else "",
     ]
@@ -357,8 +446,9 @@ def cells(row: Row) -> list[str]:
 def as_markdown(report: Mapping) -> str:
     """A report as text with one table."""
     lines = [
-        "Frames at 10 Hz, flow from each to the next. x afresh above 1 is faster than calling the "
-        "estimator on arrays that are at hand.",
+        "Frames at 10 Hz, flow from each to the next; sliding, and the hour: frames at 40 Hz, flow "
+        "of 100 ms every 25 ms. x afresh above 1 is faster than calling the estimator on arrays "
+        "that are at hand. Memory is given near the start, in the middle and at the end.",
         "",
         *table(COLUMNS, [cells(row) for row in report["rows"]]),
     ]

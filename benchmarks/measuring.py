@@ -337,8 +337,8 @@ def commit() -> str | None:
         return None
 
 
-def new_report(device: str, quick: bool, limits: Limits) -> dict[str, Any]:
-    """A report without rows: what was measured, and where."""
+def new_report(device: str, quick: bool, limits: Limits | None) -> dict[str, Any]:
+    """A report without rows: what was measured, and where; limits where speed was."""
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
@@ -348,7 +348,7 @@ def new_report(device: str, quick: bool, limits: Limits) -> dict[str, Any]:
         "versions": versions(),
         "instruction_set": ops.build_info()["cpu_capability"],
         "build_info": {key: value for key, value in ops.build_info().items() if key != "path"},
-        "limits": asdict(limits),
+        "limits": limits and asdict(limits),
         "rows": [],
     }
 
@@ -417,6 +417,8 @@ def heading(report: Mapping) -> list[str]:
     """The machine, what is installed on it and what it does at best, as lines of text."""
     facts, used = report["machine"], report["versions"]
     where = facts.get("gpu") or facts["processor"]
+    limits = report["limits"]
+    told = [f"Limits measured in the same run: {limits_text(limits)}.", ""] if limits else []
     return [
         f"{where}, {facts['cores']} cores, {facts['threads']} threads, "
         f"instruction set of the CPU kernels: {report['instruction_set'] or 'none (references)'}. "
@@ -424,8 +426,7 @@ def heading(report: Mapping) -> list[str]:
         f"Commit {report['commit'] or 'unknown'}, {report['date']}"
         f"{', --quick (small sizes, few repeats)' if report['quick'] else ''}.",
         "",
-        f"Limits measured in the same run: {limits_text(report['limits'])}.",
-        "",
+        *told,
     ]
 
 

@@ -85,7 +85,8 @@ class Network:
     """A network and what it takes.
 
     `estimate` makes the flow, [2, H, W] numpy, from frames and raw events in a number of
-    iterations; `inputs` are the tensors that it makes of them for `module`.
+    iterations; `inputs` are the tensors that it makes of them for `module`. `estimate_batch` does
+    so for as many items in one call, [B, 2, H, W]; a peer has none.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Network:
     module: nn.Module
     inputs: tuple
     estimate: Callable[[int], np.ndarray]
+    estimate_batch: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def parameters(self) -> int:
@@ -140,6 +142,11 @@ def make_ours(
         frames = sequence.frame0, sequence.frame1
         return estimator(*frames, sequence.events, **times, iterations=iterations).flow
 
+    def estimate_batch(iterations: int, count: int) -> np.ndarray:
+        given = ([part] * count for part in (sequence.frame0, sequence.frame1, sequence.events))
+        results = estimator.estimate_batch(*given, **times, iterations=iterations)
+        return np.stack([result.flow for result in results])
+
     # The inputs as the estimator makes them, whatever it does to make them.
     taken: list[tuple] = []
     hook = estimator.model.register_forward_pre_hook(lambda module, inputs: taken.append(inputs))
@@ -147,7 +154,8 @@ def make_ours(
     hook.remove()
     iterations = estimator.model.config.iterations
     return Network(
-        name, weights, iterations, device, dtype, estimator.model, taken[0], estimate
+        name, weights, iterations, device, dtype, estimator.model, taken[0], estimate,
+        estimate_batch,
     )  # fmt: skip
 
 

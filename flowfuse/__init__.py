@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flowfuse.events import Events
     from flowfuse.io.flow import read_flow, write_flow
     from flowfuse.result import Result, load_result
+    from flowfuse.stream.settings import StreamSettings
     from flowfuse.stream.stream import Stream
     from flowfuse.tracking import Tracker
 
@@ -31,6 +32,7 @@ __all__ = [
     "Events",
     "Result",
     "Stream",
+    "StreamSettings",
     "Tracker",
     "__version__",
     "load",
@@ -47,6 +49,7 @@ _HOMES = {
     "Events": "flowfuse.events",
     "Result": "flowfuse.result",
     "Stream": "flowfuse.stream.stream",
+    "StreamSettings": "flowfuse.stream.settings",
     "Tracker": "flowfuse.tracking",
     "load": "flowfuse.estimator",
     "load_result": "flowfuse.result",

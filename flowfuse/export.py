@@ -8,6 +8,7 @@ the images, the number of iterations, and the batch unless it is dynamic.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -172,12 +173,11 @@ def write_program(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[
     network = _prepare(model, spec)
     program = _trace(network, spec)
     difference = _compare(path, program.module(), network, spec)
+    content = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+    facts = json.dumps(_facts(model, spec, about))
+    torch.export.save(program, content, extra_files={"flowfuse.json": facts})
     with atomic_path(path) as temporary:
-        torch.export.save(
-            program,
-            temporary,
-            extra_files={"flowfuse.json": json.dumps(_facts(model, spec, about))},
-        )
+        temporary.write_bytes(content.getbuffer())
     return difference
 
 
@@ -204,18 +204,20 @@ def write_package(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[
     # torch's own solver is called for each pixel by name; this one becomes a part of the kernels.
     program = _trace(network, spec).run_decompositions({_SOLVE: _solve})
     facts = {f"flowfuse_{key}": _as_text(v) for key, v in _facts(model, spec, about).items()}
+    content = io.BytesIO()
+    try:
+        with torch.no_grad(), _quiet():
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=content,
+                inductor_configs={"aot_inductor.metadata": facts},
+            )
+    except InvalidCxxCompiler as error:
+        raise FileNotFoundError(
+            "an AOTInductor package needs a C++ compiler: install g++, or name one in CXX"
+        ) from error
     with atomic_path(path) as temporary:
-        try:
-            with torch.no_grad(), _quiet():
-                torch._inductor.aoti_compile_and_package(
-                    program,
-                    package_path=str(temporary),
-                    inductor_configs={"aot_inductor.metadata": facts},
-                )
-        except InvalidCxxCompiler as error:
-            raise FileNotFoundError(
-                "an AOTInductor package needs a C++ compiler: install g++, or name one in CXX"
-            ) from error
+        temporary.write_bytes(content.getbuffer())
         return _compare(path, torch._inductor.aoti_load_package(str(temporary)), network, spec)
 
 

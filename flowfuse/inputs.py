@@ -149,22 +149,46 @@ def prepare_inputs(  # noqa: PLR0913 - all that is known of a frame pair
     used = events.slice_time(*input_interval(t0, t1, spec.slices, *exposures))
     tensors = EventTensors.upload(used, device)
     size = {"height": height, "width": width}
-    slices = slice_events(tensors, t0, t1, slices=spec.slices, bins=spec.bins, **size)
-    images = [unit_image(frame, device) for frame in frames]
-    empty = images[0] if images else torch.zeros(1, height, width, device=device)
-    images += [torch.zeros_like(empty)] * (2 - len(images))
-    mask = Modality.mask(
-        frames=len(frames) > 0,
-        events=has_events,
+    return assemble_inputs(
+        [unit_image(frame, device) for frame in frames],
+        slice_events(tensors, t0, t1, slices=spec.slices, bins=spec.bins, **size),
+        sum_events(tensors, t0, t1, *exposures, **size),
+        exposure_shares=[(e or 0) / (t1 - t0) for e in exposures],
+        has_events=has_events,
         history=has_events and history,
-        second_frame=len(frames) > 1,
+    )
+
+
+def assemble_inputs(
+    images: Sequence[Tensor],
+    slices: Tensor,
+    event_sum: Tensor,
+    *,
+    exposure_shares: Sequence[float],
+    has_events: bool,
+    history: bool,
+) -> ModelInputs:
+    """Put together what :class:`ModelInputs` has, of one item.
+
+    Args:
+        images: two, one or no frames, as :func:`unit_image` gives them.
+        slices: [K + 1, bins, H, W].
+        event_sum: [1, H, W].
+        exposure_shares: exposure durations of both frames over (t1 - t0); 0 = unknown.
+        has_events, history: what the modality mask says of them.
+    """
+    device = slices.device
+    empty = images[0] if images else torch.zeros_like(event_sum)
+    frame0, frame1 = [*images, *[torch.zeros_like(empty)] * (2 - len(images))]
+    mask = Modality.mask(
+        frames=len(images) > 0, events=has_events, history=history, second_frame=len(images) > 1
     )
     return ModelInputs(
         slices=slices,
-        frame0=images[0],
-        frame1=images[1],
-        event_sum=sum_events(tensors, t0, t1, *exposures, **size),
-        exposure=to_device(torch.tensor([(e or 0) / (t1 - t0) for e in exposures]), device),
+        frame0=frame0,
+        frame1=frame1,
+        event_sum=event_sum,
+        exposure=to_device(torch.tensor(exposure_shares), device),
         modality_mask=to_device(mask, device),
     )
 
@@ -267,12 +291,28 @@ def slice_events(
     """
     if isinstance(events, Events):
         events = EventTensors.upload(events)
-    limits = slice_times(t0, t1, slices)
     if t1 - t0 < slices:
         raise ValueError(
             f"slice_events: the time interval [{t0}, {t1}) us is too short for {slices} slices "
             "of at least 1 us"
         )
+    return voxelize_slices(events, slice_times(t0, t1, slices), bins, height, width)
+
+
+def voxelize_slices(
+    events: EventTensors, limits: Sequence[int], bins: int, height: int, width: int
+) -> Tensor:
+    """Voxelize adjoining event slices.
+
+    Args:
+        events: those outside are left out.
+        limits: n + 1 times, us; slice i has the events of [limits[i], limits[i + 1]).
+        bins, height, width: as of :func:`slice_events`.
+
+    Returns:
+        [n, bins, H, W] float32 polarity sums, on the events' device; the same bits for a slice
+        whichever others there are.
+    """
     return _voxelize_intervals(events, limits, limits[1:], bins, height, width)
 
 

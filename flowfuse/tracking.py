@@ -12,6 +12,7 @@ LEFT = "left"  # the image
 UNCERTAIN = "uncertain"
 MERGED = "merged"  # with an older track, such as when it is covered
 GAP = "gap"  # the result does not begin before or where the last one ended
+RESET = "reset"  # the result ended before the last one began: another clock
 MERGE_DISTANCE = 1.0  # px
 
 
@@ -19,7 +20,8 @@ class LostPoint(NamedTuple):
     """Where a track ended.
 
     Attributes:
-        reason: "left" the image, "uncertain", "merged" with an older track, or a "gap" in time.
+        reason: "left" the image, "uncertain", "merged" with an older track, a "gap" in time, or a
+            "reset" of the clock.
         t: time of its last place, us.
         x, y: that place, px; outside of the image if it left.
     """
@@ -55,7 +57,8 @@ class Tracker:
     """Follows points over successive results of a stream or of a recording.
 
     Results may follow each other or overlap. Whatever lies between two of them is not known: all
-    points are lost at a gap.
+    points are lost at a gap, and where a result ends before the last one began, as after the clock
+    of a sensor began anew.
 
     Args:
         points: [N, 2], (x, y) at the start of the first result, px; None: points are chosen, and
@@ -92,6 +95,7 @@ class Tracker:
         self._given = None if points is None else _as_points(points)
         self._chooses = points is None
         self._next_id = 0
+        self._began = 0  # of the last result, us
         self.t: int | None = None
         self.ids = np.empty(0, np.int64)
         self.points = np.empty((0, 2), np.float32)
@@ -103,15 +107,19 @@ class Tracker:
             result: of the same sensor as those before, and later.
 
         Returns:
-            What became of the points; nothing, if the result ends no later than the last.
+            What became of the points; nothing, if the result lies in the time of the last one.
         """
-        if self.t is not None and result.t1 <= self.t:
+        began, self._began = self._began, result.t0
+        reset = self.t is not None and result.t1 <= min(began, self.t)
+        if self.t is not None and result.t1 <= self.t and not reset:
+            self._began = began
             none = np.empty(0, np.int64)
             return TrackStep(self.t, self.t, self.ids, self.points, none, _no_points(), {})
         lost: dict[int, LostPoint] = {}
-        if self.t is not None and result.t0 > self.t:
+        if self.t is not None and (reset or result.t0 > self.t):
             places = zip(self.ids.tolist(), self.points.tolist(), strict=True)
-            lost = {i: LostPoint(GAP, self.t, *place) for i, place in places}
+            reason = RESET if reset else GAP
+            lost = {i: LostPoint(reason, self.t, *place) for i, place in places}
             self.ids, self.points, self.t = np.empty(0, np.int64), _no_points(), None
         start = result.t0 if self.t is None else self.t
         tau = (start - result.t0) / (result.t1 - result.t0)

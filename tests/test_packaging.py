@@ -1,16 +1,20 @@
-"""Public names; what a wheel holds beside modules; when make compiles CUDA kernels."""
+"""Public names; what a wheel holds and its library binds to; when make compiles CUDA kernels."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import try_wheel
 
 import flowfuse
+from flowfuse.ops import build_info
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +58,39 @@ def test_make_compiles_cuda_where_there_is_a_gpu_or_it_is_asked_for(given, expec
     (build,) = (line for line in lines if "build_ext" in line)
     assert f" {expected} " in build
     assert "demo_out/index.html" in lines[-1] and ".[dev]" not in done.stdout
+
+
+@pytest.mark.skipif(build_info()["path"] is None, reason="no compiled operators")
+@pytest.mark.skipif(shutil.which("nm") is None, reason="binutils are not installed")
+def test_the_library_binds_to_torch_by_its_stable_interface_alone():
+    """So one library serves every torch >= torch_target and every Python."""
+    done = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", build_info()["path"]],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    names = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    # Mangled names of torch's C++ (at::, c10::, torch::), and Python's own.
+    bound = [n for n in names if re.match(r"_ZNK?(2at|3c10|5torch)|_?Py[A-Z_]", n)]
+    assert bound == []
+    assert build_info()["torch_target"] == "2.11"
+
+
+def test_a_wheel_is_tried_by_what_its_readme_shows(tmp_path):
+    wheel = tmp_path / "flowfuse-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("flowfuse-1.dist-info/METADATA", (ROOT / "README.md").read_text())
+    lines = list(try_wheel.commands(wheel, "/sample"))
+    assert lines[0] == "python -m flowfuse.ops"
+    assert 'open_recording("/sample")' in lines[1]
+    shown = [line for line in lines if line.startswith(("flowfuse-infer", "flowfuse-train"))]
+    assert "flowfuse-infer /sample -o out --times 0.25,0.5 --html --overwrite" in shown
+    assert any("--self-supervised /sample" in line and "--steps 2" in line for line in shown)
+    assert not any("RECORDING" in line or "DSEC" in line for line in lines)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("flowfuse-1.dist-info/METADATA", "nothing")
+    with pytest.raises(ValueError, match="its README shows no program"):
+        list(try_wheel.commands(wheel, "/sample"))
 
 
 def test_public_names_and_light_import():

@@ -83,6 +83,22 @@ def test_points_are_lost_at_a_gap():
     assert not len(tracker.update(moving(20, 30, 1.0)).ids), "given points do not come again"
 
 
+def test_a_clock_that_begins_anew():
+    """Results of another clock are followed, whatever the time of the last one was."""
+    given = Tracker([[5.0, 6.0]])
+    given.update(moving(7_000, 7_100, 4.0))
+    step = given.update(moving(0, 100, 4.0))
+    assert step.lost == {0: ("reset", 7_100, 9.0, 6.0)} and not len(step.ids)
+    assert (step.t0, step.t1, given.t) == (0, 100, 100)
+    chosen = Tracker(spacing=20, max_points=3)
+    before = chosen.update(moving(7_000, 7_100, 1.0))
+    step = chosen.update(moving(50, 150, 1.0))
+    assert set(step.lost) == set(before.ids.tolist()) and len(step.new_ids) == 3
+    assert min(step.new_ids) > max(before.ids), "a number is given once"
+    again = chosen.update(moving(150, 250, 1.0))
+    assert not again.lost and again.ids.tolist() == step.ids.tolist()
+
+
 def test_points_are_chosen():
     """One in each cell, at the strongest edge; again where the last one has gone."""
     tracker = Tracker(spacing=20)

@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
-from flowfuse import Result, Stream, load
+from flowfuse import Result, Stream, StreamSettings, load
 
 EVENT_PACKAGES = ("dvs_msgs", "prophesee_event_msgs")  # their EventArray has one layout
 CHANNELS = {"mono8": 1, "8UC1": 1, "rgb8": 3, "bgr8": 3, "8UC3": 3}
@@ -100,7 +100,7 @@ class FlowfuseNode(Node):
                 width=message.width,
                 interval=self._text("interval"),
                 policy=self._text("policy"),
-                offset=self._text("offset"),
+                settings=StreamSettings(offset=self._text("offset")),
             )
             self._stream.start(self._publish)
         self._frame_id = message.header.frame_id

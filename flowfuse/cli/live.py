@@ -19,6 +19,7 @@ from flowfuse.live_sources.base import LiveFrame, Source, SourceLostError
 from flowfuse.live_sources.opening import open_source
 from flowfuse.live_sources.recorder import Recorder
 from flowfuse.precision import DTYPES
+from flowfuse.stream.settings import StreamSettings
 from flowfuse.stream.stream import BETWEEN_FRAMES, Stream
 from flowfuse.tracking import Tracker
 
@@ -67,13 +68,17 @@ def _run(config: LiveConfig, source: Source) -> int:
         width=source.width,
         interval=interval,
         every=config.every,
-        iterations=config.iterations,
         policy=config.policy,
-        rate=config.rate,
-        memory=config.memory,
-        tolerance=config.tolerance,
-        offset=config.offset,
-        warm_start=config.warm_start,
+        settings=StreamSettings(
+            memory=config.memory,
+            tolerance=config.tolerance,
+            offset=config.offset,
+            rate=config.rate,
+            iterations=config.iterations,
+            warm_start=config.warm_start,
+            warm_iterations=config.warm_iterations,
+            scale_tolerance=config.scale_tolerance,
+        ),
     )
     with ExitStack() as stack:
         view = stack.enter_context(make_view(config.view, config.output, source.name))
@@ -110,9 +115,6 @@ def _watch(config: LiveConfig, stream: Stream, view: View, meter: Meter) -> None
             return
         if result is not None:
             meter.count(result)
-            # A clock that began anew makes other points.
-            if tracker is not None and tracker.t is not None and result.t1 <= tracker.t:
-                tracker = Tracker(max_points=config.tracks)
             end = result.t0 + max(1, round(_EVENT_SHARE * (result.t1 - result.t0)))
             step = None if tracker is None else tracker.update(result)
             frames = stream.frame(result.t0), stream.frame(result.t1)

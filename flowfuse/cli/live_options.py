@@ -25,6 +25,7 @@ SOURCE is one of
   metavision:[SERIAL] a camera of Prophesee, where Metavision or OpenEB is installed
   webcam:[N]          a camera of OpenCV, with simulated events
 """
+WARM_STARTS = {"auto": None, "on": True, "off": False}
 VIEWS = ("text", "json", "window", "rerun", "none")
 
 
@@ -36,7 +37,9 @@ class LiveConfig:
         source: see :func:`flowfuse.live_sources.opening.open_source`.
         interval, every: see :class:`flowfuse.Stream`; interval None: "frames" where frames come,
             else "20ms".
-        policy, rate, memory, tolerance, offset, warm_start: see :class:`flowfuse.Stream`.
+        policy: see :class:`flowfuse.Stream`.
+        rate, memory, tolerance, offset, warm_start, warm_iterations, scale_tolerance: see
+            :class:`flowfuse.StreamSettings`.
         speed: of a recording that is replayed; 0: as fast as it can be read.
         record: directory that keeps what came in; None: nothing is kept.
         view: one of VIEWS.
@@ -54,7 +57,9 @@ class LiveConfig:
     memory: int = 2_000_000
     tolerance: str = "50ms"
     offset: str = "0"
-    warm_start: bool = False
+    warm_start: bool | None = None
+    warm_iterations: int | None = None
+    scale_tolerance: float = 0.0
     speed: float = 1.0
     record: Path | None = None
     view: str = "text"
@@ -136,7 +141,27 @@ def build_parser() -> CommandParser:
         default=default.offset,
         help="added to the times of frames, such as 3ms; --offset=-3ms if negative",
     )
-    add("--warm-start", action="store_true", help="start each estimate from the one before")
+    add(
+        "--warm-start",
+        type=str,
+        choices=list(WARM_STARTS),
+        default="auto",
+        help="start each estimate from the one before; auto: where intervals overlap",
+    )
+    add(
+        "--warm-iterations",
+        metavar="N",
+        type=int,
+        help="recurrent updates from such a start",
+    )
+    add(
+        "--scale-tolerance",
+        metavar="SHARE",
+        type=float,
+        default=default.scale_tolerance,
+        help="where intervals overlap, use features of event slices again while the scale of "
+        "events changes by no more than this share, such as 0.05",
+    )
     add(
         "--checkpoint",
         metavar="NAME",
@@ -161,15 +186,19 @@ def build_parser() -> CommandParser:
 def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
     """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
     given = parser.parse_args(list(arguments)).as_dict()
-    for name in ("iterations", "threads", "memory"):
+    for name in ("iterations", "warm_iterations", "threads", "memory"):
         if given[name] is not None and given[name] < 1:
-            parser.error(f"--{name} must be at least 1, got {given[name]}")
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be at least 1, got {given[name]}")
     if given["threads"] is not None and given["threads"] > MAX_THREADS:
         parser.error(f"--threads must be at most {MAX_THREADS}, got {given['threads']}")
     if given["tracks"] < 0:
         parser.error(f"--tracks must not be negative, got {given['tracks']}")
     if given["seconds"] is not None and not given["seconds"] > 0:
         parser.error(f"--seconds must be positive, got {given['seconds']}")
+    given["warm_start"] = WARM_STARTS[given["warm_start"]]
+    if not 0 <= given["scale_tolerance"] < 1:
+        parser.error(f"--scale-tolerance must be in [0, 1), got {given['scale_tolerance']}")
     for name in ("interval", "every"):
         text = given[name]
         if text is None or (name, text) == ("interval", "frames"):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowfuse.data.corruption import corrupt, with_matching
 from flowfuse.data.samples import IMAGES, Sample
+from flowfuse.data.warm_start import add_warm_start
 from flowfuse.geometry.grid import inside, pixel_grid
 from flowfuse.inputs import Modality
 
@@ -52,6 +53,8 @@ class AugmentConfig:
             :mod:`flowfuse.data.corruption`.
         corrupt_frames: the same of the frames (never both).
         drop_second_frame: probability that frame 1 is missing where both modalities are there.
+        warm_start: probability that the network starts from a flow like that of the interval
+            before: the ground truth, perturbed (:mod:`flowfuse.data.warm_start`).
     """
 
     flip: float = 0.5
@@ -70,6 +73,7 @@ class AugmentConfig:
     corrupt_events: float = 0.0
     corrupt_frames: float = 0.0
     drop_second_frame: float = 0.0
+    warm_start: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -337,6 +341,8 @@ def augment(
         result = drop_events(result)
     elif config.drop_second_frame > 0 and rng.random() < config.drop_second_frame:
         result = drop_second_frame(result)
+    if config.warm_start > 0:
+        result = add_warm_start(result, rng, config.warm_start)
     return result.contiguous()
 
 

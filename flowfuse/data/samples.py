@@ -37,6 +37,8 @@ class Sample(NamedTuple):
         boundary: [2, H, W] float32, 0 or 1: B_e, B_m; NaN where unknown.
         matching: [3] float32, 1 where the frame pair, the event pairs, and frame 0 with the last
             event slice still correspond; None: all do (:mod:`flowfuse.data.corruption`).
+        flow_init: [2, H, W] float32, px, flow that the network starts from, NaN where it has
+            nothing to say; None: nothing anywhere (:mod:`flowfuse.data.warm_start`).
     """
 
     slices: Tensor
@@ -52,6 +54,7 @@ class Sample(NamedTuple):
     occluded: Tensor = None  # type: ignore[assignment]
     boundary: Tensor = None  # type: ignore[assignment]
     matching: Tensor | None = None
+    flow_init: Tensor | None = None
 
     @property
     def inputs(self) -> ModelInputs:

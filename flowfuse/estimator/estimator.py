@@ -24,12 +24,13 @@ from flowfuse.estimator.running import Estimates, NetworkRunner
 from flowfuse.events import Events
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
-from flowfuse.model.encoders import EncodedFrame
+from flowfuse.model.encoders import EncodedFrame, EncodedSlice
+from flowfuse.model.normalization import SliceScale
 from flowfuse.result import Array, Result
 
 
 class Estimator:
-    """A network ready to be called on arrays; calls do not change what others give.
+    """A network ready to be called on arrays; no result depends on earlier calls.
 
     Args:
         model: the network; it is moved to ``device`` and put into evaluation mode.
@@ -169,7 +170,8 @@ class Estimator:
         iterations: int | None = None,
         flow_init: Array | None = None,
         as_torch: bool = False,
-        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        encoded_frames: tuple[EncodedFrame | None, EncodedFrame | None] | None = None,
+        encoded_slices: Sequence[EncodedSlice] | None = None,
     ) -> list[Result]:
         """Estimate from inputs that are ready.
 
@@ -179,8 +181,10 @@ class Estimator:
             iterations: as of a call.
             flow_init: [B, 2, H, W] px, as of a call; B = 1 for inputs without a batch axis.
             as_torch: as of a call.
-            encoded_frames: what :meth:`encode_frame` makes of both frames, where all B pairs have
-                both: they are not encoded again.
+            encoded_frames: what :meth:`encode_frame` makes of both frames, with None in place of
+                one that none of the B pairs has: they are not encoded again.
+            encoded_slices: what :meth:`encode_slice` makes of E_0 .. E_K, where all B pairs have
+                events: ``inputs.slices`` are not read.
 
         Returns:
             B results.
@@ -199,7 +203,9 @@ class Estimator:
         columns = as_column("t0", t0, count), as_column("t1", t1, count)
         times = [as_interval(*pair) for pair in zip(*columns, strict=True)]
         start = as_flow_init(flow_init, height, width, count)
-        output = self._network(inputs, as_iterations(iterations), start, encoded_frames)
+        output = self._network(
+            inputs, as_iterations(iterations), start, encoded_frames, encoded_slices
+        )
         modalities: list[Any] = [
             partial(_modalities_of, self.model.config, row) for row in inputs.modality_mask
         ]
@@ -220,6 +226,22 @@ class Estimator:
             ValueError: the network uses no frames.
         """
         return self._network.encode_frame(frame if frame.dim() == 4 else frame.unsqueeze(0))
+
+    def encode_slice(self, voxels: Tensor, scale: SliceScale) -> EncodedSlice:
+        """Encode an event slice that several calls of :meth:`run` use.
+
+        Args:
+            voxels: [bins, H, W] or [B, bins, H, W], as of ``slices`` of :meth:`prepare`.
+            scale: how the slices of the interval are normalized, see
+                :func:`flowfuse.model.normalization.scale_of`; of one item, or of B.
+
+        Returns:
+            Its features, on the estimator's device.
+
+        Raises:
+            ValueError: the network uses no events.
+        """
+        return self._network.encode_slice(voxels if voxels.dim() == 4 else voxels[None], scale)
 
     def estimate_batch(  # noqa: PLR0913 - all that a user may know of frame pairs
         self,

@@ -26,7 +26,10 @@ Tensors = tuple[Tensor, ...]
 Work = Callable[[Sequence[Tensor]], Tensors]
 
 CAPACITY = 4  # graphs; each keeps all memory that its work needs
-REMEMBERED = 64  # shapes that came once
+REMEMBERED = 64  # shapes of which it is known how often they came
+# Recording takes the time of some estimates: a shape whose graph had to make room for others is not
+# recorded again at once, or a few too many shapes in turn would all be recorded each time.
+PATIENCE = 50
 
 
 class Recording(NamedTuple):
@@ -135,8 +138,8 @@ class GraphCache:
             replay. In another mode (``train()``), or in another precision of matrix products and
             convolutions, work is recorded apart. With forward hooks there are no graphs.
         recorder: of the device.
-        always: record a shape when it comes first, and let a failure through; else when it comes a
-            second time, and go on without graphs, with a warning, where that fails.
+        always: record a shape whenever it has no graph, and let a failure through; else when it
+            comes a second time, and go on without graphs, with a warning, where that fails.
         capacity: graphs that are kept; the one that was used least recently goes first.
     """
 
@@ -147,7 +150,7 @@ class GraphCache:
         self.always, self.capacity = always, capacity
         self._lock = threading.Lock()
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._patience: OrderedDict[Hashable, int] = OrderedDict()  # calls before it is recorded
         self._failed = False
         self._weights = _addresses(model)
 
@@ -189,15 +192,13 @@ class GraphCache:
         weights = _addresses(self.model)
         if weights != self._weights:
             self._drop_to(0)
+            self._patience.clear()
             self._weights = weights
         key = name, _settings(self.model), tuple((t.shape, t.dtype) for t in tensors)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
-        if not (self.always or key in self._seen):
-            self._seen[key] = None
-            if len(self._seen) > REMEMBERED:
-                self._seen.popitem(last=False)
+        if not (self.always or self._is_due(key)):
             return None
         inputs = tuple(tensor.clone() for tensor in tensors)
         try:
@@ -209,6 +210,13 @@ class GraphCache:
         self._graphs[key] = Graph(inputs, recording)
         self._drop_to(self.capacity)
         return self._graphs[key]
+
+    def _is_due(self, key: Hashable) -> bool:
+        calls = self._patience.pop(key, 1)
+        self._patience[key] = PATIENCE if calls == 0 else calls - 1
+        if len(self._patience) > REMEMBERED:
+            self._patience.popitem(last=False)
+        return calls == 0
 
     def _replay(self, graph: Graph, tensors: Sequence[Tensor]) -> Tensors:
         self.recorder.begin()

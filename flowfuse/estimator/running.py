@@ -12,7 +12,8 @@ from torch import Tensor
 from flowfuse.estimator.graphs import CudaRecorder, GraphCache, Tensors
 from flowfuse.inputs import ModelInputs, to_device
 from flowfuse.model import FlowFuse
-from flowfuse.model.encoders import EncodedFrame
+from flowfuse.model.encoders import EncodedFrame, EncodedSlice
+from flowfuse.model.normalization import SliceScale
 
 GRAPH_CHOICES = ("auto", True, False)
 
@@ -67,34 +68,53 @@ class NetworkRunner:
         inputs: ModelInputs,
         iterations: int | None = None,
         flow_init: Tensor | None = None,
-        encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        encoded_frames: tuple[EncodedFrame | None, EncodedFrame | None] | None = None,
+        encoded_slices: Sequence[EncodedSlice] | None = None,
     ) -> Estimates:
-        """Estimate; arguments as of :class:`FlowFuse`, on any device."""
+        """Estimate; arguments as of :class:`FlowFuse`, on any device.
+
+        Of ``encoded_frames``, one is None where the items do not have it.
+        """
         if iterations is None:
             iterations = self.model.config.iterations
         given: list[Tensor] = [*inputs]
         if flow_init is not None:
             given.append(flow_init)
+        # Not by graphs: it would change from call to call, and each kind needs one.
+        complete = self.graphs is None and _is_complete(flow_init)
+        there = [frame is not None for frame in encoded_frames or ()]
         for frame in encoded_frames or ():
-            given += frame
+            given += frame or ()
+        for part in encoded_slices or ():
+            given += part
 
         def estimate(tensors: Sequence[Tensor]) -> Tensors:
             parts = iter(tensors)
             taken = ModelInputs(*(next(parts) for _ in ModelInputs._fields))
             start = None if flow_init is None else next(parts)
-            frames = None
-            if encoded_frames is not None:
-                first, second = (
-                    EncodedFrame(*(next(parts) for _ in EncodedFrame._fields)) for _ in range(2)
-                )
-                frames = first, second
+            batch, _, height, width = taken.frame0.shape
             with self._precision():
+                frames = [
+                    EncodedFrame(*(next(parts) for _ in EncodedFrame._fields))
+                    if known
+                    else self.model.absent_frame(batch, height, width)
+                    for known in there
+                ]
+                slices = [
+                    EncodedSlice(*(next(parts) for _ in EncodedSlice._fields))
+                    for _ in encoded_slices or ()
+                ]
                 output = self.model(
-                    taken, iterations=iterations, flow_init=start, encoded_frames=frames
+                    taken,
+                    iterations=iterations,
+                    flow_init=start,
+                    flow_init_complete=complete,
+                    encoded_frames=(frames[0], frames[1]) if frames else None,
+                    encoded_slices=slices or None,
                 )
             return output.control_points, output.uncertainty, output.boundary
 
-        kind = "estimate", iterations, flow_init is not None, encoded_frames is not None
+        kind = "estimate", iterations, flow_init is not None, complete, *there, bool(encoded_slices)
         tensors = [to_device(value, self.device) for value in given]
         if self.graphs is None:
             return Estimates(*estimate(tensors))
@@ -112,6 +132,19 @@ class NetworkRunner:
             return EncodedFrame(*encode(tensors))
         return EncodedFrame(*self.graphs("frame", encode, tensors))
 
+    def encode_slice(self, voxels: Tensor, scale: SliceScale) -> EncodedSlice:
+        """Encode slices [B, bins, H, W], see :meth:`FlowFuse.encode_slice`."""
+
+        def encode(tensors: Sequence[Tensor]) -> Tensors:
+            voxels, *parts = tensors
+            with self._precision():
+                return self.model.encode_slice(voxels, SliceScale(*parts))
+
+        tensors = [to_device(value, self.device) for value in (voxels, *scale)]
+        if self.graphs is None:
+            return EncodedSlice(*encode(tensors))
+        return EncodedSlice(*self.graphs("slice", encode, tensors))
+
     @contextmanager
     def _precision(self) -> Iterator[None]:
         mixed = self.dtype != torch.float32
@@ -121,3 +154,10 @@ class NetworkRunner:
             torch.autocast(self.device.type, low_precision, enabled=mixed),
         ):
             yield
+
+
+def _is_complete(flow_init: Tensor | None) -> bool:
+    """Whether a flow to start from is known to leave nothing open; a GPU is not waited for."""
+    if flow_init is None or flow_init.device.type != "cpu":
+        return False
+    return bool(torch.isfinite(flow_init).all())

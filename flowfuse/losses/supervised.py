@@ -288,26 +288,35 @@ def matching_loss(output: ModelOutput, batch: Sample) -> Tensor:
     matching = matching * present_kinds(mask)
     has_frames, history, both = (matching[:, kind].view(-1, 1, 1, 1) > 0 for kind in PairKind)
 
-    pairs = [
-        (events[:, 0], events[:, k], k / slices, fires & history) for k in range(1, slices + 1)
-    ]
-    pairs.append((frames[:, 0], frames[:, 1], 1.0, has_frames))
-    pairs.append((frames[:, 0], events[:, slices], 1.0, both))
-    grid = pixel_grid(height, width, device=cells.device)
-    loss = cells.new_zeros(())
-    for source, target, time, mask in pairs:
-        coords = grid + bezier(points, time) / STRIDE
-        nearest = (tau - time).abs().argmin(dim=1)
-        covered = hidden[torch.arange(len(tau), device=tau.device), nearest]
-        mask = (mask & inside(coords, height, width)).squeeze(1) & ~covered
-        loss = loss + masked_mean(_matching_cross_entropy(source, target, coords), mask)
-    return loss / len(pairs)
+    # P = K + 2 pairs at once: one by one, they are thousands of small operations.
+    first_slice = events[:, :1].expand(-1, slices, -1, -1, -1)
+    sources = torch.cat((first_slice, frames[:, :1].expand(-1, 2, -1, -1, -1)), dim=1)
+    targets = torch.cat((events[:, 1:], frames[:, 1:], events[:, slices:]), dim=1)
+    times = torch.cat((torch.arange(1, slices + 1, device=tau.device) / slices, tau.new_ones(2)))
+    here = (fires & history).expand(-1, slices, -1, -1)
+    shown = torch.cat((here, has_frames.expand_as(fires), both.expand_as(fires)), dim=1)
+    coords = pixel_grid(height, width, device=cells.device)
+    coords = coords + bezier(points, times.expand(len(tau), -1)) / STRIDE  # [B, P, 2, h, w]
+    nearest = (tau.unsqueeze(1) - times.view(-1, 1)).abs().argmin(dim=2)  # [B, P]
+    covered = hidden[torch.arange(len(tau), device=tau.device).unsqueeze(1), nearest]
+    on_image = inside(coords.flatten(0, 1), height, width).view_as(covered)
+    cost = _matching_cross_entropy(sources, targets, coords)
+    mask = shown & on_image & ~covered
+    # A mean for each pair, which has pixels of its own.
+    total = torch.where(mask, cost, 0).sum(dim=(0, 2, 3))
+    return (total / distributed.total(mask.sum(dim=(0, 2, 3)).float()).clamp(min=1)).mean()
 
 
 def _matching_cross_entropy(source: Tensor, target: Tensor, coords: Tensor) -> Tensor:
-    """[B, C, h, w] x 2, coords [B, 2, h, w] -> [B, h, w]; the target is spread bilinearly."""
-    batch, channels, height, width = source.shape
-    scores = torch.einsum("bcn,bcm->bnm", source.flatten(2), target.flatten(2)) / channels**0.5
+    """[B, P, C, h, w] x 2, coords [B, P, 2, h, w] -> [B, P, h, w]; the target is spread
+    bilinearly."""
+    channels, height, width = source.shape[2:]
+    source = source / channels**0.5
+    # Pair by pair: the scores of all pixels with all others are large.
+    totals = [
+        (first.flatten(2).transpose(1, 2) @ second.flatten(2)).logsumexp(dim=2)
+        for first, second in zip(source.unbind(1), target.unbind(1), strict=True)
+    ]
     # The correlation is linear in the target: sampling the target's features samples the scores.
-    at_truth = (source * sample(target, coords, padding="border")).sum(1) / channels**0.5
-    return scores.logsumexp(dim=2).view(batch, height, width) - at_truth
+    found = sample(target.flatten(0, 1), coords.flatten(0, 1), padding="border").view_as(source)
+    return torch.stack(totals, dim=1).unflatten(2, (height, width)) - (source * found).sum(2)

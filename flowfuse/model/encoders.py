@@ -42,6 +42,24 @@ class EncodedFrame(NamedTuple):
     latent: Tensor
 
 
+class EncodedSlice(NamedTuple):
+    """What the network needs of one event slice of B items, to be used in several estimates.
+
+    Attributes:
+        stem: [B, C_stem, H/4, W/4].
+        fine: [B, C_t, H/4, W/4], to be matched at 1/4.
+        latent: [B, C, h, w] at 1/8.
+        total: [B, 1, H, W], sum of the normalized slice over its bins.
+        density: [B, 1, h, w], its mean magnitude in the cells.
+    """
+
+    stem: Tensor
+    fine: Tensor
+    latent: Tensor
+    total: Tensor
+    density: Tensor
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with a skip connection."""
 
@@ -106,12 +124,12 @@ class Trunk(nn.Module):
         return (F.normalize(x.float(), dim=1) * self.log_length.exp()).to(x.dtype)
 
 
-def join_frames(frames: Sequence[EncodedFrame]) -> Encoded:
-    """Join frames that were encoded one by one."""
+def join_encoded(parts: Sequence[EncodedFrame] | Sequence[EncodedSlice]) -> Encoded:
+    """Join frames, or slices, that were encoded one by one."""
     return Encoded(
-        frames[0].stem,
-        stack_maps([frame.fine for frame in frames]),
-        stack_maps([frame.latent for frame in frames]),
+        parts[0].stem,
+        stack_maps([part.fine for part in parts]),
+        stack_maps([part.latent for part in parts]),
     )
 
 

@@ -26,19 +26,27 @@ from flowfuse.model.correlation import PairCorrelations, WindowMatching, correla
 from flowfuse.model.encoders import (
     Encoded,
     EncodedFrame,
+    EncodedSlice,
     EventStem,
     FrameStem,
     Trunk,
     activate,
     group_count,
     in_turn,
-    join_frames,
+    join_encoded,
     stack_maps,
 )
 from flowfuse.model.evidence import Evidence, EvidenceHead
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
-from flowfuse.model.normalization import Scene, normalize_inputs
+from flowfuse.model.normalization import (
+    Scene,
+    SliceScale,
+    magnitude,
+    make_scene,
+    normalize_inputs,
+    switched_mask,
+)
 from flowfuse.model.refinement import Refinement
 from flowfuse.model.update import (
     ConvGRU,
@@ -158,8 +166,10 @@ class FlowFuse(nn.Module):
         iterations: int | None = None,
         flow_init: Tensor | None = None,
         *,
+        flow_init_complete: bool = False,
         grad_through_steps: bool = False,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None = None,
+        encoded_slices: Sequence[EncodedSlice] | None = None,
         alone: Modality | None = None,
     ) -> ModelOutput:
         """Estimate the trajectories of all pixels of t0.
@@ -170,10 +180,14 @@ class FlowFuse(nn.Module):
             flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
+            flow_init_complete: whether all cells have one: no first estimate is made then.
             grad_through_steps: whether gradients pass through the last steps, see
                 :func:`lucas_kanade_refine`; for training without ground truth.
-            encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, where all
-                items have both; None: they are encoded here.
+            encoded_frames: both frames of ``inputs`` as :meth:`encode_frame` gives them, in place
+                of an absent one :meth:`absent_frame`; all items have the same ones. None: they are
+                encoded here.
+            encoded_slices: E_0 .. E_K as :meth:`encode_slice` gives them, where all items have
+                events; ``inputs.slices`` are then not read. None: they are encoded here.
             alone: ``Modality.FRAMES`` or ``Modality.EVENTS`` where the mask says that no item has
                 the other one: it is not encoded then, and the output stays the same.
 
@@ -189,14 +203,22 @@ class FlowFuse(nn.Module):
         if iterations < 1:
             raise ValueError(f"FlowFuse: iterations must be at least 1, got {iterations}")
         # What is large lives no longer than it is needed: in a method of its own, or until `del`.
-        slices, scene = normalize_inputs(
-            inputs, frames=config.frames, events=config.events, cell=STRIDE
-        )
-        events, frames = self._encode(slices, scene, encoded_frames, alone)
+        slices = None
+        if encoded_slices is None:
+            slices, scene = normalize_inputs(
+                inputs, frames=config.frames, events=config.events, cell=STRIDE
+            )
+        else:
+            scene = self._known_scene(inputs, encoded_slices)
+        events, frames = self._encode(slices, scene, encoded_frames, encoded_slices, alone)
         del slices
         correlations = self._correlate(events.latents, frames.latents)
-        evidence, points = self._match_at_rest(correlations, scene.modality_mask)
-        points = points + self._regress(events.latents, frames.latents, evidence)
+        complete = flow_init is not None and flow_init_complete
+        evidence, points = None, self._rest(events.latents)
+        if config.weighs_evidence or not complete:
+            evidence, points = self._match_at_rest(correlations, scene.modality_mask)
+        if not complete:
+            points = points + self._regress(events.latents, frames.latents, evidence)
         if evidence is not None:
             frames = frames._replace(stem=faded(frames.stem, evidence.frames))
             events = events._replace(stem=faded(events.stem, evidence.events))
@@ -256,6 +278,53 @@ class FlowFuse(nn.Module):
         features = self.frame_stem(pad_to_multiple(as_gray(frame), STRIDE) - 0.5)
         return EncodedFrame(features, self.fine(features), self.trunk(features))
 
+    def absent_frame(self, batch: int, height: int, width: int) -> EncodedFrame:
+        """What stands in place of a frame [B, 1 | 3, H, W] that is not there."""
+        height, width = (-(-side // STRIDE) for side in (height, width))
+        scale = STRIDE // STEM_STRIDE
+        stem = self.tau.new_zeros(batch, self.config.stem_channels, scale * height, scale * width)
+        latent = self.tau.new_zeros(batch, self.config.channels, height, width)
+        return EncodedFrame(stem, self.fine(stem), latent)
+
+    def encode_slice(self, voxels: Tensor, scale: SliceScale) -> EncodedSlice:
+        """Encode an event slice that several estimates use.
+
+        Args:
+            voxels: [B, bins, H, W] raw polarity sums, as of :class:`ModelInputs`.
+            scale: how the slices of the interval are normalized.
+
+        Returns:
+            What ``forward`` would make of it with this scale; the same bits on the CPU, where it
+            encodes slices one by one, too.
+
+        Raises:
+            ValueError: this network uses no events.
+        """
+        if not self.config.events:
+            raise ValueError("FlowFuse: this network uses no events, so no slice can be encoded")
+        present = torch.ones_like(scale.divisor)
+        normal = scale.apply(voxels.unsqueeze(1), present)
+        normal = pad_to_multiple(normal, STRIDE, mode="constant")
+        features = self.event_stem(normal[:, 0])
+        return EncodedSlice(
+            features,
+            self.fine(features),
+            self.trunk(features),
+            normal[:, 0].sum(1, keepdim=True),
+            F.avg_pool2d(magnitude(normal), STRIDE),
+        )
+
+    def _known_scene(self, inputs: ModelInputs, slices: Sequence[EncodedSlice]) -> Scene:
+        """The scene of slices that are encoded already."""
+        if not self.config.events or len(slices) != self.config.slices + 1:
+            raise ValueError(
+                f"FlowFuse: encoded_slices must be those of {self.config.slices + 1} slices, of a "
+                f"network that uses events; got {len(slices)}"
+            )
+        mask = switched_mask(inputs, frames=self.config.frames, events=True)
+        density = torch.cat([encoded.density for encoded in slices], dim=1)
+        return make_scene(inputs, mask, slices[1].total, density, STRIDE)
+
     def _check(self, inputs: ModelInputs) -> tuple[int, int]:
         batch, *rest, height, width = inputs.slices.shape
         expected = (self.config.slices + 1, self.config.bins)
@@ -280,19 +349,23 @@ class FlowFuse(nn.Module):
 
     def _encode(
         self,
-        slices: Tensor,
+        slices: Tensor | None,
         scene: Scene,
         encoded_frames: tuple[EncodedFrame, EncodedFrame] | None,
+        encoded_slices: Sequence[EncodedSlice] | None,
         alone: Modality | None,
     ) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
         events = frames = None
         mask = scene.modality_mask
-        if self.config.events and alone != Modality.FRAMES:
+        if encoded_slices is not None:
+            events = join_encoded(encoded_slices)
+        elif self.config.events and alone != Modality.FRAMES:
+            assert slices is not None, "they are encoded or not"
             present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
             events = self._encode_modality(self.event_stem, slices, present)
         if self.config.frames and encoded_frames is not None:
-            frames = join_frames(encoded_frames)
+            frames = join_encoded(encoded_frames)
         elif self.config.frames and alone != Modality.EVENTS:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
             present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
@@ -303,7 +376,7 @@ class FlowFuse(nn.Module):
             bias if used else None for used in (self.config.events, self.config.frames)
         )
         return (
-            events or zero_features(cast(Encoded, frames), slices.shape[1], without_events),
+            events or zero_features(cast(Encoded, frames), self.config.slices + 1, without_events),
             frames or zero_features(cast(Encoded, events), 2, without_frames),
         )
 
@@ -384,6 +457,11 @@ class FlowFuse(nn.Module):
             levels=self.config.levels,
             strategy=self.config.correlation,
         )
+
+    def _rest(self, latents: Tensor) -> Tensor:
+        """Control points [B, 2 n, h, w] float32 of no motion, for latents [B, N, C, h, w]."""
+        shape = (len(latents), 2 * self.config.degree, *latents.shape[-2:])
+        return latents.new_zeros(shape, dtype=torch.float32)
 
     def _regress(self, events: Tensor, frames: Tensor, evidence: Evidence | None) -> Tensor:
         """Regress first control points [B, 2 n, h, w] from all latents."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,37 @@ class Scene(NamedTuple):
     modality_mask: Tensor
 
 
+class SliceCounts(NamedTuple):
+    """What the scale of an interval is found from, of one of its slices.
+
+    Attributes:
+        activity: [B, 1, H, W], sum of the absolute values over the bins.
+        part: [B, bins, n], values of a part of the pixels: every ``step``-th.
+        step: of these pixels.
+    """
+
+    activity: Tensor
+    part: Tensor
+    step: int
+
+
+class SliceScale(NamedTuple):
+    """How the slices of an interval are normalized.
+
+    Attributes:
+        divisor: [B, 1], the 98th percentile of the magnitudes.
+        kept: [B, 1, H, W], 0 at hot pixels, else 1.
+    """
+
+    divisor: Tensor
+    kept: Tensor
+
+    def apply(self, values: Tensor, present: Tensor) -> Tensor:
+        """Mask hot pixels, scale and clip: [B, N, bins, H, W]; ``present`` [B, N] is 0 or 1."""
+        weight = self.kept.unsqueeze(1) * present[:, :, None, None, None]
+        return (values * (weight / self.divisor.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
+
+
 def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
     """Mask hot pixels, scale by the 98th percentile of the non-zero magnitudes, clip at +-3.
 
@@ -57,22 +89,51 @@ def normalize_slices(slices: Tensor, slice_mask: Tensor) -> Tensor:
     Returns:
         The shape of ``slices``, in [-3, 3]; zeros stay zeros.
     """
-    slice_mask = slice_mask[:, :, None, None, None]
-    activity = (magnitude(slices).unsqueeze(2) * slice_mask).sum(dim=1)  # [B, 1, H, W]
+    present = slice_mask[:, :, None, None]
+    activity = (magnitude(slices) * present).sum(dim=1, keepdim=True)  # [B, 1, H, W]
+    step = percentile_step(slices.shape[-1])
+    part = slices.flatten(3)[..., ::step] * present
+    return find_scale(activity, part, step).apply(slices, slice_mask)
+
+
+def count_slice(voxels: Tensor) -> SliceCounts:
+    """Look at one slice [B, bins, H, W], to find the scale of the intervals that it is part of."""
+    step = percentile_step(voxels.shape[-1])
+    part = voxels.flatten(2)[..., ::step].clone()
+    return SliceCounts(magnitude(voxels.unsqueeze(1)), part, step)
+
+
+def scale_of(slices: Sequence[SliceCounts]) -> SliceScale:
+    """Find the scale of an interval, as :func:`normalize_slices` does, from all its slices."""
+    activity = slices[0].activity
+    for counts in slices[1:]:
+        activity = activity + counts.activity
+    return find_scale(activity, torch.stack([s.part for s in slices], dim=1), slices[0].step)
+
+
+def find_scale(activity: Tensor, part: Tensor, step: int) -> SliceScale:
+    """Find hot pixels and the percentile.
+
+    Args:
+        activity: [B, 1, H, W], sum of absolute values over bins and slices.
+        part: [B, K + 1, bins, n], values of every ``step``-th pixel.
+        step: of these pixels.
+    """
     neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
     hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
-    weight = (~hot).unsqueeze(1) * slice_mask  # [B, K + 1, 1, H, W]
-
+    kept = (~hot).to(part.dtype)
     # A part of the pixels gives the percentile as well. It is among the largest fiftieth of all.
-    step = next((s for s in PERCENTILE_STEPS if slices.shape[-1] % s), 1)
-    part = slices.flatten(3)[..., ::step] * weight.flatten(3)[..., ::step]
-    values = part.abs().flatten(1)
+    values = (part * kept.flatten(2)[..., ::step].unsqueeze(1)).abs().flatten(1)
     nonzero = (values > 0).sum(dim=1, keepdim=True)
     above = nonzero - 1 - (0.98 * (nonzero - 1)).long()  # how many values are larger
     largest = values.topk(min(values.shape[1], values.shape[1] // 50 + 2), dim=1).values
     scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (slices * (weight / scale.view(-1, 1, 1, 1, 1))).clamp_(-CLIP, CLIP)
+    return SliceScale(torch.where(scale > 0, scale, torch.ones_like(scale)), kept)
+
+
+def percentile_step(width: int) -> int:
+    """The step between the pixels that the percentile is found from."""
+    return next((step for step in PERCENTILE_STEPS if width % step), 1)
 
 
 def magnitude(slices: Tensor) -> Tensor:
@@ -99,6 +160,17 @@ def normalize_inputs(
     Returns:
         The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
     """
+    modality_mask = switched_mask(inputs, frames=frames, events=events)
+    history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
+    history[:, 0] = modality_mask[:, Modality.HISTORY]
+    slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
+    slices = pad_to_multiple(slices, cell, mode="constant")
+    first_sum, density = slices[:, 1].sum(1, keepdim=True), F.avg_pool2d(magnitude(slices), cell)
+    return slices, make_scene(inputs, modality_mask, first_sum, density, cell)
+
+
+def switched_mask(inputs: ModelInputs, *, frames: bool, events: bool) -> Tensor:
+    """The modality mask [B, 4] of what is there and is used by the network."""
     switches = {
         Modality.FRAMES: frames,
         Modality.EVENTS: events,
@@ -109,22 +181,31 @@ def normalize_inputs(
     first, *others, second = (
         inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()
     )
-    modality_mask = torch.stack((first, *others, second * first), dim=1)
+    return torch.stack((first, *others, second * first), dim=1)
+
+
+def make_scene(
+    inputs: ModelInputs, modality_mask: Tensor, first_sum: Tensor, density: Tensor, cell: int
+) -> Scene:
+    """Take lumas, zero what is absent, and pad.
+
+    Args:
+        inputs: as the network gets them; their slices are not read.
+        modality_mask: of :func:`switched_mask`.
+        first_sum, density: as of :class:`Scene`.
+        cell: px; height and width become multiples of it.
+    """
     has_frames = modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
     has_events = modality_mask[:, Modality.EVENTS].view(-1, 1, 1, 1)
-    history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
-    history[:, 0] = modality_mask[:, Modality.HISTORY]
-    slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
-    slices = pad_to_multiple(slices, cell, mode="constant")
     has_second = modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
     frame0, frame1 = as_gray(inputs.frame0), as_gray(inputs.frame1)
-    return slices, Scene(
+    return Scene(
         frame0=pad_to_multiple(frame0 * has_frames, cell),
         # Two frames that are the same show no motion, to whatever reads them as they are.
         frame1=pad_to_multiple(torch.where(has_second > 0, frame1, frame0) * has_frames, cell),
         event_sum=pad_to_multiple(inputs.event_sum * has_events, cell, mode="constant"),
-        first_sum=slices[:, 1].sum(1, keepdim=True),
-        density=F.avg_pool2d(magnitude(slices), cell),
+        first_sum=first_sum,
+        density=density,
         exposure=inputs.exposure * modality_mask[:, Modality.FRAMES, None],
         modality_mask=modality_mask,
     )

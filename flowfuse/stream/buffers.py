@@ -39,7 +39,7 @@ class EventBuffer:
     def clear(self) -> None:
         """Forget all events; the memory stays."""
         self._start = self._end = 0
-        self.complete_from = -FOREVER
+        self.complete_from = self._added_from = -FOREVER
 
     @property
     def last(self) -> int | None:
@@ -65,6 +65,12 @@ class EventBuffer:
         first, _ = self._range(t, FOREVER)
         return int(self._columns["t"][first]) if first < self._end else None
 
+    def take_added(self) -> int:
+        """From which time on (us) events were added, or all forgotten, since this was last asked;
+        FOREVER where nothing was."""
+        added, self._added_from = self._added_from, FOREVER
+        return added
+
     def is_repeated(self, events: Events) -> bool:
         """Whether memory holds exactly these events in the time that they span."""
         first, last = self._range(int(events.t[0]), int(events.t[-1]) + 1)
@@ -85,9 +91,10 @@ class EventBuffer:
             How many of the oldest were overwritten.
 
         Raises:
-            ValueError: fractional coordinates after whole ones, or whole ones after fractional.
+            ValueError: as of :meth:`check_kind`.
         """
         self._allocate(events)
+        self._added_from = min(self._added_from, int(events.t[0]))
         count = len(events)
         if self._end + count > 2 * self.capacity:
             self._move_to_front(min(len(self), self.capacity))
@@ -97,10 +104,25 @@ class EventBuffer:
         self._end += count
         return self._drop_oldest(len(self) - self.capacity)
 
+    def check_kind(self, events: Events) -> None:
+        """Refuse fractional coordinates after whole ones, and whole ones after fractional.
+
+        Raises:
+            ValueError: saying what there was before.
+        """
+        fractional = events.x.dtype.kind == "f"
+        if self._columns and fractional != (self._columns["x"].dtype.kind == "f"):
+            kinds_told = ("fractional", "whole") if fractional else ("whole", "fractional")
+            raise ValueError(
+                f"coordinates are {kinds_told[0]} ({events.x.dtype}), those of the packets before "
+                f"{kinds_told[1]}; a stream takes one kind"
+            )
+
     def merge(self, events: Events) -> int:
         """Add events that belong among those in memory, in the order of time; as :meth:`append`."""
         first, last = self._range(int(events.t[0]), FOREVER)
         tail = self._events(first, last)
+        self._added_from = min(self._added_from, int(events.t[0]))
         order = np.argsort(np.concatenate((tail.t, events.t)), kind="stable")
         joined = {
             name: np.concatenate((getattr(tail, name), getattr(events, name)))[order]
@@ -138,13 +160,7 @@ class EventBuffer:
             kinds = {"x": kind, "y": kind, "t": np.int64, "p": np.uint8}
             # Filled with ones: zeroed memory is only taken when it is first written.
             self._columns = {n: np.ones(2 * self.capacity, k) for n, k in kinds.items()}
-        known = self._columns["x"].dtype.kind == "f"
-        if known != fractional:
-            kinds_told = ("fractional", "whole") if fractional else ("whole", "fractional")
-            raise ValueError(
-                f"coordinates are {kinds_told[0]} ({events.x.dtype}), those of the packets before "
-                f"{kinds_told[1]}; a stream takes one kind"
-            )
+        self.check_kind(events)
 
     def _move_to_front(self, kept: int) -> None:
         for column in self._columns.values():
@@ -204,11 +220,6 @@ class FrameBuffer:
     def last(self) -> int | None:
         """The time of the newest frame, us; None without any."""
         return self._frames[-1].t if self._frames else None
-
-    def has(self, t: int) -> bool:
-        """Whether there is a frame of exactly this time."""
-        place = bisect_left(self._frames, t, key=_time)
-        return place < len(self._frames) and self._frames[place].t == t
 
     def insert(self, frame: StoredFrame) -> StoredFrame | None:
         """Add a frame in the order of time.

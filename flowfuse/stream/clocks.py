@@ -135,36 +135,58 @@ def check_frame_time(t: Any, exposure: Any, events: int | None) -> tuple[int, in
     Raises:
         ValueError: they are none; another unit than that of the events, with a guess.
     """
-    time = _whole("t", t)
-    if time >= _NANOSECONDS:
-        raise ValueError(
-            f"push_frame: t must be microseconds, got {time} (nanoseconds? give t // 1000)"
-        )
-    if events is not None and events >= _LEAST:
-        for ratio, unit in _RATIOS.items():
-            if abs(time / events / ratio - 1) < _NEAR:
-                raise ValueError(
-                    f"push_frame: t must be microseconds on the clock of the events, which are at "
-                    f"{events} us; got {time} ({unit}?)"
-                )
+    time = check_time("push_frame", t, events)
     if exposure is None:
         return time, None
-    length = _whole("exposure", exposure)
+    length = whole_time("push_frame: exposure", exposure)
     if length < 0:
         raise ValueError(f"push_frame: exposure must not be negative, got {length} us")
     return time, length
 
 
-def _whole(name: str, value: Any) -> int:
+def check_time(caller: str, t: Any, events: int | None) -> int:
+    """Take a time that should be on the clock of the events.
+
+    Args:
+        caller: for messages.
+        t: integer microseconds.
+        events: time of the newest event, us; None without any.
+
+    Raises:
+        ValueError: it is none; another unit than that of the events, with a guess.
+    """
+    time = whole_time(f"{caller}: t", t)
+    if time >= _NANOSECONDS:
+        raise ValueError(
+            f"{caller}: t must be microseconds, got {time} (nanoseconds? give t // 1000)"
+        )
+    if events is not None and events >= _LEAST:
+        for ratio, unit in _RATIOS.items():
+            if abs(time / events / ratio - 1) < _NEAR:
+                raise ValueError(
+                    f"{caller}: t must be microseconds on the clock of the events, which are at "
+                    f"{events} us; got {time} ({unit}?)"
+                )
+    return time
+
+
+def whole_time(name: str, value: Any) -> int:
+    """Take integer microseconds.
+
+    Args:
+        name: of the argument, for messages.
+        value: an integer of Python, numpy or torch.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(
-            f"push_frame: {name} must be integer microseconds, got {value!r}"
-        ) from None
+        raise ValueError(f"{name} must be integer microseconds, got {value!r}") from None
     if isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)):
         return int(value)
     if hasattr(value, "dtype") and "int" in str(value.dtype):  # a tensor of one number
         return int(value)
     guess = "" if not np.isfinite(number) or number == round(number) else "; seconds?"
-    raise ValueError(f"push_frame: {name} must be integer microseconds, got {value!r}{guess}")
+    raise ValueError(f"{name} must be integer microseconds, got {value!r}{guess}")

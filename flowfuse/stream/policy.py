@@ -33,6 +33,7 @@ class StreamStats:
         intervals: estimated.
         intervals_skipped: never estimated, because newer ones were there.
         intervals_empty: without any event, and without a frame pair.
+        slices_reused: event slices whose features were used again, of intervals that overlap.
         resets: how often a clock began anew.
     """
 
@@ -49,6 +50,7 @@ class StreamStats:
     intervals: int = 0
     intervals_skipped: int = 0
     intervals_empty: int = 0
+    slices_reused: int = 0
     resets: int = 0
 
     @property

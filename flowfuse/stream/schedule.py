@@ -27,10 +27,25 @@ class Span:
 
     @property
     def exposures(self) -> Exposures:
-        """Of both frames, us; unknown unless there are both, as the estimator takes them."""
+        """Of both frames, us; unknown unless there are both, as the estimator takes them.
+
+        One that is longer than twice the interval cannot be right, and is unknown, too.
+        """
         if self.first is None or self.last is None:
             return None, None
-        return self.first.exposure, self.last.exposure
+        longest = 2 * (self.t1 - self.t0)
+        first, last = (
+            None if frame.exposure is None or frame.exposure > longest else frame.exposure
+            for frame in (self.first, self.last)
+        )
+        return first, last
+
+    @property
+    def wrong_exposure(self) -> int | None:
+        """An exposure (us) of the frames that cannot be right, and is left out; None without."""
+        given = [frame.exposure for frame in (self.first, self.last) if frame is not None]
+        wrong = (e for e in given if e is not None and e not in self.exposures)
+        return next(wrong, None) if self.is_frame_pair else None
 
     @property
     def is_frame_pair(self) -> bool:
@@ -58,7 +73,13 @@ class Due:
 
 
 class Schedule(Protocol):
-    """The order in which intervals are estimated."""
+    """The order in which intervals are estimated.
+
+    Attributes:
+        slices: K of the network.
+    """
+
+    slices: int
 
     def reset(self) -> None:
         """Begin anew, as after a clock did."""

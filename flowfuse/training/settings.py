@@ -150,6 +150,11 @@ class TrainConfig:
                 f"scene_device {self.scene_device} needs workers = 0, got {self.workers}: "
                 "a forked process cannot use the GPU"
             )
+        if self.is_unlabelled and self.augment.warm_start > 0:
+            raise ValueError(
+                "augment.warm_start starts from ground truth, which supervision = self has not; "
+                f"it must be 0, got {self.augment.warm_start}"
+            )
         if self.is_unlabelled and (self.overfit or len(split_paths(parse_data(self.data)[1])) > 1):
             raise ValueError(
                 f"data {self.data}: supervision = self learns from one recording, with overfit = 0"

@@ -161,6 +161,7 @@ class Trainer:
             output = self.network(
                 moved.inputs,
                 iterations=self._iterations(step),
+                flow_init=moved.flow_init,
                 grad_through_steps=config.supervision == "self",
             )
         if config.supervision == "ground_truth":

@@ -33,25 +33,33 @@ def test_a_quick_run_writes_rows_and_a_table(
     files = ["--json", str(results), "--markdown", str(written)]
     assert script.main(["--quick", *options, *files]) == 0, capsys.readouterr().err
     report = json.loads(results.read_text())
-    latency, rate, memory = report["rows"]
+    latency, rate, sliding, single, anew, memory, hour = report["rows"]
     assert all(set(row) == set(script.KEYS) and row["error"] is None for row in report["rows"])
     assert (latency["measure"], latency["size"]) == ("latency", "64 x 48")
     assert 0 < latency["latency_median_ms"] <= latency["latency_99_ms"]
     assert 0 < latency["cpu_share"] <= 1.5 and latency["dropped"] == 0
     assert rate["ratio"] == pytest.approx(rate["results_per_s"] / rate["fresh_per_s"])
     assert rate["skipped"] == rate["dropped"] == 0
-    assert memory["memory_bytes"] > 2**20 and 0 <= memory["memory_growth"] < 0.5
+    # Frames of an interval are known by then, and of five slices, four.
+    assert sliding["encoded"] == single["encoded"] == pytest.approx(0.2)
+    assert single["work_ratio"] > sliding["work_ratio"] > 1.1
+    assert anew["encoded"] == rate["encoded"] == 1 and 1 < anew["work_ratio"] < 1.2
+    assert sliding["skipped"] == anew["dropped"] == 0
+    for row in (memory, hour):
+        assert min(row["memory_bytes"]) > 2**20 and len(row["memory_bytes"]) == 3
+        assert 0 <= row["memory_growth"] < 0.5
     assert written.read_text() == script.as_markdown(report)
     lines = [line for line in written.read_text().splitlines() if line.startswith("|")]
-    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 9 and len({line.count("|") for line in lines}) == 1
     assert lines[-1] in capsys.readouterr().out
 
 
 def test_rows(script: ModuleType) -> None:
     labels = [case.label for case in script.all_cases(False)]
-    assert len(labels) == len(set(labels)) == 3 * 2 * 3
+    assert len(labels) == len(set(labels)) == 3 * 2 * 6 + 1
     assert "generated 640 x 480 1e+07 memory" in labels and "sample 256 x 192 1e+06 rate" in labels
     assert len(script.all_cases(True, ["latency"])) == 2
+    assert [case.measure for case in script.all_cases(False, ["hour"])] == ["hour"]
 
 
 def test_a_recording_without_end(script: ModuleType) -> None:

@@ -21,7 +21,7 @@ KEYS = {
     "network", "weights", "size", "scope", "dtype", "mode", "events", "iterations", "parameters",
     "multiplications", "time_ms", "spread", "extra_bytes", "peer", "peer_iterations",
     "peer_time_ms", "peer_spread", "peer_extra_bytes", "ratio_to_peer", "ratio_at_own_iterations",
-    "ratio_at_peer_iterations", "memory_ratio", "note", "error",
+    "ratio_at_peer_iterations", "memory_ratio", "ratio_to_calls", "note", "error",
 }  # fmt: skip
 RAFT_LARGE_PARAMETERS = 5_257_536  # torchvision's count, with 3 input channels
 
@@ -62,6 +62,15 @@ def test_quick_run_writes_rows_and_table(
     lines = [line for line in written.read_text().splitlines() if line.startswith("|")]
     assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
     assert lines[-1] in capsys.readouterr().out
+
+
+def test_a_batch_is_held_against_calls(script: ModuleType, tmp_path: Path) -> None:
+    results = tmp_path / "rows.json"
+    only = "small 160 x 128 batch float32"
+    assert script.main(["--quick", "--only", only, "--json", str(results)]) == 0
+    (row,) = json.loads(results.read_text())["rows"]
+    assert (row["scope"], row["peer"], row["error"]) == ("batch", None, None)
+    assert row["time_ms"] > 0 and row["ratio_to_calls"] > 0 and row["ratio_to_peer"] is None
 
 
 def test_profile_names_operations(script: ModuleType, capsys: pytest.CaptureFixture) -> None:

@@ -104,6 +104,8 @@ class Page:
 def test_the_page_shows_what_the_files_hold(driver, out):
     page = Page(driver, out / "index.html")
     assert page.errors() == []
+    assert "tau 0.50" in page.run("return document.getElementById('when').textContent")
+    assert page.run("return document.querySelectorAll('input:disabled').length") == 0
     assert page.run("return performance.getEntriesByType('resource').map((e) => e.name)"
                     ".filter((name) => !name.startsWith('data:'))") == []  # fmt: skip
     assert page.run("return document.getElementById('problem').hidden")
@@ -174,6 +176,12 @@ def test_events_alone(driver, run, recording, tmp_path):
     assert run(recording, "--every", "20ms", *quiet) == 0
     page = Page(driver, tmp_path / "out" / "index.html")
     assert page.table("metrics")["from"] == "events"
+    # What is not there cannot be chosen; the events are shown in the place of the frame.
+    disabled = "return [...document.querySelectorAll('input:disabled')].map((e) => e.value || e.id)"
+    assert page.run(disabled) == ["truth", "error", "on"]
+    assert page.run("return [events.checked, frame.checked, frame.disabled]") == [True, False, True]
+    page.run("dispatchEvent(new KeyboardEvent('keydown', {key: '7'}))")
+    assert page.run("return document.querySelector('input[name=layer]:checked').value") == "flow"
     assert page.errors() == []
 
 

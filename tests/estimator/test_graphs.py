@@ -108,6 +108,21 @@ def test_a_shape_that_comes_once_is_not_recorded():
     assert case.recorded == 1 and case.recorder.count("replay") == 2
 
 
+def test_shapes_that_take_turns_are_not_recorded_all_the_time(monkeypatch):
+    monkeypatch.setattr(graphs, "PATIENCE", 5)
+    case = Case(always=False, capacity=1)
+    for _ in range(2):
+        for rows in (1, 2):
+            case(torch.randn(rows, 3))
+    assert case.recorded == 2  # each when it came a second time; 1 made room for 2
+    for _ in range(5):
+        for rows in (1, 2):
+            case(torch.randn(rows, 3))
+    assert case.recorded == 2
+    case(torch.randn(1, 3))
+    assert case.recorded == 3
+
+
 def test_shapes_that_came_once_are_forgotten(monkeypatch):
     monkeypatch.setattr(graphs, "REMEMBERED", 2)
     case = Case(always=False)

@@ -134,6 +134,36 @@ def test_matching_is_lowest_at_the_true_displacement():
     assert losses[1] < losses[0] and losses[1] < losses[-1]
 
 
+def test_matching_is_the_mean_over_pairs_of_the_mean_over_places():
+    """By the formula, one place after another, where motion is linear in time."""
+    torch.manual_seed(1)
+    output, batch = make_output(channels=5), make_batch()
+    batch.flow[:] = 0
+    batch.flow[:, :, 0] = (6.0 * batch.tau[0]).view(1, -1, 1, 1)
+    batch.occluded[:, -1, 8:16, 16:24] = True  # at the end only: cell (1, 2)
+    batch.boundary[:, 0, :8] = 0  # no edge in the first row of cells
+    events, frames = output.event_latent[0].detach(), output.frame_latent[0].detach()
+    pairs = [(events[0], events[1], 0.5), (events[0], events[2], 1.0)]
+    pairs += [(frames[0], frames[1], 1.0), (frames[0], events[2], 1.0)]
+    batch.boundary[:, 0, 8:] = 1
+    means = []
+    for index, (source, target, time) in enumerate(pairs):
+        costs = []
+        for row in range(4):
+            for column in range(5):
+                x = column + 6.0 * time / 8
+                hidden = (row, column) == (1, 2) and time == 1.0
+                if x > 4 or hidden or (index < 2 and row == 0):
+                    continue
+                scores = torch.einsum("c,chw->hw", source[:, row, column], target) / 5**0.5
+                left, share = int(x), x - int(x)
+                truth = (1 - share) * scores[row, left] + share * scores[row, left + 1]
+                costs.append(scores.logsumexp(dim=(0, 1)) - truth)
+        means.append(torch.stack(costs).mean())
+    expected = torch.stack(means).mean().item()
+    assert matching_loss(output, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_matching_skips_what_is_covered():
     output, batch = make_output(), make_batch()
     everywhere = matching_loss(output, batch)

@@ -7,10 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse.data.samples import Sample
-from flowfuse.inputs import ModelInputs
+from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.losses.supervised import LossConfig, single_errors, supervised_loss
 from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
 from flowfuse.model.fusion import BoundaryPropagation, shift
+from flowfuse.model.normalization import count_slice, scale_of
 from flowfuse.ops.extension import LIBRARY
 
 TINY = ModelConfig(
@@ -342,6 +343,7 @@ def test_propagation_does_not_jump_over_a_thin_boundary():
     assert weights[2][0, left, 0, 7] < 1e-3 < weights[2][0, left, 0, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LIBRARY is None, reason="torch.compile needs the compiled operators")
 def test_compile_takes_the_model_whole():
     model = make_model(TINY)
@@ -351,3 +353,52 @@ def test_compile_takes_the_model_whole():
         result = compiled(inputs).control_points
     # 1e-4: decompositions round differently
     torch.testing.assert_close(result, flow(model, inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_slices_that_are_encoded_apart_give_the_same_bits():
+    """Slices of one scale, and absent frames, whoever encodes them."""
+    for frames in (2, 1, 0):
+        inputs = make_inputs(TINY, height=41, width=50, seed=3)
+        inputs.modality_mask[:, Modality.FRAMES] = float(frames > 0)
+        inputs.modality_mask[:, Modality.SECOND_FRAME] = float(frames > 1)
+        model = make_model(TINY)
+        with torch.inference_mode():
+            expected = model(inputs)
+            voxels = [inputs.slices[:, k] for k in range(TINY.slices + 1)]
+            scale = scale_of([count_slice(one) for one in voxels])
+            slices = [model.encode_slice(one, scale) for one in voxels]
+            known = [model.encode_frame(image) for image in (inputs.frame0, inputs.frame1)]
+            absent = model.absent_frame(1, 41, 50)
+            first, second = [*known[:frames], absent, absent][:2]
+            unread = inputs._replace(slices=torch.full((), torch.nan).expand(inputs.slices.shape))
+            found = model(unread, encoded_frames=(first, second), encoded_slices=slices)
+        for name, value in found._asdict().items():
+            assert torch.equal(value, getattr(expected, name)), (frames, name)
+
+
+def test_encoded_slices_must_fit():
+    model = make_model(TINY)
+    inputs = make_inputs(TINY)
+    scale = scale_of([count_slice(inputs.slices[:, 0])])
+    one = model.encode_slice(inputs.slices[:, 0], scale)
+    with pytest.raises(ValueError, match=r"encoded_slices must be those of 3 slices.*got 2"):
+        model(inputs, encoded_slices=[one, one])
+    blind = make_model(replace(TINY, events=False, fusion="guided"))
+    with pytest.raises(ValueError, match="uses no events, so no slice can be encoded"):
+        blind.encode_slice(inputs.slices[:, 0], scale)
+
+
+@pytest.mark.parametrize("fusion", ["evidence", "guided"])
+def test_a_complete_start_needs_no_first_estimate(fusion):
+    config = replace(TINY, fusion=fusion)
+    model, inputs = make_model(config), make_inputs(config, height=41, width=50)
+    start = torch.randn(1, 2, 41, 50, generator=torch.Generator().manual_seed(5))
+    calls = []
+    model.init_head.register_forward_hook(lambda *_: calls.append(1))
+    with torch.inference_mode():
+        expected = model(inputs, flow_init=start)
+        assert calls == [1]
+        found = model(inputs, flow_init=start, flow_init_complete=True)
+        assert calls == [1]
+    for name, value in found._asdict().items():
+        assert torch.equal(value, getattr(expected, name)), name

@@ -78,6 +78,7 @@ def test_frames_are_sorted_and_few():
     assert [frame.t for frame in buffer.from_time(15)] == [20, 30]
     assert buffer.insert(StoredFrame(40, make_frame(0))).t == 10
     assert buffer.insert(StoredFrame(5, make_frame(0))).t == 5, "older than all: it is not kept"
-    assert buffer.has(30) and not buffer.has(10) and buffer.last == 40
+    assert buffer.nearest(30, 0) is not None and buffer.nearest(10, 0) is None
+    assert buffer.last == 40
     assert buffer.nearest(31, 2).t == 30 and buffer.nearest(25, 2) is None
     assert buffer.from_time(20)[0].half == 2 and buffer.from_time(40)[0].half == 0

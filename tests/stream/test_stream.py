@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
-from stream_cases import HEIGHT, WIDTH, columns, make_estimator, make_events, make_frame
+from stream_cases import HEIGHT, SLICES, WIDTH, columns, make_estimator, make_events, make_frame
 
 import flowfuse
 from flowfuse.data.opening import open_recording
@@ -20,8 +21,11 @@ from flowfuse.runner import (
     plan_fixed_rate,
     plan_frame_pairs,
 )
+from flowfuse.stream import estimates
+from flowfuse.stream.settings import StreamSettings
 from flowfuse.stream.stream import Stream
 
+SETTINGS = {field.name for field in dataclasses.fields(StreamSettings)}
 STEP = 10_000  # us
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,13 +41,14 @@ def stream(estimator):
     made: list[Stream] = []
 
     def make(**options) -> Stream:
-        made.append(Stream(estimator, **{"height": HEIGHT, "width": WIDTH, **options}))
+        own = {name: options.pop(name) for name in SETTINGS & options.keys()}
+        size = {"height": HEIGHT, "width": WIDTH}
+        made.append(Stream(estimator, **size | options, settings=StreamSettings(**own)))
         return made[-1]
 
     yield make
     for one in made:
-        one._wait = 0.0
-        one._failure = None
+        one._intake.failure = None
         one.close()
 
 
@@ -113,7 +118,8 @@ def test_the_same_bits_from_events_alone():
         for window in windows
     ]
     size = {"height": recording.height, "width": recording.width}
-    stream = Stream(estimator, policy="all", interval="30ms", memory=110_000, **size)
+    settings = StreamSettings(memory=110_000)
+    stream = Stream(estimator, policy="all", interval="30ms", settings=settings, **size)
     results = []
     events = recording.events(0, 10**9)
     for first in range(0, len(events), 10_000):
@@ -367,6 +373,54 @@ def test_wrong_packets_are_refused(stream, packet, message):
     assert one.stats.events == 400, "and the stream goes on"
 
 
+def test_refused_packets_are_not_counted(stream):
+    one = stream(interval=STEP)
+    one.push(make_events(0, 5_000))
+    message = r"push_events: coordinates are fractional \(float32\), those of the packets before"
+    with pytest.raises(ValueError, match=message):
+        one.push_events([1.5], [2.5], [6_000], [1])
+    assert one.stats.events == 400
+    one.push(make_events(5_000, 15_000))
+    assert spans([one.take(0)]) == [(0, STEP)]
+
+
+def test_frames_that_leave_no_time_between_are_dropped(stream):
+    """An interval needs a microsecond for each slice; one that has less would stop the stream."""
+    one = stream(policy="all")
+    one.push(make_events(0, 30_000))
+    for index, t in enumerate((1_000, 1_001, 11_000)):
+        one.push_frame(make_frame(index), t)
+    assert one.stats.frames_repeated == 1 and spans([one.take(0)]) == [(1_000, 11_000)]
+
+
+def test_exposures_that_cannot_be_are_left_out(stream, estimator):
+    one, events = stream(), make_events(0, 30_000)
+    one.push(events)
+    for index, t in enumerate((1_000, 11_000)):
+        one.push_frame(make_frame(index), t, 8_000_000)
+    with pytest.warns(RuntimeWarning, match=r"exposure of 8000000 us is more than .*nanoseconds"):
+        result = one.take(0)
+    expected = estimator(make_frame(0), make_frame(1), events, t0=1_000, t1=11_000)
+    assert same(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda one: one.advance("soon"), "advance: t must be integer microseconds, got 'soon'"),
+        (lambda one: one.advance(6 * 10**9), r"advance: t must be .*got 6000000000 \(nanoseconds"),
+        (lambda one: one.flow(0.5, 7), r"flow: t0 must be integer microseconds, got 0.5; seconds"),
+        (lambda one: one.flow(0, None), "flow: t1 must be integer microseconds, got None"),
+    ],
+)
+def test_wrong_times_are_refused(stream, call, message):
+    one = stream(interval=STEP)
+    one.push(make_events(6_000_000, 6_015_000))
+    with pytest.raises(ValueError, match=message):
+        call(one)
+    assert spans([one.take(0)]) == [(6_000_000, 6_000_000 + STEP)]
+
+
 def test_wrong_frames_are_refused(stream):
     one = stream()
     one.push(make_events(6_000_000, 6_001_000))
@@ -397,6 +451,18 @@ def test_wrong_frames_are_refused(stream):
         ({"rate": 0}, "rate must be positive"),
         ({"wait": -1.0}, "wait must be seconds >= 0, got -1.0"),
         ({"iterations": 0}, "iterations must be a whole number >= 1, got 0"),
+        (
+            {"warm_iterations": 1, "warm_start": False},
+            "warm_iterations belong to a warm start, got warm_iterations=1 and warm_start=False",
+        ),
+        ({"scale_tolerance": 1.0}, r"scale_tolerance must be in \[0, 1\), got 1.0"),
+        ({"scale_tolerance": 0.1}, "scale_tolerance needs intervals of a fixed length"),
+        ({"scale_tolerance": 0.1, "interval": 9}, "interval must be a multiple of 2 us, and every"),
+        (
+            {"scale_tolerance": 0.1, "interval": 10, "every": 3},
+            r"every a multiple of interval / 2 .*got interval 10 us, every 3 us",
+        ),
+        ({"scale_tolerance": 0.1, "interval": 10, "every": 15}, "no longer than interval; got"),
         ({"tolerance": "2s"}, "reset_after must be at least 2000001 us"),
         ({"height": 0}, "height must be a positive integer, got 0"),
     ],
@@ -554,22 +620,146 @@ def test_waiting_ends_in_time(stream):
 # The rest
 
 
-def test_a_warm_start_begins_with_the_flow_before(stream, estimator, monkeypatch):
+@pytest.fixture
+def given_starts(estimator, monkeypatch):
+    """What estimates start from, and in how many iterations, in turn."""
     given = []
     called = type(estimator).run
 
     def spy(self, *arguments, **options):
-        given.append(options["flow_init"])
+        given.append((options["flow_init"], options["iterations"]))
         return called(self, *arguments, **options)
 
     monkeypatch.setattr(type(estimator), "run", spy)
-    one = stream(interval=STEP, every=5_000, policy="all", warm_start=True)
+    monkeypatch.setattr(estimates, "_TRUSTED", 1e9)  # this network trusts itself nowhere
+    return given
+
+
+def test_a_warm_start_begins_with_the_flow_before(stream, given_starts):
+    """Where intervals overlap it is the default."""
+    one = stream(interval=STEP, every=5_000, policy="all", warm_iterations=3)
     one.push(make_events(0, 25_000))
     first = one.take(0)
     one.take(0)
-    assert given[0] is None and given[1].shape == (1, 2, HEIGHT, WIDTH)
-    known = np.isfinite(given[1])
-    assert known.any() and np.abs(given[1][known]).max() <= np.abs(first.flow).max() + 1e-6
+    (none, usual), (flow_init, fewer) = given_starts
+    assert none is None and usual is None and fewer == 3
+    assert flow_init.shape == (1, 2, HEIGHT, WIDTH) and np.isfinite(flow_init).all()
+    assert np.abs(flow_init).max() <= np.abs(first.flow).max() + 1e-6
+
+
+def test_flow_that_is_not_trusted_starts_nothing(stream, given_starts, monkeypatch):
+    monkeypatch.setattr(estimates, "_TRUSTED", 0.0)
+    one = stream(interval=STEP, every=5_000, policy="all")
+    one.push(make_events(0, 25_000))
+    one.take(0), one.take(0)
+    assert np.isnan(given_starts[1][0]).all()
+
+
+@pytest.mark.parametrize(("every", "warm_start", "warm"), [(None, None, False),
+    (None, True, True), (5_000, False, False), (5_000, None, True)])  # fmt: skip
+def test_when_estimates_start_warm(stream, given_starts, every, warm_start, warm):
+    one = stream(interval=STEP, every=every, policy="all", warm_start=warm_start)
+    one.push(make_events(0, 35_000))
+    one.take(0), one.take(0)
+    assert (given_starts[1][0] is not None) == warm
+
+
+def test_any_interval_starts_from_nothing_and_starts_nothing(stream, estimator, given_starts):
+    """Where results build on each other, it has the bits of the estimator, and disturbs none."""
+    events = make_events(0, 40_000)
+    one, other = (stream(interval=STEP, every=5_000, policy="all") for _ in range(2))
+    for each in (one, other):
+        each.push(events)
+        each.take(0)
+    taken = one.timing
+    assert same(one.flow(4_000, 12_000), estimator(None, None, events, t0=4_000, t1=12_000))
+    assert one.timing == taken
+    assert same(one.take(0), other.take(0)) and given_starts[-1][0] is not None
+
+
+def test_a_warm_start_never_comes_from_another_clock(stream, given_starts):
+    one = stream(interval=STEP, every=5_000, policy="all")
+    one.push(make_events(7_000_000, 7_012_000))
+    one.take(0)
+    one.push(make_events(0, 12_000))
+    one.take(0)
+    assert [start is None for start, _ in given_starts] == [True, True]
+
+
+# Slices that intervals share
+
+
+def overlapping(stream, **options) -> Stream:
+    settings = {"scale_tolerance": 0.9, "warm_start": False, **options}
+    return stream(interval=STEP, every=STEP // 2, policy="all", **settings)
+
+
+def test_slices_of_overlapping_intervals_are_used_again(stream, estimator):
+    """With a scale that is the same in all intervals: the same bits as by themselves."""
+    # All at the beginning of a slice, each at a place of its own: all magnitudes are 1.
+    rng = np.random.default_rng(0)
+    places = np.concatenate([rng.permutation(HEIGHT * WIDTH)[:100] for _ in range(8)])
+    t, p = np.repeat(np.arange(8) * 5_000, 100), rng.integers(0, 2, 800)
+    events = Events(places % WIDTH, places // WIDTH, t, p, height=HEIGHT, width=WIDTH)
+    one = overlapping(stream)
+    for index in (0, 2):
+        one.push_frame(make_frame(index), 5_000 * index)
+    one.push(events)
+    results = [one.take(0) for _ in range(6)]
+    assert one.stats.slices_reused == 5 * SLICES
+    expected = estimator(make_frame(0), make_frame(2), events, t0=0, t1=STEP)
+    assert same(results[0], expected) and results[0].modalities == ("frames", "events")
+    for result in results[1:]:
+        frame = make_frame(2) if result.t0 == STEP else None
+        assert same(result, estimator(frame, None, events, t0=result.t0, t1=result.t1))
+
+
+def test_exposures_with_shared_slices(stream, estimator):
+    one, events = overlapping(stream), make_events(0, 40_000)
+    for index, t in enumerate((0, STEP)):
+        one.push_frame(make_frame(index), t, 3_000)
+    one.push(events)
+    frames = make_frame(0), make_frame(1)
+    expected = estimator(*frames, events, t0=0, t1=STEP, exposure0=3_000, exposure1=3_000)
+    assert same(one.take(0), expected)
+
+
+def test_late_events_change_the_slices_that_they_belong_to(stream):
+    """A stream to which they came in time gives the same."""
+    events = make_events(0, 30_000, 3_000)
+    late = Events([3] * 40, [3] * 40, range(13_000, 13_040), [1] * 40)
+    found = []
+    for order in ((events.slice_time(0, 17_000), late, events.slice_time(17_000, 30_000)),
+                  (events.slice_time(0, 13_000), Events.concatenate([late]),
+                   events.slice_time(13_000, 30_000))):  # fmt: skip
+        one = overlapping(stream)
+        for part in order:
+            one.push(part)
+            if part is order[0]:
+                one.take(0)  # [0, 10 ms), and where events have come in time, no more
+        found.append([one.take(0) for _ in range(3)])
+    assert all(map(same, *found)) and len(found[0]) == 3
+
+
+def test_any_interval_beside_shared_slices(stream, estimator):
+    """It has the bits of the estimator, and those that follow are as if it had not been."""
+    events = make_events(0, 40_000)
+    one, other = overlapping(stream), overlapping(stream)
+    for each in (one, other):
+        each.push(events)
+        each.take(0)
+    assert same(one.flow(3_000, 9_000), estimator(None, None, events, t0=3_000, t1=9_000))
+    assert same(one.take(0), other.take(0))
+    assert one.latest().t1 == 35_000 and spans([one.take(0)]) == [(10_000, 20_000)]
+
+
+def test_a_reset_forgets_slices(stream):
+    one, other = overlapping(stream), overlapping(stream)
+    one.push(make_events(7_000_000, 7_012_000))
+    one.take(0)
+    for each in (one, other):
+        each.push(make_events(0, 22_000))
+    assert all(same(one.take(0), other.take(0)) for _ in range(2))
 
 
 def test_a_frame_is_encoded_once(stream, estimator, monkeypatch):

@@ -13,7 +13,7 @@
   const about = JSON.parse(document.querySelector("[data-about]").textContent);
   const sources = [...document.querySelectorAll("[data-pair]")].map((e) => e.textContent);
   const decoded = new Map(); // number of a pair -> promise of its maps, the newest last
-  const state = { position: 0, layer: "flow", playing: false, point: null, kept: false };
+  const state = { position: 0.5, layer: "flow", playing: false, point: null, kept: false };
   let shown = null; // the decoded pair on the screen
 
   function fail(text) {
@@ -492,9 +492,28 @@
   }
 
   function chooseLayer(name) {
+    const input = document.querySelector(`input[name=layer][value=${name}]`);
+    if (input.disabled) return;
     state.layer = name;
-    document.querySelector(`input[name=layer][value=${name}]`).checked = true;
+    input.checked = true;
     draw();
+  }
+
+  // What no pair has cannot be chosen.
+  function offerWhatIsThere() {
+    const has = (name) => sources.some((text) => new RegExp(`"${name}":["{]`).test(text));
+    const withhold = (input, reason) => {
+      input.disabled = true;
+      input.checked = false;
+      input.parentElement.title = reason;
+    };
+    if (!has("ground_truth")) {
+      for (const name of ["truth", "error"]) withhold(document.querySelector(`input[value=${name}]`), "no pair has ground truth");
+    }
+    if (!has("frame")) {
+      withhold($("frame"), "no pair has a frame");
+      $("events").checked = true;
+    }
   }
 
   function switchTheme() {
@@ -570,5 +589,6 @@
   }
   about.range = Math.max(...sources.map((text) => Number(/"range":([-+.\deE]+)/.exec(text)[1])));
   $("time").max = sources.length;
-  draw();
+  offerWhatIsThere();
+  go(state.position); // in the middle of a pair: at t0 nothing has moved yet
 })();
