@@ -200,8 +200,8 @@ MUTANTS = {
     "grid too large": (
         "conflicts",
         "convex_upsample.cu",
-        "blocks_for(blocks, 1), kThreads, bytes",
-        "dim3(1, static_cast<unsigned>(blocks) << 16), kThreads, bytes",
+        "blocks_for(blocks, 1), kBlock, bytes",
+        "dim3(1, static_cast<unsigned>(blocks) << 16), kBlock, bytes",
         "the limit is \\(2147483647, 65535, 65535\\)",
     ),
     "too little shared memory": (
@@ -214,8 +214,8 @@ MUTANTS = {
     "read out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "const bool read = (inside >> k & 1) && at.first + d < sizes.channels;",
-        "const bool read = at.first + d < sizes.channels;",
+        "static_cast<T>(logits[k * step])",
+        "static_cast<T>(logits[(k + 1) * step])",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "write out of bounds": (
