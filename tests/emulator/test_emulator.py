@@ -221,8 +221,8 @@ MUTANTS = {
     "write out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "while (pixel < pixels)",
-        "while (pixel < kWarp)",
+        "smaller<int64_t>(kWarp, sizes.width - at.first_x)",
+        "smaller<int64_t>(kWarp, sizes.width)",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "index beyond an array": (
