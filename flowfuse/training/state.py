@@ -69,7 +69,8 @@ class TrainingState:
         pairs = list(
             zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
         )
-        self._averaged = tuple(zip(*(p for p in pairs if p[0].is_floating_point()), strict=True))
+        self._kept = [kept for kept, _ in pairs if kept.is_floating_point()]
+        self._trained = [new for _, new in pairs if new.is_floating_point()]
         self._copied = [p for p in pairs if not p[0].is_floating_point()]
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
@@ -97,7 +98,7 @@ class TrainingState:
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(*self._averaged, 1.0 - decay)
+            torch._foreach_lerp_(self._kept, self._trained, 1.0 - decay)
             for kept, new in self._copied:
                 kept.copy_(new)
 
