@@ -521,6 +521,7 @@ def test_finished_run_resumed_does_nothing_and_longer_goes_on(finished, tmp_path
     assert [row["step"] for row in read_table(run / "log.csv")][-2:] == ["16", "18"]
 
 
+@pytest.mark.slow
 def test_overfit_learns(recipe, tmp_path):
     arguments = ["--overfit", "2", "--data", "scenes:fast", "--steps", "150", "--ema", "0.9"]
     arguments += ["--validate-every", "1000", "--checkpoint-every", "1000"]
