@@ -99,7 +99,8 @@ class TrainingState:
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(*self._averaged, 1.0 - decay)
+            kept, new = self._averaged
+            torch._foreach_lerp_(kept, new, 1.0 - decay)
             for kept, new in self._copied:
                 kept.copy_(new)
 
