@@ -46,7 +46,7 @@ def test_what_is_counted_is_told():
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_code_runs(monkeypatch):
-    """The two blocks of Python, on the shipped recording."""
+    """The blocks of Python, on the shipped recording."""
     recording = flowfuse.open_recording(flowfuse.sample_recording())
     size = {"height": recording.height, "width": recording.width, "policy": "all"}
     made = []
@@ -68,10 +68,12 @@ def test_the_code_runs(monkeypatch):
         "x": events.x, "y": events.y, "t": events.t, "p": events.p,
         "image": recording.frame(2),
     }  # fmt: skip
-    first, second = (block for kind, block in BLOCKS if kind == "python")
+    first, settings, second = (block for kind, block in BLOCKS if kind == "python")
     first = first.replace("push_frame(image, t,", "push_frame(image, 61_420,")
     exec(compile(first, "docs/guides/live.md", "exec"), names)
     assert made[0].stats.intervals == 2 and np.isfinite(names["result"].flow).all()
+    exec(compile(f"import flowfuse\n{settings}", "docs/live.md", "exec"), names)
+    assert (made[1].settings.memory, made[1].settings.offset) == (5_000_000, -3_000)
     names["stream"] = [names["result"]]
     exec(compile(second, "docs/guides/live.md", "exec"), names)
     assert len(names["step"].ids) > 10 and torch.is_grad_enabled()

@@ -312,13 +312,6 @@ MUTANTS = {
         "",
         r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
     ),
-    "list of pixels written too early": (
-        "conflicts",
-        "correlation_matrix_gradients.cuh",
-        "  __syncwarp();  // the list has been read\n",
-        "",
-        "conflict: this thread writes shared memory",
-    ),
     "cells that are passed over": (
         "conflicts",
         "correlation_matrix_gradients.cuh",
@@ -326,10 +319,10 @@ MUTANTS = {
         "cell.advance(2 * kSources);",
         "wrong values",
     ),
-    "small parts of factors left out": (
+    "small parts of features left out": (
         "conflicts",
         "correlation_matrix_gradients.cuh",
-        "multiply_matrices<BFloat16>(sums[w], values, small_factors);",
+        "      multiply_matrices<BFloat16>(sums[w], small, factors);\n",
         "",
         "wrong values",
     ),
