@@ -203,8 +203,8 @@ MUTANTS = {
     "grid too large": (
         "conflicts",
         "convex_upsample.cu",
-        "blocks_for(blocks, 1), kThreads, bytes",
-        "dim3(1, static_cast<unsigned>(blocks) << 16), kThreads, bytes",
+        "blocks_for(blocks, 1), kBlock, bytes",
+        "dim3(1, static_cast<unsigned>(blocks) << 16), kBlock, bytes",
         "the limit is \\(2147483647, 65535, 65535\\)",
     ),
     "too little shared memory": (
@@ -217,15 +217,15 @@ MUTANTS = {
     "read out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "const bool read = (inside >> k & 1) && at.first + d < sizes.channels;",
-        "const bool read = at.first + d < sizes.channels;",
+        "static_cast<T>(logits[k * step])",
+        "static_cast<T>(logits[(k + 1) * step])",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "write out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "while (pixel < pixels)",
-        "while (pixel < kWarp)",
+        "smaller<int64_t>(kWarp, sizes.width - at.first_x)",
+        "smaller<int64_t>(kWarp, sizes.width)",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "index beyond an array": (
