@@ -83,7 +83,10 @@ def example(dtype: torch.dtype, size: tuple) -> Example:
     residual = draw(batch, 12, height, width, dtype=dtype, seed=1)
     weight, bias = (draw(12, dtype=exact, seed=seed) for seed in (2, 3))
     return Example(
-        lambda *given: group_norm_activate(*given, 3), (values.to(dtype), residual, weight, bias)
+        lambda values, residual, weight, bias: group_norm_activate(
+            values, residual, weight, bias, 3
+        ),
+        (values.to(dtype), residual, weight, bias),
     )
 
 
@@ -91,7 +94,8 @@ def bare_example(dtype: torch.dtype, size: tuple) -> Example:
     exact = sum_dtype(dtype)
     values, weight, bias = draw(size[0], 5, *size[1:], dtype=dtype), *draw(2, 5, dtype=exact)
     return Example(
-        lambda values, *given: group_norm_activate(values, None, *given, 1), (values, weight, bias)
+        lambda values, weight, bias: group_norm_activate(values, None, weight, bias, 1),
+        (values, weight, bias),
     )
 
 
