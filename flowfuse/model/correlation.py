@@ -65,7 +65,7 @@ class PairCorrelations:
         first = 0
         for group in groups:
             sources = join([source.flatten(0, 1) for _, source, _ in group])
-            targets = join([target.flatten(0, 1) for _, _, target in group])
+            targets = join([part.flatten(0, 1) for _, _, part in group])
             counts = [(kind, part.shape[0]) for kind, part, _ in group]
             pairs = slice(first, first + sum(count for _, count in counts))
             correlation = Correlation(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,18 +83,20 @@ def example(dtype: torch.dtype, size: tuple) -> Example:
     residual = draw(batch, 12, height, width, dtype=dtype, seed=1)
     weight, bias = (draw(12, dtype=exact, seed=seed) for seed in (2, 3))
     return Example(
-        partial(group_norm_activate, groups=3), (values.to(dtype), residual, weight, bias)
+        lambda values, residual, weight, bias: group_norm_activate(
+            values, residual, weight, bias, 3
+        ),
+        (values.to(dtype), residual, weight, bias),
     )
 
 
 def bare_example(dtype: torch.dtype, size: tuple) -> Example:
     exact = sum_dtype(dtype)
     values, weight, bias = draw(size[0], 5, *size[1:], dtype=dtype), *draw(2, 5, dtype=exact)
-
-    def call(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return group_norm_activate(values, None, weight, bias, groups=1)
-
-    return Example(call, (values, weight, bias))
+    return Example(
+        lambda values, weight, bias: group_norm_activate(values, None, weight, bias, 1),
+        (values, weight, bias),
+    )
 
 
 OPERATOR = Operator(
