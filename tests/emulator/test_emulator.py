@@ -233,7 +233,7 @@ MUTANTS = {
         "convex_upsample.cu",
         "for (int k = 0; k < 9; ++k) weights[k] *= share;",
         "for (int k = 0; k < 10; ++k) weights[k] *= share;",
-        "index 9 out of bounds",
+        "index 9 out of bounds|insufficient space for an object",
     ),
     "removed barrier between tiles": (
         "few_blocks",
