@@ -64,13 +64,14 @@ class PairCorrelations:
         groups = [[part] for part in parts] if little_memory(basis) else [parts]
         first = 0
         for group in groups:
-            sources, targets = (
-                join([part[side].flatten(0, 1) for part in group]) for side in (1, 2)
-            )
+            sources = join([source.flatten(0, 1) for _, source, _ in group])
+            targets = join([target.flatten(0, 1) for _, _, target in group])
             counts = [(kind, part.shape[0]) for kind, part, _ in group]
             pairs = slice(first, first + sum(count for _, count in counts))
-            options = {"levels": levels, "radius": radius, "strategy": strategy}
-            self.look_ups.append(LookUp(pairs, counts, Correlation(sources, targets, **options)))
+            correlation = Correlation(
+                sources, targets, levels=levels, radius=radius, strategy=strategy
+            )
+            self.look_ups.append(LookUp(pairs, counts, correlation))
             first = pairs.stop
         height, width = kinds[0][0].shape[-2:]
         self.grid = pixel_grid(height, width, device=basis.device)

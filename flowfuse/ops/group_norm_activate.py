@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,16 +85,18 @@ def example(dtype: torch.dtype, size: tuple) -> Example:
     residual = draw(batch, 12, height, width, dtype=dtype, seed=1)
     weight, bias = (draw(12, dtype=exact, seed=seed) for seed in (2, 3))
     return Example(
-        lambda *given: group_norm_activate(*given, 3), (values.to(dtype), residual, weight, bias)
+        partial(group_norm_activate, groups=3), (values.to(dtype), residual, weight, bias)
     )
 
 
 def bare_example(dtype: torch.dtype, size: tuple) -> Example:
     exact = sum_dtype(dtype)
     values, weight, bias = draw(size[0], 5, *size[1:], dtype=dtype), *draw(2, 5, dtype=exact)
-    return Example(
-        lambda values, *given: group_norm_activate(values, None, *given, 1), (values, weight, bias)
-    )
+
+    def call(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return group_norm_activate(values, None, weight, bias, groups=1)
+
+    return Example(call, (values, weight, bias))
 
 
 OPERATOR = Operator(

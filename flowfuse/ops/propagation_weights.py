@@ -65,8 +65,8 @@ def shift(x: Tensor, dy: int, dx: int) -> Tensor:
 @full_precision
 def reference(query_key: Tensor, boundary: Tensor, strength: Tensor) -> Tensor:
     steps = strength.shape[0]
-    queries, keys = query_key.to(boundary.dtype).chunk(2, dim=1)
-    queries, keys = queries.chunk(steps, dim=1), keys.chunk(steps, dim=1)
+    halves = query_key.to(boundary.dtype).chunk(2, dim=1)
+    queries, keys = (half.chunk(steps, dim=1) for half in halves)
     edge, stop = boundary[:, :1], boundary[:, 1:]
     inside = torch.ones_like(stop)
     result = []
