@@ -109,7 +109,7 @@ def boxes(shapes: dict[str, list[list[int]]], model: FlowFuse) -> dict[str, Box]
             (
                 "⟨E₀,Eₖ⟩ ⟨F₀,F₁⟩ ⟨F₀,Eₖ⟩",
                 f"{config.slices + 2} pairs, {window} values each",
-                f"token of each: {size(tokens[1:])}",
+                f"token of each: {size(tokens[-4:])}",
             ),
             "both",
         ),
