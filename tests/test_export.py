@@ -26,14 +26,18 @@ CONFIG = ModelConfig(
 SPEC = ExportSpec(height=24, width=40, iterations=1)
 
 
-@pytest.fixture(scope="module")
-def model() -> FlowFuse:
+def make_model(config: ModelConfig) -> FlowFuse:
     torch.manual_seed(0)
-    model = FlowFuse(CONFIG).eval()
+    model = FlowFuse(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # no zero output
             parameter += 0.02 * torch.randn_like(parameter)
     return model
+
+
+@pytest.fixture(scope="module")
+def model() -> FlowFuse:
+    return make_model(CONFIG)
 
 
 def changed(inputs: ModelInputs) -> ModelInputs:
@@ -95,10 +99,9 @@ def test_onnx_takes_any_batch(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = tmp_path / "model.onnx"
-    torch.manual_seed(0)
     # A small graph: converting it is what takes long.
     plain = replace(CONFIG, boundary=False, fusion="concatenation", gradient_steps=0)
-    model = FlowFuse(plain).eval()
+    model = make_model(plain)
     spec = replace(SPEC, batch=None)
     assert write_onnx(path, model, spec, {}) < export.TOLERANCE  # of 1 and of 3 items
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -106,7 +109,7 @@ def test_onnx_takes_any_batch(tmp_path):
     feed = {n: v.numpy() for n, v in sample_inputs(model, spec, batch=2)._asdict().items()}
     wanted = {entry.name: feed[entry.name] for entry in session.get_inputs()}
     (points,) = session.run(["control_points"], wanted)
-    assert points.shape == (2, 2, 2, 24, 40)
+    assert points.shape == (2, 2, 2, 24, 40) and np.abs(points).max() > 0.01
     assert np.abs(points[0] - points[1]).max() < 1e-3
 
 

@@ -133,13 +133,15 @@ void run(const std::string& operators, const std::string& model, const std::stri
   require(std::ifstream(model).good(), model + ": cannot be read");
   torch::inductor::AOTIModelPackageLoader loader(model);
   const auto facts = loader.get_metadata();
-  const auto number = [&](const std::string& name) {
+  const auto fact = [&](const std::string& name) {
     const auto found = facts.find("flowfuse_" + name);
     require(found != facts.end(),
             model + ": not written by flowfuse-export --compile, flowfuse_" + name + " is missing");
-    return std::stoll(found->second);
+    return found->second;
   };
-  require(number("batch") == 1, model + ": expected a batch of 1, got " + std::to_string(number("batch")));
+  const auto number = [&](const std::string& name) { return std::stoll(fact(name)); };
+  require(fact("batch") == "1" || fact("batch") == "dynamic",
+          model + ": expected a batch of 1, or a dynamic one, got " + fact("batch"));
   const Size size{number("height"), number("width")};
   const c10::InferenceMode no_gradients;
   const std::vector<at::Tensor> outputs =

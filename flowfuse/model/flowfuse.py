@@ -510,7 +510,7 @@ class FlowFuse(nn.Module):
 
     def _rest(self, latents: Tensor) -> Tensor:
         """Control points [B, 2 n, h, w] float32 of no motion, for latents [B, N, C, h, w]."""
-        shape = (len(latents), 2 * self.config.degree, *latents.shape[-2:])
+        shape = (latents.shape[0], 2 * self.config.degree, *latents.shape[-2:])
         return latents.new_zeros(shape, dtype=torch.float32)
 
     def _regress(self, events: Tensor, frames: Tensor, evidence: Evidence | None) -> Tensor:
