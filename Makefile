@@ -1,5 +1,5 @@
-# setup | demo | test | bench | wheel | wheel-test | lint | clean. Each target does all its own set-up in .venv; a
-# repeated call costs nothing until the sources that it was built from change.
+# setup | demo | test | quick | slow | docs | bench | wheel | wheel-test | lint | checks | clean. Each target does all
+# its own set-up in .venv; a repeated call costs nothing until the sources that it was built from change.
 #   PYTHON=python3.12 make setup     another interpreter (>= 3.10) for a new .venv
 #   TORCH=torch==2.13.0 make setup   another torch (>= 2.11), for example a CUDA build already at hand
 # The switches of setup.py pass through, such as FLOWFUSE_CUDA=1 or FLOWFUSE_CUDA_ARCHITECTURES=sm_90.
@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test bench wheel wheel-test lint clean
+.PHONY: setup demo test quick slow docs bench wheel wheel-test lint checks clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -24,8 +24,24 @@ demo: $(VENV)/.installed
 	$(BIN)/flowfuse-infer flowfuse/sample -o demo_out --times 0.25,0.5,0.75 --html --overwrite
 	@echo "open demo_out/index.html in a browser"
 
-test: setup
-	$(BIN)/python -m pytest -q tests
+# A process a core and a thread in each: most tensors of tests are too small for more. What runs several threads in a
+# test says so itself. A single test, or a debugger, wants plain pytest.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+
+test: quick slow
+
+# All but the emulated CUDA kernels, the sanitizers, the other instruction sets and long runs. COVERAGE=1 prints the
+# share of the lines of the package that these tests run.
+quick: setup
+	$(PYTEST) -m "not slow" $(if $(COVERAGE),--cov=flowfuse --cov-report=) tests
+	$(if $(COVERAGE),@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines of flowfuse")
+
+slow: setup
+	$(PYTEST) -m slow tests
+
+# The site, in site/, to be read from the disk too. A broken link or reference is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/operators.py
@@ -55,6 +71,10 @@ wheel-test: wheel
 
 # Style, layers (imports go down only), types; C++ as clang-format has it.
 lint: setup
+	$(MAKE) --no-print-directory checks
+
+# The same without set-up, as pre-commit runs it.
+checks:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -62,7 +82,7 @@ lint: setup
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/cpp/*.cpp' 'examples/cpp/*.h' 'tests/examples/*.cpp')
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis flowfuse/_C*.so
+	rm -rf $(VENV) build dist site *.egg-info demo_out .coverage .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis flowfuse/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:

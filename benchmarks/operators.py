@@ -6,9 +6,9 @@
     python benchmarks/operators.py --threads 2 --crossover
 
 Peers and operators take turns (peer, ours, peer, ours ...). Before they are timed, their results
-and gradients are compared: a wrong kernel is a failed row. docs/performance.md says how time, extra
-memory and floors are obtained. --crossover times both strategies of flowfuse.ops.Correlation over
-sizes, channels, numbers of look-ups and directions instead: VOLUME_CAPS in
+and gradients are compared: a wrong kernel is a failed row. docs/results/speed.md says how time,
+extra memory and floors are obtained. --crossover times both strategies of flowfuse.ops.Correlation
+over sizes, channels, numbers of look-ups and directions instead: VOLUME_CAPS in
 flowfuse/ops/correlation.py is the largest volume below which "volume" loses nowhere much, since
 strategy "auto" knows the shape and not the look-ups to come.
 """

@@ -28,7 +28,7 @@ inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + mul
 inline size_t sizeof_dtype(ScalarType dtype) { return aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)); }
 
 // Asks the system for huge pages behind a large tensor that is about to be written first: page by page, that can take
-// longer than the work (docs/performance.md, "Memory").
+// longer than the work (docs/results/speed.md, "Memory").
 inline void prefer_huge_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

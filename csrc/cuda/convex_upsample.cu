@@ -100,9 +100,11 @@ struct Lines {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int pixels = static_cast<int>(smaller<int64_t>(kWarp, sizes.width - at.first_x));
     const int pixel_step = kWarp / count, place_step = kWarp % count;
+#pragma unroll 1
     for (int d = 0; d < kD && at.first + d < sizes.channels; ++d) {
       const int64_t row = fine_offset(sizes, at.b * sizes.channels + at.first + d, at.y, at.first_x, i, j);
       int pixel = lane / count, place = lane % count;
+#pragma unroll 1
       while (pixel < pixels) {
         visit(values[d][pixel][place], row + int64_t{pixel} * sizes.factor + place);
         pixel += pixel_step;
@@ -131,6 +133,7 @@ __global__ void __launch_bounds__(kThreads)
     const unsigned inside = neighbours_inside(sizes, at.y, at.x());
     T near[9][kD];
     load_neighbours(sizes, at, inside, field, near);
+#pragma unroll 1
     for (int first = 0; first < f; first += kLine) {
       const int count = smaller(kLine, f - first);
 #pragma unroll 1  // fewer registers and more warps

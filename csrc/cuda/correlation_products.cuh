@@ -158,16 +158,17 @@ __device__ __forceinline__ void stage(const FeatureLookup<T>& params, int64_t ch
     }
   }
   Quad<T>* cells = memory.cells[buffer][part];
-  const bool aligned = params.aligned && left > 0;
   const T* f1 = tile.f1 + c;
+  if (params.aligned && left > 0) {
+    for (int slot = first; slot < slots; slot += kStep) {
+      const int64_t at = memory.cells_at[slot];
+      if (at >= 0) copy_async(cells + slot, reinterpret_cast<const Quad<T>*>(f1 + at));
+    }
+    return;
+  }
   for (int slot = first; slot < slots; slot += kStep) {
     const int64_t at = memory.cells_at[slot];
-    if (at < 0) continue;
-    if (aligned) {
-      copy_async(cells + slot, reinterpret_cast<const Quad<T>*>(f1 + at));
-    } else {
-      cells[slot] = load_quad<false>(f1 + at, left);
-    }
+    if (at >= 0) cells[slot] = load_quad<false>(f1 + at, left);
   }
 }
 

@@ -3,10 +3,10 @@
 //     flow OPERATORS MODEL PAIR FLOW
 //
 // OPERATORS is flowfuse's library of operators, flowfuse/_C.abi3.so of an installed flowfuse. PAIR is a dict that
-// torch.save wrote: x, y, t, p of the events (integers; pixels, microseconds, above 0 = brighter), the numbers t0 and t1
-// (microseconds), frame0 and frame1 (uint8, [H, W], or [H, W, 3] for a network exported with --colour), and exposure0 and
-// exposure1 (microseconds) where they are known. Frames or events may be missing. FLOW gets the flow from t0 to t1,
-// [2, H, W] float32 in px, for torch.load.
+// torch.save wrote: x, y, t, p of the events (pixels, microseconds, above 0 = brighter; int32 or int64, as libtorch
+// cannot read uint16), the numbers t0 and t1 (microseconds), frame0 and frame1 (uint8, [H, W], or [H, W, 3] for a
+// network exported with --colour), and exposure0 and exposure1 (microseconds) where they are known. Frames or events
+// may be missing. FLOW gets the flow from t0 to t1, [2, H, W] float32 in px, for torch.load.
 #include <ATen/ATen.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -35,7 +35,7 @@ class Pair {
     std::ifstream file(path, std::ios::binary);
     require(file.good(), path + ": cannot be read");
     const std::vector<char> content{std::istreambuf_iterator<char>(file), {}};
-    const c10::IValue value = torch::jit::pickle_load(content);
+    const c10::IValue value = unpickle(content);
     require(value.isGenericDict(), path + ": expected a dict that torch.save wrote, got " + value.tagKind());
     for (const auto& entry : value.toGenericDict()) values_.emplace(entry.key().toStringRef(), entry.value());
   }
@@ -55,6 +55,12 @@ class Pair {
   }
 
  private:
+  c10::IValue unpickle(const std::vector<char>& content) const try {
+    return torch::jit::pickle_load(content);
+  } catch (const c10::Error& error) {
+    throw std::invalid_argument(path_ + ": cannot be read: " + error.what_without_backtrace());
+  }
+
   const c10::IValue& find(const std::string& name) const {
     require(has(name), path_ + ": " + name + " is missing");
     return values_.at(name);
@@ -124,6 +130,7 @@ void run(const std::string& operators, const std::string& model, const std::stri
   if (dlopen(operators.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     throw std::runtime_error("operators: " + std::string(dlerror()));
   }
+  require(std::ifstream(model).good(), model + ": cannot be read");
   torch::inductor::AOTIModelPackageLoader loader(model);
   const auto facts = loader.get_metadata();
   const auto number = [&](const std::string& name) {
@@ -155,6 +162,9 @@ int main(int count, char** arguments) {
   }
   try {
     run(arguments[1], arguments[2], arguments[3], arguments[4]);
+  } catch (const c10::Error& error) {
+    std::cerr << "flow: " << error.what_without_backtrace() << "\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "flow: " << error.what() << "\n";
     return 1;

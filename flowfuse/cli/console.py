@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import sys
 import warnings
@@ -53,7 +54,7 @@ def run_command(
         The exit code: the action's, 1 after an error, INTERRUPTED, or CLOSED_PIPE.
     """
     try:
-        with plain_warnings(name):
+        with plain_warnings(name), plain_log(name):
             code = action() or 0
             sys.stdout.flush()
             return code
@@ -113,6 +114,27 @@ def plain_warnings(name: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def plain_log(name: str) -> Iterator[None]:
+    """Show what the library logs as lines of the command, beside a progress bar."""
+    handler, logger = _Lines(name), logging.getLogger("flowfuse")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, command: str) -> None:
+        super().__init__()
+        self._command = command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        tqdm.write(f"{self._command}: {kind}{record.getMessage()}", file=sys.stderr)
 
 
 class CommandParser(jsonargparse.ArgumentParser):

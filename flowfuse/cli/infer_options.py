@@ -45,8 +45,9 @@ for all frame pairs or time intervals of this and earlier calls. The video cover
 that made new ones. The same command again continues an interrupted run.
 
 INPUT may also be a sequence of DSEC, ROOT/SEQ, in any of its layouts. Its pairs are 100 ms apart,
-or those of its ground truth if it has some. docs/data.md lists other data sets. With --submission,
-INPUT is the ROOT that holds the test sequences, and one zip is written instead of OUT.
+or those of its ground truth if it has some. docs/guides/data_sets.md lists other data sets. With
+--submission, INPUT is the ROOT that holds the test sequences, and one zip is written instead of
+OUT.
 """
 # What says how a recording is read and what is written of it: no matter of a submission.
 _OF_RECORDINGS = (

@@ -27,7 +27,7 @@ import torch
 from torch.distributed import DistError
 
 from flowfuse import __version__, distributed
-from flowfuse.cli.console import INTERRUPTED, plain_warnings
+from flowfuse.cli.console import INTERRUPTED, plain_log, plain_warnings
 from flowfuse.cli.train_options import PROGRAM, RunOptions, read_command_line
 from flowfuse.config import changed_keys, config_to_dict, write_yaml
 from flowfuse.io.history import record_call
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     stop = StopRequest(insist=processes.count == 1, tell=processes.is_first)
-    with stop:
+    with stop, plain_log(PROGRAM):
         return _run(argv, processes, stop, started)
 
 

@@ -1,12 +1,13 @@
 """Opening recordings, of whatever data set and format.
 
 Data sets are the modules and folders of ``flowfuse/data/datasets`` that have a ``DATASET``, and
-what other packages name as entry points of the group ``flowfuse.datasets``. docs/extending.md shows
+what other packages name as entry points of the group ``flowfuse.datasets``. docs/extending/ shows
 how to add one.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from flowfuse.data.datasets.directory import (
 from flowfuse.data.reading import ReadingOptions, TimeOffset, parse_time_offset
 from flowfuse.data.recording import Recording
 from flowfuse.data.registry import Registry, event_suffixes, video_suffixes
+
+_log = logging.getLogger(__name__)
 
 DATASETS: Registry[DataSet] = Registry(
     DataSet,  # type: ignore[type-abstract]  # asked for by isinstance alone
@@ -51,8 +54,8 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
             ``<seq>_data.hdf5`` of MVSEC; a recording of an added data set; or None.
         events: an event file, used in place of the directory's.
         frames: a directory of images, a video, or a file of "t path" lines, likewise.
-        times: a file of frame times in seconds, likewise; or "triggers[:rising|falling][:INPUT]",
-            those at the trigger inputs of the event camera.
+        times: a file of frame times in seconds, likewise; or those at the trigger inputs of the
+            event camera, ``"triggers[:rising|falling][:INPUT]"``.
         calibration: a file of :mod:`flowfuse.data.calibration`: events are undistorted, and frames
             brought into their view.
         columns: of a table of events, such as "x,y,t_us,p" for t in microseconds; None: as the
@@ -93,6 +96,7 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
                     f"{path}: {', '.join(options.stated())} cannot be given for a recording of "
                     f"{dataset.name}; name the files it is for (events, frames)"
                 )
+            _log.info("%s: read as %s", path, dataset.name)
             return dataset.open(path)
     try:
         return open_directory(

@@ -1,7 +1,7 @@
 """The formats that are known, and the one that a file has.
 
 Formats are the modules of ``flowfuse/data/formats`` that have a ``FORMAT``, and what other packages
-name as entry points of the group ``flowfuse.formats``. docs/extending.md shows how to add one.
+name as entry points of the group ``flowfuse.formats``. docs/extending/ shows how to add one.
 """
 
 from __future__ import annotations

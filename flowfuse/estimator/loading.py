@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from flowfuse.estimator.devices import select_device
 from flowfuse.estimator.estimator import Estimator
 from flowfuse.model.checkpoint import load_checkpoint, resolve_checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -41,5 +44,7 @@ def load(
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise ValueError(f"load: checkpoint must be a name or a path, got {checkpoint!r}")
     device = select_device(device)
-    model, info = load_checkpoint(resolve_checkpoint(checkpoint), map_location=device)
+    path = resolve_checkpoint(checkpoint)
+    model, info = load_checkpoint(path, map_location=device)
+    _log.info("%s: network %s on %s", path, model.config.name, device)
     return Estimator(model, device=device, dtype=dtype, info=info, graph=graph)

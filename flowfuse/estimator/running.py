@@ -80,7 +80,8 @@ class NetworkRunner:
         given: list[Tensor] = [*inputs]
         if flow_init is not None:
             given.append(flow_init)
-        complete = _is_complete(flow_init)
+        # Not by graphs: it would change from call to call, and each kind needs one.
+        complete = self.graphs is None and _is_complete(flow_init)
         there = [frame is not None for frame in encoded_frames or ()]
         for frame in encoded_frames or ():
             given += frame or ()

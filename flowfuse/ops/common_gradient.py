@@ -34,7 +34,7 @@ def common_gradient(
     Args:
         frame0, frame1: [B, 1 or 3, H, W] in [0, 1], any float dtype.
         event_sum: [B, 1, H, W] float32 (float64 with float64 frames), raw exposure-weighted
-        polarity sums.
+            polarity sums.
         flow: [B, 2, H, W] pixels of the same dtype as event_sum, or None.
         linear: whether the frames hold linear intensity.
 

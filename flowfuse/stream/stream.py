@@ -44,7 +44,7 @@ class Stream:
     says so, or a frame that is later by ``tolerance``. Where frames lie at both of its limits, the
     flow comes from these and the events, as of a call of the estimator; with one at its start
     alone, as the estimator takes that; otherwise from the events. ``Result.modalities`` tells.
-    docs/live.md has a table of what happens to late, repeated and impossible times.
+    docs/guides/live.md has a table of what happens to late, repeated and impossible times.
 
     Args:
         model: a checkpoint, see :func:`flowfuse.load`, or an estimator.

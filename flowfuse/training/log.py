@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flowfuse.io.atomic import atomic_path
+
+_log = logging.getLogger(__name__)
 
 
 class Table:
@@ -104,10 +106,9 @@ def _open_board(directory: Path, last_step: int) -> Any | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print(
+        _log.warning(
             "TensorBoard is not installed, so log.csv alone is written; "
-            "`pip install tensorboard` adds it",
-            file=sys.stderr,
+            "`pip install tensorboard` adds it"
         )
         return None
     return SummaryWriter(str(directory), purge_step=last_step + 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from flowfuse.model.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
+
+_log = logging.getLogger(__name__)
 
 # Learning rate of the evidence head over that of the rest: it is new where trained weights are
 # given, small, and taught at every second step only.
@@ -97,7 +99,8 @@ class TrainingState:
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(*self._averaged, 1.0 - decay)
+            kept, new = self._averaged
+            torch._foreach_lerp_(kept, new, 1.0 - decay)
             for kept, new in self._copied:
                 kept.copy_(new)
 
@@ -306,7 +309,7 @@ class RunDirectory:
             for broken, reason in refused:
                 # Renamed: neither lost, nor taken for a checkpoint again.
                 broken.rename(broken.with_name(f"unreadable_{broken.name}"))
-                print(f"{reason}; set aside, using {path.name}", file=sys.stderr)
+                _log.warning("%s; set aside, using %s", reason, path.name)
             return path, settings
         raise refused[0][1]
 

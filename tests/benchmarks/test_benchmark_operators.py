@@ -228,12 +228,12 @@ def test_crossover_writes_its_table(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "crossover.md"
-    monkeypatch.setattr(script, "CROSSOVER_SIZES", ((8, 10), (12, 16)))
+    monkeypatch.setattr(script, "CROSSOVER_SIZES", ((8, 10),))
     report = tmp_path / "crossover.json"
     written = ["--markdown", str(table), "--json", str(report)]
     assert script.main(["--crossover", "--quick", *written]) == 0
     rows = [line.split("|")[1:-1] for line in table.read_text().splitlines() if " x " in line]
-    assert len(rows) == 2 * 3 * 2  # sizes, channels, directions
+    assert len(rows) == 3 * 2  # channels, directions
     assert all(float(row[1]) > 0 for row in rows)
     ratios = [row["ratios"] for row in json.loads(report.read_text())["rows"]]
     assert len(ratios) == len(rows) and all(r > 0 for found in ratios for r in found)

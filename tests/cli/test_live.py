@@ -84,6 +84,16 @@ def test_fixed_intervals_as_text(run, recording, capsys):
     assert "4 from events, 1 from frame0 and events" in printed.err
 
 
+def test_overlapping_intervals_share_what_they_can(run, recording, capsys):
+    options = ("--speed", 0, "--policy", "all", "--interval", "40ms", "--every", "20ms")
+    kept = ("--scale-tolerance", 0.9, "--warm-start", "on", "--warm-iterations", 1)
+    assert run(recording, *options, *kept, "--view", "json") == 0
+    printed = capsys.readouterr()
+    starts = [row["t0_us"] for row in rows(printed.out)]
+    assert len(starts) > 5 and set(np.diff(starts)) == {20_000}
+    assert "nothing was lost" in printed.err
+
+
 def test_losses_are_told(run, recording, capsys):
     assert run(recording, "--speed", 0, "--view", "none", "--interval", "5ms", "--memory", 400) == 0
     assert "intervals skipped" in capsys.readouterr().err
@@ -236,8 +246,16 @@ def test_a_stream_for_rerun(run, recording, tmp_path):
     assert run(recording, *options) == 0
     data = output.read_bytes()
     assert data.startswith(b"RRF") and len(data) > 5_000
-    for name in (b"flow", b"boundary", b"uncertainty", b"tracks", b"latency_ms"):
-        assert name in data
+    # What rerun reads in it: three results.
+    command = [sys.executable, "-m", "rerun", "rrd", "print", str(output)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    pictures = ("events", "flow", "boundary", "uncertainty", "tracks/frame")
+    columns = {name: "EncodedImage:blob" for name in pictures}
+    columns |= {f"rates/{name}": "Scalars:scalars" for name in live_views._RATES}
+    columns["tracks/lines"] = "LineStrips2D:strips"
+    for name, column in columns.items():
+        chunks = [line for line in printed.splitlines() if f" - /{name} - " in line]
+        assert len(chunks) == 3 and all(column in line for line in chunks), name
 
 
 def test_rerun_is_missing(run, recording, monkeypatch, capsys):
@@ -253,6 +271,9 @@ def test_rerun_is_missing(run, recording, monkeypatch, capsys):
         (("rec", "--every", "x"), "--every 'x': expected a time"),
         (("rec", "--threads", "0"), "--threads must be at least 1, got 0"),
         (("rec", "--threads", "5000"), "--threads must be at most 1024, got 5000"),
+        (("rec", "--warm-iterations", "0"), "--warm-iterations must be at least 1, got 0"),
+        (("rec", "--scale-tolerance", "1"), "--scale-tolerance must be in [0, 1), got 1.0"),
+        (("rec", "--warm-start", "perhaps"), "warm-start"),
         (("rec", "--tracks", "-1"), "--tracks must not be negative, got -1"),
         (("rec", "--seconds", "0"), "--seconds must be positive, got 0"),
         (("rec", "-o", "x.rrd"), "--output belongs to --view rerun"),

@@ -10,6 +10,7 @@ kernels recorded, `few_blocks` that with at most three blocks a launch and littl
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,11 @@ def build(
             f"  extra = {' '.join(compile_flags) if instrumented else ''}",
         ]
     lines += [f"build {library.name}: link {' '.join(objects)}", f"default {library.name}", ""]
-    (directory / "build.ninja").write_text("\n".join(lines))
     command = [sys.executable, "-m", "ninja", "-C", str(directory)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    with open(directory / ".lock", "w") as lock:  # tests in other processes want the same library
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (directory / "build.ninja").write_text("\n".join(lines))
+        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stdout + result.stderr)
     return library

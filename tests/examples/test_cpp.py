@@ -181,6 +181,7 @@ def test_the_program_gives_the_flow_of_flowfuse(tmp_path):
         assert (found - expected).abs().max() < 1e-3
     for pair, message in (
         ([1, 2], "pair.pt: expected a dict that torch.save wrote, got"),
+        ({**whole, "x": whole["x"].astype(np.uint16)}, "pair.pt: cannot be read: Unpickler found"),
         ({**whole, "t1": torch.tensor(3)}, "pair.pt: t1 must be an integer, got Tensor"),
         ({name: whole[name] for name in whole if name != "t0"}, "pair.pt: t0 is missing"),
         ({**whole, "p": whole["p"][1:]}, "x, y, t and p must have one length"),

@@ -343,6 +343,7 @@ def test_propagation_does_not_jump_over_a_thin_boundary():
     assert weights[2][0, left, 0, 7] < 1e-3 < weights[2][0, left, 0, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LIBRARY is None, reason="torch.compile needs the compiled operators")
 def test_compile_takes_the_model_whole():
     model = make_model(TINY)

@@ -93,6 +93,7 @@ def test_a_tensor_on_the_wrong_device_is_noticed():
             model(ModelInputs(*mixed))
 
 
+@pytest.mark.slow
 def test_export_on_another_device():
     with torch.device(OTHER):
         network = FlowFuse(TINY).eval()

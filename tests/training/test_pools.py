@@ -164,3 +164,5 @@ def test_a_folder_of_recordings_stands_for_them(own, tmp_path, monkeypatch, caps
     assert "1 recording(s), of which 1 would be held out" in capsys.readouterr().err
     assert train.main([*given, "--supervision", "self", "--overfit", "1"]) == 2
     assert "supervision = self learns from one recording" in capsys.readouterr().err
+    assert train.main([*given, "--supervision", "self", "--augment.warm_start", "0.5"]) == 2
+    assert "warm_start starts from ground truth" in capsys.readouterr().err

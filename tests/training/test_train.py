@@ -22,7 +22,7 @@ from flowfuse.cli import train, train_options
 from flowfuse.config import ConfigError
 from flowfuse.data.augment import AugmentConfig
 from flowfuse.data.samples import Sample
-from flowfuse.model import CONFIGS, ModelOutput
+from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
 from flowfuse.model.checkpoint import load_checkpoint, read_header
 from flowfuse.training import log, sampling, state, trainer
 from flowfuse.training.validation import Validator
@@ -521,6 +521,7 @@ def test_finished_run_resumed_does_nothing_and_longer_goes_on(finished, tmp_path
     assert [row["step"] for row in read_table(run / "log.csv")][-2:] == ["16", "18"]
 
 
+@pytest.mark.slow
 def test_overfit_learns(recipe, tmp_path):
     arguments = ["--overfit", "2", "--data", "scenes:fast", "--steps", "150", "--ema", "0.9"]
     arguments += ["--validate-every", "1000", "--checkpoint-every", "1000"]
@@ -683,6 +684,28 @@ def test_training_without_truth(recipe, tmp_path):
     assert "boundary_event" not in rows[0]
     with pytest.raises(ConfigError, match="supervision"):
         train_options.read_command_line(["-o", "x", "--supervision", "none"])
+
+
+@pytest.mark.parametrize("share", ["0", "1"])
+def test_training_from_a_flow_like_that_of_the_interval_before(
+    recipe, tmp_path, monkeypatch, share
+):
+    starts = []
+    forward = FlowFuse.forward
+
+    def watched(self, *args, **kwargs):
+        if self.training:
+            starts.append(kwargs["flow_init"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(FlowFuse, "forward", watched)
+    argv = ["--config", str(recipe), "-o", str(tmp_path / "run"), "--steps", "1"]
+    assert train.main([*argv, "--augment.warm_start", share]) == 0
+    (start,) = starts
+    if share == "0":
+        assert start is None
+    else:
+        assert start.shape == (2, 2, 24, 32) and torch.isfinite(start).any()
 
 
 def test_supervision_was_called_truth(recipe, tmp_path, capsys):
