@@ -93,6 +93,7 @@ SLIDING = {
     "sliding anew": SAME_BITS,
 }
 MEASURES = ("latency", "rate", *SLIDING, "memory")
+HOUR, QUICK_HOUR = 1.0, 0.005  # of the row "hour"
 MARKS = 20  # sizes of the process that are looked at in a run for memory
 
 
@@ -409,7 +410,7 @@ def measure(case: Case, estimator: Estimator, options: Namespace) -> Row:
             settings = SLIDING[case.measure]
             row |= measure_rate(estimator, endless, options.quick, SLIDE, settings)
         elif case.measure == "hour":
-            row |= measure_hour(endless, options.hours)
+            row |= measure_hour(endless, QUICK_HOUR if options.quick else HOUR)
         else:
             stream = make_stream(estimator, endless, "latest")
             row |= measure_memory(stream, endless, options.hours)
@@ -468,7 +469,7 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(__doc__, prog="live", formatter_class=RawDescriptionHelpFormatter)
     add_run_arguments(parser, "recording, size, events/s and measure")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each row of latency")
-    parser.add_argument("--hours", type=float, default=1.0, help="of each row of memory")
+    parser.add_argument("--hours", type=float, default=0.02, help="of each row of memory")
     add_result_arguments(parser)
     return parser
 

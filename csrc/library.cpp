@@ -58,6 +58,23 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
   m.def("convex_upsample(Tensor field, Tensor mask, int factor) -> Tensor");
   m.def("convex_upsample_backward(Tensor grad, Tensor field, Tensor mask, int factor) -> (Tensor, Tensor)");
 
+  m.def("propagation_weights(Tensor query_key, Tensor boundary, Tensor strength) -> Tensor");
+  m.def(
+      "propagation_weights_backward(Tensor grad, Tensor query_key, Tensor boundary, Tensor strength, "
+      "Tensor weights) -> (Tensor, Tensor, Tensor)");
+  m.def("propagate(Tensor values, Tensor weights) -> Tensor");
+  m.def("propagate_backward(Tensor grad, Tensor values, Tensor weights) -> (Tensor, Tensor)");
+
+  // Of inference alone: flowfuse/ops trains through their references.
+  m.def(
+      "read_windows(Tensor windows, Tensor? fade, Tensor? gate, Tensor offsets, Tensor log_sharpness, Tensor? weight, "
+      "Tensor? bias) -> (Tensor, Tensor)");
+  m.def(
+      "fit_trajectories(Tensor matches, Tensor? scores, Tensor basis, Tensor stiffness, Tensor log_trust, "
+      "Tensor log_stiffness) -> Tensor");
+  m.def("group_norm_activate(Tensor values, Tensor? residual, Tensor weight, Tensor bias, int groups) -> Tensor");
+  m.def("lucas_kanade_step(Tensor frame0, Tensor frame1, Tensor flow, Tensor prior) -> Tensor");
+
   m.def(
       "warp_events(Tensor x, Tensor y, Tensor t, Tensor p, Tensor offsets, Tensor trajectory, Tensor t0, "
       "Tensor t1, Tensor t_ref, str mode, SymInt height, SymInt width) -> Tensor");

@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._inductor.exc import InvalidCxxCompiler
 
 from flowfuse import __version__, sample_recording
 from flowfuse.data.opening import open_recording
@@ -200,6 +199,8 @@ def write_package(path: Path, model: FlowFuse, spec: ExportSpec, about: Mapping[
         FileNotFoundError: there is no C++ compiler.
         ValueError: the package differs by over TOLERANCE: nothing is written then.
     """
+    from torch._inductor.exc import InvalidCxxCompiler  # here: the compiler is a large package
+
     network = _prepare(model, spec)
     # torch's own solver is called for each pixel by name; this one becomes a part of the kernels.
     program = _trace(network, spec).run_decompositions({_SOLVE: _solve})

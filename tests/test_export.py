@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -87,6 +88,26 @@ def test_onnx_gives_the_same_by_standard_operators(model, tmp_path):
         expected = export.ExportedFlow(model, 1)(*inputs)
     for name, one, other in zip(names, found, expected, strict=True):
         assert np.abs(one - other.numpy()).max() < 1e-3, name
+
+
+@pytest.mark.slow
+def test_onnx_takes_any_batch(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "model.onnx"
+    torch.manual_seed(0)
+    # A small graph: converting it is what takes long.
+    plain = replace(CONFIG, boundary=False, fusion="concatenation", gradient_steps=0)
+    model = FlowFuse(plain).eval()
+    spec = replace(SPEC, batch=None)
+    assert write_onnx(path, model, spec, {}) < export.TOLERANCE  # of 1 and of 3 items
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["flowfuse.batch"] == '"dynamic"'
+    feed = {n: v.numpy() for n, v in sample_inputs(model, spec, batch=2)._asdict().items()}
+    wanted = {entry.name: feed[entry.name] for entry in session.get_inputs()}
+    (points,) = session.run(["control_points"], wanted)
+    assert points.shape == (2, 2, 2, 24, 40)
+    assert np.abs(points[0] - points[1]).max() < 1e-3
 
 
 @pytest.mark.parametrize("batch", [1, None])

@@ -11,7 +11,7 @@
 namespace flowfuse::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kWarps = 4, kBlock = kWarps * kWarp;  // small blocks: more of them fit, with many registers a thread
 constexpr int kLine = 8;  // fine pixels of a coarse one and a row that are in shared memory at a time
 
 // Shapes: field [B, D, h, w], mask [B, 9, f, f, h, w], fine [B, D, f h, f w]. Kernels take kD channels of the field at a
@@ -118,8 +118,9 @@ struct Lines {
   }
 };
 
+// One block at least, so that ptxas may take more than 128 registers and spills none.
 template <int kD, class T, class M>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBlock, 1)
     upsample(Sizes sizes, const T* __restrict__ field, const M* __restrict__ mask, T* __restrict__ fine) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   Lines<kD, T>& lines = shared_memory<Lines<kD, T>>()[warp];
@@ -165,7 +166,7 @@ using Parts = T[kWarps][9][kD][kWarp];
 // w_k (s_k - sum_l w_l s_l). shares [B, 9, D, h, w] receives what a coarse pixel has for neighbour k: sums of w_k g_d
 // over its fine pixels. Each warp of a block has some rows of these; their sums are added in the order of the warps.
 template <int kD, class T, class M>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBlock)
     mask_gradient(Sizes sizes, const T* __restrict__ grad, const T* __restrict__ field, const M* __restrict__ mask,
                   M* __restrict__ grad_mask, T* __restrict__ shares) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -276,7 +277,7 @@ void run_forward(const DeviceCall& call, const Tensor& field, const Tensor& mask
     constexpr int kD = channels;
     const int64_t groups = (sizes.channels + kD - 1) / kD, across = (sizes.width + kWarp - 1) / kWarp;
     const int64_t warps = sizes.batch * groups * sizes.height * factor * across;
-    call.launch(upsample<kD, T, M>, blocks_for(warps, kWarps), kThreads, kWarps * sizeof(Lines<kD, T>), sizes,
+    call.launch(upsample<kD, T, M>, blocks_for(warps, kWarps), kBlock, kWarps * sizeof(Lines<kD, T>), sizes,
                 data<T>(field), data<M>(mask), mutable_data<T>(fine));
   });
 }
@@ -292,7 +293,7 @@ void run_backward(const DeviceCall& call, const Tensor& grad, const Tensor& fiel
     const int64_t groups = (sizes.channels + kD - 1) / kD, across = (sizes.width + kWarp - 1) / kWarp;
     const int64_t blocks = sizes.batch * groups * sizes.height * across;
     const size_t bytes = std::max(kWarps * sizeof(Lines<kD, T>), sizeof(Parts<kD, T>));
-    call.launch(mask_gradient<kD, T, M>, blocks_for(blocks, 1), kThreads, bytes, sizes, data<T>(grad), data<T>(field),
+    call.launch(mask_gradient<kD, T, M>, blocks_for(blocks, 1), kBlock, bytes, sizes, data<T>(grad), data<T>(field),
                 data<M>(mask), mutable_data<M>(grad_mask), mutable_data<T>(shares));
   });
   call.launch(field_gradient<T>, blocks_for(field.numel()), kThreads, 0, sizes, data<T>(shares),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -204,7 +205,14 @@ class Estimator:
         times = [as_interval(*pair) for pair in zip(*columns, strict=True)]
         start = as_flow_init(flow_init, height, width, count)
         output = self._network(
-            inputs, as_iterations(iterations), start, encoded_frames, encoded_slices
+            inputs,
+            as_iterations(iterations),
+            start,
+            encoded_frames,
+            encoded_slices,
+            # Of arrays alone, which nobody waits for.
+            flow_init_complete=isinstance(flow_init, np.ndarray)
+            and bool(np.isfinite(flow_init).all()),
         )
         modalities: list[Any] = [
             partial(_modalities_of, self.model.config, row) for row in inputs.modality_mask

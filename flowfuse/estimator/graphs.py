@@ -25,7 +25,9 @@ from torch import Tensor, nn
 Tensors = tuple[Tensor, ...]
 Work = Callable[[Sequence[Tensor]], Tensors]
 
-CAPACITY = 4  # graphs; each keeps all memory that its work needs
+# Graphs: a live stream has one for frames, one for slices, and some for kinds of estimates. Each
+# keeps all memory that its work needs.
+CAPACITY = 8
 REMEMBERED = 64  # shapes of which it is known how often they came
 # Recording takes the time of some estimates: a shape whose graph had to make room for others is not
 # recorded again at once, or a few too many shapes in turn would all be recorded each time.

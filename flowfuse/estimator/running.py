@@ -70,6 +70,8 @@ class NetworkRunner:
         flow_init: Tensor | None = None,
         encoded_frames: tuple[EncodedFrame | None, EncodedFrame | None] | None = None,
         encoded_slices: Sequence[EncodedSlice] | None = None,
+        *,
+        flow_init_complete: bool = False,
     ) -> Estimates:
         """Estimate; arguments as of :class:`FlowFuse`, on any device.
 
@@ -81,7 +83,7 @@ class NetworkRunner:
         if flow_init is not None:
             given.append(flow_init)
         # Not by graphs: it would change from call to call, and each kind needs one.
-        complete = self.graphs is None and _is_complete(flow_init)
+        complete = self.graphs is None and flow_init_complete
         there = [frame is not None for frame in encoded_frames or ()]
         for frame in encoded_frames or ():
             given += frame or ()
@@ -154,10 +156,3 @@ class NetworkRunner:
             torch.autocast(self.device.type, low_precision, enabled=mixed),
         ):
             yield
-
-
-def _is_complete(flow_init: Tensor | None) -> bool:
-    """Whether a flow to start from is known to leave nothing open; a GPU is not waited for."""
-    if flow_init is None or flow_init.device.type != "cpu":
-        return False
-    return bool(torch.isfinite(flow_init).all())

@@ -7,6 +7,7 @@ the flow from t0 to t1; the curve is as smooth as motion is, and its control poi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import torch
@@ -25,6 +26,14 @@ def bernstein(degree: int, tau: Tensor) -> Tensor:
     """
     weights = [comb(degree, i) * tau**i * (1 - tau) ** (degree - i) for i in range(1, degree + 1)]
     return torch.stack(weights, dim=-1)
+
+
+def bernstein_rows(degree: int, times: Sequence[float]) -> list[list[float]]:
+    """The same weights at times that are known beforehand: a row of n numbers for each."""
+    return [
+        [comb(degree, i) * tau**i * (1 - tau) ** (degree - i) for i in range(1, degree + 1)]
+        for tau in times
+    ]
 
 
 def bezier(control_points: Tensor, tau: Tensor | float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.model.encoders import ResidualBlock, activate, group_count
+from flowfuse.model.encoders import ResidualBlock, activate, group_count, normalize
 
 
 class BoundaryLocalizer(nn.Module):
@@ -46,7 +46,7 @@ class BoundaryLocalizer(nn.Module):
             [B, 2, H, W] float32 logits of B_e and B_m.
         """
         x = activate(self.conv1(gradients))
-        x = activate(self.norm(self.conv2(x)))  # [B, channels, H/4, W/4]
+        x = normalize(self.norm, self.conv2(x))  # [B, channels, H/4, W/4]
         flow = F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False)
         x = activate(self.merge(torch.cat((x, event_stem, frame_stem, flow.to(x.dtype)), dim=1)))
         return F.pixel_shuffle(self.logits(self.mix(x)), 4).float()

@@ -4,100 +4,107 @@ slice."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowfuse.geometry.bezier import bernstein, bezier
 from flowfuse.geometry.grid import pixel_grid
-from flowfuse.model.encoders import in_turn
-from flowfuse.ops import Correlation
+from flowfuse.model.encoders import in_turn, little_memory
+from flowfuse.ops import Correlation, fit_trajectories, read_windows
+
+
+class LookUp(NamedTuple):
+    """Pairs whose windows are made at once.
+
+    Attributes:
+        pairs: where they stand among all pairs.
+        kinds: of each kind among them, its index and the number of its pairs.
+        correlation: of the latents of all these pairs and items, the pairs one after the other.
+    """
+
+    pairs: slice
+    kinds: list[tuple[int, int]]
+    correlation: Correlation
 
 
 class PairCorrelations:
-    """Correlations of pairs with a common source, looked up along trajectories.
+    """Correlations of pairs of several kinds, looked up along trajectories.
+
+    The windows of all pairs together are large: on a CPU they are made one pair after the other,
+    else all at once (``look_ups``).
 
     Args:
-        source: [B, C, h, w] latent, correlated at every pixel with each target around the pixel's
-            place at tau_p.
-        targets: [B, P, C, h, w] latents.
-        tau: [P], when each target is, in (0, 1].
-        kind: index of these pairs among the kinds given to :func:`correlate`; only kept.
+        kinds: of each kind of pairs, the source [B, C, h, w], correlated at every pixel with each
+            target around the pixel's place at the target's time, and the targets
+            [B, P_kind, C, h, w].
+        basis: [P, n], Bernstein weights of the control points at the time of each target.
         radius, levels: window of each look-up, see :func:`flowfuse.ops.correlation_lookup`.
         strategy: ``"auto"``, ``"volume"`` or ``"on_demand"``.
     """
 
     def __init__(
         self,
-        source: Tensor,
-        targets: Tensor,
-        tau: Tensor,
+        kinds: Sequence[tuple[Tensor, Tensor]],
+        basis: Tensor,
         *,
-        kind: int,
         radius: int,
         levels: int,
         strategy: str = "auto",
     ) -> None:
-        self.batch, self.pairs, _, height, width = targets.shape
-        self.kind = kind
-        self.correlation = Correlation(
-            source.unsqueeze(1).expand_as(targets).flatten(0, 1),
-            targets.flatten(0, 1),
-            levels=levels,
-            radius=radius,
-            strategy=strategy,
-        )
-        self.tau = tau.expand(self.batch, -1)  # [B, P]
-        self.grid = pixel_grid(height, width, device=source.device)
+        self.basis = basis
+        self.look_ups: list[LookUp] = []
+        # Pairs come before items: those of one kind are then one piece of memory in any batch.
+        parts = [
+            (kind, source.expand(part.shape[1], *source.shape), part.transpose(0, 1))
+            for kind, (source, targets) in enumerate(kinds)
+            for part in in_turn(targets)
+        ]
+        groups = [[part] for part in parts] if little_memory(basis) else [parts]
+        first = 0
+        for group in groups:
+            sources = join([source.flatten(0, 1) for _, source, _ in group])
+            targets = join([target.flatten(0, 1) for _, _, target in group])
+            counts = [(kind, part.shape[0]) for kind, part, _ in group]
+            pairs = slice(first, first + sum(count for _, count in counts))
+            correlation = Correlation(
+                sources, targets, levels=levels, radius=radius, strategy=strategy
+            )
+            self.look_ups.append(LookUp(pairs, counts, correlation))
+            first = pairs.stop
+        height, width = kinds[0][0].shape[-2:]
+        self.grid = pixel_grid(height, width, device=basis.device)
 
-    def __call__(self, control_points: Tensor) -> Tensor:
-        """Look up along trajectories.
+    def places(self, control_points: Tensor) -> Tensor:
+        """Where the pixels are at the times of all pairs.
 
         Args:
             control_points: [B, n, 2, h, w] float32 in px of the latent.
 
         Returns:
-            [B, P, levels (2 radius + 1)^2, h, w] float32.
+            [P, B, 2, h, w] float32, px.
         """
-        coords = bezier(control_points, self.tau) + self.grid
-        return self.correlation(coords.flatten(0, 1)).unflatten(0, (self.batch, self.pairs))
+        weights = self.basis[:, None, :, None, None, None]
+        # Elementwise: a matrix product may be made of eight-bit numbers.
+        return (weights * control_points).sum(dim=2) + self.grid
+
+    def places_at_rest(self, batch: int) -> Tensor:
+        """The same, without any motion."""
+        return self.grid.expand(self.basis.shape[0], batch, -1, -1, -1).contiguous()
+
+    def windows(self, look_up: LookUp, places: Tensor) -> Tensor:
+        """Look up the windows of some pairs around their places.
+
+        Returns:
+            [P_look_up B, levels (2 radius + 1)^2, h, w] float32.
+        """
+        return look_up.correlation(places[look_up.pairs].flatten(0, 1))
 
 
-def correlate(
-    kinds: Sequence[tuple[Tensor, Tensor]], tau: Tensor, **options: Any
-) -> list[PairCorrelations]:
-    """Correlate pairs of several kinds, in parts whose windows are made in turn: they are large.
-
-    Args:
-        kinds: source [B, C, h, w] and targets [B, P_kind, C, h, w] of each.
-        tau: [P] of all targets.
-        options: radius, levels and strategy of :class:`PairCorrelations`.
-    """
-    parts = [
-        (kind, source, part)
-        for kind, (source, targets) in enumerate(kinds)
-        for part in in_turn(targets)
-    ]
-    times = tau.split([part.shape[1] for _, _, part in parts])
-    return [
-        PairCorrelations(source, part, time, kind=kind, **options)
-        for (kind, source, part), time in zip(parts, times, strict=True)
-    ]
-
-
-class Matches(NamedTuple):
-    """What correlation windows say of the motion.
-
-    Attributes:
-        residual: [B, P, 2, h, w] float32, expected displacement of each pair's best match from
-            where it was looked up, px of the latent.
-        certainty: [B, P, 1, h, w] float32, log of the largest softmax weight; 0 = no doubt.
-    """
-
-    residual: Tensor
-    certainty: Tensor
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate in the first dimension; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class WindowMatching(nn.Module):
@@ -118,7 +125,7 @@ class WindowMatching(nn.Module):
         degree: n, control points of a trajectory.
     """
 
-    sums: Tensor
+    offsets: Tensor
     stiffness: Tensor
 
     def __init__(self, radius: int, levels: int, degree: int) -> None:
@@ -130,52 +137,27 @@ class WindowMatching(nn.Module):
         offsets = np.concatenate([window * 2**level for level in range(levels)], axis=1)
         # Second differences of P_0 = 0, P_1 .. P_n: zero for uniform motion.
         bend = np.diff(np.eye(degree + 1, dtype=np.float32), 2, axis=0)[:, 1:]
-        sums = np.concatenate([offsets, np.ones_like(offsets[:1])])  # of displacements, of weights
-        self.register_buffer("sums", torch.tensor(sums), persistent=False)
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
         self.register_buffer("stiffness", torch.tensor(bend.T @ bend), persistent=False)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.log_trust = nn.Parameter(torch.zeros(()))
         self.log_stiffness = nn.Parameter(torch.tensor(-2.0))
 
-    def forward(self, correlations: Tensor) -> Matches:
-        """Match: [B, P, levels (2 radius + 1)^2, h, w] -> :class:`Matches`."""
-        height, width = correlations.shape[-2:]
-        # bfloat16 has eight bits: an offset of 12 cells would be good to half a px of the image.
-        with torch.autocast(correlations.device.type, enabled=False):
-            scores = correlations.float().flatten(3) * self.log_sharpness.exp()
-            # The softmax, divided by its sum only where the window has been summed over: torch's
-            # own is slow over a dimension that is not the last. The largest weight is 1 here.
-            weights = (scores - scores.amax(dim=2, keepdim=True)).exp_()
-            moments = (self.sums @ weights).unflatten(3, (height, width))
-            total = moments[:, :, 2:]
-            return Matches(moments[:, :, :2] / total, -total.log())
+    def forward(self, windows: Tensor) -> Tensor:
+        """Match: windows [N, V, h, w] -> x, y and certainty [N, 3, h, w] float32."""
+        return read_windows(windows, None, None, self.offsets, self.log_sharpness)[1]
 
-    def fit(self, matches: Sequence[Matches], tau: Tensor, scores: Tensor | None = None) -> Tensor:
+    def fit(self, matches: Tensor, basis: Tensor, scores: Tensor | None = None) -> Tensor:
         """Fit trajectories to all pairs.
 
         Args:
-            matches: of some pairs each.
-            tau: [P], when each pair's motion has got to.
+            matches: [B, P, 3, h, w] of all pairs.
+            basis: [P, n], Bernstein weights of the control points at the time of each pair.
             scores: [B, P, 1, h, w], how much each pair counts, as logits; None: all the same.
 
         Returns:
             [B, n, 2, h, w] float32, change of the control points.
         """
-        residual, certainty = (torch.cat(parts, dim=1) for parts in zip(*matches, strict=True))
-        with torch.autocast(residual.device.type, enabled=False):
-            trust = certainty * self.log_trust.exp()
-            if scores is not None:
-                trust = trust + scores
-            share = trust.softmax(dim=1)
-            return self._fit(residual, share, tau.expand(residual.shape[0], -1))
-
-    def _fit(self, residual: Tensor, share: Tensor, tau: Tensor) -> Tensor:
-        basis = bernstein(len(self.stiffness), tau)  # [B, P, n]
-        outer = (basis.unsqueeze(-1) * basis.unsqueeze(-2)).flatten(2)  # [B, P, n n]
-        share = share.flatten(2).transpose(1, 2)  # [B, h w, P]
-        normal = (share @ outer).unflatten(2, self.stiffness.shape)
-        normal = normal + self.log_stiffness.exp() * self.stiffness
-        weighted = residual.flatten(3).permute(0, 3, 1, 2) * share.unsqueeze(-1)  # [B, h w, P, 2]
-        moments = basis.transpose(1, 2).unsqueeze(1) @ weighted  # [B, h w, n, 2]
-        change = torch.linalg.solve_ex(normal, moments).result
-        return change.permute(0, 2, 3, 1).unflatten(3, residual.shape[-2:])
+        return fit_trajectories(
+            matches, scores, basis, self.stiffness, self.log_trust, self.log_stiffness
+        )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.ops import group_norm_activate
+
 LARGEST_CORRELATION = 12.0  # at the start: sharp enough for a softmax over a window
 
 
@@ -71,8 +73,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(group_count(channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = activate(self.norm1(self.conv1(x)))
-        return activate(x + self.norm2(self.conv2(y)))
+        y = normalize(self.norm1, self.conv1(x))
+        return normalize(self.norm2, self.conv2(y), residual=x)
 
 
 class EventStem(nn.Module):
@@ -85,7 +87,7 @@ class EventStem(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, slices: Tensor) -> Tensor:
-        x = activate(self.norm(self.conv(slices)))
+        x = normalize(self.norm, self.conv(slices))
         return x + activate(self.mix(x))
 
 
@@ -101,8 +103,8 @@ class FrameStem(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, luma: Tensor) -> Tensor:
-        x = activate(self.norm1(self.conv1(luma)))
-        x = activate(self.norm2(self.conv2(x)))
+        x = normalize(self.norm1, self.conv1(luma))
+        x = normalize(self.norm2, self.conv2(x))
         return x + activate(self.mix(x))
 
 
@@ -119,7 +121,7 @@ class Trunk(nn.Module):
         self.log_length = nn.Parameter(torch.tensor(math.log(length)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.project(self.blocks(activate(self.norm(self.down(x)))))
+        x = self.project(self.blocks(normalize(self.norm, self.down(x))))
         # Vectors of one length: correlations compare directions, contrast has no say.
         return (F.normalize(x.float(), dim=1) * self.log_length.exp()).to(x.dtype)
 
@@ -138,7 +140,12 @@ def in_turn(values: Tensor) -> tuple[Tensor, ...]:
 
     On a CPU one at a time, so that little memory is in work; a GPU is kept busy by all at once.
     """
-    return values.split(1 if values.device.type == "cpu" else values.shape[1], dim=1)
+    return values.split(1 if little_memory(values) else values.shape[1], dim=1)
+
+
+def little_memory(values: Tensor) -> bool:
+    """Whether little memory counts more than few, large operations: on a CPU."""
+    return values.device.type == "cpu"
 
 
 def stack_maps(maps: Sequence[Tensor]) -> Tensor:
@@ -149,6 +156,11 @@ def stack_maps(maps: Sequence[Tensor]) -> Tensor:
 def activate(x: Tensor) -> Tensor:
     """Leaky ReLU: units of a ReLU die in the first, rough steps of a short training."""
     return F.leaky_relu(x, 0.1)
+
+
+def normalize(norm: nn.GroupNorm, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Normalize, add a residual and :func:`activate`, in one."""
+    return group_norm_activate(x, residual, norm.weight, norm.bias, norm.num_groups)
 
 
 def group_count(channels: int) -> int:

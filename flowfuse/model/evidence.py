@@ -12,8 +12,6 @@ as absent, which the network has learned to do without.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -22,7 +20,6 @@ from torch import Tensor, nn
 
 from flowfuse.geometry.grid import pixel_grid
 from flowfuse.inputs import Modality, PairKind
-from flowfuse.model.correlation import Matches
 from flowfuse.model.encoders import activate
 from flowfuse.model.update import start_near_zero
 
@@ -85,26 +82,25 @@ class EvidenceHead(nn.Module):
         self.out = nn.Conv2d(channels, SOURCES, 1)
         start_near_zero(self.out)
 
-    def forward(self, matches: Sequence[Matches], tau: Tensor, mask: Tensor) -> Evidence:
+    def forward(self, matches: Tensor, tau: Tensor, mask: Tensor) -> Evidence:
         """Estimate the errors, and how far each modality fades.
 
         Args:
-            matches: of all pairs, looked up at rest: the event pairs, the frame pair, the cross
-                pair.
+            matches: [B, P, 3, h, w] of all pairs, looked up at rest: the event pairs, the frame
+                pair, the cross pair.
             tau: [P], when each pair's motion has got to.
             mask: [B, 4], see :class:`~flowfuse.inputs.Modality`.
 
         Returns:
             :class:`Evidence`; no gradient reaches the matches.
         """
-        residual, certainty = (
-            torch.cat(parts, dim=1).detach() for parts in zip(*matches, strict=True)
-        )
+        residual, certainty = matches.detach().split((2, 1), dim=2)
         # Of the event pairs, the uniform motion that fits best, and how far they are from it.
         count = residual.shape[1] - 2
         times = tau[:count].view(-1, 1, 1, 1)
         share = certainty[:, :count].softmax(dim=1)
-        rate = (share * times * residual[:, :count]).sum(1) / (share * times * times).sum(1)
+        weight = share * times
+        rate = (weight * residual[:, :count]).sum(1) / (weight * times).sum(1)
         miss = residual[:, :count] - times * rate.unsqueeze(1)
         spread = (share * miss.square().sum(2, keepdim=True)).sum(1).sqrt()
         proposals = torch.stack((residual[:, count], rate, residual[:, count + 1]), dim=1)
@@ -112,15 +108,18 @@ class EvidenceHead(nn.Module):
         sure = torch.cat((certainty[:, count], slices_sure, certainty[:, count + 1]), dim=1)
 
         there = present_kinds(mask)[:, :, None, None]
-        distances = [proposals.norm(dim=2) * there, spread * there[:, PairKind.EVENTS, None]]
-        for a, b in combinations(PairKind, 2):
-            both = there[:, a, None] * there[:, b, None]
-            distances.append((proposals[:, a] - proposals[:, b]).norm(dim=1, keepdim=True) * both)
+        # Of each pair of kinds, how far they are apart: 0 and 1, 0 and 2, 1 and 2.
+        gaps = (proposals[:, :1] - proposals[:, 1:], proposals[:, 1:2] - proposals[:, 2:])
+        both = (there[:, :1] * there[:, 1:], there[:, 1:2] * there[:, 2:])
         # A right match has the motion of its neighbourhood, a wrong one any other.
-        distances.append(unlike_neighbours(proposals) * there)
+        differences = torch.cat((proposals, *gaps, unlike_neighbours(proposals)), dim=1)
+        lengths = differences.norm(dim=2) * torch.cat((there, *both, there), dim=1)
+        kinds = there.shape[1]
+        spread = spread * there[:, PairKind.EVENTS, None]
+        distances = torch.cat((lengths[:, :kinds], spread, lengths[:, kinds:]), dim=1)
         # What leaves the image cannot be found in the second frame; early slices still see it.
         ways = distance_to_border(proposals[:, :2]) * there[:, :SOURCES]
-        known = torch.cat((sure * there, torch.cat(distances, dim=1).log1p(), ways), dim=1)
+        known = torch.cat((sure * there, distances.log1p(), ways), dim=1)
         flags = there.expand(-1, -1, *known.shape[-2:])
         x = activate(self.local(torch.cat((known, flags), dim=1)))
         x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
@@ -128,16 +127,16 @@ class EvidenceHead(nn.Module):
 
         share = (-STRENGTH * log_scale.detach()).softmax(dim=1)
         # Of one frame no error is known: it stays as it is, and so do the events.
-        both = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1)
-        return Evidence(log_scale, torch.where(both > 0, (2 * share).clamp(max=1), 1.0))
+        compared = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1)
+        return Evidence(log_scale, (2 * share).clamp(max=1).masked_fill(compared <= 0, 1.0))
 
 
 def unlike_neighbours(motion: Tensor, size: int = 5) -> Tensor:
-    """Distance from the mean of the neighbourhood: [B, N, 2, h, w] -> [B, N, h, w]."""
+    """Difference from the mean of the neighbourhood: [B, N, 2, h, w] -> same."""
     mean = F.avg_pool2d(
         motion.flatten(1, 2), size, stride=1, padding=size // 2, count_include_pad=False
     )
-    return (motion - mean.view_as(motion)).norm(dim=2)
+    return motion - mean.view_as(motion)
 
 
 def distance_to_border(motion: Tensor, limit: float = 2.0) -> Tensor:
@@ -147,8 +146,8 @@ def distance_to_border(motion: Tensor, limit: float = 2.0) -> Tensor:
     """
     height, width = motion.shape[-2:]
     grid = pixel_grid(height, width, device=motion.device)
-    x, y = (grid + motion).unbind(dim=2)
-    inner = torch.stack((x, width - 1 - x, y, height - 1 - y)).amin(dim=0)
+    place, corner = grid + motion, grid[:, -1:, -1:]
+    inner = torch.minimum(place, corner - place).amin(dim=2)
     return (inner + 0.5).clamp(-limit, limit)
 
 

@@ -10,19 +10,20 @@ gradient steps <- refinement <- recurrent update <- propagation <- gates <--- to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.geometry.bezier import bezier
+from flowfuse.geometry.bezier import bernstein_rows
 from flowfuse.geometry.grid import pad_to_multiple
 from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.io.images import as_gray
 from flowfuse.model.boundary import BoundaryLocalizer, max_pool
 from flowfuse.model.config import ModelConfig
-from flowfuse.model.correlation import PairCorrelations, WindowMatching, correlate
+from flowfuse.model.correlation import PairCorrelations, WindowMatching, join
 from flowfuse.model.encoders import (
     Encoded,
     EncodedFrame,
@@ -34,6 +35,7 @@ from flowfuse.model.encoders import (
     group_count,
     in_turn,
     join_encoded,
+    little_memory,
     stack_maps,
 )
 from flowfuse.model.evidence import Evidence, EvidenceHead
@@ -105,6 +107,25 @@ class Coarse(NamedTuple):
     boundary: Tensor
 
 
+class Images(NamedTuple):
+    """What one stem encodes.
+
+    Attributes:
+        stem: the encoder of the modality.
+        images: [B, N, channels, H, W].
+        present: [B, N], 0 where there is none.
+    """
+
+    stem: nn.Module
+    images: Tensor
+    present: Tensor
+
+    def in_turn(self) -> list[Images]:
+        """Parts that are encoded one after the other."""
+        parts = zip(in_turn(self.images), in_turn(self.present), strict=True)
+        return [Images(self.stem, images, present) for images, present in parts]
+
+
 class FlowFuse(nn.Module):
     """Dense and continuous optical flow from events and frames.
 
@@ -113,6 +134,7 @@ class FlowFuse(nn.Module):
     """
 
     tau: Tensor
+    basis: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -125,8 +147,10 @@ class FlowFuse(nn.Module):
             self.frame_stem = FrameStem(config.stem_channels)
         self.fine = nn.Conv2d(config.stem_channels, config.token_channels, 1)
         self.trunk = Trunk(config.stem_channels, channels, config.blocks)
-        tau = torch.tensor([*(k / slices for k in range(1, slices + 1)), 1.0, 1.0])
-        self.register_buffer("tau", tau, persistent=False)
+        times = [*(k / slices for k in range(1, slices + 1)), 1.0, 1.0]
+        self.register_buffer("tau", torch.tensor(times), persistent=False)
+        basis = torch.tensor(bernstein_rows(config.degree, times))
+        self.register_buffer("basis", basis, persistent=False)
         self.matching = WindowMatching(config.radius, config.levels, config.degree)
         self.init_head = InitHead((slices + 3) * channels, channels, config.degree)
         if config.boundary:
@@ -214,17 +238,21 @@ class FlowFuse(nn.Module):
         del slices
         correlations = self._correlate(events.latents, frames.latents)
         complete = flow_init is not None and flow_init_complete
-        evidence, points = None, self._rest(events.latents)
+        evidence = fades = fade = None
+        points = self._rest(events.latents)
         if config.weighs_evidence or not complete:
-            evidence, points = self._match_at_rest(correlations, scene.modality_mask)
+            evidence, fades, points = self._match_at_rest(correlations, scene.modality_mask)
         if not complete:
             points = points + self._regress(events.latents, frames.latents, evidence)
         if evidence is not None:
-            frames = frames._replace(stem=faded(frames.stem, evidence.frames))
-            events = events._replace(stem=faded(events.stem, evidence.events))
+            fade = resized(evidence.fade, frames.stem.shape[-1])
+            frames = frames._replace(stem=faded(frames.stem, fade[:, :1]))
+            events = events._replace(stem=faded(events.stem, fade[:, 1:]))
         if flow_init is not None:
             points = self._replace_first(points, flow_init)
-        coarse = self._estimate(scene, events, frames, correlations, evidence, points, iterations)
+        coarse = self._estimate(
+            scene, events, frames, correlations, evidence, fades, points, iterations
+        )
         del correlations
         frame0, frame1 = scene.frame0, scene.frame1
         has_second = scene.modality_mask[:, Modality.SECOND_FRAME].view(-1, 1, 1, 1)
@@ -235,14 +263,13 @@ class FlowFuse(nn.Module):
             events,
             frames,
             coarse.boundary,
-            evidence,
+            None if fades is None else fades[:, :2],
             config.correlation,
         )
-        priors = torch.where(has_second > 0, refined.priors, NO_STEP)
-        if evidence is not None:
+        priors = refined.priors.masked_fill(has_second <= 0, NO_STEP)
+        if fade is not None:
             # A prior stands beside squared image gradients: so do frames of less contrast move it.
-            contrast = resized(evidence.frames, priors.shape[-1])
-            priors = priors / contrast.square().clamp(min=1 / NO_STEP)
+            priors = priors / fade[:, :1].square().clamp(min=1 / NO_STEP)
         control_points = lucas_kanade_refine(
             refined.control_points,
             frame0,
@@ -356,20 +383,28 @@ class FlowFuse(nn.Module):
         alone: Modality | None,
     ) -> tuple[Encoded, Encoded]:
         """Encode the slices and the frames; what the configuration leaves out is zero."""
-        events = frames = None
         mask = scene.modality_mask
-        if encoded_slices is not None:
-            events = join_encoded(encoded_slices)
-        elif self.config.events and alone != Modality.FRAMES:
+        given: list[Images] = []
+        encodes_events = encoded_slices is None and self.config.events and alone != Modality.FRAMES
+        encodes_frames = encoded_frames is None and self.config.frames and alone != Modality.EVENTS
+        if encodes_events:
             assert slices is not None, "they are encoded or not"
             present = mask[:, Modality.EVENTS, None].expand(-1, slices.shape[1])
-            events = self._encode_modality(self.event_stem, slices, present)
-        if self.config.frames and encoded_frames is not None:
-            frames = join_encoded(encoded_frames)
-        elif self.config.frames and alone != Modality.EVENTS:
+            given.append(Images(self.event_stem, slices, present))
+        if encodes_frames:
             images = torch.stack((scene.frame0, scene.frame1), dim=1) - 0.5
             present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
-            frames = self._encode_modality(self.frame_stem, images, present)
+            given.append(Images(self.frame_stem, images, present))
+        if little_memory(scene.frame0):
+            found = [self._encode_images([images])[0] for images in given]
+        else:
+            found = self._encode_images(given) if given else []
+        events = found[0] if encodes_events else None
+        frames = found[-1] if encodes_frames else None
+        if encoded_slices is not None:
+            events = join_encoded(encoded_slices)
+        if self.config.frames and encoded_frames is not None:
+            frames = join_encoded(encoded_frames)
         # What is absent has the bias alone at 1/4, whether it was encoded or not.
         bias = self.fine.bias
         without_events, without_frames = (
@@ -380,35 +415,50 @@ class FlowFuse(nn.Module):
             frames or zero_features(cast(Encoded, events), 2, without_frames),
         )
 
-    def _encode_modality(self, stem: nn.Module, images: Tensor, present: Tensor) -> Encoded:
-        """Encode images [B, N, channels, H, W], of which some are present, [B, N].
+    def _encode_images(self, given: Sequence[Images]) -> list[Encoded]:
+        """Encode images of one modality or more: on a CPU one after the other, else all at once.
 
         An absent one would still give the features of an empty image: stem and latents are made
         zero.
         """
-        first: Tensor | None = None
+        batch = given[0].images.shape[0]
+        counts = [images.images.shape[1] for images in given]
+        firsts: list[Tensor] = []
         fine: list[Tensor] = []
         latents: list[Tensor] = []
-        for part, here in zip(in_turn(images), in_turn(present), strict=True):
-            there = here.reshape(-1, 1, 1, 1)
-            features = stem(part.flatten(0, 1))
-            features = features * there.to(features.dtype)
-            latent = self.trunk(features)
+        for parts in zip(*(images.in_turn() for images in given), strict=True):
+            features, flags = [], []
+            for stem, images, present in parts:
+                there = present.reshape(-1, 1, 1, 1)
+                values = stem(images.flatten(0, 1))
+                features.append(values * there.to(values.dtype))
+                flags.append(there)
+            if not firsts:
+                firsts = [values.unflatten(0, (batch, -1))[:, 0] for values in features]
+            values = features[0] if len(features) == 1 else torch.cat(features)
+            there = flags[0] if len(flags) == 1 else torch.cat(flags)
+            latent = self.trunk(values)
             latent = latent * there.to(latent.dtype)
-            if first is None:
-                first = features.unflatten(0, part.shape[:2])[:, 0]
-            fine += self.fine(features).unflatten(0, part.shape[:2]).unbind(dim=1)
-            latents += latent.unflatten(0, part.shape[:2]).unbind(dim=1)
-        assert first is not None, "images has one part or more"
-        return Encoded(first, stack_maps(fine), stack_maps(latents))
+            sizes = [values.shape[0] for values in features]
+            for maps, made in ((fine, self.fine(values)), (latents, latent)):
+                for values in made.split(sizes):
+                    maps += values.unflatten(0, (batch, -1)).unbind(dim=1)
+        ends = list(accumulate(counts))
+        return [
+            Encoded(
+                first, stack_maps(fine[end - count : end]), stack_maps(latents[end - count : end])
+            )
+            for first, count, end in zip(firsts, counts, ends, strict=True)
+        ]
 
     def _estimate(
         self,
         scene: Scene,
         events: Encoded,
         frames: Encoded,
-        correlations: Sequence[PairCorrelations],
+        correlations: PairCorrelations,
         evidence: Evidence | None,
+        fades: Tensor | None,
         points: Tensor,
         iterations: int,
     ) -> Coarse:
@@ -422,9 +472,9 @@ class FlowFuse(nn.Module):
             # What the frames show looks alike from camera to camera; what events look like does
             # not, and where frames are there and right, it adds little to what its motion tells.
             there = scene.modality_mask[:, Modality.FRAMES].view(-1, 1, 1, 1)
-            alone = 1 - there * evidence.frames
-            fades = (alone * evidence.events, evidence.frames, alone * evidence.events)
-            looks = [faded(look, fade) for look, fade in zip(looks, fades, strict=True)]
+            events_alone = (1 - there * evidence.frames) * evidence.events
+            seen = (events_alone, evidence.frames, events_alone)
+            looks = [faded(look, fade) for look, fade in zip(looks, seen, strict=True)]
         state, context = self._context((*looks, cues), coarse_boundary)
         update_context = self.update.context(context)
         gates = None
@@ -436,7 +486,7 @@ class FlowFuse(nn.Module):
         for iteration in range(iterations):
             # An update learns from where it stands; only the first estimate is trained through.
             here = points.detach()
-            motion = self._motion_features(correlations, here, gates, evidence)
+            motion = self._motion_features(correlations, here, gates, fades)
             if config.guided:
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
@@ -444,15 +494,15 @@ class FlowFuse(nn.Module):
             coarse.append(points)
         return Coarse(coarse, state, boundary)
 
-    def _correlate(self, events: Tensor, frames: Tensor) -> list[PairCorrelations]:
+    def _correlate(self, events: Tensor, frames: Tensor) -> PairCorrelations:
         """Pair <E_0, E_1> .. <E_0, E_K>, <F_0, F_1>, <F_0, E_K>."""
-        return correlate(
+        return PairCorrelations(
             (
                 (events[:, 0], events[:, 1:]),
                 (frames[:, 0], frames[:, 1:]),
                 (frames[:, 0], events[:, -1:]),
             ),
-            self.tau,
+            self.basis,
             radius=self.config.radius,
             levels=self.config.levels,
             strategy=self.config.correlation,
@@ -475,36 +525,50 @@ class FlowFuse(nn.Module):
         return self.init_head(torch.cat(parts, dim=1).flatten(1, 2))
 
     def _match_at_rest(
-        self, correlations: Sequence[PairCorrelations], mask: Tensor
-    ) -> tuple[Evidence | None, Tensor]:
-        """Match around rest: how good each modality is, and control points [B, 2 n, h, w]."""
-        size = correlations[0].grid.shape[-2:]
-        still = mask.new_zeros(mask.shape[0], self.config.degree, 2, *size)
-        matches = [self.matching(part(still)) for part in correlations]
-        evidence = scores = None
+        self, correlations: PairCorrelations, mask: Tensor
+    ) -> tuple[Evidence | None, Tensor | None, Tensor]:
+        """Match around rest.
+
+        Returns:
+            How good each modality is, what multiplies the correlations of each of KINDS
+            [B, 3, h, w], and control points [B, 2 n, h, w].
+        """
+        batch, slices = mask.shape[0], self.config.slices
+        places = correlations.places_at_rest(batch)
+        found = [
+            self.matching(correlations.windows(look_up, places))
+            for look_up in correlations.look_ups
+        ]
+        matches = join(found).unflatten(0, (-1, batch)).transpose(0, 1)
+        evidence = fades = scores = None
         if self.config.weighs_evidence:
             evidence = self.evidence(matches, self.tau, mask)
-            kinds = [PairKind.EVENTS] * self.config.slices + [PairKind.FRAMES, PairKind.CROSS]
-            scores = torch.stack([evidence.of_pair(kind).log() for kind in kinds], dim=1)
-        return evidence, self.matching.fit(matches, self.tau, scores).flatten(1, 2)
+            fades = torch.cat([evidence.of_pair(kind) for kind in KINDS], dim=1)
+            logits = fades.log()
+            # A score of each pair: all event pairs have that of their kind.
+            scores = torch.cat((logits[:, :1].expand(-1, slices, -1, -1), logits[:, 1:]), dim=1)
+            scores = scores.unsqueeze(2)
+        return evidence, fades, self.matching.fit(matches, self.basis, scores).flatten(1, 2)
 
     def _motion_features(
         self,
-        correlations: Sequence[PairCorrelations],
+        correlations: PairCorrelations,
         points: Tensor,
         gates: Tensor | None,
-        evidence: Evidence | None,
+        fades: Tensor | None,
     ) -> Tensor:
         """Return motion features [B, hidden, h, w]: what is found where the points lead."""
         control_points = points.unflatten(1, (self.config.degree, 2))
-        fades = None if evidence is None else [evidence.of_pair(kind) for kind in KINDS]
         tokens, matches = read_pairs(
-            correlations, control_points, self.matching, self.tokens, fades
+            correlations,
+            control_points,
+            self.matching,
+            self.tokens,
+            None if fades is None else fades.split(1, dim=1),
+            gates,
         )
-        if gates is not None:
-            tokens = tokens * gates.to(tokens.dtype)
-        change = self.matching.fit(matches, self.tau)
-        return self.motion(tokens.flatten(1, 2), torch.cat((points, change.flatten(1, 2)), dim=1))
+        change = self.matching.fit(matches, self.basis)
+        return self.motion(tokens, torch.cat((points, change.flatten(1, 2)), dim=1))
 
     def _context(self, features: Sequence[Tensor], boundary: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first recurrent state and the features that stay, [B, hidden, h, w] each."""
@@ -562,7 +626,8 @@ class FlowFuse(nn.Module):
             bare = (scene.frame0 * frame, scene.frame1 * frame, compress(scene.event_sum) * event)
             return torch.cat((*bare, *present), dim=1), torch.zeros_like(scene.density[:, :1])
         # The gradient equation holds over short motion only: predict what slice E_1 saw.
-        first = bezier(points.unflatten(1, (config.degree, 2)), 1 / config.slices)
+        weights = self.basis[0].view(-1, 1, 1, 1)  # at the end of slice E_1
+        first = (weights * points.unflatten(1, (config.degree, 2))).sum(dim=1)
         short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
         gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
         del short

@@ -7,26 +7,17 @@ fusion *is* concatenation at step 0, so training can only gain by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.model.correlation import Matches, PairCorrelations, WindowMatching
+from flowfuse.model.correlation import PairCorrelations, WindowMatching, join
 from flowfuse.model.encoders import activate
 from flowfuse.model.update import start_at_zero
+from flowfuse.ops import propagate, propagation_weights, read_windows
 
-DIRECTIONS = (
-    (-1, -1),
-    (-1, 0),
-    (-1, 1),
-    (0, -1),
-    (0, 0),
-    (0, 1),
-    (1, -1),
-    (1, 0),
-    (1, 1),
-)  # dy, dx
+KEY_WIDTH = 16  # channels of the queries and keys of one step
 
 
 class CorrelationTokens(nn.Module):
@@ -42,35 +33,77 @@ class CorrelationTokens(nn.Module):
         super().__init__()
         self.read = nn.ModuleList(nn.Conv2d(window + 3, channels, 1) for _ in range(kinds))
 
-    def forward(self, correlations: Tensor, matches: Matches, kind: int) -> Tensor:
-        """[B, P, window, h, w] and what matches there -> tokens [B, P, channels, h, w]."""
-        values = torch.cat((correlations, *matches), dim=2)
-        tokens = self.read[kind](values.flatten(0, 1))
-        return activate(tokens).unflatten(0, values.shape[:2])
+    def forward(
+        self,
+        windows: Tensor,
+        matching: WindowMatching,
+        kind: int,
+        fade: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Read the windows of pairs of one kind.
+
+        Args:
+            windows: [P B, window, h, w] of P pairs of this kind, all items of a pair in turn.
+            matching: what finds the best matches in them.
+            kind: which one.
+            fade: [B, 1, h, w], multiplies the windows of all pairs of an item; None: 1.
+            gate: [P B, 1, h, w], multiplies the tokens; None: 1.
+
+        Returns:
+            Tokens [P B, channels, h, w], and matches [P B, 3, h, w].
+        """
+        layer = cast(nn.Conv2d, self.read[kind])
+        return read_windows(
+            windows,
+            fade,
+            gate,
+            matching.offsets,
+            matching.log_sharpness,
+            layer.weight,
+            layer.bias,
+        )
 
 
 def read_pairs(
-    correlations: Sequence[PairCorrelations],
+    correlations: PairCorrelations,
     control_points: Tensor,
     matching: WindowMatching,
     tokens: CorrelationTokens,
     fades: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, list[Matches]]:
-    """Look up along trajectories: tokens [B, P, channels, h, w] of all pairs, and what matches.
+    gates: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Look up along trajectories.
 
-    ``fades``: of each kind of pairs, in the order given to
-    :func:`~flowfuse.model.correlation.correlate`, what multiplies its correlations, [B, 1, h, w].
+    Args:
+        correlations: of P pairs.
+        control_points: [B, n, 2, h, w] float32 in px of the latent.
+        matching, tokens: what reads the windows.
+        fades: of each kind of pairs, what multiplies its correlations, [B, 1, h, w].
+        gates: [B, P, 1, h, w], what multiplies the tokens.
+
+    Returns:
+        Tokens [B, P channels, h, w], and what matches, [B, P, 3, h, w].
     """
-
-    def read(part: PairCorrelations) -> tuple[Tensor, Matches]:
-        windows = part(control_points)
-        if fades is not None:
-            windows = windows * fades[part.kind].unsqueeze(1)
-        matches = matching(windows)
-        return tokens(windows, matches, part.kind), matches
-
-    read_tokens, matches = zip(*map(read, correlations), strict=True)
-    return torch.cat(read_tokens, dim=1), list(matches)
+    batch, places = control_points.shape[0], correlations.places(control_points)
+    if gates is not None:
+        gates = gates.transpose(0, 1)
+    found = []
+    for look_up in correlations.look_ups:
+        windows = correlations.windows(look_up, places).unflatten(0, (-1, batch))
+        first = 0
+        for kind, count in look_up.kinds:
+            pairs = slice(look_up.pairs.start + first, look_up.pairs.start + first + count)
+            fade = None if fades is None else fades[kind]
+            gate = None if gates is None else gates[pairs].flatten(0, 1)
+            own = windows[first : first + count].flatten(0, 1)
+            found.append(tokens(own, matching, kind, fade, gate))
+            first += count
+    read, matches = (
+        join(values).unflatten(0, (-1, batch)).transpose(0, 1)
+        for values in zip(*found, strict=True)
+    )
+    return read.flatten(1, 2), matches
 
 
 class TokenGates(nn.Module):
@@ -86,8 +119,8 @@ class TokenGates(nn.Module):
         self.gate = start_at_zero(nn.Conv2d(channels, tokens, 1))
 
     def forward(self, cues: Tensor) -> Tensor:
-        """[B, cues, h, w] -> [B, tokens, 1, h, w] in (0, 2)."""
-        return 2 * torch.sigmoid(self.gate(activate(self.hidden(cues)))).unsqueeze(2)
+        """[B, cues, h, w] -> [B, tokens, 1, h, w] float32 in (0, 2)."""
+        return 2 * torch.sigmoid(self.gate(activate(self.hidden(cues))).float()).unsqueeze(2)
 
 
 class BoundaryPropagation(nn.Module):
@@ -106,62 +139,24 @@ class BoundaryPropagation(nn.Module):
 
     def __init__(self, context_channels: int, channels: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.dilations = dilations
-        self.width = 16
-        self.query_key = nn.Conv2d(context_channels, 2 * self.width * len(dilations), 1)
+        self.query_key = nn.Conv2d(context_channels, 2 * KEY_WIDTH * len(dilations), 1)
         # Strengths are learned through exp: they keep their sign. One pair (B_e, B_m) a step.
         self.log_strength = nn.Parameter(torch.tensor([[0.0, 1.5]]).repeat(len(dilations), 1))
         self.value = nn.Conv2d(channels, channels // 2, 1)
         self.output = start_at_zero(nn.Conv2d(channels // 2, channels, 1))
 
-    def weights(self, context: Tensor, boundary: Tensor) -> list[Tensor]:
-        """Attention weights of every step.
+    def weights(self, context: Tensor, boundary: Tensor) -> Tensor:
+        """Attention weights of every step, see :func:`flowfuse.ops.propagation_weights`.
 
         Args:
             context: [B, context_channels, h, w].
             boundary: [B, 2, h, w] probabilities of B_e and B_m.
 
         Returns:
-            Per step [B, 9, h, w], summing to one over the neighbours inside the image.
+            [B, steps, 9, h, w] float32, summing to one over the neighbours inside the image.
         """
-        queries, keys = self.query_key(context).float().chunk(2, dim=1)
-        queries = queries.chunk(len(self.dilations), dim=1)
-        keys = keys.chunk(len(self.dilations), dim=1)
-        edge, stop = boundary[:, :1], boundary[:, 1:]
-        inside = torch.ones_like(stop)
-        crossed = [torch.maximum(stop, shift(stop, dy, dx)) for dy, dx in DIRECTIONS]
-        result = []
-        for step, dilation in enumerate(self.dilations):
-            strength_edge, strength_stop = self.log_strength[step].exp()
-            scores = []
-            for i, (dy, dx) in enumerate(DIRECTIONS):
-                dy, dx = dy * dilation, dx * dilation
-                score = (queries[step] * shift(keys[step], dy, dx)).sum(
-                    1, keepdim=True
-                ) / self.width**0.5
-                score = score + strength_edge * shift(edge, dy, dx) - strength_stop * crossed[i]
-                scores.append(score.masked_fill(shift(inside, dy, dx) == 0, float("-inf")))
-                # The way of twice the length is this way and the same again from its end.
-                crossed[i] = torch.maximum(crossed[i], shift(crossed[i], dy, dx))
-            result.append(torch.cat(scores, dim=1).softmax(dim=1))
-        return result
+        return propagation_weights(self.query_key(context), boundary, self.log_strength.exp())
 
-    def forward(self, motion: Tensor, weights: list[Tensor]) -> Tensor:
+    def forward(self, motion: Tensor, weights: Tensor) -> Tensor:
         """Add what arrives to the motion features: [B, channels, h, w] -> same."""
-        values = self.value(motion)
-        for dilation, weight in zip(self.dilations, weights, strict=True):
-            weight = weight.to(values.dtype)
-            values = sum(
-                weight[:, i : i + 1] * shift(values, dy * dilation, dx * dilation)
-                for i, (dy, dx) in enumerate(DIRECTIONS)
-            )
-        return motion + self.output(values)
-
-
-def shift(x: Tensor, dy: int, dx: int) -> Tensor:
-    """out(y, x) = in(y + dy, x + dx), zero outside: [B, C, h, w] -> same."""
-    height, width = x.shape[-2:]
-    if abs(dy) >= height or abs(dx) >= width:
-        return torch.zeros_like(x)
-    # Negative padding crops: one operator, forward and backward.
-    return F.pad(x, (-dx, dx, -dy, dy))
+        return motion + self.output(propagate(self.value(motion), weights))

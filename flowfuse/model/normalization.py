@@ -12,6 +12,7 @@ from torch import Tensor
 from flowfuse.geometry.grid import pad_to_multiple
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.io.images import as_gray
+from flowfuse.model.encoders import little_memory
 
 # A pixel is hot when it fires at least HOT_COUNT events in the window and HOT_RATIO times as many
 # as its neighbours do on average: a moving edge always lights its neighbours up too.
@@ -119,16 +120,18 @@ def find_scale(activity: Tensor, part: Tensor, step: int) -> SliceScale:
         part: [B, K + 1, bins, n], values of every ``step``-th pixel.
         step: of these pixels.
     """
-    neighbours = (9 * F.avg_pool2d(activity, 3, 1, 1) - activity) / 8
-    hot = (activity >= HOT_COUNT) & (activity > HOT_RATIO * neighbours)
+    # The neighbours' mean is (9 mean - activity) / 8.
+    around = (9 / 8 * HOT_RATIO) * F.avg_pool2d(activity, 3, 1, 1)
+    hot = (activity >= HOT_COUNT) & ((1 + HOT_RATIO / 8) * activity > around)
     kept = (~hot).to(part.dtype)
     # A part of the pixels gives the percentile as well. It is among the largest fiftieth of all.
     values = (part * kept.flatten(2)[..., ::step].unsqueeze(1)).abs().flatten(1)
     nonzero = (values > 0).sum(dim=1, keepdim=True)
-    above = nonzero - 1 - (0.98 * (nonzero - 1)).long()  # how many values are larger
+    last = nonzero - 1
+    above = last - (0.98 * last).long()  # how many values are larger
     largest = values.topk(min(values.shape[1], values.shape[1] // 50 + 2), dim=1).values
     scale = largest.gather(1, above.clamp(0, largest.shape[1] - 1))
-    return SliceScale(torch.where(scale > 0, scale, torch.ones_like(scale)), kept)
+    return SliceScale(scale.masked_fill(scale <= 0, 1.0), kept)
 
 
 def percentile_step(width: int) -> int:
@@ -139,8 +142,11 @@ def percentile_step(width: int) -> int:
 def magnitude(slices: Tensor) -> Tensor:
     """Sum absolute values over the bins: [B, K + 1, bins, H, W] -> [B, K + 1, H, W].
 
-    Bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the middle.
+    On a CPU bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the
+    middle.
     """
+    if not little_memory(slices):
+        return slices.abs().sum(dim=2)
     total = slices[:, :, 0].abs()
     for index in range(1, slices.shape[2]):
         total += slices[:, :, index].abs()
@@ -161,9 +167,10 @@ def normalize_inputs(
         The slices [B, K + 1, bins, H, W], which are large, apart from what outlives them.
     """
     modality_mask = switched_mask(inputs, frames=frames, events=events)
-    history = torch.ones_like(modality_mask[:, :1]).repeat(1, inputs.slices.shape[1])
-    history[:, 0] = modality_mask[:, Modality.HISTORY]
-    slices = normalize_slices(inputs.slices, history * modality_mask[:, Modality.EVENTS, None])
+    present = modality_mask[:, Modality.EVENTS, None]
+    history = modality_mask[:, Modality.HISTORY, None] * present
+    later = present.expand(-1, inputs.slices.shape[1] - 1)
+    slices = normalize_slices(inputs.slices, torch.cat((history, later), dim=1))
     slices = pad_to_multiple(slices, cell, mode="constant")
     first_sum, density = slices[:, 1].sum(1, keepdim=True), F.avg_pool2d(magnitude(slices), cell)
     return slices, make_scene(inputs, modality_mask, first_sum, density, cell)
@@ -177,9 +184,10 @@ def switched_mask(inputs: ModelInputs, *, frames: bool, events: bool) -> Tensor:
         Modality.HISTORY: events,
         Modality.SECOND_FRAME: frames,
     }
-    # Numbers, not a tensor made here: a copy to a GPU waits, and a CUDA graph forbids it.
+    columns = (inputs.modality_mask[:, m] for m in switches)
     first, *others, second = (
-        inputs.modality_mask[:, m] * float(switch) for m, switch in switches.items()
+        column if switch else torch.zeros_like(column)
+        for column, switch in zip(columns, switches.values(), strict=True)
     )
     return torch.stack((first, *others, second * first), dim=1)
 

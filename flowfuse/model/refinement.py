@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.inputs import PairKind
-from flowfuse.model.correlation import WindowMatching, correlate
-from flowfuse.model.encoders import Encoded, ResidualBlock, activate, group_count
-from flowfuse.model.evidence import Evidence
+from flowfuse.geometry.bezier import bernstein_rows
+from flowfuse.model.correlation import PairCorrelations, WindowMatching
+from flowfuse.model.encoders import Encoded, ResidualBlock, group_count, little_memory, normalize
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
@@ -59,7 +58,7 @@ class Refinement(nn.Module):
         gradient_steps: S, the number of gradient steps that follow.
     """
 
-    tau: Tensor
+    basis: Tensor
 
     def __init__(  # noqa: PLR0913 - sizes of its layers
         self,
@@ -76,8 +75,8 @@ class Refinement(nn.Module):
     ) -> None:
         super().__init__()
         self.degree, self.radius, self.stride = degree, radius, stride
-        tau = torch.tensor([1.0, *(k / slices for k in range(1, slices + 1))])
-        self.register_buffer("tau", tau, persistent=False)
+        times = [1.0, *(k / slices for k in range(1, slices + 1))]
+        self.register_buffer("basis", torch.tensor(bernstein_rows(degree, times)), persistent=False)
         self.matching = WindowMatching(radius, 1, degree)
         self.tokens = CorrelationTokens((2 * radius + 1) ** 2, 2, channels)
         self.start_mask = UpsampleMask(hidden, FACTOR)
@@ -105,7 +104,7 @@ class Refinement(nn.Module):
         events: Encoded,
         frames: Encoded,
         boundary: Tensor,
-        evidence: Evidence | None,
+        fades: Tensor | None,
         strategy: str,
     ) -> Refined:
         """Refine.
@@ -116,18 +115,19 @@ class Refinement(nn.Module):
             events: the K + 1 slices, of whose latents nothing is used.
             frames: the two frames, likewise.
             boundary: [B, 2, H, W] logits of B_e and B_m.
-            evidence: how good each modality is, at 1/8; None: nothing is faded.
+            fades: [B, 2, h, w], what multiplies the correlations of event and of frame pairs;
+                None: nothing is faded.
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
-        tokens, proposed = self._match(points, events.fine, frames.fine, evidence, strategy)
+        tokens, proposed = self._match(points, events.fine, frames.fine, fades, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
         )
         parts = (tokens, points, proposed, state, events.stem, frames.stem)
         merged = self._merge(parts, boundary)
         del tokens, state, parts  # memory is scarcest from here on
-        features = self.block(activate(self.norm(merged)))
+        features = self.block(normalize(self.norm, merged))
         del merged
         out = self.out(features).float()
         change, trust, uncertainty, log_priors = out.split(self.splits, dim=1)
@@ -152,32 +152,35 @@ class Refinement(nn.Module):
         points: Tensor,
         events: Tensor,
         frames: Tensor,
-        evidence: Evidence | None,
+        fades: Tensor | None,
         strategy: str,
     ) -> tuple[Tensor, Tensor]:
         """Return tokens [B, (K + 1) channels, ..] and the change they propose, [B, 2 n, ..]."""
-        correlations = correlate(
+        correlations = PairCorrelations(
             ((frames[:, 0], frames[:, 1:]), (events[:, 0], events[:, 1:])),
-            self.tau,
+            self.basis,
             radius=self.radius,
             levels=1,
             strategy=strategy,
         )
         control_points = points.unflatten(1, (self.degree, 2))
-        fades = None
-        if evidence is not None:
-            fades = [
-                F.interpolate(evidence.of_pair(kind), scale_factor=float(FACTOR), mode="bilinear")
-                for kind in (PairKind.FRAMES, PairKind.EVENTS)
-            ]
+        fine_fades = None
+        if fades is not None:
+            fades = F.interpolate(fades, scale_factor=float(FACTOR), mode="bilinear")
+            fine_fades = fades.split(1, dim=1)[::-1]
         tokens, matches = read_pairs(
-            correlations, control_points, self.matching, self.tokens, fades
+            correlations, control_points, self.matching, self.tokens, fine_fades
         )
-        return tokens.flatten(1, 2), self.matching.fit(matches, self.tau).flatten(1, 2)
+        return tokens, self.matching.fit(matches, self.basis).flatten(1, 2)
 
 
 def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
-    """Apply a 1 x 1 convolution to parts side by side in channels, without putting them there."""
+    """Apply a 1 x 1 convolution to parts side by side in channels.
+
+    On a CPU they are not put there, which saves their memory.
+    """
+    if not little_memory(parts[0]):
+        return layer(torch.cat(list(parts), dim=1))
     weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
     first, *others = zip(parts, weights, strict=True)
     total = F.conv2d(*first, layer.bias)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfuse.model.encoders import ResidualBlock, activate, group_count
+from flowfuse.model.encoders import ResidualBlock, activate, group_count, normalize
 
 
 class InitHead(nn.Module):
@@ -33,7 +33,7 @@ class InitHead(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """[B, in_channels, h, w] -> control points [B, 2 n, h, w] in px of the latent."""
         x = activate(self.squeeze(latents))
-        x1 = activate(self.norm1(self.down1(x)))  # 1/16
+        x1 = normalize(self.norm1, self.down1(x))  # 1/16
         x2 = self.block(activate(self.down2(x1)))  # 1/32
         x2 = F.interpolate(self.up(x2), size=x1.shape[-2:], mode="bilinear", align_corners=False)
         estimate = self.head(self.mix(x1 + x2)).float()
@@ -59,7 +59,7 @@ class MotionEncoder(nn.Module):
     def forward(self, tokens: Tensor, control_points: Tensor) -> Tensor:
         x = activate(self.tokens(tokens))
         points = activate(self.points(control_points))
-        return activate(self.norm(self.mix(torch.cat((x, points), dim=1))))
+        return normalize(self.norm, self.mix(torch.cat((x, points), dim=1)))
 
 
 class ConvGRU(nn.Module):
@@ -78,7 +78,7 @@ class ConvGRU(nn.Module):
         gates = torch.sigmoid(self.gates(torch.cat((state, inputs), dim=1)) + gate_context)
         update, reset = gates.chunk(2, dim=1)
         candidate = self.candidate(torch.cat((reset * state, inputs), dim=1)) + candidate_context
-        return (1 - update) * state + update * torch.tanh(candidate)
+        return torch.lerp(state, torch.tanh(candidate), update)
 
 
 class UpdateHead(nn.Module):

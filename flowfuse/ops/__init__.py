@@ -6,7 +6,13 @@ from .correlation import Correlation
 from .correlation_lookup import correlation_lookup
 from .correlation_volume import correlation_volume, pool_levels
 from .extension import build_info
+from .fit_trajectories import fit_trajectories
+from .group_norm_activate import group_norm_activate
+from .lucas_kanade_step import lucas_kanade_step
 from .operator import EXAMPLES, OPERATORS
+from .propagate import propagate
+from .propagation_weights import propagation_weights
+from .read_windows import read_windows
 from .volume_lookup import volume_lookup
 from .voxelize import voxelize
 from .warp_events import warp_events
@@ -20,7 +26,13 @@ __all__ = [
     "convex_upsample",
     "correlation_lookup",
     "correlation_volume",
+    "fit_trajectories",
+    "group_norm_activate",
+    "lucas_kanade_step",
     "pool_levels",
+    "propagate",
+    "propagation_weights",
+    "read_windows",
     "volume_lookup",
     "voxelize",
     "warp_events",

@@ -50,6 +50,8 @@ class Operator:
         reference: the formula in plain torch: slow, obvious, differentiable, on any device.
         fake: empty results, for tensors that have no values.
         gradient: None where there is none.
+        trained_by_reference: the kernel is for inference alone: where a gradient is asked for, the
+            reference is run.
         examples: calls of it by name, a name that begins with the operator's.
         cuda: the kernels of it and its gradient on CUDA where they are calls of torch; they check
             their arguments. None where csrc/cuda has them.
@@ -61,6 +63,7 @@ class Operator:
     fake: Callable[..., Any]
     gradient: Gradient | None
     examples: Mapping[str, MakeExample]
+    trained_by_reference: bool = False
     cuda: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         device = next((a.device for a in arguments if isinstance(a, Tensor)), torch.device("cpu"))
-        if has_kernel(device):
+        if has_kernel(device) and not (self.trained_by_reference and gradient_wanted(arguments)):
             return self.call(*arguments)
         check_types(self.name, self.reference, arguments)
         self.check(*arguments)
@@ -112,9 +115,15 @@ class Operator:
         torch.library.register_autograd(f"{full}_backward", twice)
 
 
+def gradient_wanted(arguments: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+    )
+
+
 def not_differentiable(ctx: Any, inputs: tuple, output: Any) -> None:
     # Without this, inputs that require a gradient make an output that seems to have one.
-    ctx.mark_non_differentiable(*output)
+    ctx.mark_non_differentiable(*([output] if isinstance(output, Tensor) else output))
     ctx.inputs = len(inputs)
 
 

@@ -72,7 +72,7 @@ def test_the_code_runs(monkeypatch):
     first = first.replace("push_frame(image, t,", "push_frame(image, 61_420,")
     exec(compile(first, "docs/guides/live.md", "exec"), names)
     assert made[0].stats.intervals == 2 and np.isfinite(names["result"].flow).all()
-    exec(compile(f"import flowfuse\n{settings}", "docs/live.md", "exec"), names)
+    exec(compile(f"import flowfuse\n{settings}", "docs/guides/live.md", "exec"), names)
     assert (made[1].settings.memory, made[1].settings.offset) == (5_000_000, -3_000)
     names["stream"] = [names["result"]]
     exec(compile(second, "docs/guides/live.md", "exec"), names)

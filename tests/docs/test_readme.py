@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import flowfuse
 from flowfuse.cli import live_options
 from flowfuse.cli.export import build_parser as build_export_parser
 from flowfuse.cli.infer_options import build_parser, parse_config
@@ -37,7 +38,8 @@ def test_the_lines_of_python_run(capsys):
     (block,) = (block for kind, block in BLOCKS if kind == "python")
     assert len(block.strip().splitlines()) <= 9  # eight, and a blank one
     names: dict = {}
-    exec(block.replace('"auto"', '"cpu"'), names)
+    sample = str(flowfuse.sample_recording())
+    exec(block.replace('"auto"', '"cpu"').replace("RECORDING", sample), names)
     assert names["result"].flow.shape == (2, 192, 256)
 
 

@@ -27,6 +27,8 @@ OPERATOR_TESTS = sorted(
     for path in ROOT.glob("tests/ops/test_ops_*.py")
     if path.stem not in ("test_ops_build_info", "test_ops_selftest")  # of the installed library
 )
+# Of what torch is told of the operators, which is the same for every kernel, and takes long.
+LEFT_OUT = "not opcheck and not compile and not export"
 WORK = ROOT / "build" / "emulator"  # kept between runs: only what changed is compiled again
 
 
@@ -74,7 +76,8 @@ RUNS = [
 @pytest.mark.parametrize(("variant", "order"), RUNS)
 def test_operator_tests_pass(variant, order):
     """All tests of the operators, with the instrumented kernels in place of the library's."""
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *OPERATOR_TESTS]
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", LEFT_OUT]
+    arguments += OPERATOR_TESTS
     result = run_python(arguments, build(variant, WORK / variant), variant, order)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 300
@@ -200,8 +203,8 @@ MUTANTS = {
     "grid too large": (
         "conflicts",
         "convex_upsample.cu",
-        "blocks_for(blocks, 1), kThreads, bytes",
-        "dim3(1, static_cast<unsigned>(blocks) << 16), kThreads, bytes",
+        "blocks_for(blocks, 1), kBlock, bytes",
+        "dim3(1, static_cast<unsigned>(blocks) << 16), kBlock, bytes",
         "the limit is \\(2147483647, 65535, 65535\\)",
     ),
     "too little shared memory": (
@@ -214,15 +217,15 @@ MUTANTS = {
     "read out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "const bool read = (inside >> k & 1) && at.first + d < sizes.channels;",
-        "const bool read = at.first + d < sizes.channels;",
+        "static_cast<T>(logits[k * step])",
+        "static_cast<T>(logits[(k + 1) * step])",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "write out of bounds": (
         "sanitizers",
         "convex_upsample.cu",
-        "while (pixel < pixels)",
-        "while (pixel < kWarp)",
+        "smaller<int64_t>(kWarp, sizes.width - at.first_x)",
+        "smaller<int64_t>(kWarp, sizes.width)",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     "index beyond an array": (

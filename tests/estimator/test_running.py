@@ -31,6 +31,7 @@ from flowfuse.inputs import (
     upload_together,
 )
 from flowfuse.model import CONFIGS, FlowFuse
+from flowfuse.model.normalization import SliceScale
 from flowfuse.ops.extension import LIBRARY, kernels_on
 
 needs_kernels = pytest.mark.skipif(LIBRARY is None, reason="the compiled operators are not built")
@@ -162,6 +163,15 @@ def test_an_estimate_never_waits(on_meta, name):
                 found += waits(lambda frame=frame: frames.append(runner.encode_frame(frame)))
             found += waits(lambda: made.extend(runner(inputs, 2, None, tuple(frames))))
             made += [part for frame in frames for part in frame]
+            found += waits(lambda: made.extend(runner(inputs, 2, None, (frames[0], None))))
+        if config.events:
+            scale = SliceScale(torch.empty(len(real.slices), 1, device=OTHER), inputs.event_sum)
+            slices = []
+            for voxels in inputs.slices.unbind(1):
+                found += waits(
+                    lambda voxels=voxels: slices.append(runner.encode_slice(voxels, scale))
+                )
+            found += waits(lambda: made.extend(runner(inputs, 2, encoded_slices=slices)))
     assert not found
     assert {tensor.device.type for tensor in made} == {OTHER}
     assert made[0].shape == (len(real.slices), config.degree, 2, height, width)
@@ -171,6 +181,7 @@ def test_an_estimate_with_real_numbers_never_waits():
     """Branches on values, which fake tensors do not take."""
     config = replace(TINY, gradient_steps=2)
     runner = NetworkRunner(FlowFuse(config), torch.device("cpu"), torch.float32)
+    runner.graphs = lambda kind, work, tensors: work(tensors)  # what a graph would record
     inputs = make_inputs(config)
     absent = inputs._replace(modality_mask=torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
     start = torch.full((1, 2, 40, 48), float("nan"))

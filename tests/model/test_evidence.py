@@ -24,7 +24,6 @@ from flowfuse.losses.supervised import (
 )
 from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
 from flowfuse.model import evidence as evidence_module
-from flowfuse.model.correlation import Matches
 from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds
 
 NANO = CONFIGS["nano"]
@@ -38,7 +37,7 @@ def make_matches(frames=(1.0, 0.0), rate=(1.0, 0.0), cross=(1.0, 0.0), slices=4,
     residual = torch.stack([*moved, torch.tensor(cross)])[None, :, :, None, None]
     residual = residual.expand(-1, -1, -1, *size).clone()
     certainty = torch.full((1, slices + 2, 1, *size), -1.0)
-    return [Matches(residual, certainty)], torch.cat((times, torch.ones(2)))
+    return torch.cat((residual, certainty), dim=2), torch.cat((times, torch.ones(2)))
 
 
 def make_inputs(batch=1, height=40, width=48):
@@ -130,7 +129,7 @@ def test_the_head_sees_disagreement_and_not_its_direction(monkeypatch):
 def test_motion_unlike_that_of_the_neighbours():
     motion = torch.zeros(1, 1, 2, 9, 9)
     motion[0, 0, :, 4, 4] = torch.tensor((15.0, 20.0))
-    found = evidence_module.unlike_neighbours(motion)[0, 0]
+    found = evidence_module.unlike_neighbours(motion).norm(dim=2)[0, 0]
     assert found[4, 4].item() == pytest.approx(25 * 24 / 25)
     assert found[2, 6].item() == pytest.approx(1.0) and found[1, 4] == 0
     assert evidence_module.unlike_neighbours(torch.full((1, 2, 2, 3, 4), 7.0)).abs().max() == 0
@@ -157,7 +156,7 @@ def test_a_modality_that_has_faded_altogether_is_as_good_as_absent(gone, monkeyp
     wanted, both = run(model, inputs, **mask), run(model, inputs)
 
     def fade_out(matches, tau, mask):
-        fade = torch.ones(1, 2, *matches[0].residual.shape[-2:])
+        fade = torch.ones(1, 2, *matches.shape[-2:])
         fade[:, int(gone == "events")] = 1e-6
         return Evidence(torch.zeros_like(fade), fade)
 
@@ -180,12 +179,12 @@ def test_what_is_absent_has_no_say():
 
 def test_no_gradient_to_the_matches_and_none_through_the_fade():
     matches, tau = make_matches()
-    matches = [Matches(*(value.requires_grad_() for value in matches[0]))]
+    matches.requires_grad_()
     head = EvidenceHead()
     evidence = head(matches, tau, ALL)
     assert not evidence.fade.requires_grad
     evidence.log_scale.sum().backward()
-    assert head.out.weight.grad is not None and matches[0].residual.grad is None
+    assert head.out.weight.grad is not None and matches.grad is None
 
 
 def test_evidence_begins_as_guided_fusion_of_one_modality():

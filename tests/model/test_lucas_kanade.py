@@ -10,13 +10,9 @@ from flowfuse.geometry.grid import pixel_grid
 from flowfuse.inputs import ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model import lucas_kanade as module
-from flowfuse.model.lucas_kanade import (
-    MAX_CHANGE,
-    image_gradient,
-    lucas_kanade_refine,
-    lucas_kanade_step,
-    windows,
-)
+from flowfuse.model.lucas_kanade import lucas_kanade_refine
+from flowfuse.ops import lucas_kanade_step
+from flowfuse.ops.lucas_kanade_step import MAX_CHANGE, image_gradient, windows
 
 HEIGHT, WIDTH, CELL = 32, 48, 4
 

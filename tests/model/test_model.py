@@ -10,9 +10,10 @@ from flowfuse.data.samples import Sample
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.losses.supervised import LossConfig, single_errors, supervised_loss
 from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
-from flowfuse.model.fusion import BoundaryPropagation, shift
+from flowfuse.model.fusion import BoundaryPropagation
 from flowfuse.model.normalization import count_slice, scale_of
 from flowfuse.ops.extension import LIBRARY
+from flowfuse.ops.propagation_weights import shift
 
 TINY = ModelConfig(
     name="tiny", slices=2, bins=2, stem_channels=8, channels=16, hidden=16, token_channels=8,
@@ -239,8 +240,9 @@ def test_parts_in_turn_and_all_at_once_agree(batch, monkeypatch):
     model = make_model(TINY)
     inputs = make_inputs(TINY, batch=batch)
     in_turn = flow(model, inputs)
-    for module in ("flowfuse", "correlation"):  # as on a GPU
-        monkeypatch.setattr(f"flowfuse.model.{module}.in_turn", lambda values: (values,))
+    for module in ("correlation", "encoders", "flowfuse", "normalization", "refinement"):
+        # As on a GPU.
+        monkeypatch.setattr(f"flowfuse.model.{module}.little_memory", lambda values: False)
     # 1e-4: convolutions may sum in another order for another batch size
     torch.testing.assert_close(flow(model, inputs), in_turn, atol=1e-4, rtol=1e-4)
 
@@ -320,8 +322,7 @@ def test_propagation_reaches_interiors_and_stops_at_motion_boundaries():
     motion = torch.zeros(1, 2, 16, 16)
     motion[..., 2] = 1  # known at the edge only
     weights = propagation.weights(torch.zeros(1, 4, 16, 16), boundary)
-    for weight in weights:
-        torch.testing.assert_close(weight.sum(1), torch.ones(1, 16, 16))
+    torch.testing.assert_close(weights.sum(2), torch.ones(1, 3, 16, 16))
     with torch.no_grad():
         arrived = (propagation(motion, weights) - motion)[0, 0]
     assert arrived[:, 1].min() > 0.9 and arrived[:, 3].min() > 0.9  # beside the edge
@@ -340,7 +341,7 @@ def test_propagation_does_not_jump_over_a_thin_boundary():
     boundary[0, 1, 0, 5] = 1
     weights = propagation.weights(torch.zeros(1, 4, 1, 16), boundary)
     left = 3  # index of the direction (0, -1)
-    assert weights[2][0, left, 0, 7] < 1e-3 < weights[2][0, left, 0, 12]
+    assert weights[0, 2, left, 0, 7] < 1e-3 < weights[0, 2, left, 0, 12]
 
 
 @pytest.mark.slow

@@ -128,6 +128,9 @@ def test_edge_every_instruction_set_agrees():
         assert numbers[-1] == values["default"][-1]
 
 
+VERSION = '__version__ = "0"\n'  # which pyproject.toml takes from there
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("mode", "compiler", "succeeds", "built"),
@@ -145,7 +148,7 @@ def test_setup_modes(tmp_path, mode, compiler, succeeds, built):
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(checkout / name, tmp_path)
     for path, text in {
-        "flowfuse/__init__.py": "",
+        "flowfuse/__init__.py": VERSION,
         "csrc/cpu/one.cpp": "int one() { return 1; }",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True)
@@ -173,6 +176,7 @@ def test_error_setup_switches(tmp_path, switches, message):
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(checkout / name, tmp_path)
     (tmp_path / "flowfuse").mkdir()
+    (tmp_path / "flowfuse" / "__init__.py").write_text(VERSION)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     env = os.environ | {"FLOWFUSE_EXTENSION": "auto"} | switches
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

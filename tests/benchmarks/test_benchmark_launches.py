@@ -1,0 +1,53 @@
+"""benchmarks/launches.py: an estimate launches few kernels, and the script counts them right."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from flowfuse.model import CONFIGS
+from flowfuse.ops import build_info
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("launches")
+
+
+@pytest.mark.skipif(not build_info()["extension"], reason="the compiled operators are not built")
+@pytest.mark.parametrize("strategy", ["volume", "on_demand"])
+@pytest.mark.parametrize(("name", "most"), [("small", 400), ("base", 600)])
+def test_an_estimate_launches_few_kernels(script, name, most, strategy):
+    counted = script.count(replace(CONFIGS[name], correlation=strategy), (64, 64))
+    assert sum(counted.calls.values()) < most, counted.calls.most_common(20)
+
+
+def test_what_counts(script):
+    values = torch.rand(4, 6)
+    with script.Launches() as counted:
+        part = values[1:].transpose(0, 1).unflatten(0, (2, 3)).detach()
+        torch.empty(3)
+        torch.empty_like(part)
+        assert not counted.calls
+        sums = part + 1  # 18 numbers in, 18 out
+        sums.mul_(2)  # an argument and a result that are the same
+    assert counted.calls == {"outside": 2}
+    assert counted.bytes == {"outside": 4 * (18 + 18) + 4 * (18 + 18)}
+
+
+def test_the_table(script, monkeypatch, capsys):
+    monkeypatch.setattr(script, "SIZE", (32, 32))
+    monkeypatch.setattr(sys, "argv", ["launches", "--model", "nano", "--by-function"])
+    script.main()
+    *_, first, _, last = capsys.readouterr().out.splitlines()[:6]
+    assert "network" not in first and first.startswith("| nano | volume |")
+    assert last.startswith("| nano | volume | model.") or "ops." in last
