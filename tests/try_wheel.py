@@ -26,7 +26,7 @@ LIBRARY = "from flowfuse.ops import build_info as b; print(b()['path'], b()['tor
 # What the README shows would train for hours: the same commands, for two steps.
 SHORT = "--steps 2 --batch 1 --crop 32 32 --device cpu"
 ON_SCENES = (
-    "--model nano --scenes 2 --scene-size 48 64 --final-share 0 --validation-scenes 1 "
+    "--model nano --scenes 2 --scene-size 48 64 --final-crop 32 32 --validation-scenes 1 "
     "--validate-every 2"
 )
 ELSEWHERE = ("DSEC", "dv:")  # a data set and a camera that are not here
