@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import re
 import subprocess
 import sys
 import threading
@@ -255,7 +256,8 @@ def test_a_stream_for_rerun(run, recording, tmp_path):
     columns["tracks/lines"] = "LineStrips2D:strips"
     for name, column in columns.items():
         chunks = [line for line in printed.splitlines() if f" - /{name} - " in line]
-        assert len(chunks) == 3 and all(column in line for line in chunks), name
+        rows = sum(int(re.search(r"with (\d+) row", line)[1]) for line in chunks)
+        assert rows == 3 and all(column in line for line in chunks), name
 
 
 def test_rerun_is_missing(run, recording, monkeypatch, capsys):

@@ -91,7 +91,8 @@ def _check_words(directory: Path, order: list[Path]) -> None:
     """Refuse names that differ in words, as left_1 and right_1, where numbers go back in order."""
     for a, b in pairwise(order):
         before, after = ([int(n) for n in re.findall(r"\d+", path.stem)] for path in (a, b))
-        if after < before and re.sub(r"\d+", "0", a.stem) != re.sub(r"\d+", "0", b.stem):
+        going_back = before and after and after < before  # a name without numbers counts nothing
+        if going_back and re.sub(r"\d+", "0", a.stem) != re.sub(r"\d+", "0", b.stem):
             raise ValueError(
                 f"{directory}: {a.name} and {b.name} have different words, and the numbers of the "
                 "images go back between them: are they of two cameras? Keep those of one in the "
