@@ -1,4 +1,4 @@
-"""Draws docs/images/network.svg: the parts of `small-robust`, with the shapes of a run of it.
+"""Draws docs/images/network.svg: the parts of `small`, with the shapes of a run of it.
 
     python docs/scripts/network_figure.py [--check]
 
@@ -245,7 +245,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     asked = parser.parse_args()
-    text = draw(boxes(*record_shapes("small-robust")))
+    text = draw(boxes(*record_shapes("small")))
     if asked.check:
         if PATH.read_text(encoding="utf-8") != text:
             print(f"{PATH}: not that of the code; run {Path(__file__).name}", file=sys.stderr)

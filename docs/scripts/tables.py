@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/results/index.md")
 
-ACCURACY = "2026-11-30-small-robust.md"
+ACCURACY = "2026-11-30-small-accuracy.md"
 SPEED = {  # machine: file; the first has the times that are shown
     "AMD Zen 5": "2026-11-22-model-cpu.md",
     "AMD Zen 4": "2026-11-29-model-zen4-avx512.md",
@@ -27,7 +27,6 @@ ESTIMATES = {  # as shown: as in the files
     "small": "small fused",
     "small, frames only": "small frames only",
     "small, events only": "small events only",
-    "small-robust": "small-robust fused",
     "DIS": "DIS",
     "zero flow": "zero",
 }
@@ -38,7 +37,7 @@ REAL = {
     "pan-tilt, every 8th, twice as fast (1)": "pan_tilt/fast_every_8",
     "slider_depth (5)": "slider_depth",
 }
-IMAGES = ("alley_1", "rubberwhale")
+SYNTHETIC = ("slow", "fast", "thin", "mixed", "blur", "dark", "driving", "alley_1", "rubberwhale")
 NETWORKS = {  # as shown: as in the files
     "E-RAFT": "E-RAFT",
     "small": "small",
@@ -96,15 +95,10 @@ def real() -> list[list[str]]:
 
 def synthetic() -> list[list[str]]:
     """EPE on synthetic sets and images: a row for each estimate."""
-    tables = read_tables(RESULTS / ACCURACY)
-    scenes, images = find(tables, "slow"), find(tables, IMAGES[0])
-    names = [name for name in next(iter(scenes.values())) if name]
+    found = find(read_tables(RESULTS / ACCURACY), SYNTHETIC[0])
     return [
-        ["synthetic, images", *names, *IMAGES],
-        *(
-            [label, *(scenes[row][n] for n in names), *(images[row][n] for n in IMAGES)]
-            for label, row in ESTIMATES.items()
-        ),
+        ["synthetic, images", *SYNTHETIC],
+        *([label, *(found[row][name] for name in SYNTHETIC)] for label, row in ESTIMATES.items()),
     ]
 
 

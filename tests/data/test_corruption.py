@@ -283,8 +283,8 @@ def test_settings_are_checked(tmp_path):
     out = ["-o", str(tmp_path / "run")]
     with pytest.raises(ConfigError, match="max_iterations must be at least 1"):
         read_command_line([*out, "--max-iterations", "0"])
-    config, _ = read_command_line([*out, "--config", "small-robust"])
-    assert config.max_iterations == 8 and config.augment.corrupt_events > 0
+    config, _ = read_command_line([*out, "--config", "small"])
+    assert config.max_iterations == 6 and config.augment.corrupt_events > 0
 
 
 def test_iterations_are_a_function_of_seed_and_step():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,8 +34,7 @@ def test_sample_has_truth_at_all_its_times(recording):
 @pytest.mark.parametrize("name", available())
 def test_models_are_what_their_names_say(name):
     model, _ = load_checkpoint(resolve_checkpoint(name), "cpu")
-    fusion = {"small": "guided", "small-robust": "evidence"}[name]
-    assert model.config == replace(CONFIGS[name.partition("-")[0]], fusion=fusion)
+    assert model.config == CONFIGS[name]
     assert all(np.isfinite(p.detach().numpy()).all() for p in model.parameters())
     assert resolve_checkpoint(name).with_suffix(".md").is_file()
 
