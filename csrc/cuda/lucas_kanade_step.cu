@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) cell_moments(GradientStep<T> params)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) solve_cells(GradientStep<T> params) {
+__global__ void __launch_bounds__(kThreads, 2) solve_cells(GradientStep<T> params) {
   const int64_t rows = params.rows(), columns = params.columns(), cells = rows * columns;
   for (int64_t index = first_item(); index < params.batch * cells; index += item_step()) {
     const int64_t b = index / cells, cell = index % cells, y = cell / columns, x = cell % columns;

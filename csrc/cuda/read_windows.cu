@@ -49,7 +49,7 @@ struct Softmax {
 };
 
 template <class T, class O>
-__global__ void __launch_bounds__(kRows* kWarp) read_blocks(WindowReading<T, O> params) {
+__global__ void __launch_bounds__(kRows* kWarp, 2) read_blocks(WindowReading<T, O> params) {
   Shared<T>& shared = *shared_memory<Shared<T>>();
   const int lane = threadIdx.x, row = threadIdx.y;
   const int64_t segments = (params.plane + kWarp - 1) / kWarp;
@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(kRows* kWarp) read_blocks(WindowReading<T, O> 
           }
         }
         __syncthreads();
+#pragma unroll 4  // all at once would need more registers than there are
         for (int v = 0; v < kChunk && params.token_channels > 0; v += Quad<T>::kCount) {
           Quad<T> weights[kOwnTokens];
 #pragma unroll
