@@ -72,4 +72,6 @@ def perturb_flow(flow: Tensor, valid: Tensor, rng: np.random.Generator) -> Tenso
     smooth = strength * (ERROR * size + SMALLEST_ERROR) * smooth
     holes = F.interpolate(unknown.float(), size=(height, width), mode="nearest")[0, 0] > 0
     carried = torch.where(valid & ~holes, speed * flow + smooth, torch.nan)
-    return torch.roll(carried, shift, dims=(1, 2)).float()
+    # What comes in over a border is not known.
+    moved = F.pad(carried, (SHIFT,) * 4, value=torch.nan)
+    return torch.roll(moved, shift, dims=(1, 2))[:, SHIFT:-SHIFT, SHIFT:-SHIFT].float()

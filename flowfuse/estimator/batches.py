@@ -22,10 +22,10 @@ def argument_rows(columns: Mapping[str, Any], shared: Mapping[str, Any]) -> list
     Raises:
         ValueError: they do not agree on B, or it is zero.
     """
-    lengths = {len(part) for part in columns.values() if hasattr(part, "__len__")}
+    lengths = {len(part) for part in columns.values() if has_length(part)}
     if len(lengths) != 1 or not lengths - {0}:
         found = ", ".join(
-            f"{name}: {len(part) if hasattr(part, '__len__') else type(part).__name__}"
+            f"{name}: {len(part) if has_length(part) else type(part).__name__}"
             for name, part in columns.items()
         )
         raise ValueError(f"estimate_batch: expected the same number of each, got {found}")
@@ -37,12 +37,17 @@ def argument_rows(columns: Mapping[str, Any], shared: Mapping[str, Any]) -> list
         else:
             values[name] = [None] * count if part is None else [part[i] for i in range(count)]
     for name, part in shared.items():
-        values[name] = list(part) if hasattr(part, "__len__") else [part] * count
+        values[name] = list(part) if has_length(part) else [part] * count
         if len(values[name]) != count:
             raise ValueError(
                 f"estimate_batch: {name} must be one value, or {count}, got {len(values[name])}"
             )
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def has_length(value: Any) -> bool:
+    """Whether a value is many; arrays without an axis are one, though they have ``__len__``."""
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
 
 
 def stack_inputs(items: Sequence[ModelInputs], has_frames: Sequence[bool]) -> ModelInputs:

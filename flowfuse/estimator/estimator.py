@@ -298,7 +298,13 @@ class Estimator:
             except ValueError as error:
                 raise ValueError(f"item {index}: {error}") from error
         inputs, times, modalities = zip(*pairs, strict=True)
-        batch = stack_inputs(inputs, [row["frame0"] is not None for row in rows])
+        # A network that cannot use frame 0 alone has left it out, and it is gray then.
+        shown = [
+            row["frame0"] is not None
+            and (not self.model.config.frames or any(name.startswith("frame") for name in found))
+            for row, found in zip(rows, modalities, strict=True)
+        ]
+        batch = stack_inputs(inputs, shown)
         height, width = batch.frame0.shape[-2:]
         start = as_flow_init(flow_init, height, width, len(rows))
         output = self._network(batch, as_iterations(iterations), start)

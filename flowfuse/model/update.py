@@ -78,7 +78,9 @@ class ConvGRU(nn.Module):
         gates = torch.sigmoid(self.gates(torch.cat((state, inputs), dim=1)) + gate_context)
         update, reset = gates.chunk(2, dim=1)
         candidate = self.candidate(torch.cat((reset * state, inputs), dim=1)) + candidate_context
-        return torch.lerp(state, torch.tanh(candidate), update)
+        # Autocast on a GPU has the state in float32, as it comes out of a norm.
+        candidate, update = (part.to(state.dtype) for part in (torch.tanh(candidate), update))
+        return torch.lerp(state, candidate, update)
 
 
 class UpdateHead(nn.Module):

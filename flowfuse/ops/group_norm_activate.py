@@ -58,7 +58,9 @@ def check(values, residual, weight, bias, groups) -> None:
     form = "[N, C, h, w] with C a multiple of groups"
     require(fits, f"{op}: values must have shape {form}, got {list(values.shape)}")
     if residual is not None:
-        shapes.check("residual", residual, ["N", "C", "h", "w"], [values.dtype])
+        exact = sum_dtype(values.dtype)
+        dtypes = [dtype for dtype in FEATURE_DTYPES if sum_dtype(dtype) == exact]
+        shapes.check("residual", residual, ["N", "C", "h", "w"], dtypes)
     for name, tensor in (("weight", weight), ("bias", bias)):
         shapes.check(name, tensor, ["C"], [sum_dtype(values.dtype)])
 

@@ -75,3 +75,14 @@ def test_augmentation_gives_it_in_the_shape_of_the_crop():
     assert not torch.equal(first.nan_to_num(9e9), other.nan_to_num(9e9))
     batch = Sample.collate(varied)
     assert batch.flow_init.shape == (3, 2, 48, 64)
+
+
+def test_what_comes_in_over_a_border_is_not_known():
+    flow = torch.full((2, 40, 48), 20.0)
+    flow[0, :, :24] = -20.0
+    for seed in range(8):
+        found = perturb_flow(
+            flow, torch.ones(40, 48, dtype=torch.bool), np.random.default_rng(seed)
+        )
+        left, right = found[0, :, :12], found[0, :, 36:]
+        assert not (left > 5).any() and not (right < -5).any()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from estimator_cases import HEIGHT, T0, T1, WIDTH
+from estimator_cases import HEIGHT, T0, T1, WIDTH, make_model
 
+from flowfuse.estimator import Estimator
 from flowfuse.estimator.batches import argument_rows
 from flowfuse.events import Events
 
@@ -44,6 +45,25 @@ def test_wrong_batches_are_refused(estimator, frames, events):
     ):
         with pytest.raises(ValueError, match=message):
             estimator.estimate_batch(*arguments, **times)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_one_number_may_be_an_array(make, estimator, frames, events):
+    """It has ``__len__``, and no length."""
+    pair = {"t0": make(T0), "t1": make(T1), "exposure0": make(2_000)}
+    many = [frames[0]] * 2, [frames[1]] * 2, [events] * 2
+    (first, _) = estimator.estimate_batch(*many, **pair)
+    assert (first.t0, first.t1) == (T0, T1)
+
+
+def test_a_frame_that_is_left_out_has_no_colours(frames, events):
+    """A guided network cannot use frame 0 alone."""
+    guided = Estimator(make_model(fusion="guided").eval())
+    colour = np.repeat(frames[0][:, :, None], 3, axis=2)
+    results = guided.estimate_batch(
+        [colour, colour], [colour, None], [events] * 2, t0=[T0] * 2, t1=[T1] * 2
+    )
+    assert results[1].modalities == ("events",)
 
 
 def test_arguments_of_a_batch_are_those_of_its_pairs():

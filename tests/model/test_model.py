@@ -258,6 +258,24 @@ def test_autocast_runs_and_stays_close():
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().max()
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_autocast_of_a_gpu_runs(trained, monkeypatch):
+    """There, norms give float32, which stands beside half-precision features."""
+    norm = torch.nn.functional.group_norm
+
+    def in_float32(values, groups, weight=None, bias=None, eps=1e-5):
+        return norm(values.float(), groups, weight, bias, eps)
+
+    monkeypatch.setattr(torch.nn.functional, "group_norm", in_float32)
+    model, inputs = make_model(TINY), make_inputs(TINY)
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16):
+        output = model(inputs)
+    assert output.control_points.dtype == torch.float32
+    if trained:
+        output.control_points.sum().backward()
+        assert model.update.gates.weight.grad.isfinite().all()
+
+
 def test_inputs_are_not_modified():
     inputs = make_inputs(TINY)
     copies = [value.clone() for value in inputs]

@@ -394,7 +394,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{recipe}/x"], ": Not a directory"),
         (["-o", "{foreign}"], "holds config.yaml, but no checkpoints/: no training made them"),
         (["-o", "{run}", "--resume", "--steps", "9"], "what the run has done, 16, got 9"),
-        (["-o", "{new}", "--config", "absent"], "of that name (shipped: adapt, dsec, nano, small,"),
+        (["-o", "{new}", "--config", "absent"], "of that name (shipped: adapt, dsec, nano, small)"),
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
         (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
         (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),
