@@ -87,12 +87,16 @@ def _numbers_of(stem: str, pattern: re.Pattern) -> list[tuple[Decimal, str]]:
     return [(Decimal(part), "") if i % 2 else (Decimal(0), part) for i, part in enumerate(parts)]
 
 
+def _words(path: Path) -> str:
+    return re.sub(r"-?\d+", "0", path.stem)
+
+
 def _check_words(directory: Path, order: list[Path]) -> None:
     """Refuse names that differ in words, as left_1 and right_1, where numbers go back in order."""
     for a, b in pairwise(order):
         before, after = ([int(n) for n in re.findall(r"\d+", path.stem)] for path in (a, b))
         going_back = before and after and after < before  # a name without numbers counts nothing
-        if going_back and re.sub(r"\d+", "0", a.stem) != re.sub(r"\d+", "0", b.stem):
+        if going_back and _words(a) != _words(b):
             raise ValueError(
                 f"{directory}: {a.name} and {b.name} have different words, and the numbers of the "
                 "images go back between them: are they of two cameras? Keep those of one in the "

@@ -26,6 +26,8 @@ _MOST_BRIGHT = 0.001  # share of brighter pixels in a black frame
 # further on; of one still picture they differ less, of noise as much.
 _COMBED = 1.1
 _MOST_MISSING = 2.5  # frame intervals from the last frame to the stated end
+# Plain packets, those of .m2ts with a stamp before them, those with error correction after them.
+_TS_STEPS = ((0, 188), (4, 192), (0, 204))
 _TS_PACKET, _TS_TAIL = 188, 10_000  # bytes of a transport packet; packets looked at, at the end
 _BOTTOM_FIRST = (3, 4)  # of FFmpeg's AVFieldOrder: BB, TB
 
@@ -308,9 +310,10 @@ def _ends_within_a_frame(path: Path, pid: int) -> bool:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        # A packet begins with 0x47; .m2ts have a stamp of 4 bytes before it.
-        prefix = 0 if file.read(1) == b"G" else 4
-        step = prefix + _TS_PACKET
+        found = _packet_layout(file.read(4 * _TS_STEPS[-1][1]))
+        if found is None:
+            return False
+        prefix, step = found
         if size % step:
             return True
         file.seek(max(0, size - _TS_TAIL * step))
@@ -320,6 +323,15 @@ def _ends_within_a_frame(path: Path, pid: int) -> bool:
         if int.from_bytes(packet[1:3], "big") & 0x1FFF == pid:
             return packet[3] >> 4 & 3 == 1  # data alone, no stuffing
     return False
+
+
+def _packet_layout(head: bytes) -> tuple[int, int] | None:
+    """Bytes before a transport packet and from one to the next; None: these are no such packets."""
+    for prefix, step in _TS_STEPS:
+        starts = head[prefix::step]
+        if starts and set(starts) == {0x47}:  # each packet begins with it
+            return prefix, step
+    return None
 
 
 def _stated_end(text: str) -> float | None:

@@ -10,7 +10,7 @@ import av.logging
 import numpy as np
 import pytest
 
-from flowfuse.data.formats.video import _first_field, _stated_end
+from flowfuse.data.formats.video import _first_field, _packet_layout, _stated_end
 from flowfuse.data.opening import open_recording
 from flowfuse.data.registry import open_frames
 
@@ -144,6 +144,13 @@ def test_a_matroska_file_that_ends_early_is_told(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.warns(UserWarning, match=r"has 0\.\d+ s, the container states an end at 1\.000 s"):
         open_frames(path)
+
+
+@pytest.mark.parametrize(("prefix", "step"), [(0, 188), (4, 192), (0, 204)])
+def test_packets_are_found_by_their_first_bytes(prefix, step):
+    packet = b"G" * prefix + b"G" + bytes(step - prefix - 1)
+    assert _packet_layout(4 * packet) == (prefix, step)
+    assert _packet_layout(bytes(4 * step)) is None
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mts"])
