@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,10 @@ class RerunView(View):
             ) from error
         if output is not None:
             check_file_path(output)
+        elif sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+            raise OSError(
+                "--view rerun needs a screen: there is none; --output FILE.rrd writes a file"
+            )
         self._trails = Trails()
         self._stream = self._rerun.RecordingStream("flowfuse-live")
         self._stream.send_recording_name(title)

@@ -316,10 +316,17 @@ def find_cause(recording: Recording) -> str | None:
     if told is not None:
         return told
     found = compare_geometry(recording, QUICK_PAIRS)
-    if not found.is_evident:
+    if found.pairs == 0 or not (found.is_evident or found.as_given < EVIDENT):
         return None
     # Frames at a wrong time can look so, too: it must be a better explanation than that.
     shifted = estimate_offset(recording, most_pairs=QUICK_PAIRS)
-    if np.nan_to_num(shifted.correlation) > abs(found.correlation) - BETTER:
-        return None
-    return found.describe()
+    best = np.nan_to_num(shifted.correlation)
+    if found.is_evident and best <= abs(found.correlation) - BETTER:
+        return found.describe()
+    if best >= 2 * EVIDENT and shifted.is_evident:
+        return (
+            "the clocks of frames and events differ: the events explain the frames with a "
+            f"correlation of {best:.2f} with {shifted.option}, {shifted.as_given:.2f} as given "
+            f"({shifted.pairs} pairs)"
+        )
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,10 @@ def prepare_pair(
     durations = as_exposure("exposure0", exposures[0]), as_exposure("exposure1", exposures[1])
     images = [as_frame("frame0", frames[0]), as_frame("frame1", frames[1])]
     shown = _frames_shown(config, images)
+    if frames[0] is None and frames[1] is not None:
+        warnings.warn(
+            "estimator: frame1 without frame0 tells nothing, and is not used", stacklevel=4
+        )
     if len(shown) < 2:
         durations = None, None
     _check_exposures(durations, t1 - t0)

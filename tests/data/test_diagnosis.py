@@ -63,6 +63,13 @@ def test_every_cause_is_named(tmp_path, capsys, change, told):
     assert "time offset: add" not in out
 
 
+def test_events_that_are_late_are_told(tmp_path):
+    path = altered(tmp_path / "r", lambda c, h, w: {**c, "t": c["t"] + 15_000})
+    told = find_cause(open_recording(path))
+    assert told.startswith("the clocks of frames and events differ")
+    assert "--time-offset=" in told
+
+
 def test_times_of_frames_in_another_unit_are_named(tmp_path):
     path = altered(tmp_path / "r", lambda c, h, w: c)
     rows = [line.split() for line in (path / "images.txt").read_text().splitlines()]
