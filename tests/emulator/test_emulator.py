@@ -67,7 +67,6 @@ def run_python(
 RUNS = [
     ("sanitizers", "shuffle:2"),
     ("conflicts", "forward"),
-    ("few_blocks", "reverse"),
     ("few_blocks", "shuffle:1"),
     ("cpu_sanitizers", "-"),
 ]
