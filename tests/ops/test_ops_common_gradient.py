@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.common_gradient import reference
@@ -333,16 +334,12 @@ def test_error_double_backward_and_vmap():
 
 @needs_extension
 def test_same_bits_for_thread_counts():
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 1, 2, 5):
-            torch.set_num_threads(count)
-            inputs = [v.requires_grad_() for v in random_inputs(2, 3, 21, 23)]
-            result = ops.common_gradient(*inputs)
-            results.append((result, *torch.autograd.grad(result.square().sum(), inputs)))
-    finally:
-        torch.set_num_threads(threads)
+    def run():
+        inputs = [v.requires_grad_() for v in random_inputs(2, 3, 21, 23)]
+        result = ops.common_gradient(*inputs)
+        return result, *torch.autograd.grad(result.square().sum(), inputs)
+
+    results = with_thread_counts(run, (1, 1, 2, 5))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
@@ -361,14 +358,7 @@ def test_reference_and_same_bits_for_parts(batch, with_flow):
         result = operator(*leaves)
         return result.detach(), *torch.autograd.grad(result, leaves, grad.to(dtype))
 
-    threads = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(run(ops.common_gradient, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
+    found = with_thread_counts(lambda: run(ops.common_gradient, torch.float32))
     exact = run(reference, torch.float64)
     for first, *others, expected in zip(*found, exact, strict=True):
         assert all(torch.equal(first, other) for other in others)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.convex_upsample import reference
@@ -130,14 +131,9 @@ def test_reference_blocks(width, channels, factor):
     mask = 4 * torch.randn(1, 9 * factor**2, 4, width, generator=generator)
     grad = torch.randn(1, channels, 4 * factor, width * factor, generator=generator)
     exact = run_both_ways(reference, field.double(), mask.double(), grad.double(), factor)
-    threads = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(run_both_ways(ops.convex_upsample, field, mask, grad, factor))
-    finally:
-        torch.set_num_threads(threads)
+    found = with_thread_counts(
+        lambda: run_both_ways(ops.convex_upsample, field, mask, grad, factor)
+    )
     for first, *others, expected in zip(*found, exact, strict=True):
         assert all(torch.equal(first, other) for other in others)
         # Sums of 9 weights and of up to 256 fine pixels in float32.
@@ -180,16 +176,13 @@ def test_opcheck():
 @needs_extension
 def test_same_bits_for_thread_counts():
     field, mask = torch.randn(2, 3, 9, 70), torch.randn(2, 36, 9, 70)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 1, 2, 5):
-            torch.set_num_threads(count)
-            leaves = (field.requires_grad_(), mask.requires_grad_())
-            result = ops.convex_upsample(*leaves, 2)
-            results.append((result, *torch.autograd.grad(result.square().sum(), leaves)))
-    finally:
-        torch.set_num_threads(threads)
+
+    def run():
+        leaves = (field.requires_grad_(), mask.requires_grad_())
+        result = ops.convex_upsample(*leaves, 2)
+        return result, *torch.autograd.grad(result.square().sum(), leaves)
+
+    results = with_thread_counts(run, (1, 1, 2, 5))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.correlation import MULTIPLIES_BFLOAT16, automatic_strategy
@@ -831,14 +832,7 @@ def test_same_bits_for_thread_counts(strategy, shape):
         gradients = torch.autograd.grad(result.square().sum(), (f0, f1, coords))
         return result, half.detach(), *gradients
 
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 1, 2, 3, 5):
-            torch.set_num_threads(count)
-            results.append(run())
-    finally:
-        torch.set_num_threads(threads)
+    results = with_thread_counts(run, (1, 1, 2, 3, 5))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.geometry.bezier import bernstein_rows
@@ -98,13 +99,7 @@ def test_opcheck():
 
 @needs_extension
 def test_same_bits_for_thread_counts():
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(ops.fit_trajectories(**random_inputs(width=777)))
-    finally:
-        torch.set_num_threads(threads)
+    found = with_thread_counts(lambda: ops.fit_trajectories(**random_inputs(width=777)))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 from torch.nn import functional as F
 
 from flowfuse import ops
@@ -78,13 +79,7 @@ def test_opcheck():
 
 @needs_extension
 def test_same_bits_for_thread_counts():
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(ops.group_norm_activate(**random_inputs()))
-    finally:
-        torch.set_num_threads(threads)
+    found = with_thread_counts(lambda: ops.group_norm_activate(**random_inputs()))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.lucas_kanade_step import example, reference
@@ -77,13 +78,7 @@ def test_opcheck():
 
 @needs_extension
 def test_same_bits_for_thread_counts():
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(ops.lucas_kanade_step(**random_inputs()))
-    finally:
-        torch.set_num_threads(threads)
+    found = with_thread_counts(lambda: ops.lucas_kanade_step(**random_inputs()))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 
@@ -73,15 +74,12 @@ def test_opcheck():
 
 @needs_extension
 def test_same_bits_for_thread_counts():
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            leaves = [tensor.requires_grad_() for tensor in random_inputs()]
-            result = ops.propagate(*leaves)
-            found.append([result, *torch.autograd.grad(result.square().sum(), leaves)])
-    finally:
-        torch.set_num_threads(threads)
+    def run():
+        leaves = [tensor.requires_grad_() for tensor in random_inputs()]
+        result = ops.propagate(*leaves)
+        return [result, *torch.autograd.grad(result.square().sum(), leaves)]
+
+    found = with_thread_counts(run)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 

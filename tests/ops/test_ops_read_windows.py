@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.read_windows import reference
@@ -133,13 +134,7 @@ def test_opcheck():
 
 @needs_extension
 def test_same_bits_for_thread_counts():
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(ops.read_windows(**random_inputs()))
-    finally:
-        torch.set_num_threads(threads)
+    found = with_thread_counts(lambda: ops.read_windows(**random_inputs()))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from thread_cases import using_threads, with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.voxelize import reference
@@ -107,12 +108,8 @@ def test_reference_polarity_dtypes(dtype):
 
 
 def with_threads(count, *arguments):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count)
+    with using_threads(count):
         return ops.voxelize(*arguments)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @needs_cpu_kernels
@@ -424,14 +421,7 @@ def test_opcheck():
 def test_same_bits_for_thread_counts(dtype, counts):
     """Few items are split among threads, many are taken in groups."""
     arguments = (*random_events(counts, dtype), 3, 7, 9)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            results.append(ops.voxelize(*arguments))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_thread_counts(lambda: ops.voxelize(*arguments), (1, 2, 3, 5))
     for voxels, ignored in results[1:]:
         assert torch.equal(voxels, results[0][0])
         assert torch.equal(ignored, results[0][1])

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from thread_cases import using_threads, with_thread_counts
 
 from flowfuse import ops
 from flowfuse.ops.warp_events import reference
@@ -177,17 +178,13 @@ def test_reference_sizes(size, dtype):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_reference_strips(dtype, threads):
     """CPU kernels list the events near a strip of rows, 1024 at a time; a strip may be one row."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         for size in ((2, 9), (33, 40)):
             height, width = size
             assert_agrees(
                 rough_arguments([3000, 1], dtype, 2, height=height, width=width, mode="split")
             )
             assert_agrees(rough_arguments([5000], dtype, 0, height=height, width=width))
-    finally:
-        torch.set_num_threads(before)
 
 
 @needs_extension
@@ -407,14 +404,7 @@ def test_edge_many_shares_of_one_cell():
 
 def test_same_bits():
     flow = torch.randn(2, 2, 6, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 1, 2):
-            torch.set_num_threads(count)
-            results.append(warp(random_events(), flow))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_thread_counts(lambda: warp(random_events(), flow), (1, 1, 2))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
@@ -424,15 +414,12 @@ def test_same_bits():
 def test_same_bits_for_thread_counts(counts, mode):
     arguments = rough_arguments(counts, torch.float32, 2, torch.float32, mode=mode)
     weights = image_weights(arguments)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 1, 2, 3, 5):
-            torch.set_num_threads(count)
-            image = ops.warp_events(*arguments)
-            results.append((image, gradient(ops.warp_events, arguments, weights)))
-    finally:
-        torch.set_num_threads(threads)
+
+    def run():
+        image = ops.warp_events(*arguments)
+        return image, gradient(ops.warp_events, arguments, weights)
+
+    results = with_thread_counts(run, (1, 1, 2, 3, 5))
     for image, grad in results[1:]:
         assert torch.equal(image, results[0][0]) and torch.equal(grad, results[0][1])
 

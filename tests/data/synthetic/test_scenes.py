@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from thread_cases import using_threads
 
 from flowfuse.data.samples import Sample
 from flowfuse.data.synthetic.camera import CameraConfig, expose, exposure_weights
@@ -215,12 +216,8 @@ IMPERFECT = replace(PRESETS["slow"], misaligned_share=1.0, readout_share=1.0)
 @pytest.mark.parametrize("preset", [*PRESETS, IMPERFECT])
 def test_same_seed_same_bytes(preset):
     def content(seed: int, threads: int) -> bytes:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with using_threads(threads):
             scene = generate_scene(seed, preset, H, W)
-        finally:
-            torch.set_num_threads(before)
         events = scene.events
         arrays = (scene.frames, scene.frame_times, scene.exposures, events.x, events.y, events.t)
         ground_truth = (scene.flow_at(0.3).numpy(), scene.boundary().numpy())
