@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -95,6 +95,29 @@ def run_with_arguments(
     except SystemExit as stop:  # --help, or wrong usage after its message
         return int(stop.code or 0)
     return start(config, arguments)
+
+
+@contextmanager
+def called_as(name: str) -> Iterator[None]:
+    """Let parsers call themselves so, in their help and their errors."""
+    before, sys.argv[0] = sys.argv[0], name
+    try:
+        yield
+    finally:
+        sys.argv[0] = before
+
+
+def list_subcommands(command: str, kind: str, texts: Mapping[str, str]) -> str:
+    """The help of a command that has others.
+
+    Args:
+        command: its name.
+        kind: what it calls the others, such as "tool".
+        texts: what each does, by its name.
+    """
+    width = max(map(len, texts))
+    lines = [f"usage: {command} {kind.upper()} ...", "", f"{kind}s (each has --help):"]
+    return "\n".join(lines + [f"  {name:<{width}}  {text}" for name, text in texts.items()])
 
 
 def leave(code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import flowfuse
-from flowfuse.cli.console import leave
+from flowfuse.cli.console import called_as, leave, list_subcommands
 
 COMMAND = "flowfuse-data"
 TOOLS = {  # subcommand -> file in data_tools/
@@ -47,14 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"{COMMAND}: error: {error}", file=sys.stderr)
         return 1
-    before = sys.argv[0]
-    sys.argv[0] = f"{COMMAND} {name}"  # what its help and its errors call it
     try:
-        return tool.main(arguments)
+        with called_as(f"{COMMAND} {name}"):
+            return tool.main(arguments)
     except SystemExit as stop:  # --help, or wrong usage after its message
         return int(stop.code or 0)
-    finally:
-        sys.argv[0] = before
 
 
 def find_tools() -> Path:
@@ -80,12 +77,11 @@ def _load(name: str) -> ModuleType:
 
 
 def _usage() -> str:
-    width = max(map(len, TOOLS))
-    lines = [f"usage: {COMMAND} TOOL ...", "", "tools (each has --help):"]
+    texts = {}
     for name, file in TOOLS.items():
         text = (find_tools() / f"{file}.py").read_text(encoding="utf-8")
-        lines.append(f"  {name:<{width}}  {text.partition(chr(10))[0].strip(chr(34))}")
-    return "\n".join(lines)
+        texts[name] = text.partition("\n")[0].strip('"')
+    return list_subcommands(COMMAND, "tool", texts)
 
 
 def command() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from flowfuse import __version__
-from flowfuse.cli.console import leave
+from flowfuse.cli.console import called_as, leave, list_subcommands
 
 COMMAND = "flowfuse"
 COMMANDS = {  # each is a module of flowfuse.cli
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *arguments = (list(sys.argv[1:]) if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
-        print(_usage())
+        print(list_subcommands(COMMAND, "command", COMMANDS))
         return 0
     if name == "--version":
         print(f"{COMMAND} {__version__}")
@@ -39,19 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"{COMMAND}: unknown command {name!r}: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    before = sys.argv[0]
-    sys.argv[0] = f"{COMMAND}-{name}"  # what its help and its errors call it
-    try:
+    with called_as(f"{COMMAND}-{name}"):
         return importlib.import_module(f"flowfuse.cli.{name}").main(arguments)
-    finally:
-        sys.argv[0] = before
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"usage: {COMMAND} COMMAND ...", "", "commands (each has --help):"]
-    lines += [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(lines)
 
 
 def command() -> None:
