@@ -21,6 +21,7 @@ from flowfuse.cli.reading_options import (
 )
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.diagnosis import BETTER, compare_clocks, compare_geometry, guess_unit
+from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import (
     BIN,
@@ -69,6 +70,8 @@ def inspect(arguments: Namespace) -> None:
     print(f"{named}: {recording.width} x {recording.height}")
     statistics = count_events(recording)
     lines = describe_frames(recording) + describe_events(recording, statistics)
+    if isinstance(recording, FileRecording) and recording.assumption is not None:
+        lines.append(recording.assumption)
     if arguments.calibration is not None:
         share = read_calibration(
             arguments.calibration, (recording.height, recording.width)
