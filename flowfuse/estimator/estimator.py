@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfuse.estimator.alignment import AlignmentCheck
 from flowfuse.estimator.arguments import (
     as_column,
     as_flow_init,
@@ -46,6 +47,8 @@ class Estimator:
 
     Attributes:
         model, device, dtype, info, graph: as given.
+        check_alignment: whether the first calls with frames and events warn where the events
+            explain the frames only mirrored, with x and y swapped or with inverted polarity.
 
     Raises:
         ValueError: the device, the dtype or ``graph`` cannot be used.
@@ -66,6 +69,8 @@ class Estimator:
         self._network = NetworkRunner(model, self.device, self.dtype, graph)
         self.model = self._network.model
         self.info = dict(info or {})
+        self.check_alignment = True
+        self._alignment = AlignmentCheck()
 
     def __repr__(self) -> str:
         return f"Estimator({self.model.config.name}, {self.device}, {self.dtype})"
@@ -121,6 +126,8 @@ class Estimator:
             frame0, frame1, events,
             t0=t0, t1=t1, exposure0=exposure0, exposure1=exposure1, history=history,
         )  # fmt: skip
+        if self.check_alignment:
+            self._alignment.look(frame0, frame1, events, *pair.times)
         if initial is not None:
             warnings.warn("estimator: initial is now called flow_init", FutureWarning, stacklevel=2)
             flow_init = initial
@@ -298,6 +305,9 @@ class Estimator:
             except ValueError as error:
                 raise ValueError(f"item {index}: {error}") from error
         inputs, times, modalities = zip(*pairs, strict=True)
+        if self.check_alignment:
+            for row, known in zip(rows, times, strict=True):
+                self._alignment.look(row["frame0"], row["frame1"], row["events"], *known)
         # A network that cannot use frame 0 alone has left it out, and it is gray then.
         shown = [
             row["frame0"] is not None
