@@ -203,7 +203,7 @@ def _codecs() -> Iterator[Finding]:
         "windows",
         "flowfuse-live --view window",
         _has_windows,
-        "pip uninstall opencv-python-headless && pip install opencv-python; it serves all else, too",
+        "pip uninstall opencv-python-headless && pip install opencv-python, which serves all",
     )
 
 

@@ -45,7 +45,8 @@ class AlignmentCheck:
             self._looks = 0
         elif found.is_evident and abs(found.correlation) >= EVIDENT:
             self._looks = 0
-            warnings.warn(f"estimator: likely cause of wrong flow: {found.describe()}", stacklevel=3)
+            told = f"estimator: likely cause of wrong flow: {found.describe()}"
+            warnings.warn(told, stacklevel=3)
 
 
 class _Pair:

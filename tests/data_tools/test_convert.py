@@ -248,7 +248,8 @@ def test_the_unit_that_is_assumed_is_told(tmp_path, capsys):
     assert state + "columns (--columns t_ms,x,y,p)" in told(fractions)
     moved = "".join(f"{i % 16} 2 {0.25 * i} {i % 2}\n" for i in range(20))
     assert state + "columns (--columns x,y,t_ms,p)" in told("x y t p\n" + moved)
-    assert "t is taken as seconds, since there are too few lines to tell" in told("0 1 2 1\n1 1 2 0\n")
+    few = told("0 1 2 1\n1 1 2 0\n")
+    assert "t is taken as seconds, since there are too few lines to tell" in few
     for options in ((), ("--columns", "t_s,x,y,p")):
         header = "" if options else "t_ms x y p\n"
         assert "taken as" not in told(header + fractions, *options)
