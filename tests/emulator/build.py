@@ -97,11 +97,12 @@ def build(
     ]
     objects = []
     for source in sources:
-        instrumented = source.stem != "emulator" or variant == "sanitizers"
+        own = source.stem == "emulator"
+        flags = [*(compile_flags if not own or variant == "sanitizers" else []), *(["-O2"] * own)]
         objects.append(f"{source.stem}.o")
         lines += [
             f"build {source.stem}.o: compile {source}",
-            f"  extra = {' '.join(compile_flags) if instrumented else ''}",
+            f"  extra = {' '.join(flags)}",
         ]
     lines += [f"build {library.name}: link {' '.join(objects)}", f"default {library.name}", ""]
     command = [sys.executable, "-m", "ninja", "-C", str(directory)]
