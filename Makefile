@@ -37,7 +37,7 @@ quick: setup
 	$(if $(COVERAGE),@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines of flowfuse")
 
 slow: setup
-	$(PYTEST) -m slow tests
+	$(PYTEST) -m slow --durations=12 tests
 
 # The site, in site/, to be read from the disk too. A broken link or reference is an error.
 docs: setup

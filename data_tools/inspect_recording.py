@@ -227,7 +227,7 @@ def describe_offset(found: TimeOffset, reach: int) -> list[str]:
     if not found.is_evident:
         return [
             f"time offset: none is evident (correlation {found.as_given:.2f} as given; at best "
-            f"{found.correlation:.2f}, at {found.offset / 1000:+.2f} ms; {found.pairs} pairs)"
+            f"{found.correlation:.2f}, at {found.offset / 1000:+.2f} ms; {count_pairs(found)})"
         ]
     edge = ""
     if abs(found.offset) >= reach:
@@ -236,9 +236,14 @@ def describe_offset(found: TimeOffset, reach: int) -> list[str]:
     return [
         f"time offset: add {found.offset / 1000:+.2f} ms to the frame times "
         f"(correlation {found.correlation:.2f} there, {found.as_given:.2f} as given; "
-        f"{found.pairs} pairs){edge}: {found.option}",
+        f"{count_pairs(found)}){edge}: {found.option}",
         "  (events lag behind the light by half a threshold, a few ms where motion is slow)",
     ]
+
+
+def count_pairs(found: TimeOffset) -> str:
+    """The number of frame pairs that were compared, in words."""
+    return f"{found.pairs} pair{'s' * (found.pairs != 1)}"
 
 
 def draw_sheet(recording: Recording, found: EventStatistics) -> np.ndarray:
