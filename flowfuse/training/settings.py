@@ -57,7 +57,8 @@ class TrainConfig:
         warmup: share of the steps in which the learning rate rises.
         weight_decay: of the weights with more than one axis.
         clip: largest norm of the gradient.
-        ema: decay of the moving average of the weights.
+        ema: decay of the moving average of the weights; with `init`, the average of n steps keeps a
+            share of ema ** n of the weights that it started from.
         bf16: compute in bfloat16 where autocast does; the weights stay float32. Slower than float32
             on a CPU without bfloat16 instructions, which is told but obeyed.
         channels_last: memory layout of weights and images.
