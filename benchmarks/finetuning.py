@@ -1,7 +1,7 @@
 """Measure what finetuning by a recipe gives on sequences of DSEC that it has not learned from.
 
     python benchmarks/finetuning.py --roots roots --markdown today.md
-    python benchmarks/finetuning.py --roots roots --seeds 3 --options "--learning-rate 1e-4 --ema 0.98"
+    python benchmarks/finetuning.py --roots roots --options "--learning-rate 1e-4"
 
 The sequences are generated scenes in the files of DSEC (data_tools/write_dsec.py): for every seed
 some to learn from and others to measure on, of the presets driving, fast and slow, and more of the
@@ -76,7 +76,7 @@ class Plan:
     name: str = "seed"
     learned: int = 8
     held_out: int = 8
-    frames: int = 9
+    frames: int = 7
     size: tuple[int, int] = (256, 192)
     image_size: tuple[int, int] = (512, 384)
     crop: tuple[int, int] = (128, 160)
@@ -84,7 +84,8 @@ class Plan:
 
 
 QUICK = Plan(
-    "quick", 1, 1, 5, (64, 48), (128, 96), (48, 64), ("--steps", "2", "--validation-scenes", "1", "--ema", "0.5")
+    "quick", 1, 1, 5, (64, 48), (128, 96), (48, 64),
+    ("--steps", "2", "--validation-scenes", "1", "--ema", "0.5"),
 )  # fmt: skip
 
 
@@ -131,7 +132,14 @@ def measure(model: FlowFuse, root: Path) -> dict[str, float]:
 
 def finetune(folder: Path, out: Path, seed: int, options: Namespace, plan: Plan) -> Path:
     """Train by the recipe; returns the run."""
-    words = ["--config", options.recipe, "--init", options.init, "--data", f"dsec:{folder / 'learn'}"]
+    words = [
+        "--config",
+        options.recipe,
+        "--init",
+        options.init,
+        "--data",
+        f"dsec:{folder / 'learn'}",
+    ]
     words += ["--seed", str(seed), "-o", str(out), "--no-tensorboard", "--device", "cpu"]
     words += ["--crop", *map(str, plan.crop), *plan.options, *shlex.split(options.options)]
     if train.main(words):
@@ -170,7 +178,7 @@ def changes(errors: Errors) -> Row:
 
 
 def rows_of(name: str, errors: Errors) -> Iterator[Row]:
-    """The rows of one seed, or of all: what is like that learned from as a whole, then by preset."""
+    """The rows of one seed, or of all: the presets that are learned from together, then each."""
     for kind in (ALL_LEARNED, *LEARNED, *OTHERS):
         chosen = LEARNED if kind == ALL_LEARNED else (kind,)
         part = {
@@ -221,7 +229,9 @@ def between(found: Mapping[str, float]) -> str:
     """A ratio with its interval, as a change."""
     value = Interval(**found)
     text = f"{percent(value.value)} %"
-    return text if np.isnan(value.low) else f"{text} ({percent(value.low)} to {percent(value.high)})"
+    return (
+        text if np.isnan(value.low) else f"{text} ({percent(value.low)} to {percent(value.high)})"
+    )
 
 
 def cells(row: Row) -> list[str]:
