@@ -33,10 +33,6 @@ from flowfuse.model.checkpoint import (
 
 _log = logging.getLogger(__name__)
 
-# Learning rate of the evidence head over that of the rest: it is new where trained weights are
-# given, small, and taught at every second step only.
-EVIDENCE_RATE = 8.0
-
 
 class TrainingState:
     """Weights, their moving average, the optimizer and the counters of a training.
@@ -46,6 +42,7 @@ class TrainingState:
         device: where to train.
         seed: fixes the first weights.
         weight_decay: of AdamW; biases and norms have none.
+        evidence_rate: learning rate of the evidence head over that of the rest.
         decay: of the moving average; early steps use less, so that it forgets the first weights,
             unless they are those of a checkpoint (:meth:`start_from`).
         channels_last: memory layout of the weights.
@@ -58,6 +55,7 @@ class TrainingState:
         *,
         seed: int,
         weight_decay: float,
+        evidence_rate: float,
         decay: float,
         channels_last: bool,
     ) -> None:
@@ -78,7 +76,7 @@ class TrainingState:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             decayed = weight_decay if parameter.ndim > 1 else 0.0
-            scale = EVIDENCE_RATE if name.startswith("evidence.") else 1.0
+            scale = evidence_rate if name.startswith("evidence.") else 1.0
             groups.setdefault((scale, decayed), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [

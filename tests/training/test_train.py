@@ -407,7 +407,7 @@ def test_the_average_forgets_first_weights_early_unless_they_are_given(
     config, _ = train_options.read_command_line([*argv, *words])
     new = state.TrainingState(
         config.model, torch.device("cpu"), seed=config.seed, weight_decay=config.weight_decay,
-        decay=config.ema, channels_last=config.channels_last,
+        evidence_rate=config.evidence_rate, decay=config.ema, channels_last=config.channels_last,
     )  # fmt: skip
     if given:
         new.start_from(finished / "model.safetensors")
