@@ -1,12 +1,13 @@
 """Measure what finetuning by a recipe gives on sequences of DSEC that it has not learned from.
 
     python benchmarks/finetuning.py --roots roots --markdown today.md
-    python benchmarks/finetuning.py --roots roots --options "--learning-rate 1e-4"
+    python benchmarks/finetuning.py --roots roots --seeds 3 --options "" "--learning-rate 1e-4"
 
 The sequences are generated scenes in the files of DSEC (data_tools/write_dsec.py): for every seed
 some to learn from and others to measure on, of the presets driving, fast and slow, and more of the
 preset dark, of which nothing is learned. They are small, and so are the crops; all else is as the
-recipe has it. --roots keeps the sequences for the next call; without it they are made anew.
+recipe has it, or as each of --options has it. --roots keeps the sequences for the next call;
+without it they are made anew. Recipes are to be chosen on some seeds and confirmed on others.
 
 Error: mean endpoint error (EPE) over the pixels with ground truth of a flow map, then over the maps
 of a sequence, before the finetuning and after its last step. Changes come with 95 % bootstrap
@@ -20,7 +21,7 @@ import shlex
 import sys
 import tempfile
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,34 +131,27 @@ def measure(model: FlowFuse, root: Path) -> dict[str, float]:
     return {name: float(np.mean(errors)) for name, errors in found.items()}
 
 
-def finetune(folder: Path, out: Path, seed: int, options: Namespace, plan: Plan) -> Path:
-    """Train by the recipe; returns the run."""
-    words = [
-        "--config",
-        options.recipe,
-        "--init",
-        options.init,
-        "--data",
-        f"dsec:{folder / 'learn'}",
-    ]
-    words += ["--seed", str(seed), "-o", str(out), "--no-tensorboard", "--device", "cpu"]
-    words += ["--crop", *map(str, plan.crop), *plan.options, *shlex.split(options.options)]
-    if train.main(words):
+def finetune(folder: Path, out: Path, seed: int, more: str, options: Namespace, plan: Plan) -> Path:
+    """Train by the recipe and what is to differ from it; returns the last weights."""
+    words = ["--config", options.recipe, "--init", options.init]
+    words += ["--data", f"dsec:{folder / 'learn'}", "--seed", str(seed), "-o", str(out)]
+    words += ["--no-tensorboard", "--device", "cpu", "--crop", *map(str, plan.crop)]
+    if train.main([*words, *plan.options, *shlex.split(more)]):
         raise RuntimeError("flowfuse-train failed; its message is above")
-    return out
+    return out / "model.safetensors"
 
 
-def measure_seed(seed: int, options: Namespace, plan: Plan) -> Errors:
-    """Make what a seed needs, finetune, and measure before and after."""
+def measure_seed(seed: int, options: Namespace, plan: Plan) -> Iterator[tuple[str, Errors]]:
+    """Make what a seed needs, and measure before and after each finetuning: options, errors."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.roots or temporary) / f"{plan.name}_{seed}"
         make_sequences(folder, seed, plan)
-        run = finetune(folder, Path(temporary) / "run", seed, options, plan)
-        before, after = (
-            measure(flowfuse.load(checkpoint).model, folder / "measure")
-            for checkpoint in (options.init, run / "model.safetensors")
-        )
-    return {name: (before[name], after[name]) for name in before}
+        before = measure(flowfuse.load(options.init).model, folder / "measure")
+        for number, more in enumerate(options.options):
+            out = Path(temporary) / f"run_{number}"
+            weights = finetune(folder, out, seed, more, options, plan)
+            after = measure(flowfuse.load(weights).model, folder / "measure")
+            yield more, {name: (before[name], after[name]) for name in before}
 
 
 def changes(errors: Errors) -> Row:
@@ -177,7 +171,7 @@ def changes(errors: Errors) -> Row:
     }
 
 
-def rows_of(name: str, errors: Errors) -> Iterator[Row]:
+def rows_of(seed: str, more: str, errors: Errors) -> Iterator[Row]:
     """The rows of one seed, or of all: the presets that are learned from together, then each."""
     for kind in (ALL_LEARNED, *LEARNED, *OTHERS):
         chosen = LEARNED if kind == ALL_LEARNED else (kind,)
@@ -186,38 +180,40 @@ def rows_of(name: str, errors: Errors) -> Iterator[Row]:
             for sequence, pair in errors.items()
             if sequence.rpartition("_")[0].rpartition(" ")[2] in chosen
         }
-        yield {**dict.fromkeys(KEYS), "seed": name, "kind": kind, **changes(part)}
+        named = {"seed": seed, "options": more, "kind": kind}
+        yield {**dict.fromkeys(KEYS), **named, **changes(part)}
 
 
 def measured_rows(options: Namespace, plan: Plan) -> Iterator[Row]:
     """The rows, printed as they come."""
-    everything: Errors = {}
+    everything: dict[str, Errors] = {}
     print(*head(COLUMNS), sep="\n", flush=True)
 
-    def shown(rows: Iterator[Row]) -> Iterator[Row]:
+    def shown(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             print(line(cells(row)), flush=True)
             yield row
 
     for seed in options.seeds:
         try:
-            errors = measure_seed(seed, options, plan)
+            for more, errors in measure_seed(seed, options, plan):
+                pooled = everything.setdefault(more, {})
+                pooled |= {f"{seed} {name}": pair for name, pair in errors.items()}
+                yield from shown(rows_of(str(seed), more, errors))
         except Exception as error:
-            failed: Row = {**dict.fromkeys(KEYS), "seed": str(seed), "error": reason(error)}
-            yield from shown(iter([failed]))
-            continue
-        everything |= {f"{seed} {name}": pair for name, pair in errors.items()}
-        yield from shown(rows_of(str(seed), errors))
-    if everything and len(options.seeds) > 1:
-        yield from shown(rows_of(ALL_SEEDS, everything))
+            yield from shown([{**dict.fromkeys(KEYS), "seed": str(seed), "error": reason(error)}])
+    if len(options.seeds) > 1:
+        for more, errors in everything.items():
+            yield from shown(rows_of(ALL_SEEDS, more, errors))
 
 
 KEYS = (
-    "seed", "kind", "sequences", "before", "after", "mean", "single", "best", "worst", "error",
+    "seed", "options", "kind", "sequences", "before", "after", "mean", "single", "best", "worst",
+    "error",
 )  # fmt: skip
 COLUMNS = (
-    "seed", "held-out sequences", "number", "EPE before", "after", "change of the mean EPE",
-    "of a sequence's EPE", "of single ones", "note",
+    "seed", "options", "held-out sequences", "number", "EPE before", "after",
+    "change of the mean EPE", "of a sequence's EPE", "of single ones", "note",
 )  # fmt: skip
 
 
@@ -237,9 +233,10 @@ def between(found: Mapping[str, float]) -> str:
 def cells(row: Row) -> list[str]:
     """The texts of one row of the table."""
     if row["error"]:
-        return [str(row["seed"]), *[""] * 7, f"failed: {row['error']}"]
+        return [str(row["seed"]), *[""] * 8, f"failed: {row['error']}"]
     return [
         str(row["seed"]),
+        f"`{row['options']}`" if row["options"] else "",
         str(row["kind"]),
         number(row["sequences"], ".0f"),
         number(row["before"], ".3f"),
@@ -255,10 +252,8 @@ def as_markdown(report: Mapping) -> str:
     """A report as text with one table."""
     told = report["finetuning"]
     lines = [
-        f"Recipe `{told['recipe']}` from `{told['init']}`"
-        + (f" with `{told['options']}`" if told["options"] else "")
-        + f", crops of {told['crop'][0]} x {told['crop'][1]} px. EPE in px; changes with 95 % "
-        "intervals over sequences.",
+        f"Recipe `{told['recipe']}` from `{told['init']}`, crops of {told['crop'][0]} x "
+        f"{told['crop'][1]} px. EPE in px; changes with 95 % intervals over sequences.",
         "",
         *table(COLUMNS, [cells(row) for row in report["rows"]]),
     ]
@@ -269,7 +264,10 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(__doc__, prog="finetuning", formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=str, default="dsec", help="as flowfuse-train --config")
     parser.add_argument("--init", type=str, default="small", help="what is finetuned")
-    parser.add_argument("--options", type=str, default="", help="more of flowfuse-train, one text")
+    parser.add_argument(
+        "--options", nargs="+", type=str, default=[""], metavar="TEXT",
+        help="of flowfuse-train, what is to differ from the recipe; a finetuning for each text",
+    )  # fmt: skip
     parser.add_argument(
         "--seeds", nargs="+", type=parse_count, default=[1, 2], help="of scenes and of training"
     )
@@ -286,8 +284,7 @@ def run(options: Namespace) -> int:
     plan = QUICK if options.quick else Plan()
     report = new_report("cpu", options.quick, None)
     report["finetuning"] = {
-        "recipe": options.recipe, "init": options.init, "options": options.options,
-        "crop": plan.crop,
+        "recipe": options.recipe, "init": options.init, "crop": plan.crop,
     }  # fmt: skip
     fill(report, "rows", measured_rows(options, plan), options, as_markdown)
     return tell_failures("finetuning", report["rows"], ("seed",))

@@ -39,13 +39,10 @@ def test_changes(script: ModuleType) -> None:
     assert row["single"]["value"] == pytest.approx((0.9 * 1.1**9) ** 0.1)
     assert row["mean"]["low"] < 0.92 and row["mean"]["high"] == pytest.approx(1.1)
     few = script.changes(dict(list(errors.items())[:9]))
-    assert np.isnan(few["mean"]["low"]) and script.between(few["mean"]) == "-7.5 %"
+    assert np.isnan(few["mean"]["low"]) and script.between(few["mean"]) == "-8.5 %"
 
 
-def test_rows(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
-) -> None:
-    """All of it, small: two seeds, of which one cannot be trained."""
+def test_all_of_it(script: ModuleType, tmp_path: Path, one_thread: None) -> None:
     results, written = tmp_path / "rows.json", tmp_path / "rows.md"
     arguments = ["--quick", "--roots", str(tmp_path), "--json", str(results)]
     arguments += ["--markdown", str(written)]
@@ -55,7 +52,7 @@ def test_rows(
     assert all(set(row) == set(script.KEYS) and row["error"] is None for row in rows)
     assert [row["sequences"] for row in rows] == [3, 1, 1, 1, 1]
     assert all(row["before"] > 0 and row["before"] != row["after"] for row in rows)
-    assert "| 3 | all three | 3 |" in written.read_text()
+    assert "| 3 |  | all three | 3 |" in written.read_text()
     root = tmp_path / "quick_3"
     data = DsecDataset(root / "measure", "all", 4, 3)
     assert {s.path.name for s in data.sequences} == {
@@ -67,15 +64,31 @@ def test_rows(
     )
     assert learned == {"driving_0", "fast_0", "slow_0"} and len(validated) == 4
 
+
+def test_rows_of_several_seeds_and_options(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the seeds cannot be trained."""
+    results, written = tmp_path / "rows.json", tmp_path / "rows.md"
+
     def known(seed, options, plan):
         if seed == 4:
             raise ValueError("no such thing")
-        return {f"{kind}_0": (2.0, 1.0) for kind in ("driving", "fast", "slow", "dark")}
+        for more, after in zip(options.options, (1.0, 3.0), strict=True):
+            yield more, {f"{kind}_0": (2.0, after) for kind in ("driving", "fast", "slow", "dark")}
 
     monkeypatch.setattr(script, "measure_seed", known)
-    assert script.main([*arguments, "--seeds", "3", "4", "5"]) == 1
+    arguments = ["--seeds", "3", "4", "5", "--options", "", "--ema 0.5"]
+    assert script.main([*arguments, "--json", str(results), "--markdown", str(written)]) == 1
     rows = json.loads(results.read_text())["rows"]
-    assert [row["seed"] for row in rows] == ["3"] * 5 + ["4"] + ["5"] * 5 + ["all"] * 5
-    assert rows[5]["error"] == "ValueError: no such thing"
-    assert rows[11]["sequences"] == 6 and rows[11]["mean"]["value"] == 0.5
-    assert "| 4 |  |  |  |  |  |  |  | failed: ValueError: no such thing |" in written.read_text()
+    assert [row["seed"] for row in rows] == ["3"] * 10 + ["4"] + ["5"] * 10 + ["all"] * 10
+    assert rows[10]["error"] == "ValueError: no such thing"
+    whole = [row for row in rows if (row["seed"], row["kind"]) == ("all", "all three")]
+    assert [(row["options"], row["mean"]["value"]) for row in whole] == [
+        ("", 0.5),
+        ("--ema 0.5", 1.5),
+    ]
+    assert all(row["sequences"] == 6 for row in whole)
+    text = written.read_text()
+    assert "| 4 |  |  |  |  |  |  |  |  | failed: ValueError: no such thing |" in text
+    assert "| all | `--ema 0.5` | all three | 6 | 2.000 | 3.000 | +50.0 % | +50.0 % |" in text
