@@ -463,6 +463,7 @@ def test_a_finetuning_is_resumed_with_the_same_bits(
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
         (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
         (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),
+        (["-o", "{new}", "--evidence-rate", "0"], "evidence_rate must be a positive number, got 0"),
         (["-o", "{new}", "--loss.flow", "-1"], "error: loss.flow must be a number >= 0, got -1.0"),
         (["-o", "{new}", "--loss.matching", "nan"], "loss.matching"),
         (["-o", "{new}", "--crop", "15", "32"], "crop must be at least 16 x 16 px, got (15, 32)"),
@@ -736,6 +737,7 @@ def test_a_recipe_may_need_the_command_line(tmp_path):
     arguments = ["--config", "dsec", "-o", str(tmp_path / "run")]
     config, _ = train_options.read_command_line([*arguments, "--data", "dsec:there"])
     assert config.source == "dsec" and config.crop == (288, 384) and config.init == "small"
+    assert config.ema**config.steps == pytest.approx(0.37, abs=0.01)  # kept of the shipped weights
     with pytest.raises(ConfigError, match=r"dsec.yaml: crop \(288, 384\) must not be larger"):
         train_options.read_command_line(arguments)
 
