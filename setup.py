@@ -37,8 +37,8 @@ ARCHITECTURES = "sm_80,sm_86,sm_89,sm_90,compute_80,compute_90"
 # The ABI of torch 2.11: without this the binary would bind to the torch it was built with.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
-# At the borders of an image windows are cut: GCC makes a loop for each of the ways, which is a tenth
-# of the whole library for a few vectors of pixels.
+# At the borders of an image windows are cut: GCC makes a loop for each way that they can be, which
+# is a tenth of the whole library for a few vectors of pixels.
 SOURCE_FLAGS = {"csrc/cpu/common_gradient.cpp": "-fno-split-loops"}
 
 

@@ -136,9 +136,7 @@ def describe_losses(stats: StreamStats) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
-def explain_no_results(
-    stats: StreamStats, length: int | None, came: tuple[int, int] | None
-) -> str:
+def explain_no_results(stats: StreamStats, length: int | None, came: tuple[int, int] | None) -> str:
     """Say why a run that has ended gave nothing.
 
     Args:

@@ -25,9 +25,7 @@ def whole_limits(t0: float, t1: float) -> tuple[int, int]:
     return int(t0), int(t1)
 
 
-def check_unit(
-    t0: float, t1: float, found: Events, event_range: tuple[int, int] | None
-) -> None:
+def check_unit(t0: float, t1: float, found: Events, event_range: tuple[int, int] | None) -> None:
     """Warn where few events or none were found because times are not in microseconds.
 
     Args:
