@@ -2,8 +2,8 @@
 
     python docs/scripts/pictures.py [FOLDER]
 
-It runs flowfuse-infer; the second picture needs Chromium and its driver on the PATH. Pictures of the
-worst scenes, such as accuracy-mixed.jpg, come from `benchmarks/accuracy.py -o OUT`:
+It runs flowfuse-infer; the second picture needs Chromium and its driver on the PATH. Pictures of
+the worst scenes, such as accuracy-mixed.jpg, come from `benchmarks/accuracy.py -o OUT`:
 
     python docs/scripts/pictures.py --shrink OUT/mixed-worst.png docs/images/accuracy-mixed.jpg
 """
