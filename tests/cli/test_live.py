@@ -97,7 +97,8 @@ def test_overlapping_intervals_share_what_they_can(run, recording, capsys):
 
 
 def test_losses_are_told(run, recording, capsys):
-    assert run(recording, "--speed", 0, "--view", "none", "--interval", "5ms", "--memory", 400) == 0
+    options = ("--view", "none", "--interval", "5ms", "--memory", 400)
+    assert run(recording, "--speed", 0, "--policy", "latest", *options) == 0
     assert "intervals skipped" in capsys.readouterr().err
 
 
@@ -124,6 +125,12 @@ def test_no_results_have_a_reason(run, recording, capsys):
 )
 def test_each_reason(stats, length, came, reason):
     assert reason in explain_no_results(stats, length, came)
+
+
+def test_as_fast_as_possible_loses_nothing(run, recording, capsys):
+    assert run(recording, "--speed", 0, "--view", "none", "--interval", "5ms", "--tracks", 0) == 0
+    told = capsys.readouterr().err
+    assert "39 results in" in told and "nothing was lost" in told
 
 
 def test_it_stops_after_some_seconds(run, recording, capsys):
