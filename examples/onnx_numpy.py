@@ -12,13 +12,22 @@ The arrays are those of flowfuse.inputs.prepare_inputs, to the bit.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import sys
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
+try:
+    import onnxruntime
+except ModuleNotFoundError:  # needed to estimate, not for the inputs
+    onnxruntime = None
+
+FACTS = ("height", "width", "channels", "slices", "bins")  # what flowfuse-export notes, and is used
 TIME_UNIT = 1 << 15  # weights in time are whole multiples of its inverse
 
 
@@ -99,7 +108,12 @@ def make_inputs(
             frame1 from frame0 and the events, and without x, y, t, p from the frames alone.
         slices, bins: K and bins of the network.
         size: height and width, px.
+
+    Raises:
+        ValueError: an array is missing or cannot be; names it, what was found and what was
+            expected.
     """
+    check_pair(pair, size)
     t0, t1 = int(pair["t0"]), int(pair["t1"])
     events = {name: pair[name] if "t" in pair else np.zeros(0, np.int64) for name in "xytp"}
     has = ["frame0" in pair, "frame0" in pair and "frame1" in pair]
@@ -125,18 +139,116 @@ def make_inputs(
     return {name: value[None] for name, value in item.items()}
 
 
-def main(model: str, pair: str, flow: str) -> None:
-    """Estimate the flow of a pair."""
-    import onnxruntime
+def check_pair(pair: Mapping[str, np.ndarray], size: tuple[int, int]) -> None:
+    """Refuse what :func:`make_inputs` cannot take.
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    Raises:
+        ValueError: as of :func:`make_inputs`.
+    """
+    times = [name for name in ("t0", "t1", "exposure0", "exposure1", "t") if name in pair]
+    columns = [name for name in "xytp" if name in pair]
+    missing = [name for name in ("t0", "t1") if name not in pair]
+    missing += [name for name in "xytp" if columns and name not in pair]
+    missing += ["frame0"] if "frame1" in pair and "frame0" not in pair else []
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: missing; there are {', '.join(sorted(pair))}")
+    for name in times:
+        kind, shape = pair[name].dtype, pair[name].shape
+        if kind.kind not in "iu":
+            raise ValueError(f"{name}: expected integer microseconds, got {kind}")
+        if name != "t" and pair[name].size != 1:
+            raise ValueError(f"{name}: expected one number, got shape {list(shape)}")
+    if not int(pair["t0"]) < int(pair["t1"]):
+        raise ValueError(f"t1 must be later than t0, got {int(pair['t0'])}, {int(pair['t1'])} us")
+    shapes = {name: pair[name].shape for name in columns}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"x, y, t, p: expected one length [N], got {found}")
+    for name in ("frame0", "frame1"):
+        if name not in pair:
+            continue
+        kind, shape = pair[name].dtype, pair[name].shape
+        if shape[:2] != size or shape[2:] not in ((), (1,), (3,)):
+            expected = f"{list(size)} or {[*size, 3]}, the size that the network was exported for"
+            raise ValueError(f"{name}: expected shape {expected}, got {list(shape)}")
+        if kind != np.uint8:
+            raise ValueError(f"{name}: expected uint8 in [0, 255], got {kind}")
+
+
+def load_network(path: str) -> tuple[onnxruntime.InferenceSession, dict]:
+    """Open a file of flowfuse-export; gives the session and what was fixed at export.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    if onnxruntime is None:
+        raise ValueError("ONNX Runtime is missing: pip install onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: not each constant that it leaves in the graph
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many classes, which have only Exception in common
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: ONNX Runtime cannot open it ({reason})") from error
     told = session.get_modelmeta().custom_metadata_map
-    facts = {name.removeprefix("flowfuse."): json.loads(text) for name, text in told.items()}
-    with np.load(pair) as file:
-        inputs = make_inputs(
-            dict(file), facts["slices"], facts["bins"], (facts["height"], facts["width"])
+    named = {name.removeprefix("flowfuse."): text for name, text in told.items()}
+    missing = [name for name in FACTS if name not in named]
+    if missing:
+        raise ValueError(
+            f"{path}: lacks the properties flowfuse.{', flowfuse.'.join(missing)}; expected a "
+            "network that flowfuse-export wrote"
         )
-    (points,) = session.run(["control_points"], inputs)
+    return session, {name: json.loads(named[name]) for name in FACTS}
+
+
+def load_pair(path: str, facts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Read the inputs of a pair from an .npz.
+
+    Raises:
+        ValueError: it is no such file, or its content does not fit the network.
+    """
+    size = facts["height"], facts["width"]
+    try:
+        with np.load(path) as file:
+            pair = dict(file)
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read as an .npz with the arrays of a pair") from error
+    try:
+        inputs = make_inputs(pair, facts["slices"], facts["bins"], size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    channels = {name: inputs[name].shape[1] for name in ("frame0", "frame1") if name in pair}
+    for name, found in channels.items():
+        if found != facts["channels"]:
+            expected = "gray frames, [H, W]" if facts["channels"] == 1 else "RGB frames, [H, W, 3]"
+            raise ValueError(
+                f"{path}: {name}: the network takes {expected}, got {list(pair[name].shape)}"
+            )
+    for name in ("frame0", "frame1"):  # zeros stand for one that is missing
+        if name not in channels:
+            inputs[name] = np.zeros((1, facts["channels"], *size), np.float32)
+    return inputs
+
+
+def main(model: str, pair: str, flow: str) -> None:
+    """Estimate the flow of a pair.
+
+    Raises:
+        OSError: a file is not there, or cannot be written.
+        ValueError: a file is not what it should be; names it.
+    """
+    for path in (model, pair):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+    if not flow.endswith(".npy"):  # numpy would add it
+        raise ValueError(f"{flow}: expected a name that ends in .npy")
+    session, facts = load_network(model)
+    inputs = load_pair(pair, facts)
+    wanted = {entry.name: entry.shape[0] for entry in session.get_inputs()}
+    for name, batch in wanted.items():
+        if isinstance(batch, int) and batch != 1:
+            raise ValueError(f"{model}: {name} is of a batch of {batch}, expected 1 or dynamic")
+    (points,) = session.run(["control_points"], {name: inputs[name] for name in wanted})
     np.save(flow, points[0, -1])
     print(f"{flow}: {facts['width']} x {facts['height']} px")
 
@@ -144,4 +256,9 @@ def main(model: str, pair: str, flow: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -117,7 +117,7 @@ def legend(max_magnitude: float, size: int = 120) -> np.ndarray:
     disc[np.hypot(u, v) > 1] = 255
     disc = cv2.resize(disc, (size, size), interpolation=cv2.INTER_AREA)
     lines = f"rim: {max_magnitude:.3g} px", "or more"
-    height = _text_height(size, lines)
+    height = _text_height(size, lines, share=8)  # of a wheel, which is narrow
     below = np.full((round(height * 2.9), size, 3), 255, np.uint8)
     for number, text in enumerate(lines):
         place = (size // 2, round(height * (1.15 + 1.3 * number)))
@@ -375,9 +375,9 @@ def _heat(values: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap(codes, cv2.COLORMAP_INFERNO)[:, :, ::-1].copy()
 
 
-def _text_height(width: int, texts: Sequence[str]) -> int:
-    """Text height, px: a 24th of the width within [11, 26], less where the texts are too long."""
-    wanted = int(np.clip(width / 24, 11, 26))
+def _text_height(width: int, texts: Sequence[str], share: int = 24) -> int:
+    """Text height, px: that share of the width within [11, 26], less where texts are too long."""
+    wanted = int(np.clip(width / share, 11, 26))
     longest = max(cv2.getTextSize(text, _FONT, 1.0, 1)[0][0] for text in texts)  # px at 30 px
     return max(8, min(wanted, int(30 * 0.94 * width / max(longest, 1))))
 

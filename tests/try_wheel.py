@@ -22,7 +22,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SAMPLE = "import flowfuse; print(flowfuse.sample_recording())"
-LIBRARY = "from flowfuse.ops import build_info as b; print(b()['path'], b()['torch_target'])"
+LIBRARY = (
+    "from flowfuse.ops import build_info as b; "
+    "print(b()['path'], b()['torch_target'], '+'.join(b()['devices']))"
+)
 # What the README shows would train for hours: the same commands, for two steps.
 SHORT = "--steps 2 --batch 1 --crop 32 32 --device cpu"
 ON_SCENES = (
@@ -35,6 +38,14 @@ TOOLS = (
     "write-dsec", "write-mvsec", "evaluate",
 )  # fmt: skip
 TIMEOUT = 3600.0  # s
+MOST_OF_CPU = 3.0  # MB of libraries in a wheel for CPUs
+
+
+def library_size(wheel: Path) -> float:
+    """MB of the compiled libraries in a wheel, unpacked."""
+    with zipfile.ZipFile(wheel) as archive:
+        found = [info for info in archive.infolist() if ".so" in Path(info.filename).suffixes]
+    return sum(info.file_size for info in found) / 1e6
 
 
 def shown_in_readme(wheel: Path) -> tuple[str, list[str]]:
@@ -122,10 +133,13 @@ def try_in(folder: Path, wheel: Path, python: str, torch: str) -> tuple[str, str
     versions = environment.answer(
         "python -c 'import platform, torch; print(platform.python_version(), torch.__version__)'"
     ).split()
-    path, target = environment.answer(f"python -c {shlex.quote(LIBRARY)}").split()
+    path, target, devices = environment.answer(f"python -c {shlex.quote(LIBRARY)}").split()
     failed = []
     if not Path(path).resolve().is_relative_to(folder.resolve()):
         failed.append(f"the operators were loaded from {path}, expected them in {folder}")
+    size = library_size(wheel)
+    if devices == "cpu" and size >= MOST_OF_CPU:
+        failed.append(f"{wheel}: libraries of {size:.2f} MB, expected less than {MOST_OF_CPU:g}")
     print(f"Python {versions[0]}, torch {versions[1]}: operators for torch >= {target}", flush=True)
     for line in commands(wheel, environment.answer(f"python -c '{SAMPLE}'")):
         done = environment.run(line)
@@ -144,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.wheel.is_file():
         parser.error(f"{arguments.wheel} is not a file")
-    size = arguments.wheel.stat().st_size / 1e6
+    sizes = f"{arguments.wheel.stat().st_size / 1e6:.1f} | {library_size(arguments.wheel):.1f}"
     rows, faults = [], []
     for python, torch in itertools.product(arguments.python, arguments.torch):
         with tempfile.TemporaryDirectory() as folder:
@@ -154,8 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found = (python, torch, [str(error)])
         faults += found[2]
         result = f"{len(found[2])} failed" if found[2] else "all passed"
-        rows.append(f"| {arguments.wheel.name} | {size:.1f} | {found[0]} | {found[1]} | {result} |")
-    print("\n| wheel | MB | Python | torch | commands |\n|---|---|---|---|---|")
+        rows.append(f"| {arguments.wheel.name} | {sizes} | {found[0]} | {found[1]} | {result} |")
+    print("\n| wheel | MB | MB of libraries | Python | torch | commands |")
+    print("|---|---|---|---|---|---|")
     print("\n".join(rows))
     for fault in faults:
         print(f"\n{fault}", file=sys.stderr)

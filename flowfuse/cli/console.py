@@ -17,6 +17,8 @@ import jsonargparse
 import torch
 from tqdm import tqdm
 
+from flowfuse import __version__
+
 Config = TypeVar("Config")
 
 MAX_THREADS = 1024
@@ -165,13 +167,15 @@ class CommandParser(jsonargparse.ArgumentParser):
 
     Args:
         description: the first lines of ``--help``.
-        kwargs: of :class:`jsonargparse.ArgumentParser`. Unless stated, the help shows defaults.
+        kwargs: of :class:`jsonargparse.ArgumentParser`. Unless stated, the help shows defaults, and
+            ``--version`` is that of flowfuse.
     """
 
     def __init__(self, description: str, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         # The tools have always taken --ground for --ground-truth; unless told, jsonargparse warns.
         kwargs.setdefault("allow_abbrev", True)
+        kwargs.setdefault("version", __version__)
         super().__init__(description=description, **kwargs)
         self._former_names: dict[str, str] = {}
 

@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(_usage())
         return 0
+    if name == "--version":
+        print(f"{COMMAND} {flowfuse.__version__}")
+        return 0
     if name not in TOOLS:
         wrong = f"unknown tool {name!r}" if name else "name a tool"
         print(f"{COMMAND}: {wrong}: {', '.join(TOOLS)}; --help says more", file=sys.stderr)

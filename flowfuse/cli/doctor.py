@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 where something is broken; 2 on wrong usage.
     """
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.replace("``", ""))
+    parser.add_argument("--version", action="version", version=f"{COMMAND} {__version__}")
     parser.add_argument(
         "--operators",
         action="store_true",

@@ -24,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse_args(argv)
         if Path(arguments.output).suffix not in WRITERS:
-            parser.error(f"-o must end in {' or '.join(WRITERS)}, got {arguments.output!r}")
+            parser.error(
+                f"-o must end in {' or '.join(WRITERS)} (machine code for C++ is a .pt2 with "
+                f"--compile), got {arguments.output!r}"
+            )
         if arguments.compile and Path(arguments.output).suffix != ".pt2":
             parser.error(f"--compile makes a package that ends in .pt2, got {arguments.output!r}")
     except SystemExit as stop:  # --help, or wrong usage after its message

@@ -14,6 +14,7 @@ from flowfuse.cli.console import MAX_THREADS, CommandParser
 from flowfuse.cli.infer_extras import EXTRAS
 from flowfuse.cli.reading_options import add_reading_options, reading_options
 from flowfuse.config import parse_duration
+from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.reading import ReadingOptions
 from flowfuse.model.checkpoint import available
 from flowfuse.precision import DTYPES
@@ -302,6 +303,14 @@ def parse_config(parser: ArgumentParser, arguments: Sequence[str]) -> InferenceC
     inputs = _read_inputs(parser, given.input or [])
     if not inputs and given.events is None and given.frames is None:
         parser.error("give a recording INPUT, --events or --frames")
+    images = [str(path) for path in inputs if path.suffix.lower() in IMAGE_SUFFIXES]
+    if images and not any(path.is_dir() for path in inputs):
+        parser.error(
+            f"{', '.join(images[:2])}{', ...' if len(images) > 2 else ''}: an image is no "
+            "recording. Put the images into DIR/images/, and their times in seconds into "
+            "DIR/timestamps.txt, a line for each such as 0 and 0.05, and give DIR; in Python, "
+            'flowfuse.load("small")(image0, image1, None, t0=0, t1=50_000)'
+        )
     _check_submission(parser, given)
     for name in ("iterations", "threads"):
         if given[name] is not None and given[name] < 1:

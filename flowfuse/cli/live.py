@@ -12,8 +12,9 @@ import torch
 
 from flowfuse.cli.console import INTERRUPTED, leave, run_command, run_with_arguments
 from flowfuse.cli.live_options import COMMAND, LiveConfig, build_parser, parse_config
-from flowfuse.cli.live_report import Meter, Shot
+from flowfuse.cli.live_report import Meter, Shot, explain_no_results
 from flowfuse.cli.live_views import View, make_view
+from flowfuse.config import parse_duration
 from flowfuse.estimator import load
 from flowfuse.live_sources.base import LiveFrame, Source, SourceLostError
 from flowfuse.live_sources.opening import open_source
@@ -96,6 +97,10 @@ def _run(config: LiveConfig, source: Source) -> int:
         finally:
             feeder.stop()
     print(meter.summary(), file=sys.stderr)
+    if not stream.stats.intervals and not stream.stats.intervals_skipped:
+        length = None if interval == BETWEEN_FRAMES else parse_duration(interval)
+        why = explain_no_results(stream.stats, length, feeder.came)
+        print(f"{COMMAND}: no results: {why}", file=sys.stderr)
     if recorder is not None:
         left_out = f", {recorder.left_out} out of order left out" if recorder.left_out else ""
         kept = f"{recorder.events} events, {recorder.frames} frames{left_out}"
@@ -134,12 +139,14 @@ class Feeder:
 
     Attributes:
         failure: what went wrong; None while nothing has.
+        came: us; the times of the first and the last event; None before there is one.
     """
 
     def __init__(self, source: Source, stream: Stream, recorder: Recorder | None) -> None:
         self._source, self._stream, self._recorder = source, stream, recorder
         self._stopping = False
         self.failure: Exception | None = None
+        self.came: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._run, name="flowfuse-source", daemon=True)
 
     def start(self) -> None:
@@ -161,8 +168,11 @@ class Feeder:
                     self._recorder.add(packet)
                 if isinstance(packet, LiveFrame):
                     self._stream.push_frame(packet.image, packet.t, packet.exposure)
-                else:
-                    self._stream.push(packet)
+                    continue
+                self._stream.push(packet)
+                if len(packet):
+                    first = int(packet.t[0]) if self.came is None else self.came[0]
+                    self.came = first, int(packet.t[-1])
         except SourceLostError as error:
             self.failure = SourceLostError(f"{error}; what was made so far is kept")
         except Exception as error:  # told when all is tidied up

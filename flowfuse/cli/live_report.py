@@ -134,3 +134,31 @@ def describe_losses(stats: StreamStats) -> str:
         "clocks reset": stats.resets,
     }
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def explain_no_results(stats: StreamStats, length: int | None, came: tuple[int, int] | None) -> str:
+    """Say why a run that has ended gave nothing.
+
+    Args:
+        stats: of its stream, without an interval that was estimated or passed over.
+        length: of its intervals, us; None: from each frame to the next.
+        came: us, the times of the first and the last event; None without any.
+    """
+    if not stats.events and not stats.frames:
+        return "neither an event nor a frame came"
+    if length is None:
+        if stats.frames < 2:
+            return (
+                f"flow from frame to frame needs two of them, got {stats.frames}; --interval 20ms "
+                "estimates from the events of fixed times"
+            )
+        return "it ended before the events up to the second frame had come"
+    if came is None:
+        return f"no event came, and intervals of {length / 1e3:g} ms begin at the first"
+    span = came[1] - came[0] + 1
+    if span < length:
+        return (
+            f"the events span {span / 1e3:.4g} ms, less than one interval of {length / 1e3:g} ms; "
+            "choose a shorter --interval"
+        )
+    return f"it ended before an interval of {length / 1e3:g} ms was estimated"

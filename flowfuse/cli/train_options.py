@@ -14,6 +14,7 @@ from typing import Any
 import docstring_parser
 import jsonargparse
 
+from flowfuse import __version__
 from flowfuse.config import (
     ConfigError,
     check_text,
@@ -145,6 +146,7 @@ def _build_parser() -> jsonargparse.ArgumentParser:
     """The command line of TrainConfig, made from its fields and their documentation."""
     parser = jsonargparse.ArgumentParser(
         prog=PROGRAM,
+        version=__version__,
         exit_on_error=False,
         allow_abbrev=False,
         description="Train a model on generated scenes, on a data set or on recordings with ground "

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flowfuse.data.formats.base import EventFile, FrameSource
+from flowfuse.data.interval_units import check_unit, whole_limits
 from flowfuse.data.recording import Flow
 from flowfuse.events import Events
 
@@ -112,11 +113,14 @@ class FileRecording:
     def events(self, t0: int, t1: int) -> Events:
         """Read the events of the half-open interval [t0, t1), microseconds, and nothing else.
 
-        A recording without events (``has_events`` is False) gives none.
+        A recording without events (``has_events`` is False) gives none. Times that seem to be in
+        another unit bring a warning.
         """
         if self._event_file is None:
             return Events.empty(self.height, self.width)
-        return self._event_file.window(int(t0), int(t1), self.height, self.width)
+        found = self._event_file.window(*whole_limits(t0, t1), self.height, self.width)
+        check_unit(t0, t1, found, self.event_range)
+        return found
 
     def ground_truth(self, index: int) -> Flow | None:
         """Ground truth from frame ``index`` to the next, and where it is valid; None if unknown."""

@@ -78,14 +78,15 @@ class Intake:
         self.stats.resets += 1
         self._begin()
 
-    def parts(self, x: Any, y: Any, t: Any, p: Any) -> list[tuple[Events, int]]:
+    def parts(self, x: Any, y: Any, t: Any, p: Any) -> list[tuple[Events, np.ndarray]]:
         """Check a packet, and put it in order.
 
         Args:
             x, y, t, p: as of :meth:`flowfuse.Stream.push_events`.
 
         Returns:
-            The events of one clock after the other, each with how many were out of order.
+            The events of one clock after the other, sorted, each with [N] bool: which of them came
+            after a later one of their packet.
 
         Raises:
             ValueError: as of :meth:`flowfuse.Stream.push_events`.
@@ -106,10 +107,11 @@ class Intake:
         for first, last in zip((0, *cuts), (*cuts, len(times)), strict=True):
             part = slice(first, last)
             ordered = {name: array[part] for name, array in arrays.items()} | {"t": times[part]}
-            disordered = int((np.maximum.accumulate(ordered["t"]) > ordered["t"]).sum())
-            if disordered:
+            disordered = np.maximum.accumulate(ordered["t"]) > ordered["t"]
+            if disordered.any():
                 order = np.argsort(ordered["t"], kind="stable")
                 ordered = {name: values[order] for name, values in ordered.items()}
+                disordered = disordered[order]
             try:
                 events = Events(**ordered, height=self._height, width=self._width)
             except ValueError as error:
@@ -118,8 +120,8 @@ class Intake:
             found_parts.append((events, disordered))
         return found_parts
 
-    def add_events(self, events: Events, disordered: int) -> None:
-        """Take events of one clock, of which some were out of order."""
+    def add_events(self, events: Events, disordered: np.ndarray) -> None:
+        """Take events of one clock, and which of them were out of order, as of :meth:`parts`."""
         self.check_open("push_events")
         try:
             self.events.check_kind(events)
@@ -127,11 +129,10 @@ class Intake:
             raise ValueError(f"push_events: {error}") from error
         self._rate_check.add(events.t)
         self.stats.events += len(events)
-        self.stats.events_reordered += disordered
-        self._store_events(events)
+        self._store_events(events, disordered)
         self.note_arrival()
 
-    def _store_events(self, events: Events) -> None:
+    def _store_events(self, events: Events, disordered: np.ndarray) -> None:
         if self.newest is not None and int(events.t[0]) <= self.newest:
             if self.newest - int(events.t[0]) > self._reset_after:
                 self._reset()
@@ -139,9 +140,12 @@ class Intake:
                 self.stats.events_repeated += len(events)
                 return
             else:
+                count = len(events)
                 events = self._merge_late(events)
+                disordered = disordered[count - len(events) :]  # of the others each is counted
                 if not len(events):
                     return
+        self.stats.events_reordered += int(disordered.sum())
         last = int(events.t[-1])
         if self._thinner is not None:
             kept = self._thinner(events)
@@ -181,9 +185,10 @@ class Intake:
         elif self.frames.nearest(frame.t, self._shortest - 1) is not None:
             self.stats.frames_repeated += 1
             return
+        late = False
         if isinstance(self._schedule, FramePairs):
             done_to = self._schedule.done_to
-            self.stats.frames_late += done_to is not None and frame.t < done_to
+            late = done_to is not None and frame.t < done_to
             deadline = time.monotonic() + self._wait
             while self._waits and self._pending_frames() >= self.frames.capacity:
                 what = f"the memory of {self.frames.capacity} frames"
@@ -192,6 +197,8 @@ class Intake:
         dropped = self.frames.insert(frame)
         if dropped is not None and (waiting >= self.frames.capacity or dropped is frame):
             self.stats.frames_overwritten += 1
+        if dropped is not frame:  # else it is not in memory, and counted above
+            self.stats.frames_late += late
         self.advance(frame.t - self._tolerance)
 
     def advance(self, t: int) -> None:

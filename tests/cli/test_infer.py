@@ -452,6 +452,21 @@ def test_wrong_usage_is_explained(arguments, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_images_are_told_how_to_become_a_recording(run, tmp_path, capsys):
+    names = [tmp_path / "a.png", tmp_path / "b.JPG"]
+    assert main([*map(str, names), "-o", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert f"{names[0]}, {names[1]}: an image is no recording" in told
+    assert "DIR/images/" in told and "DIR/timestamps.txt" in told and "t0=0, t1=50_000" in told
+    # What it says works.
+    images = tmp_path / "pair" / "images"
+    images.mkdir(parents=True)
+    for number in (0, 1):
+        cv2.imwrite(str(images / f"{number}.png"), np.full((16, 16), 99 * number, np.uint8))
+    (tmp_path / "pair" / "timestamps.txt").write_text("0\n0.05\n")
+    assert run(tmp_path / "pair", *QUIET) == 0
+
+
 def test_help(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out

@@ -20,12 +20,13 @@ from infer_cases import HEIGHT, WIDTH
 from flowfuse.cli import live, live_views
 from flowfuse.cli.live import main
 from flowfuse.cli.live_figures import Trails, draw_shot, track_colour
-from flowfuse.cli.live_report import Rates, Shot
+from flowfuse.cli.live_report import Rates, Shot, explain_no_results
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
 from flowfuse.events import Events
 from flowfuse.live_sources.base import LiveFrame, SourceLostError
 from flowfuse.result import Result
+from flowfuse.stream.policy import StreamStats
 from flowfuse.tracking import TrackStep
 
 
@@ -99,6 +100,31 @@ def test_losses_are_told(run, recording, capsys):
     options = ("--view", "none", "--interval", "5ms", "--memory", 400)
     assert run(recording, "--speed", 0, "--policy", "latest", *options) == 0
     assert "intervals skipped" in capsys.readouterr().err
+
+
+def test_no_results_have_a_reason(run, recording, capsys):
+    options = ("--speed", 0, "--policy", "all", "--view", "none", "--interval", "1s")
+    assert run(recording, *options) == 0
+    told = capsys.readouterr().err
+    assert "0 results in" in told
+    found = re.search(r"flowfuse-live: no results: the events span (\S+) ms, less than", told)
+    assert found and 199 < float(found[1]) <= 200, told
+    assert "one interval of 1000 ms; choose a shorter --interval" in told
+
+
+@pytest.mark.parametrize(
+    "stats, length, came, reason",
+    [
+        (StreamStats(), None, None, "neither an event nor a frame came"),
+        (StreamStats(events=9, frames=1), None, (0, 9), "frame to frame needs two of them, got 1"),
+        (StreamStats(events=9, frames=2), None, (0, 9), "before the events up to the second frame"),
+        (StreamStats(frames=5), 20_000, None, "no event came, and intervals of 20 ms begin"),
+        (StreamStats(events=2), 11, (90, 99), "span 0.01 ms, less than one interval of 0.011 ms"),
+        (StreamStats(events=2), 10, (90, 99), "before an interval of 0.01 ms was estimated"),
+    ],
+)
+def test_each_reason(stats, length, came, reason):
+    assert reason in explain_no_results(stats, length, came)
 
 
 def test_as_fast_as_possible_loses_nothing(run, recording, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowfuse import __version__
+from flowfuse.cli.data import TOOLS
 from flowfuse.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +44,17 @@ def test_help_lists_the_commands(argv, capsys):
 def test_an_unknown_command_is_refused(capsys):
     assert main(["dance"]) == 2
     assert "unknown command 'dance': doctor, infer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"data {name}" for name in TOOLS)])
+def test_every_command_tells_the_version(command, capsys):
+    try:
+        code = main([*command.split(), "--version"])
+    except SystemExit as stop:
+        code = stop.code
+    name, space, rest = command.partition(" ")
+    called = f"flowfuse {name}" if name == "doctor" else f"flowfuse-{name}{space}{rest}"
+    assert code == 0 and capsys.readouterr().out == f"{called} {__version__}\n"
 
 
 def test_the_version_has_one_place(capsys):

@@ -265,6 +265,40 @@ def test_too_late_events_are_dropped(stream):
     assert one.stats.events_dropped == 2 and one.stats.resets == 0
 
 
+def test_an_event_is_counted_once(stream):
+    """Late or in disorder, or both: what is dropped is not also said to be in its place."""
+    one = stream(interval=STEP, tolerance="2ms")
+
+    def counts() -> tuple[int, int, int]:
+        stats = one.stats
+        return stats.events_late, stats.events_reordered, stats.events_repeated
+
+    one.push_events([1, 1], [1, 1], [100, 9_000], [1, 1])
+    # 6000 and 1000 come too late, 8000 late and 9100 in disorder; 7500 is both, 9200 neither.
+    times = [6_000, 1_000, 8_000, 7_500, 9_200, 9_100]
+    one.push_events(range(6), [2] * 6, times, [0] * 6)
+    assert one.events(0, 10**6).t.tolist() == [100, 7_500, 8_000, 9_000, 9_100, 9_200]
+    assert counts() == (2, 3, 0) and one.stats.events_dropped == 2
+    # All of a packet in disorder comes again: it is repeated, and no more than that.
+    one.push_events([3, 3], [3, 3], [9_900, 9_800], [1, 1])
+    assert counts() == (2, 4, 0)
+    one.push_events([3, 3], [3, 3], [9_900, 9_800], [1, 1])
+    assert counts() == (2, 4, 2) and one.stats.events == 12
+
+
+def test_a_frame_is_counted_once(stream):
+    one = stream(frames=2)
+    one.push(make_events(0, 40_000))
+    for number in range(3):
+        one.push_frame(make_frame(number), STEP * number)
+    one.advance(40_000)
+    assert one.take(0) is not None
+    before = one.stats
+    one.push_frame(make_frame(3), STEP // 2)  # late, and older than all in memory
+    assert one.stats.frames_overwritten == before.frames_overwritten + 1
+    assert one.stats.frames_late == before.frames_late == 0
+
+
 def test_repeated_packets_are_dropped(stream):
     one, events = stream(interval=STEP), make_events(0, 9_000)
     for _ in range(3):

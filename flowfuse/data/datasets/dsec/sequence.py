@@ -27,6 +27,7 @@ from flowfuse.data.datasets.dsec.files import (
 )
 from flowfuse.data.formats.frames import list_images, read_image
 from flowfuse.data.formats.hdf5_events import Hdf5Events
+from flowfuse.data.interval_units import check_unit, whole_limits
 from flowfuse.data.remapping import smooth_to_shrink
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
@@ -147,7 +148,7 @@ class DsecSequence:
 
     def raw_events(self, t0: int, t1: int) -> Events:
         """Read the events of [t0, t1), microseconds, at the pixels of the sensor."""
-        return self._events.window(int(t0), int(t1), self.height, self.width)
+        return self._events.window(*whole_limits(t0, t1), self.height, self.width)
 
     def events(self, t0: int, t1: int) -> Events:
         """Read the events of [t0, t1), microseconds, at their rectified, float32 positions.
@@ -155,6 +156,7 @@ class DsecSequence:
         Those with no share in any pixel of the rectified view are left out.
         """
         raw = self.raw_events(t0, t1)
+        check_unit(t0, t1, raw, self.event_range)
         pixels = raw.y * np.int64(self.width) + raw.x
         t, p = raw.t, raw.p
         kept = self._seen.take(pixels)
