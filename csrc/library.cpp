@@ -70,6 +70,12 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
       "read_windows(Tensor windows, Tensor? fade, Tensor? gate, Tensor offsets, Tensor log_sharpness, Tensor? weight, "
       "Tensor? bias) -> (Tensor, Tensor)");
   m.def(
+      "read_volume(Tensor[] volumes, Tensor coords, int radius, Tensor? fade, Tensor? gate, Tensor offsets, "
+      "Tensor log_sharpness, Tensor? weight, Tensor? bias) -> (Tensor, Tensor)");
+  m.def(
+      "read_correlation(Tensor f0, Tensor[] f1_levels, Tensor coords, int radius, bool exact, Tensor? fade, "
+      "Tensor? gate, Tensor offsets, Tensor log_sharpness, Tensor? weight, Tensor? bias) -> (Tensor, Tensor)");
+  m.def(
       "fit_trajectories(Tensor matches, Tensor? scores, Tensor basis, Tensor stiffness, Tensor log_trust, "
       "Tensor log_stiffness) -> Tensor");
   m.def("group_norm_activate(Tensor values, Tensor? residual, Tensor weight, Tensor bias, int groups) -> Tensor");
