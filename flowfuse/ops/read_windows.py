@@ -108,7 +108,8 @@ def reference(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if fade is not None:
-        windows = (windows.unflatten(0, (-1, fade.shape[0])) * fade).flatten(0, 1)
+        times = windows.shape[0] // max(1, fade.shape[0])
+        windows = (windows.unflatten(0, (times, fade.shape[0])) * fade).flatten(0, 1)
     matches = match(windows, offsets, log_sharpness)
     if weight is None:
         return windows.new_empty((windows.shape[0], 0, *windows.shape[2:])), matches
