@@ -67,7 +67,7 @@ __device__ __forceinline__ void read_pixels(const Windows& windows, const Window
         const int size = windows.size(begin);
         const int whole = (size + Quad<T>::kCount - 1) / Quad<T>::kCount * Quad<T>::kCount;
         const auto chunk = windows.load(n, start, begin);
-        __syncthreads();  // the chunk before has been read
+        __syncthreads();  // the chunk before has been read, and this one is there
         for (int v = row; v < whole; v += kRows) {
           const bool there = used && v < size;
           const T value = there ? fade * chunk.value(v) : T(0);
