@@ -20,12 +20,12 @@ FLOWFUSE_INLINE int most_columns(int side) { return smaller(side, kChunk / side)
 template <class T>
 struct PatchChunk {
   Patch<T> patch;
-  Window<T> window;  // of the thread's own pixel
+  Reach reach;  // of the thread's own pixel
   Corners<T> corners;
   int first;
 
   __device__ __forceinline__ T value(int v) const {
-    return value_of(patch, window, corners, static_cast<int>(threadIdx.x), first + v);
+    return value_of(patch, reach, corners, static_cast<int>(threadIdx.x), first + v);
   }
 };
 
@@ -49,8 +49,8 @@ struct VolumeWindows {
                                       columns(begin) + 1, memory);
     __syncthreads();
     read_taps(levels, patch);
-    const Window<T> window = patch.windows[smaller(static_cast<int>(threadIdx.x), patch.count - 1)];
-    return {patch, window, corners_of(window), patch.column * levels.value_side()};
+    const Window<T>& window = patch.windows[smaller(static_cast<int>(threadIdx.x), patch.count - 1)];
+    return {patch, window.reach, corners_of(window), patch.column * levels.value_side()};
   }
 };
 

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, 3) look_up_volume(VolumeLevels<T> pa
       const Corners<T> corners = corners_of(window);
       T* out = output + params.values_at(patch.b, patch.begin + i, patch.level);
       for (int k = static_cast<int>(threadIdx.y); k < size * size; k += static_cast<int>(blockDim.y)) {
-        out[k * params.pixels] = value_of(patch, window, corners, i, k);
+        out[k * params.pixels] = value_of(patch, window.reach, corners, i, k);
       }
     }
     __syncthreads();  // the patch has been read

@@ -130,10 +130,9 @@ __device__ __forceinline__ void read_taps(const VolumeLevels<T>& params, const P
 
 // Value k (x slow) of a window of a patch on its level.
 template <class T>
-__device__ __forceinline__ T value_of(const Patch<T>& patch, const Window<T>& window, const Corners<T>& corners, int i,
-                                      int k) {
-  if (window.reach == Reach::kMissing) return static_cast<T>(NAN);
-  if (window.reach != Reach::kNear) return T(0);
+__device__ __forceinline__ T value_of(const Patch<T>& patch, Reach reach, const Corners<T>& corners, int i, int k) {
+  if (reach == Reach::kMissing) return static_cast<T>(NAN);
+  if (reach != Reach::kNear) return T(0);
   const int size = patch.side - 1;
   const T* near = patch.column_at(i, k / size);
   return combined_value(corners, near, near + patch.side, k % size);
