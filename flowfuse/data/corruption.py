@@ -297,7 +297,7 @@ FRAME_KINDS: dict[str, Kind] = {
     "defocus": Kind(defocus, 2),
     "smear": Kind(smear, 2),
     "grain": Kind(add_grain, 1.5),
-    "shade": Kind(shade, 2),
+    "shade": Kind(shade, 4),
     "shutter": Kind(roll_shutter, 1, (PairKind.FRAMES, PairKind.CROSS)),
     "repeat": Kind(repeat_frame, 1, (PairKind.FRAMES,)),
     "jump": Kind(jump_frame, 0.5, (PairKind.FRAMES,)),

@@ -20,6 +20,7 @@ from flowfuse.estimator.arguments import (
 )
 from flowfuse.estimator.batches import argument_rows, stack_inputs
 from flowfuse.estimator.devices import select_device, select_dtype
+from flowfuse.estimator.late_start import begin_earlier
 from flowfuse.estimator.pairs import PreparedPair, modalities_used, prepare_pair
 from flowfuse.estimator.running import Estimates, NetworkRunner
 from flowfuse.events import Events
@@ -97,7 +98,9 @@ class Estimator:
             events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
                 those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
                 those during the exposures before t0 and after t1 too. Others are left out. Without
-                any event in [t0, t1) the flow comes from the frames alone.
+                any event in [t0, t1) the flow comes from the frames alone. Events alone without
+                history serve as their own: the network starts one of K + 1 slices late, and its
+                trajectories are extended back to t0.
             t0, t1: times of the frames (middle of the exposure), integer microseconds.
             exposure0, exposure1: durations in microseconds; None where unknown. Without both
                 frames they are left out.
@@ -117,19 +120,20 @@ class Estimator:
         Raises:
             ValueError: naming the argument, what was found and what was expected.
         """
-        pair = self._prepare(
-            frame0, frame1, events,
-            t0=t0, t1=t1, exposure0=exposure0, exposure1=exposure1, history=history,
-        )  # fmt: skip
         if initial is not None:
             warnings.warn("estimator: initial is now called flow_init", FutureWarning, stacklevel=2)
             flow_init = initial
+        pair = self._prepare(
+            frame0, frame1, events,
+            t0=t0, t1=t1, exposure0=exposure0, exposure1=exposure1, history=history,
+            may_start_late=flow_init is None,
+        )  # fmt: skip
         height, width = pair.inputs.frame0.shape[-2:]
         start = as_flow_init(flow_init, height, width)
         output = self._network(pair.inputs.as_batch(), as_iterations(iterations), start)
         if as_torch is None:
             as_torch = is_torch(frame0, frame1, events)
-        return _results(output, [pair.times], [pair.modalities], as_torch)[0]
+        return _results(output, [pair.times], [pair.modalities], as_torch, [pair.start])[0]
 
     def prepare(
         self,
@@ -144,6 +148,8 @@ class Estimator:
         history: bool | None = None,
     ) -> ModelInputs:
         """Make the network's inputs of one frame pair, to be given to :meth:`run`.
+
+        They begin at t0, also where a call would start late: with events alone without history.
 
         A data set whose items these are can be read by the workers of a
         ``torch.utils.data.DataLoader``, whose own ``collate_fn`` makes batches of them.
@@ -160,6 +166,7 @@ class Estimator:
         return self._prepare(
             frame0, frame1, events,
             t0=t0, t1=t1, exposure0=exposure0, exposure1=exposure1, history=history,
+            may_start_late=False,
         ).inputs  # fmt: skip
 
     def run(
@@ -294,10 +301,10 @@ class Estimator:
         pairs = []
         for index, row in enumerate(rows):
             try:
-                pairs.append(self._prepare(**row))
+                pairs.append(self._prepare(**row, may_start_late=flow_init is None))
             except ValueError as error:
                 raise ValueError(f"item {index}: {error}") from error
-        inputs, times, modalities = zip(*pairs, strict=True)
+        inputs, times, starts, modalities = zip(*pairs, strict=True)
         # A network that cannot use frame 0 alone has left it out, and it is gray then.
         shown = [
             row["frame0"] is not None
@@ -310,9 +317,9 @@ class Estimator:
         output = self._network(batch, as_iterations(iterations), start)
         if as_torch is None:
             as_torch = any(is_torch(row["frame0"], row["frame1"], row["events"]) for row in rows)
-        return _results(output, times, modalities, as_torch)
+        return _results(output, times, modalities, as_torch, starts)
 
-    def _prepare(
+    def _prepare(  # noqa: PLR0913 - all that a user may know of a frame pair
         self,
         frame0: Any,
         frame1: Any,
@@ -323,6 +330,7 @@ class Estimator:
         exposure0: Any,
         exposure1: Any,
         history: Any,
+        may_start_late: bool,
     ) -> PreparedPair:
         return prepare_pair(
             self.model.config,
@@ -332,6 +340,7 @@ class Estimator:
             times=(t0, t1),
             exposures=(exposure0, exposure1),
             history=history,
+            may_start_late=may_start_late,
         )
 
 
@@ -340,20 +349,28 @@ def _results(
     times: Sequence[tuple[int, int]],
     modalities: Sequence[tuple[str, ...] | Callable[[], tuple[str, ...]]],
     as_torch: bool,
+    starts: Sequence[int] | None = None,
 ) -> list[Result]:
-    # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
-    return [
-        Result(
-            output.control_points[i : i + 1].float().clone(),
-            output.uncertainty[i : i + 1].float().clone(),
-            output.boundary[i : i + 1].float().clone(),
-            t0=t0,
-            t1=t1,
-            modalities=found,
-            as_torch=as_torch,
+    results = []
+    for i, ((t0, t1), found) in enumerate(zip(times, modalities, strict=True)):
+        # Copies made outside inference_mode are ordinary tensors, which autograd accepts.
+        points, uncertainty, boundary = (part[i : i + 1].float().clone() for part in output)
+        if starts is not None and starts[i] > t0:
+            share = (starts[i] - t0) / (t1 - starts[i])
+            points, others = begin_earlier(points, torch.cat((uncertainty, boundary), dim=1), share)
+            uncertainty, boundary = (part.clone() for part in others.chunk(2, dim=1))
+        results.append(
+            Result(
+                points,
+                uncertainty,
+                boundary,
+                t0=t0,
+                t1=t1,
+                modalities=found,
+                as_torch=as_torch,
+            )
         )
-        for i, ((t0, t1), found) in enumerate(zip(times, modalities, strict=True))
-    ]
+    return results
 
 
 def _modalities_of(config: ModelConfig, mask: Tensor) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfuse.estimator.arguments import as_exposure, as_interval
 from flowfuse.estimator.event_times import check_times
 from flowfuse.estimator.frame_checks import as_frame
+from flowfuse.estimator.late_start import late_start
 from flowfuse.events import Events
 from flowfuse.inputs import Exposures, ModelInputs, input_interval, prepare_inputs
 from flowfuse.model import ModelConfig
@@ -29,11 +30,14 @@ class PreparedPair(NamedTuple):
     Attributes:
         inputs: of the network, without a batch axis.
         times: t0 and t1, us.
+        start: when the network starts, us: t0, or a slice later, see
+            :mod:`flowfuse.estimator.late_start`.
         modalities: what the estimate is made from, as :class:`~flowfuse.result.Result` tells it.
     """
 
     inputs: ModelInputs
     times: tuple[int, int]
+    start: int
     modalities: tuple[str, ...]
 
 
@@ -46,6 +50,7 @@ def prepare_pair(
     times: tuple[Any, Any],
     exposures: tuple[Any, Any],
     history: Any,
+    may_start_late: bool,
 ) -> PreparedPair:
     """Check a frame pair and make its inputs.
 
@@ -54,6 +59,7 @@ def prepare_pair(
         device: where the inputs are made.
         frames, events, times, exposures, history: as of a call of the estimator, which documents
             them.
+        may_start_late: whether the first events may serve as history where there is none.
 
     Raises:
         ValueError: naming the argument, what was found and what was expected.
@@ -80,18 +86,21 @@ def prepare_pair(
         if history is None:
             history = len(given) > 0 and int(given.t[0]) < t0
     _check_modalities(config, len(shown) == 2, has_events, (t0, t1))
+    start = t0
+    if may_start_late and not history and not (shown and config.frames):
+        start = late_start(used, t0, t1, config.slices)
     inputs = prepare_inputs(
         shown[0] if shown else None,
         shown[1] if len(shown) == 2 else None,
         used,
-        t0=t0,
+        t0=start,
         t1=t1,
         spec=config.input_spec,
         exposures=durations,
-        history=history,
+        history=start > t0 or history,
         device=device,
     )
-    return PreparedPair(inputs, (t0, t1), modalities_used(config, len(shown), has_events))
+    return PreparedPair(inputs, (t0, t1), start, modalities_used(config, len(shown), has_events))
 
 
 def modalities_used(config: ModelConfig, frames: int, has_events: bool) -> tuple[str, ...]:

@@ -66,6 +66,31 @@ def bezier_velocity(control_points: Tensor, tau: Tensor | float) -> Tensor:
     return _combine(weights, control_points)
 
 
+def restrict_bezier(control_points: Tensor, first: float, last: float) -> Tensor:
+    """The same curves over another span of tau, shorter or longer.
+
+    Args:
+        control_points: [B, n, 2, H, W] in px; P_0 = 0.
+        first, last: the span, which becomes tau = 0 to 1.
+
+    Returns:
+        [B, n + 1, 2, H, W] px: P_0 .. P_n.
+
+    Source: the blossom of the curve (Ramshaw 1989), whose values at ``first`` and ``last`` in all
+    mixtures are the new control points.
+    """
+    degree = control_points.shape[1]
+    rows = []
+    for count in range(degree + 1):
+        weights = [1.0]  # of P_0 .. : a product of linear functions, one for each argument
+        for tau in [first] * (degree - count) + [last] * count:
+            low, high = [(1 - tau) * w for w in weights] + [0.0], [0.0] + [tau * w for w in weights]
+            weights = [a + b for a, b in zip(low, high, strict=True)]
+        rows.append(weights[1:])
+    weights_of_all = control_points.new_tensor(rows).expand(len(control_points), -1, -1)
+    return _combine(weights_of_all, control_points)
+
+
 def fit_bezier(displacements: Tensor, tau: Tensor, degree: int) -> Tensor:
     """Fit control points to displacements sampled in time, by least squares.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.model.encoders import ResidualBlock, activate, group_count, normalize
+
+LOGIT_SCALE = 0.25  # keeps the softmax of the upsampling from saturating early, as RAFT found
 
 
 class InitHead(nn.Module):
@@ -117,12 +120,36 @@ def start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class UpsampleMask(nn.Module):
-    """Weights of the convex upsampling: [B, channels, h, w] -> [B, 9 factor^2, h, w] float32."""
+    """Weights of the convex upsampling: [B, channels, h, w] -> [B, 9 factor^2, h, w] float32.
+
+    They start as those of a quadratic B-spline: what is smooth stays smooth. Started from equal
+    weights, every cell begins flat, and the grid of cells shows in the flow for good.
+
+    Args:
+        channels: of the features.
+        factor: of the upsampling.
+    """
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
         self.out = nn.Conv2d(channels, 9 * factor * factor, 1)
+        assert self.out.bias is not None
+        with torch.no_grad():
+            self.out.bias.copy_(torch.tensor(log_spline(factor)) / LOGIT_SCALE)
 
     def forward(self, features: Tensor) -> Tensor:
-        # A quarter keeps the softmax from saturating early, as RAFT found.
-        return self.out(features).float().mul_(0.25)
+        return self.out(features).float().mul_(LOGIT_SCALE)
+
+
+def log_spline(factor: int) -> np.ndarray:
+    """Logs of the weights that the 3 x 3 cells around have for the pixels of one.
+
+    Args:
+        factor: f, pixels of a cell in each direction.
+
+    Returns:
+        [9 f^2] float32, as the mask of :func:`flowfuse.ops.convex_upsample` has them.
+    """
+    t = (np.arange(factor, dtype=np.float32) + 0.5) / factor
+    row = np.stack(((1 - t) ** 2 / 2, 0.75 - (t - 0.5) ** 2, t**2 / 2))  # [3, f]
+    return np.log(row[:, None, :, None] * row[None, :, None, :]).reshape(-1)

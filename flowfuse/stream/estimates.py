@@ -126,11 +126,12 @@ class Estimates:
             self.features.forget_from(events.take_added())
             if scheduled and complete and events.count(span.t0, span.t1):
                 limits = slice_times(span.t0, span.t1, slices)
-                if span.exposures == (None, None):
-                    first, last = self.features.missing(limits)
                 history = events.count(limits[0], limits[1]) > 0
-                used = events.between(first, last)
-                return Request(span, used, clock, scheduled, limits, history)
+                if history or self._shown(span):
+                    if span.exposures == (None, None):
+                        first, last = self.features.missing(limits)
+                    used = events.between(first, last)
+                    return Request(span, used, clock, scheduled, limits, history)
         # Without a history where that has been overwritten.
         used = events.between(first if complete else span.t0, last)
         return Request(span, used, clock, scheduled)
@@ -143,15 +144,42 @@ class Estimates:
             whole: when, by time.perf_counter, everything for it had come; None: not known.
         """
         span, began = request.span, time.perf_counter()
-        slices = None
-        if request.limits is None:
-            inputs = self._fresh_inputs(span, request.events)
-        else:
-            inputs, slices = self._known_inputs(request)
         flow_init = self._carried(span, self.last(request.clock)) if request.scheduled else None
         iterations = self._settings.iterations
         if flow_init is not None and self._settings.warm_iterations is not None:
             iterations = self._settings.warm_iterations
+        alone = request.limits is None and flow_init is None and not self._shown(span)
+        if alone and len(request.events) and request.events.t[0] >= span.t0:
+            # Of events alone, without any before t0, a call makes more than their slices tell.
+            result = self._estimator(
+                None,
+                None,
+                request.events,
+                t0=span.t0,
+                t1=span.t1,
+                iterations=iterations,
+                as_torch=self._settings.as_torch,
+            )
+        else:
+            result = self._run_slices(request, iterations, flow_init)
+        if self._estimator.device.type == "cuda":
+            torch.cuda.synchronize(self._estimator.device)
+        ended = time.perf_counter()
+        latency = ended - (began if whole is None else min(whole, began))
+        if request.scheduled:
+            self.timing = Timing(latency, ended - began)
+            self._last = request.clock, result
+        return result
+
+    def _run_slices(
+        self, request: Request, iterations: int | None, flow_init: np.ndarray | None
+    ) -> Result:
+        """Estimate from slices and frames, using again what is known of them."""
+        span, slices = request.span, None
+        if request.limits is None:
+            inputs = self._fresh_inputs(span, request.events)
+        else:
+            inputs, slices = self._known_inputs(request)
         (result,) = self._estimator.run(
             inputs,
             t0=span.t0,
@@ -162,13 +190,6 @@ class Estimates:
             encoded_slices=slices,
             as_torch=self._settings.as_torch,
         )
-        if self._estimator.device.type == "cuda":
-            torch.cuda.synchronize(self._estimator.device)
-        ended = time.perf_counter()
-        latency = ended - (began if whole is None else min(whole, began))
-        if request.scheduled:
-            self.timing = Timing(latency, ended - began)
-            self._last = request.clock, result
         return result
 
     def _fresh_inputs(self, span: Span, events: Events) -> ModelInputs:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowfuse.geometry.bezier import bezier, bezier_velocity, fit_bezier
+from flowfuse.geometry.bezier import bernstein, bezier, bezier_velocity, fit_bezier, restrict_bezier
 
 
 def points(*values):
@@ -72,3 +72,18 @@ def test_autocast_keeps_positions_exact():
     control = torch.full((1, 3, 2, 1, 1), 601.0)
     with torch.autocast("cpu", torch.bfloat16):
         assert bezier(control, 1.0).flatten().tolist() == [601.0, 601.0]
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 5])
+@pytest.mark.parametrize("span", [(-0.25, 1.0), (0.25, 0.75), (0.0, 1.0)])
+def test_restricting_keeps_the_curve(degree, span):
+    control = torch.randn(2, degree, 2, 3, 4, dtype=torch.float64)
+    new = restrict_bezier(control, *span)
+    assert new.shape == (2, degree + 1, 2, 3, 4)
+    for tau in (0.0, 0.3, 1.0):
+        there = span[0] + (span[1] - span[0]) * tau
+        old = torch.einsum(
+            "n,bn...->b...", bernstein(degree, torch.tensor(there).double()), control
+        )
+        moved = bezier(new[:, 1:] - new[:, :1], tau) + new[:, 0]
+        torch.testing.assert_close(moved, old)

@@ -89,11 +89,11 @@ def test_an_untrained_head_fades_nothing():
     assert evidence.fade.min() > 0.95
 
 
-def test_a_modality_counts_by_its_precision():
+def test_a_modality_counts_by_its_error():
     head = EvidenceHead()
     with torch.no_grad():
         head.out.weight.zero_()
-        head.out.bias.copy_(torch.tensor([math.log(0.1), math.log(0.4)]))
+        head.out.bias.copy_(torch.tensor([math.log(0.1), math.log(0.2)]))
     evidence = head(*make_matches(), ALL)
     # Shares 16 / 17 and 1 / 17, twice of each, and no more than 1.
     assert torch.allclose(evidence.fade[0, :, 0, 0], torch.tensor([1.0, 2 / 17]))

@@ -13,6 +13,7 @@ from stream_cases import HEIGHT, SLICES, WIDTH, columns, make_estimator, make_ev
 
 import flowfuse
 from flowfuse.data.opening import open_recording
+from flowfuse.estimator.running import NetworkRunner
 from flowfuse.events import Events
 from flowfuse.result import Result
 from flowfuse.runner import (
@@ -314,14 +315,14 @@ def test_latest_forgets_results_of_an_old_clock(stream, estimator, monkeypatch):
 
     # The clock begins anew while an interval of the old one is being estimated.
     one.push(make_events(7_000_000, 7_025_000))
-    run = estimator.run
+    network = estimator._network
 
     def run_and_reset(*args, **options):
-        monkeypatch.setattr(estimator, "run", run)
+        monkeypatch.setattr(estimator, "_network", network)
         one.push(make_events(0, 15_000))
-        return run(*args, **options)
+        return network(*args, **options)
 
-    monkeypatch.setattr(estimator, "run", run_and_reset)
+    monkeypatch.setattr(estimator, "_network", run_and_reset)
     assert one.flow(7_000_000, 7_010_000).t1 == 7_010_000
     assert spans([one.latest()]) == [(0, STEP)]
 
@@ -621,16 +622,16 @@ def test_waiting_ends_in_time(stream):
 
 
 @pytest.fixture
-def given_starts(estimator, monkeypatch):
+def given_starts(monkeypatch):
     """What estimates start from, and in how many iterations, in turn."""
     given = []
-    called = type(estimator).run
+    called = NetworkRunner.__call__
 
-    def spy(self, *arguments, **options):
-        given.append((options["flow_init"], options["iterations"]))
-        return called(self, *arguments, **options)
+    def spy(self, inputs, iterations, flow_init, *others, **options):
+        given.append((flow_init, iterations))
+        return called(self, inputs, iterations, flow_init, *others, **options)
 
-    monkeypatch.setattr(type(estimator), "run", spy)
+    monkeypatch.setattr(NetworkRunner, "__call__", spy)
     monkeypatch.setattr(estimates, "_TRUSTED", 1e9)  # this network trusts itself nowhere
     return given
 
