@@ -65,7 +65,7 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
   m.def("propagate(Tensor values, Tensor weights) -> Tensor");
   m.def("propagate_backward(Tensor grad, Tensor values, Tensor weights) -> (Tensor, Tensor)");
 
-  // Of inference alone: flowfuse/ops trains through their references.
+  // Of inference alone: flowfuse/ops trains through their references, or their parts.
   m.def(
       "read_windows(Tensor windows, Tensor? fade, Tensor? gate, Tensor offsets, Tensor log_sharpness, Tensor? weight, "
       "Tensor? bias) -> (Tensor, Tensor)");
