@@ -12,9 +12,11 @@ timed at its own number of iterations; to compare at equal numbers, E-RAFT runs 
 E-RAFT's as well. Extra memory is the peak during a call beyond weights and inputs, results
 included. GMAC are multiply-adds of the network: those that torch counts (convolutions, matrix
 products) and those of flowfuse's operators. Weights do not change what is computed, so they may be
-random. (What an estimate moves in memory is counted, not measured: benchmarks/launches.py prints the
-bytes, those of look-ups apart.) On a GPU the networks also run compiled and in a CUDA graph, and our estimates by the graphs
+random. On a GPU the networks also run compiled and in a CUDA graph, and our estimates by the graphs
 of the estimator (eager ones without).
+
+What an estimate moves in memory is counted, not measured: benchmarks/launches.py prints the bytes,
+and those of look-ups apart.
 
 --profile measures no rows but prints where the time of our estimates goes, by operation.
 """

@@ -253,11 +253,11 @@ void with_products(const Tensor& f0, const std::vector<Tensor>& f1_levels, const
 
 // FLOWFUSE_VARIANTS for products of features F, a template parameter.
 #if FLOWFUSE_BFLOAT16_PRODUCTS
-#define FLOWFUSE_PRODUCT_VARIANTS(F, ...)                                \
-  if constexpr (std::is_same_v<F, ::flowfuse::cpu::BFloat16>) {          \
+#define FLOWFUSE_PRODUCT_VARIANTS(F, ...)                                 \
+  if constexpr (std::is_same_v<F, ::flowfuse::cpu::BFloat16>) {           \
     [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }(); \
-  } else {                                                               \
-    FLOWFUSE_VARIANTS(__VA_ARGS__)                                       \
+  } else {                                                                \
+    FLOWFUSE_VARIANTS(__VA_ARGS__)                                        \
   }
 #else
 #define FLOWFUSE_PRODUCT_VARIANTS(F, ...) FLOWFUSE_VARIANTS(__VA_ARGS__)

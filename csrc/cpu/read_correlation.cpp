@@ -55,6 +55,4 @@ std::tuple<Tensor, Tensor> read_correlation(Tensor f0, std::vector<Tensor> f1_le
 }  // namespace
 }  // namespace flowfuse::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) {
-  m.impl("read_correlation", TORCH_BOX(&flowfuse::cpu::read_correlation));
-}
+STABLE_TORCH_LIBRARY_IMPL(flowfuse, CPU, m) { m.impl("read_correlation", TORCH_BOX(&flowfuse::cpu::read_correlation)); }

@@ -45,8 +45,8 @@ struct VolumeWindows {
 
   __device__ __forceinline__ PatchChunk<T> load(int64_t n, int64_t first, int64_t begin) const {
     const int level = static_cast<int>(begin / levels.value_count());
-    const Patch<T> patch = load_patch(levels, n * patches_of(levels) + first / kWarp, level, column(begin),
-                                      columns(begin) + 1, memory);
+    const Patch<T> patch =
+        load_patch(levels, n * patches_of(levels) + first / kWarp, level, column(begin), columns(begin) + 1, memory);
     __syncthreads();
     read_taps(levels, patch);
     const Window<T>& window = patch.windows[smaller(static_cast<int>(threadIdx.x), patch.count - 1)];
@@ -78,7 +78,8 @@ std::tuple<Tensor, Tensor> read_volume(std::vector<Tensor> volumes, Tensor coord
   const Tensor points = converted(coords, coords.scalar_type());
   const std::vector<Tensor> maps = contiguous(volumes);
   return make_reading<true>(op, sizes, given, [&](const auto& params) {
-    launch_reading(call, params, levels_of<typename std::decay_t<decltype(params)>::Value>(points, maps, radius, nullptr));
+    launch_reading(call, params,
+                   levels_of<typename std::decay_t<decltype(params)>::Value>(points, maps, radius, nullptr));
   });
 }
 

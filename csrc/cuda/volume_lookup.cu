@@ -70,8 +70,7 @@ __device__ __forceinline__ void pass_on(const VolumeLevels<T>& params, const Pat
     const Window<T>& window = patch.windows[i];
     const TapRange range = taps_inside(window, params.radius, map.rows, map.columns);
     if (!contains(range, dx, dy)) return;
-    map.grad[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)] =
-        patch.column_at(i, dx)[dy];
+    map.grad[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)] = patch.column_at(i, dx)[dy];
   });
 }
 

@@ -29,13 +29,13 @@ struct VolumeLevels : Lookup {
 // some neighbouring columns.
 template <class T>
 struct Patch {
-  int64_t b, begin;      // item and first pixel
-  int count, level;      // of pixels; and the level that its windows lie on
-  int column, columns;   // the first one, and how many
-  int side, stride;      // taps of a column, and from pixel to pixel
-  Window<T>* windows;    // [blockDim.x]
-  T* taps;               // [blockDim.x][stride]
-  T* parts;              // [kThreads][2], of gradients
+  int64_t b, begin;     // item and first pixel
+  int count, level;     // of pixels; and the level that its windows lie on
+  int column, columns;  // the first one, and how many
+  int side, stride;     // taps of a column, and from pixel to pixel
+  Window<T>* windows;   // [blockDim.x]
+  T* taps;              // [blockDim.x][stride]
+  T* parts;             // [kThreads][2], of gradients
 
   __device__ __forceinline__ T* column_at(int i, int dx) const { return taps + i * stride + (dx - column) * side; }
 };

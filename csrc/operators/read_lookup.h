@@ -29,8 +29,7 @@ inline WindowSizes check_read_volume(const char* op, const std::vector<Tensor>& 
 inline WindowSizes check_read_correlation(const char* op, const Tensor& f0, const std::vector<Tensor>& f1_levels,
                                           const Tensor& coords, int64_t radius, const ReadingArguments& given) {
   check_correlation_lookup(op, f0, f1_levels, coords, radius);
-  const WindowSizes sizes =
-      looked_up_sizes(coords, f1_levels.size(), radius, sum_dtype(f0.scalar_type()), "f0", f0);
+  const WindowSizes sizes = looked_up_sizes(coords, f1_levels.size(), radius, sum_dtype(f0.scalar_type()), "f0", f0);
   check_reading(op, sizes, given);
   return sizes;
 }

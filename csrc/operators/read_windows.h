@@ -68,8 +68,8 @@ inline void check_reading(const char* op, const WindowSizes& windows, const Read
 inline WindowSizes check_read_windows(const char* op, const Tensor& windows, const ReadingArguments& given) {
   check_shape(op, "windows", windows, "[N, V, h, w] with V >= 1", windows.dim() == 4 && windows.size(1) >= 1);
   check_dtype(op, "windows", windows, kCoordinateDtypes);
-  const WindowSizes sizes{
-      windows.size(0), windows.size(1), windows.size(2), windows.size(3), windows.scalar_type(), "windows", windows};
+  const WindowSizes sizes{windows.size(0),       windows.size(1), windows.size(2), windows.size(3),
+                          windows.scalar_type(), "windows",       windows};
   check_reading(op, sizes, given);
   return sizes;
 }

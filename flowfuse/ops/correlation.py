@@ -154,10 +154,10 @@ class Correlation:
             place = slice(first, first + count)
             levels = [level[place] for level in self.levels]
             if self.strategy == "volume":
-                found.append(read_volume(levels, coords[place], self.radius, *how))
+                found.append(read_volume(levels, coords[place], self.radius, how))
             else:
                 f0, exact = self.f0[place], self._exact()
-                found.append(read_features(f0, levels, coords[place], self.radius, exact, *how))
+                found.append(read_features(f0, levels, coords[place], self.radius, exact, how))
             first += count
         return found
 

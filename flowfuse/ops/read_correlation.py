@@ -25,7 +25,7 @@ def read_correlation(
     f1_levels: Sequence[Tensor],
     coords: Tensor,
     radius: int,
-    *reading: Tensor | None,
+    reading: WindowReading,
 ) -> tuple[Tensor, Tensor]:
     """Look up windows without a stored volume and read them.
 
@@ -35,9 +35,8 @@ def read_correlation(
 
     Args:
         f0, f1_levels, coords, radius: as of :func:`correlation_lookup`.
-        reading: fade, gate, offsets, log_sharpness and, for tokens, weight and bias, as of
-            :func:`read_windows`, float32 (float64 for float64; the last two any float dtype). N is
-            the batch of f0.
+        reading: the other arguments of :func:`read_windows`, float32 (float64 for float64); weight
+            and bias of any float dtype. N is the batch of f0.
 
     Returns:
         tokens and matches, as of :func:`read_windows`.
@@ -47,7 +46,7 @@ def read_correlation(
     """
     check_tensor("read_correlation", "f0", f0)  # its device says whether autocast is on
     features, levels = autocast_features(f0, f1_levels)
-    return read_features(features, levels, coords, radius, exact_products(), *reading)
+    return read_features(features, levels, coords, radius, exact_products(), reading)
 
 
 def read_features(
@@ -56,13 +55,12 @@ def read_features(
     coords: Tensor,
     radius: int,
     exact: bool,
-    *reading: Tensor | None,
+    reading: WindowReading,
 ) -> tuple[Tensor, Tensor]:
     """The same of features that are ready; `exact` as of the operator correlation_lookup."""
-    given = WindowReading(*reading)
-    if gradient_wanted((f0, *f1_levels, coords, *given)):
-        return read_windows(LOOKUP(f0, f1_levels, coords, radius, exact), *given)
-    return OPERATOR(f0, f1_levels, coords, radius, exact, *given)
+    if gradient_wanted((f0, *f1_levels, coords, *reading)):
+        return read_windows(LOOKUP(f0, f1_levels, coords, radius, exact), *reading)
+    return OPERATOR(f0, f1_levels, coords, radius, exact, *reading)
 
 
 def check(f0, f1_levels, coords, radius, exact, *reading) -> None:
@@ -106,9 +104,10 @@ def example(dtype: torch.dtype, size: tuple, *, tokens: int = 11) -> Example:
     reading = example_reading(dtype, size, 2 * 49, tokens)
 
     def run(f0: Tensor, fine: Tensor, coarse: Tensor, coords: Tensor, *reading: Tensor) -> tuple:
-        return read_correlation(f0, [fine, coarse], coords, 3, *reading)
+        return read_correlation(f0, [fine, coarse], coords, 3, WindowReading(*reading))
 
-    return Example(run, (f0, *levels, places(*size, sum_dtype(dtype)), *reading))
+    coords = places(batch, height, width, sum_dtype(dtype))
+    return Example(run, (f0, *levels, coords, *reading))
 
 
 def bare_example(dtype: torch.dtype, size: tuple) -> Example:
@@ -118,9 +117,10 @@ def bare_example(dtype: torch.dtype, size: tuple) -> Example:
     reading = example_reading(dtype, size, 25, 1)[2:4]
 
     def run(f0: Tensor, f1: Tensor, coords: Tensor, *reading: Tensor) -> tuple:
-        return read_correlation(f0, [f1], coords, 2, None, None, *reading)
+        return read_correlation(f0, [f1], coords, 2, WindowReading(None, None, *reading))
 
-    return Example(run, (f0, f1, places(*size, sum_dtype(dtype)), *reading))
+    coords = places(batch, height, width, sum_dtype(dtype))
+    return Example(run, (f0, f1, coords, *reading))
 
 
 OPERATOR = Operator(

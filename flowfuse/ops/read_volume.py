@@ -17,7 +17,7 @@ from .volume_lookup import reference as look_up
 
 
 def read_volume(
-    volumes: Sequence[Tensor], coords: Tensor, radius: int, *reading: Tensor | None
+    volumes: Sequence[Tensor], coords: Tensor, radius: int, reading: WindowReading
 ) -> tuple[Tensor, Tensor]:
     """Look up windows of a stored volume and read them, without putting them into memory.
 
@@ -26,9 +26,8 @@ def read_volume(
 
     Args:
         volumes, coords, radius: as of :func:`volume_lookup`.
-        reading: fade, gate, offsets, log_sharpness and, for tokens, weight and bias, as of
-            :func:`read_windows`, in the dtype of the volumes (the last two in any). N is the batch
-            of the volumes.
+        reading: the other arguments of :func:`read_windows`, in the dtype of the volumes; weight
+            and bias in any. N is the batch of the volumes.
 
     Returns:
         tokens and matches, as of :func:`read_windows`.
@@ -36,10 +35,9 @@ def read_volume(
     Raises:
         ValueError: a shape, dtype or the radius is wrong.
     """
-    given = WindowReading(*reading)
-    if gradient_wanted((*volumes, coords, *given)):
-        return read_windows(volume_lookup(volumes, coords, radius), *given)
-    return OPERATOR(list(volumes), coords, radius, *given)
+    if gradient_wanted((*volumes, coords, *reading)):
+        return read_windows(volume_lookup(volumes, coords, radius), *reading)
+    return OPERATOR(list(volumes), coords, radius, *reading)
 
 
 def check(volumes, coords, radius, *reading) -> None:
@@ -96,9 +94,9 @@ def example(dtype: torch.dtype, size: tuple, *, radius: int = 3, tokens: int = 1
     reading = example_reading(dtype, size, 2 * (2 * radius + 1) ** 2, tokens)
 
     def run(volume: Tensor, coarse: Tensor, coords: Tensor, *reading: Tensor) -> tuple:
-        return read_volume([volume, coarse], coords, radius, *reading)
+        return read_volume([volume, coarse], coords, radius, WindowReading(*reading))
 
-    return Example(run, (volume, coarse, places(*size, torch.float32), *reading))
+    return Example(run, (volume, coarse, places(batch, height, width, torch.float32), *reading))
 
 
 def bare_example(dtype: torch.dtype, size: tuple) -> Example:
@@ -108,9 +106,9 @@ def bare_example(dtype: torch.dtype, size: tuple) -> Example:
     reading = example_reading(dtype, size, 25, 1)[2:4]
 
     def run(volume: Tensor, coords: Tensor, *reading: Tensor) -> tuple:
-        return read_volume([volume], coords, 2, None, None, *reading)
+        return read_volume([volume], coords, 2, WindowReading(None, None, *reading))
 
-    return Example(run, (volume, places(*size, exact), *reading))
+    return Example(run, (volume, places(batch, height, width, exact), *reading))
 
 
 OPERATOR = Operator(

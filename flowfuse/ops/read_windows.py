@@ -66,9 +66,10 @@ def check(windows, *reading) -> None:
     op = "read_windows"
     shapes = Shapes(op)
     shapes.check("windows", windows, ["N", "V", "h", "w"], COORDINATE_DTYPES)
-    found = list(windows.shape)
-    require(found[1] >= 1, f"{op}: windows must have shape [N, V, h, w] with V >= 1, got {found}")
-    check_reading(shapes, "windows", windows.dtype, *found[:2], WindowReading(*reading))
+    count, channels = windows.shape[:2]
+    form, found = "[N, V, h, w] with V >= 1", list(windows.shape)
+    require(channels >= 1, f"{op}: windows must have shape {form}, got {found}")
+    check_reading(shapes, "windows", windows.dtype, count, channels, WindowReading(*reading))
 
 
 def check_reading(
@@ -89,11 +90,11 @@ def check_reading(
         require(shared or count == 0, f"{op}: fade must have M items, N a multiple of M")
     if given.gate is not None:
         shapes.check("gate", given.gate, [count, 1, "h", "w"], [exact])
-    both = (given.weight is None) == (given.bias is None)
-    require(both, f"{op}: weight and bias must be given together")
-    if (weight := given.weight) is not None:
+    weight, bias = given.weight, given.bias
+    require((weight is None) == (bias is None), f"{op}: weight and bias must be given together")
+    if weight is not None and bias is not None:
         shapes.check("weight", weight, ["C_t", channels + 3, 1, 1], FEATURE_DTYPES)
-        shapes.check("bias", given.bias, [weight.shape[0]], [weight.dtype])
+        shapes.check("bias", bias, [weight.shape[0]], [weight.dtype])
         same = sum_dtype(weight.dtype) == exact
         require(same, f"{op}: {source} and weight must both be float64 or neither")
 

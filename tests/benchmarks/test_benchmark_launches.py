@@ -33,7 +33,9 @@ def test_an_estimate_launches_few_kernels(script, name, most, megabytes, strateg
     calls, moved = counted.of_look_ups()
     moved *= 480 * 640 / 64**2 / 1e6
     least = megabytes / 4  # tokens alone
-    assert calls > 10 and least < moved < (megabytes if strategy == "on_demand" else 0.6 * megabytes)
+    assert calls > 10 and least < moved < (
+        megabytes if strategy == "on_demand" else 0.6 * megabytes
+    )
 
 
 def test_what_counts(script):
@@ -51,7 +53,10 @@ def test_what_counts(script):
 
 def test_a_look_up_reads_its_taps(script):
     """Of a stored volume 4 x 4 values a pixel and level are read, not all."""
-    volumes, coords = [torch.rand(1, 2, 3, 50, 60), torch.rand(1, 2, 3, 25, 30)], torch.zeros(1, 2, 2, 3)
+    volumes, coords = (
+        [torch.rand(1, 2, 3, 50, 60), torch.rand(1, 2, 3, 25, 30)],
+        torch.zeros(1, 2, 2, 3),
+    )
     with script.Launches() as counted:
         torch.ops.flowfuse.volume_lookup(volumes, coords, 1)
     assert counted.bytes == {"ops.volume_lookup": 4 * 6 * (2 * 16 + 2 + 2 * 9)}

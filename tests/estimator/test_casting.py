@@ -24,9 +24,7 @@ class WeightCasts(TorchDispatchMode):
 
     def __init__(self, model: FlowFuse) -> None:
         super().__init__()
-        self.names = {
-            p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()
-        }
+        self.names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
@@ -123,7 +121,9 @@ def test_what_is_cast(model):
     cast = {id(weight) for weight in cast_by_autocast(model)}
     kept = {name for name, weight in model.named_parameters() if id(weight) not in cast}
     assert "refinement.tokens.read.0.weight" in kept and "tokens.read.2.bias" in kept
-    assert not any(name.startswith(("trunk.blocks.0.conv", "update.", "evidence.")) for name in kept)
+    assert not any(
+        name.startswith(("trunk.blocks.0.conv", "update.", "evidence.")) for name in kept
+    )
 
 
 def test_a_copy_is_pickled_as_the_network(model):

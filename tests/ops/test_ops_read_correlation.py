@@ -41,7 +41,8 @@ def random_inputs(radius=2, levels=2, tokens=9, size=(2, 5, 18), dtype=torch.flo
 
 
 def read(given):
-    return ops.read_correlation(*given.values())
+    f0, levels, coords, radius, *reading = given.values()
+    return ops.read_correlation(f0, levels, coords, radius, ops.WindowReading(*reading))
 
 
 def one_after_the_other(given):
@@ -61,9 +62,8 @@ def test_hand_window():
     coords = torch.tensor([1.5, 1.0]).view(1, 2, 1, 1)
     window = 2 * torch.tensor([0.5, 3.5, 6.5, 1.5, 4.5, 7.5, 1.0, 2.5, 4.0])
     weight = torch.eye(9, 12).view(9, 12, 1, 1)
-    tokens, _ = ops.read_correlation(
-        f0, [f1], coords, 1, None, None, torch.ones(2, 9), torch.tensor(0.0), weight, torch.zeros(9)
-    )
+    how = ops.WindowReading(None, None, torch.ones(2, 9), torch.tensor(0.0), weight, torch.zeros(9))
+    tokens, _ = ops.read_correlation(f0, [f1], coords, 1, how)
     torch.testing.assert_close(tokens.flatten(), window)
 
 
@@ -163,4 +163,6 @@ def test_error_messages(change, message, kernel):
 def test_compile():
     compiled = torch.compile(ops.read_correlation, fullgraph=True, backend="aot_eager")
     given = random_inputs()
-    assert_equal(compiled(*given.values()), read(given))
+    f0, levels, coords, radius, *reading = given.values()
+    found = compiled(f0, levels, coords, radius, ops.WindowReading(*reading))
+    assert_equal(found, read(given))

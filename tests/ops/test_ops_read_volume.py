@@ -38,7 +38,8 @@ def random_inputs(radius=2, levels=2, tokens=9, size=(2, 5, 18), dtype=torch.flo
 
 
 def read(given):
-    return ops.read_volume(*given.values())
+    volumes, coords, radius, *reading = given.values()
+    return ops.read_volume(volumes, coords, radius, ops.WindowReading(*reading))
 
 
 def one_after_the_other(given):
@@ -61,9 +62,8 @@ def test_hand_window():
     # x slow, y fast; beyond the right border is 0.
     window = torch.tensor([0.5, 3.5, 6.5, 1.5, 4.5, 7.5, 1.0, 2.5, 4.0])
     weight = torch.eye(9, 12).view(9, 12, 1, 1)
-    tokens, matches = ops.read_volume(
-        [volume], coords, 1, None, None, torch.ones(2, 9), torch.tensor(0.0), weight, torch.zeros(9)
-    )
+    how = ops.WindowReading(None, None, torch.ones(2, 9), torch.tensor(0.0), weight, torch.zeros(9))
+    tokens, matches = ops.read_volume([volume], coords, 1, how)
     torch.testing.assert_close(tokens.flatten(), window)
     certainty = window.softmax(0).max().log()
     torch.testing.assert_close(matches.flatten(), torch.stack((*torch.ones(2), certainty)))
@@ -161,5 +161,7 @@ def test_error_messages(change, message, kernel):
 def test_compile():
     compiled = torch.compile(ops.read_volume, fullgraph=True, backend="aot_eager")
     given = random_inputs()
-    for found, wanted in zip(compiled(*given.values()), read(given), strict=True):
+    volumes, coords, radius, *reading = given.values()
+    result = compiled(volumes, coords, radius, ops.WindowReading(*reading))
+    for found, wanted in zip(result, read(given), strict=True):
         assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
