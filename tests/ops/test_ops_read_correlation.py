@@ -129,6 +129,7 @@ def test_gradients_are_those_of_the_parts():
 @needs_extension
 def test_opcheck():
     f0, levels, coords, radius, *reading = random_inputs().values()
+    coords = coords.nan_to_num(3, 3, 3)  # opcheck takes no NaN for another
     operator = torch.ops.flowfuse.read_correlation.default
     torch.library.opcheck(operator, (f0, levels, coords, radius, True, *reading))
 

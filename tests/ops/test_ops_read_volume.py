@@ -118,7 +118,9 @@ def test_gradients_are_those_of_the_parts():
 
 @needs_extension
 def test_opcheck():
-    given = tuple(random_inputs().values())
+    given = random_inputs()
+    given["coords"] = given["coords"].nan_to_num(3, 3, 3)  # opcheck takes no NaN for another
+    given = tuple(given.values())
     torch.library.opcheck(torch.ops.flowfuse.read_volume.default, given)
     bare = (*given[:3], None, None, *given[5:7], None, None)
     torch.library.opcheck(torch.ops.flowfuse.read_volume.default, bare)
