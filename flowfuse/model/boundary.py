@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfuse.inputs import Modality
 from flowfuse.model.encoders import ResidualBlock, activate, group_count, normalize
+from flowfuse.model.evidence import Evidence, resized
+from flowfuse.model.normalization import Scene
+from flowfuse.ops import common_gradient
 
 
 class BoundaryLocalizer(nn.Module):
@@ -64,3 +68,51 @@ def max_pool(boundary: Tensor, factor: int) -> Tensor:
         [B, 2, H/factor, W/factor] in [0, 1].
     """
     return torch.sigmoid(F.max_pool2d(boundary, factor))
+
+
+def gradients_shown(
+    scene: Scene, motion: Tensor | None, evidence: Evidence | None, cell: int
+) -> tuple[Tensor, Tensor]:
+    """What the localizer sees at full resolution.
+
+    What one modality shows fades with it, and what both show with either: a modality that has faded
+    altogether is as good as absent.
+
+    Args:
+        scene: the inputs, normalized.
+        motion: [B, 2, H, W] px, until the end of slice E_1: the gradient equation, which predicts
+            what that slice saw, holds over short motion only. None: frames and events themselves
+            are shown instead of their gradients.
+        evidence: how far each modality is trusted; None: altogether.
+        cell: px, of a mean of the agreement.
+
+    Returns:
+        [B, channels, H, W], and the agreement S of both modalities [B, 1, H / cell, W / cell], 0
+        without gradients.
+    """
+    height, width = scene.frame0.shape[-2:]
+    frame = event = scene.frame0.new_ones(1, 1, height, width)
+    if evidence is not None:
+        frame, event = resized(evidence.fade, width).split(1, dim=1)
+    # Frames; events and whether they have a history.
+    frames, events = scene.modality_mask[:, : Modality.SECOND_FRAME, None, None].split(
+        (1, 2), dim=1
+    )
+    present = (frames * frame, events * event)
+    if motion is None:
+        bare = (scene.frame0 * frame, scene.frame1 * frame, compress(scene.event_sum) * event)
+        return torch.cat((*bare, *present), dim=1), torch.zeros_like(scene.density[:, :1])
+    # Maps of full size: none lives longer than it is needed.
+    gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, motion)
+    agreement = F.avg_pool2d(gradients[:, 4:5].float(), cell)
+    gradients = 4 * gradients.float()
+    gradients = compress(gradients)
+    of_frames, of_events, common, predicted = gradients.split((3, 1, 1, 1), dim=1)
+    shown = (of_frames * frame, of_events * event, common * frame * event, predicted * frame)
+    del gradients, of_frames, of_events, common, predicted
+    return torch.cat((*shown, scene.first_sum * event, *present), dim=1), agreement
+
+
+def compress(x: Tensor) -> Tensor:
+    """x / sqrt(1 + |x|): linear near zero, a signed root far from it; cheaper than asinh."""
+    return x * x.abs().add_(1).rsqrt_()

@@ -33,6 +33,8 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 _MODEL = "model."
 # Modules that had another name when version 1 began: old name -> name.
 _RENAMED = {"first_estimate.": "init_head."}
+# Of layers that start at zero: files of earlier versions lack them.
+_LATER_PARTS = ("refinement.boundary.weight", "refinement.boundary.bias")
 _NAMED_AT_MOST = 4  # tensor names in one message
 
 
@@ -180,6 +182,7 @@ def load_checkpoint(
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: no model has this configuration: {reason}") from None
+    weights = with_later_parts(empty, weights)
     check_weights(empty, weights, where=str(path))
     with torch.random.fork_rng(devices=[]):  # the first weights are thrown away: spend no draw
         model = FlowFuse(config)
@@ -193,8 +196,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
     Raises:
         CheckpointError: as `check_weights`.
     """
+    weights = with_later_parts(model, weights)
     check_weights(model, weights, where=where)
-    model.load_state_dict(dict(weights))
+    model.load_state_dict(weights)
+
+
+def with_later_parts(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add what a file of an earlier version lacks: zeros, which change nothing."""
+    expected = model.state_dict()
+    later = [name for name in _LATER_PARTS if name in expected and name not in weights]
+    return {**weights, **{name: torch.zeros(expected[name].shape) for name in later}}
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -124,6 +125,74 @@ class Trunk(nn.Module):
         x = self.project(self.blocks(normalize(self.norm, self.down(x))))
         # Vectors of one length: correlations compare directions, contrast has no say.
         return (F.normalize(x.float(), dim=1) * self.log_length.exp()).to(x.dtype)
+
+
+class Images(NamedTuple):
+    """What one stem encodes.
+
+    Attributes:
+        stem: the encoder of the modality.
+        images: [B, N, channels, H, W].
+        present: [B, N], 0 where there is none.
+    """
+
+    stem: nn.Module
+    images: Tensor
+    present: Tensor
+
+    def in_turn(self) -> list[Images]:
+        """Parts that are encoded one after the other."""
+        parts = zip(in_turn(self.images), in_turn(self.present), strict=True)
+        return [Images(self.stem, images, present) for images, present in parts]
+
+
+def encode_images(given: Sequence[Images], fine_head: nn.Module, trunk: nn.Module) -> list[Encoded]:
+    """Encode images of one modality or more: on a CPU one after the other, else all at once.
+
+    An absent one would still give the features of an empty image: stem and latents are made
+    zero.
+    """
+    batch = given[0].images.shape[0]
+    counts = [images.images.shape[1] for images in given]
+    firsts: list[Tensor] = []
+    fine: list[Tensor] = []
+    latents: list[Tensor] = []
+    for parts in zip(*(images.in_turn() for images in given), strict=True):
+        features, flags = [], []
+        for stem, images, present in parts:
+            there = present.reshape(-1, 1, 1, 1)
+            values = stem(images.flatten(0, 1))
+            features.append(values * there.to(values.dtype))
+            flags.append(there)
+        if not firsts:
+            firsts = [values.unflatten(0, (batch, -1))[:, 0] for values in features]
+        values = features[0] if len(features) == 1 else torch.cat(features)
+        there = flags[0] if len(flags) == 1 else torch.cat(flags)
+        latent = trunk(values)
+        latent = latent * there.to(latent.dtype)
+        sizes = [values.shape[0] for values in features]
+        for maps, made in ((fine, fine_head(values)), (latents, latent)):
+            for values in made.split(sizes):
+                maps += values.unflatten(0, (batch, -1)).unbind(dim=1)
+    ends = list(accumulate(counts))
+    return [
+        Encoded(first, stack_maps(fine[end - count : end]), stack_maps(latents[end - count : end]))
+        for first, count, end in zip(firsts, counts, ends, strict=True)
+    ]
+
+
+def zero_features(other: Encoded, count: int, fine: Tensor | None = None) -> Encoded:
+    """Zeros in place of a modality that is not encoded, shaped by the other one.
+
+    ``fine``: [C_t], of all pixels: what an absent modality has there; None: zeros.
+    """
+    empty, latents = (
+        torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)
+        for maps in (other.fine, other.latents)
+    )
+    if fine is not None:
+        empty = empty + fine.to(empty.dtype).view(-1, 1, 1)
+    return Encoded(torch.zeros_like(other.stem), empty, latents)
 
 
 def join_encoded(parts: Sequence[EncodedFrame] | Sequence[EncodedSlice]) -> Encoded:

@@ -156,3 +156,14 @@ def present_kinds(modality_mask: Tensor) -> Tensor:
     """Which kinds of pairs there are: modality mask [B, 4] -> [B, 3], 0 or 1."""
     frames, events, history, second_frame = (modality_mask[:, column] for column in Modality)
     return torch.stack((frames * second_frame, events * history, frames * events), dim=1)
+
+
+def faded(features: Tensor, fade: Tensor) -> Tensor:
+    """Shrink features [B, C, s h, s w] by [B, 1, h, w]."""
+    return features * resized(fade, features.shape[-1]).to(features.dtype)
+
+
+def resized(fade: Tensor, width: int) -> Tensor:
+    """Enlarge [B, N, h, w] by a whole factor to a width."""
+    scale = width // fade.shape[-1]
+    return fade if scale == 1 else F.interpolate(fade, scale_factor=float(scale), mode="bilinear")

@@ -10,7 +10,6 @@ gradient steps <- refinement <- recurrent update <- propagation <- gates <--- to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple, cast
 
 import torch
@@ -21,7 +20,7 @@ from flowfuse.geometry.bezier import bernstein_rows
 from flowfuse.geometry.grid import pad_to_multiple
 from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.io.images import as_gray
-from flowfuse.model.boundary import BoundaryLocalizer, max_pool
+from flowfuse.model.boundary import BoundaryLocalizer, gradients_shown, max_pool
 from flowfuse.model.config import ModelConfig
 from flowfuse.model.correlation import PairCorrelations, WindowMatching
 from flowfuse.model.encoders import (
@@ -30,15 +29,16 @@ from flowfuse.model.encoders import (
     EncodedSlice,
     EventStem,
     FrameStem,
+    Images,
     Trunk,
     activate,
+    encode_images,
     group_count,
-    in_turn,
     join_encoded,
     little_memory,
-    stack_maps,
+    zero_features,
 )
-from flowfuse.model.evidence import Evidence, EvidenceHead
+from flowfuse.model.evidence import Evidence, EvidenceHead, faded, resized
 from flowfuse.model.fusion import BoundaryPropagation, CorrelationTokens, TokenGates, read_pairs
 from flowfuse.model.lucas_kanade import lucas_kanade_refine
 from flowfuse.model.normalization import (
@@ -57,7 +57,6 @@ from flowfuse.model.update import (
     UpdateHead,
     start_at_zero,
 )
-from flowfuse.ops import common_gradient
 
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
@@ -105,25 +104,6 @@ class Coarse(NamedTuple):
     points: list[Tensor]
     state: Tensor
     boundary: Tensor
-
-
-class Images(NamedTuple):
-    """What one stem encodes.
-
-    Attributes:
-        stem: the encoder of the modality.
-        images: [B, N, channels, H, W].
-        present: [B, N], 0 where there is none.
-    """
-
-    stem: nn.Module
-    images: Tensor
-    present: Tensor
-
-    def in_turn(self) -> list[Images]:
-        """Parts that are encoded one after the other."""
-        parts = zip(in_turn(self.images), in_turn(self.present), strict=True)
-        return [Images(self.stem, images, present) for images, present in parts]
 
 
 class FlowFuse(nn.Module):
@@ -177,6 +157,7 @@ class FlowFuse(nn.Module):
             config.token_channels,
             hidden,
             guided=config.guided,
+            localized=config.boundary,
             slices=slices,
             degree=config.degree,
             radius=config.radius,
@@ -281,7 +262,7 @@ class FlowFuse(nn.Module):
             control_points=control_points[..., :height, :width],
             uncertainty=refined.uncertainty[..., :height, :width],
             coarse_points=STRIDE * torch.stack(coarse.points).unflatten(2, (config.degree, 2)),
-            boundary=coarse.boundary[..., :height, :width],
+            boundary=refined.boundary[..., :height, :width],
             event_latent=events.latents,
             frame_latent=frames.latents,
             evidence=torch.zeros_like(points[:, :2]) if evidence is None else evidence.log_scale,
@@ -396,9 +377,9 @@ class FlowFuse(nn.Module):
             present = torch.stack((mask[:, Modality.FRAMES], mask[:, Modality.SECOND_FRAME]), dim=1)
             given.append(Images(self.frame_stem, images, present))
         if little_memory(scene.frame0):
-            found = [self._encode_images([images])[0] for images in given]
+            found = [encode_images([images], self.fine, self.trunk)[0] for images in given]
         else:
-            found = self._encode_images(given) if given else []
+            found = encode_images(given, self.fine, self.trunk) if given else []
         events = found[0] if encodes_events else None
         frames = found[-1] if encodes_frames else None
         if encoded_slices is not None:
@@ -414,42 +395,6 @@ class FlowFuse(nn.Module):
             events or zero_features(cast(Encoded, frames), self.config.slices + 1, without_events),
             frames or zero_features(cast(Encoded, events), 2, without_frames),
         )
-
-    def _encode_images(self, given: Sequence[Images]) -> list[Encoded]:
-        """Encode images of one modality or more: on a CPU one after the other, else all at once.
-
-        An absent one would still give the features of an empty image: stem and latents are made
-        zero.
-        """
-        batch = given[0].images.shape[0]
-        counts = [images.images.shape[1] for images in given]
-        firsts: list[Tensor] = []
-        fine: list[Tensor] = []
-        latents: list[Tensor] = []
-        for parts in zip(*(images.in_turn() for images in given), strict=True):
-            features, flags = [], []
-            for stem, images, present in parts:
-                there = present.reshape(-1, 1, 1, 1)
-                values = stem(images.flatten(0, 1))
-                features.append(values * there.to(values.dtype))
-                flags.append(there)
-            if not firsts:
-                firsts = [values.unflatten(0, (batch, -1))[:, 0] for values in features]
-            values = features[0] if len(features) == 1 else torch.cat(features)
-            there = flags[0] if len(flags) == 1 else torch.cat(flags)
-            latent = self.trunk(values)
-            latent = latent * there.to(latent.dtype)
-            sizes = [values.shape[0] for values in features]
-            for maps, made in ((fine, self.fine(values)), (latents, latent)):
-                for values in made.split(sizes):
-                    maps += values.unflatten(0, (batch, -1)).unbind(dim=1)
-        ends = list(accumulate(counts))
-        return [
-            Encoded(
-                first, stack_maps(fine[end - count : end]), stack_maps(latents[end - count : end])
-            )
-            for first, count, end in zip(firsts, counts, ends, strict=True)
-        ]
 
     def _estimate(
         self,
@@ -599,43 +544,16 @@ class FlowFuse(nn.Module):
         if not self.config.boundary:
             boundary = torch.zeros_like(scene.event_sum).expand(-1, 2, -1, -1)
             return boundary, torch.zeros_like(scene.density[:, :1])
-        gradients, agreement = self._gradients(scene, points, evidence)
-        boundary = self.localizer(gradients, events.stem, frames.stem, points[:, -2:])
-        return boundary, agreement
-
-    def _gradients(
-        self, scene: Scene, points: Tensor, evidence: Evidence | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the localizer sees at full resolution, and the agreement S [B, 1, h, w].
-
-        What one modality shows fades with it, and what both show with either: a modality that has
-        faded altogether is as good as absent.
-        """
-        config = self.config
-        height, width = scene.frame0.shape[-2:]
-        frame = event = scene.frame0.new_ones(1, 1, height, width)
-        if evidence is not None:
-            frame, event = resized(evidence.fade, width).split(1, dim=1)
-        flags = scene.modality_mask[:, CUES, None, None]
-        present = (flags[:, :1] * frame, flags[:, 1:] * event)
-        if not config.common_gradient:
-            bare = (scene.frame0 * frame, scene.frame1 * frame, compress(scene.event_sum) * event)
-            return torch.cat((*bare, *present), dim=1), torch.zeros_like(scene.density[:, :1])
-        # The gradient equation holds over short motion only: predict what slice E_1 saw.
-        weights = self.basis[0].view(-1, 1, 1, 1)  # at the end of slice E_1
-        first = (weights * points.unflatten(1, (config.degree, 2))).sum(dim=1)
-        short = F.interpolate(STRIDE * first, scale_factor=float(STRIDE), mode="bilinear")
-        gradients = common_gradient(scene.frame0, scene.frame1, scene.event_sum, short)
-        del short
-        agreement = F.avg_pool2d(gradients[:, 4:5].float(), STRIDE)
+        motion = None
+        if self.config.common_gradient:
+            weights = self.basis[0].view(-1, 1, 1, 1)  # at the end of slice E_1
+            motion = (weights * points.unflatten(1, (self.config.degree, 2))).sum(dim=1)
+            motion = F.interpolate(STRIDE * motion, scale_factor=float(STRIDE), mode="bilinear")
+        gradients, agreement = gradients_shown(scene, motion, evidence, STRIDE)
         if evidence is not None:
             agreement = agreement * evidence.both
-        gradients = 4 * gradients.float()
-        gradients = compress(gradients)
-        of_frames, of_events, common, predicted = gradients.split((3, 1, 1, 1), dim=1)
-        shown = (of_frames * frame, of_events * event, common * frame * event, predicted * frame)
-        del gradients, of_frames, of_events, common, predicted
-        return torch.cat((*shown, scene.first_sum * event, *present), dim=1), agreement
+        boundary = self.localizer(gradients, events.stem, frames.stem, points[:, -2:])
+        return boundary, agreement
 
     def _cues(self, scene: Scene, agreement: Tensor, evidence: Evidence | None) -> Tensor:
         """Agreement S, event density of every slice, exposures, presence: [B, cues, h, w]."""
@@ -647,33 +565,3 @@ class FlowFuse(nn.Module):
             f, e = evidence.frames, evidence.events
             flat = flat * torch.cat((f, f, f, e, e), dim=1)
         return torch.cat((agreement, density, flat), dim=1)
-
-
-def faded(features: Tensor, fade: Tensor) -> Tensor:
-    """Shrink features [B, C, s h, s w] by [B, 1, h, w]."""
-    return features * resized(fade, features.shape[-1]).to(features.dtype)
-
-
-def resized(fade: Tensor, width: int) -> Tensor:
-    """Enlarge [B, N, h, w] by a whole factor to a width."""
-    scale = width // fade.shape[-1]
-    return fade if scale == 1 else F.interpolate(fade, scale_factor=float(scale), mode="bilinear")
-
-
-def zero_features(other: Encoded, count: int, fine: Tensor | None = None) -> Encoded:
-    """Zeros in place of a modality that is not encoded, shaped by the other one.
-
-    ``fine``: [C_t], of all pixels: what an absent modality has there; None: zeros.
-    """
-    empty, latents = (
-        torch.zeros_like(maps[:, :1]).expand(-1, count, -1, -1, -1)
-        for maps in (other.fine, other.latents)
-    )
-    if fine is not None:
-        empty = empty + fine.to(empty.dtype).view(-1, 1, 1)
-    return Encoded(torch.zeros_like(other.stem), empty, latents)
-
-
-def compress(x: Tensor) -> Tensor:
-    """x / sqrt(1 + |x|): linear near zero, a signed root far from it; cheaper than asinh."""
-    return x * x.abs().add_(1).rsqrt_()

@@ -31,11 +31,13 @@ class Refined(NamedTuple):
         uncertainty: [B, 2, H, W] float32 of what the gradient steps make of them, see
             :mod:`flowfuse.geometry.laplace`.
         priors: [B, S, 2 h, 2 w] float32 > 0 for the gradient steps: how little each is trusted.
+        boundary: [B, 2, H, W] float32 logits, those given, corrected by what is known by now.
     """
 
     control_points: Tensor
     uncertainty: Tensor
     priors: Tensor
+    boundary: Tensor
 
 
 class Refinement(nn.Module):
@@ -51,6 +53,7 @@ class Refinement(nn.Module):
         channels: of the tokens.
         hidden: channels of the recurrent state.
         guided: by the boundary maps.
+        localized: whether there are boundary maps.
         slices: K.
         degree: control points per trajectory.
         radius: of the look-ups.
@@ -67,6 +70,7 @@ class Refinement(nn.Module):
         hidden: int,
         *,
         guided: bool,
+        localized: bool,
         slices: int,
         degree: int,
         radius: int,
@@ -88,6 +92,8 @@ class Refinement(nn.Module):
         self.splits = (2 * degree, 1, 2, gradient_steps)
         self.out = nn.Conv2d(hidden, sum(self.splits), 1)
         self.mask = UpsampleMask(hidden, stride)
+        # Motion discontinuities are localized by a first estimate, and known better after the last.
+        self.boundary = start_at_zero(nn.Conv2d(hidden, 2 * stride**2, 1)) if localized else None
         start_near_zero(self.out)
         bias: Any = self.out.bias
         _, trust, uncertainty, log_priors = bias.detach().split(self.splits)
@@ -136,7 +142,10 @@ class Refinement(nn.Module):
         field = torch.cat((self.stride * points, uncertainty), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         control_points = field[:, :-2].unflatten(1, (self.degree, 2))
-        return Refined(control_points, field[:, -2:], log_priors.clamp(*LOG_PRIORS).exp())
+        if self.boundary is not None:
+            boundary = boundary + F.pixel_shuffle(self.boundary(features).float(), self.stride)
+        priors = log_priors.clamp(*LOG_PRIORS).exp()
+        return Refined(control_points, field[:, -2:], priors, boundary)
 
     def _merge(self, parts: Sequence[Tensor], boundary: Tensor) -> Tensor:
         """Merge all that is known at 1/4, the tokens first: [B, hidden, 2 h, 2 w]."""

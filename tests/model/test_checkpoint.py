@@ -202,6 +202,15 @@ def test_missing_tensors_name_the_first_few(path, model):
     assert names[0] in str(caught.value) and names[5] not in str(caught.value)
 
 
+def test_a_file_without_later_parts_loads(path, model):
+    names = ("refinement.boundary.weight", "refinement.boundary.bias")
+    rewrite(path, without={f"model.{name}" for name in names})
+    loaded = cp.load_checkpoint(path)[0].state_dict()
+    assert all(torch.equal(loaded[name], torch.zeros_like(loaded[name])) for name in names)
+    others = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in others.items())
+
+
 def test_config_that_does_not_match_the_tensors(path):
     rewrite(path, metadata={"config": config_to_json(replace(TINY, channels=16))})
     with pytest.raises(cp.CheckpointError, match="tensors of another shape"):
