@@ -334,7 +334,7 @@ MUTANTS = {
         "read_windows.cuh",
         "        __syncthreads();  // the chunk before has been read, and this one is there\n",
         "",
-        r"conflict: this thread (reads|writes) shared|reads shared memory that no thread has written",
+        r"conflict: this thread (reads|writes)|reads shared memory that no thread has written",
     ),
     "columns of a window passed over": (
         "conflicts",
