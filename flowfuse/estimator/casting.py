@@ -52,6 +52,7 @@ class CastNetwork:
                 for weight, cast in self._pairs:
                     cast.copy_(weight)
             self._versions = versions
+        self._cast.config = self.model.config  # of another strategy of the correlation, say
         return self._cast
 
     def _make(self) -> FlowFuse:

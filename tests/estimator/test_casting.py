@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +102,8 @@ def test_weights_that_change_are_cast_anew(model):
     assert_same(run(inputs), plain(model, inputs))
     model.load_state_dict(other, assign=True)  # other tensors
     assert_same(run(inputs), plain(model, inputs))
+    model.config = replace(model.config, correlation="volume")
+    assert run._network().config is model.config
 
 
 def test_hooks_and_training_get_the_network_itself(model):
