@@ -1,4 +1,4 @@
-# setup | demo | test | quick | slow | docs | bench | wheel | wheel-test | lint | checks | clean. Each target does all
+# setup | demo | test | quick | slow | docs | links | bench | wheel | wheel-test | lint | checks | clean. Each target does all
 # its own set-up in .venv; a repeated call costs nothing until the sources that it was built from change.
 #   PYTHON=python3.12 make setup     another interpreter (>= 3.10) for a new .venv
 #   TORCH=torch==2.13.0 make setup   another torch (>= 2.11), for example a CUDA build already at hand
@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test quick slow docs bench wheel wheel-test lint checks clean
+.PHONY: setup demo test quick slow docs links bench wheel wheel-test lint checks clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -37,11 +37,15 @@ quick: setup
 	$(if $(COVERAGE),@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines of flowfuse")
 
 slow: setup
-	$(PYTEST) -m slow tests
+	$(PYTEST) -m slow --durations=12 tests
 
 # The site, in site/, to be read from the disk too. A broken link or reference is an error.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Links that lead out of the site: by hand, as it needs the network.
+links: setup
+	$(BIN)/python docs/scripts/check_links.py
 
 bench: setup
 	$(BIN)/python benchmarks/operators.py

@@ -23,6 +23,7 @@ from flowfuse.cli.reading_options import (
     keyword_arguments,
     reading_options,
 )
+from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.base import EVENTS
 from flowfuse.data.formats.event_writer import EVENT_FORMATS
 from flowfuse.data.opening import open_recording
@@ -69,6 +70,8 @@ def copy(arguments: Namespace) -> None:
         **keyword_arguments(reading_options(arguments)),
     )
     lines = copy_recording(recording, arguments.target, events_format=arguments.events_format)
+    if isinstance(recording, FileRecording) and recording.assumption is not None:
+        lines.append(recording.assumption)
     print("\n".join(lines))
 
 

@@ -21,6 +21,7 @@ from flowfuse.cli.reading_options import (
 )
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.diagnosis import BETTER, compare_clocks, compare_geometry, guess_unit
+from flowfuse.data.file_recording import FileRecording
 from flowfuse.data.formats.frames import IMAGE_SUFFIXES
 from flowfuse.data.inspection import (
     BIN,
@@ -69,6 +70,8 @@ def inspect(arguments: Namespace) -> None:
     print(f"{named}: {recording.width} x {recording.height}")
     statistics = count_events(recording)
     lines = describe_frames(recording) + describe_events(recording, statistics)
+    if isinstance(recording, FileRecording) and recording.assumption is not None:
+        lines.append(recording.assumption)
     if arguments.calibration is not None:
         share = read_calibration(
             arguments.calibration, (recording.height, recording.width)
@@ -224,7 +227,7 @@ def describe_offset(found: TimeOffset, reach: int) -> list[str]:
     if not found.is_evident:
         return [
             f"time offset: none is evident (correlation {found.as_given:.2f} as given; at best "
-            f"{found.correlation:.2f}, at {found.offset / 1000:+.2f} ms; {found.pairs} pairs)"
+            f"{found.correlation:.2f}, at {found.offset / 1000:+.2f} ms; {count_pairs(found)})"
         ]
     edge = ""
     if abs(found.offset) >= reach:
@@ -233,9 +236,14 @@ def describe_offset(found: TimeOffset, reach: int) -> list[str]:
     return [
         f"time offset: add {found.offset / 1000:+.2f} ms to the frame times "
         f"(correlation {found.correlation:.2f} there, {found.as_given:.2f} as given; "
-        f"{found.pairs} pairs){edge}: {found.option}",
+        f"{count_pairs(found)}){edge}: {found.option}",
         "  (events lag behind the light by half a threshold, a few ms where motion is slow)",
     ]
+
+
+def count_pairs(found: TimeOffset) -> str:
+    """The number of frame pairs that were compared, in words."""
+    return f"{found.pairs} pair{'s' * (found.pairs != 1)}"
 
 
 def draw_sheet(recording: Recording, found: EventStatistics) -> np.ndarray:

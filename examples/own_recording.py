@@ -62,6 +62,9 @@ def main(out: Path) -> float:
         # Events from one interval before t0 on: they show the scene as it is at t0.
         events = recording.events(2 * t0 - t1, t1)
         result = estimator(*frames, events, t0=t0, t1=t1)
+        # None is "no frame" to an estimator, and what cv2.imread gives of a file it cannot read.
+        if result.modalities != ("frames", "events"):
+            raise ValueError(f"frame {first}: flow comes from {result.modalities} alone")
         flowfuse.write_flow(out / f"{first:06d}.flo", result.flow)
         errors.append(np.hypot(*(result.flow - np.reshape(MOTION, (2, 1, 1)))).mean())
         u, v = result.flow.mean(axis=(1, 2))

@@ -30,6 +30,13 @@ PURPOSES = {
     "dev": "make test",
 }
 _WIDTH = 22  # of names; the longest is opencv-python-headless
+# Each of them is `cv2`: any one serves, and two overwrite each other's files.
+_OPENCV = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+)
 _FOR_CONTRIBUTORS = ("lint", "docs", "dev")
 
 
@@ -196,7 +203,7 @@ def _codecs() -> Iterator[Finding]:
         "windows",
         "flowfuse-live --view window",
         _has_windows,
-        "pip uninstall opencv-python-headless && pip install opencv-python",
+        "pip uninstall opencv-python-headless && pip install opencv-python, which serves all",
     )
 
 
@@ -263,9 +270,14 @@ def _installed(name: str) -> str | None:
 
 
 def _package(part: str, name: str, absent: str) -> Finding:
+    if name == _OPENCV[0]:
+        there = [other for other in _OPENCV if _installed(other) is not None]
+        if len(there) > 1:
+            text = f"{' and '.join(there)} overwrite each other's files: keep one"
+            remedy = f"pip uninstall {' '.join(there)} && pip install {_OPENCV[0]}"
+            return Finding(part, "OpenCV", BROKEN, text, remedy)
+        name = there[0] if there else name
     version = _installed(name)
-    if version is None and name == "opencv-python-headless":  # either of them is `cv2`
-        version = _installed("opencv-python")
     if version is None:
         return Finding(part, name, absent, "not installed", f"pip install {name}")
     return Finding(part, name, GOOD, version)

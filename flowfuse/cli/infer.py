@@ -75,6 +75,7 @@ def run(config: InferenceConfig, arguments: Sequence[str] = ()) -> None:
 
 def _run(config: InferenceConfig, arguments: Sequence[str]) -> None:
     estimator = load(config.checkpoint, config.device, DTYPES[config.precision])
+    estimator.check_alignment = False  # more pairs of each recording are looked at
     if FIRST_FRAME in config.modalities and not estimator.model.config.weighs_evidence:
         raise ValueError(
             f"--from-frame: {config.checkpoint} cannot use one frame alone: it is a network of "

@@ -18,6 +18,7 @@ from flowfuse.estimator import load
 from flowfuse.live_sources.base import LiveFrame, Source, SourceLostError
 from flowfuse.live_sources.opening import open_source
 from flowfuse.live_sources.recorder import Recorder
+from flowfuse.live_sources.replay import Replay
 from flowfuse.precision import DTYPES
 from flowfuse.stream.settings import StreamSettings
 from flowfuse.stream.stream import BETWEEN_FRAMES, Stream
@@ -68,7 +69,7 @@ def _run(config: LiveConfig, source: Source) -> int:
         width=source.width,
         interval=interval,
         every=config.every,
-        policy=config.policy,
+        policy=config.policy or ("all" if _waits(source) else "latest"),
         settings=StreamSettings(
             memory=config.memory,
             tolerance=config.tolerance,
@@ -102,6 +103,11 @@ def _run(config: LiveConfig, source: Source) -> int:
     if feeder.failure is not None:
         raise feeder.failure
     return INTERRUPTED if stopped else 0
+
+
+def _waits(source: Source) -> bool:
+    """Whether a source comes as fast as it is taken: then nothing need be passed over."""
+    return isinstance(source, Replay) and source.speed == 0
 
 
 def _watch(config: LiveConfig, stream: Stream, view: View, meter: Meter) -> None:

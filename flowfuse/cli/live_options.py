@@ -37,7 +37,8 @@ class LiveConfig:
         source: see :func:`flowfuse.live_sources.opening.open_source`.
         interval, every: see :class:`flowfuse.Stream`; interval None: "frames" where frames come,
             else "20ms".
-        policy: see :class:`flowfuse.Stream`.
+        policy: see :class:`flowfuse.Stream`; None: "all" where a recording is replayed at speed 0,
+            which nothing keeps from waiting, else "latest".
         rate, memory, tolerance, offset, warm_start, warm_iterations, scale_tolerance: see
             :class:`flowfuse.StreamSettings`.
         speed: of a recording that is replayed; 0: as fast as it can be read.
@@ -52,7 +53,7 @@ class LiveConfig:
     source: str
     interval: str | None = None
     every: str | None = None
-    policy: str = "latest"
+    policy: str | None = None
     rate: float = 2e6
     memory: int = 2_000_000
     tolerance: str = "50ms"
@@ -115,9 +116,8 @@ def build_parser() -> CommandParser:
         "--policy",
         type=str,
         choices=POLICIES,
-        default=default.policy,
         help="when more comes in than can be estimated: pass over all but the latest, let the "
-        "source wait for all, or thin the events",
+        "source wait for all, or thin the events (default: latest; all with --speed 0)",
     )
     add(
         "--rate",

@@ -86,7 +86,8 @@ class Geometry:
         causes += ["polarity is inverted (ON and OFF exchanged)"] * self.is_inverted
         return (
             f"{' and '.join(causes)}: the events then explain the frames with a correlation of "
-            f"{abs(self.correlation):.2f}, {self.as_given:.2f} as given ({self.pairs} pairs)"
+            f"{abs(self.correlation):.2f}, {self.as_given:.2f} as given ({self.pairs} "
+            f"pair{'s' * (self.pairs != 1)})"
         )
 
 

@@ -26,10 +26,14 @@ class FileRecording:
         exposures: [F, 2] int64, microseconds; None: those of the frames, where they are known.
         stated_size: who states the size of the sensor, such as a file, and (height, width), px.
 
+    Attributes:
+        assumption: of the event file, see :attr:`EventFile.assumption`; None: nothing was assumed.
+
     Raises:
         ValueError: sizes contradict each other, or there are neither events nor frames.
     """
 
+    assumption: str | None = None
     ground_truth_step = 1
     ground_truth_times: tuple[float, ...] = ()
     ground_truth_intervals: np.ndarray = np.empty((0, 2), np.int64)
@@ -148,7 +152,8 @@ class FileRecording:
             size = events.coordinate_extent()
             warnings.warn(
                 f"{events.path}: the sensor size is not stated; {size[1]} x {size[0]} px "
-                "is taken from the largest coordinates. State it in sensor.txt (width height)",
+                "is taken from the largest coordinates. State it in sensor.txt (width height) "
+                "beside it",
                 stacklevel=6,
             )
             stated.append((f"the extent of {events.path}", size))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfuse.estimator.alignment import AlignmentCheck
 from flowfuse.estimator.arguments import (
     as_column,
     as_flow_init,
@@ -47,6 +48,8 @@ class Estimator:
 
     Attributes:
         model, device, dtype, info, graph: as given.
+        check_alignment: whether the first calls with frames and events warn where the events
+            explain the frames only mirrored, with x and y swapped or with inverted polarity.
 
     Raises:
         ValueError: the device, the dtype or ``graph`` cannot be used.
@@ -67,6 +70,8 @@ class Estimator:
         self._network = NetworkRunner(model, self.device, self.dtype, graph)
         self.model = self._network.model
         self.info = dict(info or {})
+        self.check_alignment = True
+        self._alignment = AlignmentCheck()
 
     def __repr__(self) -> str:
         return f"Estimator({self.model.config.name}, {self.device}, {self.dtype})"
@@ -128,6 +133,8 @@ class Estimator:
             t0=t0, t1=t1, exposure0=exposure0, exposure1=exposure1, history=history,
             may_start_late=flow_init is None,
         )  # fmt: skip
+        if self.check_alignment:
+            self._alignment.look(frame0, frame1, events, *pair.times)
         height, width = pair.inputs.frame0.shape[-2:]
         start = as_flow_init(flow_init, height, width)
         output = self._network(pair.inputs.as_batch(), as_iterations(iterations), start)
@@ -305,6 +312,9 @@ class Estimator:
             except ValueError as error:
                 raise ValueError(f"item {index}: {error}") from error
         inputs, times, starts, modalities = zip(*pairs, strict=True)
+        if self.check_alignment:
+            for row, known in zip(rows, times, strict=True):
+                self._alignment.look(row["frame0"], row["frame1"], row["events"], *known)
         # A network that cannot use frame 0 alone has left it out, and it is gray then.
         shown = [
             row["frame0"] is not None

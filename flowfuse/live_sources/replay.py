@@ -19,7 +19,8 @@ class Replay:
 
     Args:
         recording: with events, frames, or both.
-        speed: 1 is real time, 2 is twice as fast; 0: as fast as it can be read.
+        speed: 1 is real time, 2 is twice as fast; 0: as fast as it can be read, for a stream of the
+            policy "all": any other would pass over what it cannot estimate meanwhile.
         packet: us of events that come at a time.
 
     Raises:

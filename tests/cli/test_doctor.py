@@ -75,6 +75,22 @@ def test_packages_come_from_the_metadata(install):
     assert extra.remedy == 'pip install "flowfuse[view]"'
 
 
+def test_one_opencv_is_good_and_two_are_not(monkeypatch):
+    there: dict[str, str] = {}
+    monkeypatch.setattr(doctor, "_installed", there.get)
+    headless, other = "opencv-python-headless", "opencv-contrib-python"
+    absent = doctor._package("versions", headless, doctor.BROKEN)
+    assert (absent.state, absent.remedy) == (doctor.BROKEN, f"pip install {headless}")
+    there[other] = "5.0"
+    found = doctor._package("versions", headless, doctor.BROKEN)
+    assert found[1:] == (other, doctor.GOOD, "5.0", "")
+    there[headless] = "4.9"
+    found = doctor._package("versions", headless, doctor.BROKEN)
+    assert found.state == doctor.BROKEN
+    assert found.text == f"{headless} and {other} overwrite each other's files: keep one"
+    assert found.remedy == f"pip uninstall {headless} {other} && pip install {headless}"
+
+
 def test_an_installation_of_another_version_is_broken(install, capsys):
     install("0.0.1")
     assert find("installed").text == f"as 0.0.1, not as {__version__}"

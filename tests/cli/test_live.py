@@ -96,8 +96,15 @@ def test_overlapping_intervals_share_what_they_can(run, recording, capsys):
 
 
 def test_losses_are_told(run, recording, capsys):
-    assert run(recording, "--speed", 0, "--view", "none", "--interval", "5ms", "--memory", 400) == 0
+    options = ("--view", "none", "--interval", "5ms", "--memory", 400)
+    assert run(recording, "--speed", 0, "--policy", "latest", *options) == 0
     assert "intervals skipped" in capsys.readouterr().err
+
+
+def test_as_fast_as_possible_loses_nothing(run, recording, capsys):
+    assert run(recording, "--speed", 0, "--view", "none", "--interval", "5ms", "--tracks", 0) == 0
+    told = capsys.readouterr().err
+    assert "39 results in" in told and "nothing was lost" in told
 
 
 def test_it_stops_after_some_seconds(run, recording, capsys):

@@ -234,6 +234,27 @@ def test_files_of_events_alone(tmp_path, source, capsys):
     assert not (tmp_path / "f.h5").exists()
 
 
+def test_the_unit_that_is_assumed_is_told(tmp_path, capsys):
+    (tmp_path / "sensor.txt").write_text("16 12\n")
+    source = tmp_path / "a.txt"
+
+    def told(lines: str, *options: str) -> str:
+        source.write_text(lines)
+        assert run(source, tmp_path / f"{len(list(tmp_path.iterdir()))}.h5", *options) == 0
+        return capsys.readouterr().out
+
+    state = f"{source}: t is taken as seconds, since it has fractions; state another unit as "
+    fractions = "".join(f"{0.25 * i} {i % 16} 2 {i % 2}\n" for i in range(20))
+    assert state + "columns (--columns t_ms,x,y,p)" in told(fractions)
+    moved = "".join(f"{i % 16} 2 {0.25 * i} {i % 2}\n" for i in range(20))
+    assert state + "columns (--columns x,y,t_ms,p)" in told("x y t p\n" + moved)
+    few = told("0 1 2 1\n1 1 2 0\n")
+    assert "t is taken as seconds, since there are too few lines to tell" in few
+    for options in ((), ("--columns", "t_s,x,y,p")):
+        header = "" if options else "t_ms x y p\n"
+        assert "taken as" not in told(header + fractions, *options)
+
+
 def test_columns_are_stated_and_triggers_are_frame_times(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("3,2,1,700\n4,1,0,900\n")  # x, y, p, t in microseconds
     source, target = tmp_path / "a.csv", tmp_path / "events.h5"

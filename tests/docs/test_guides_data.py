@@ -11,6 +11,7 @@ import pytest
 from dsec_cases import FIRST, OFFSET, write
 
 from flowfuse.cli.infer_options import build_parser, parse_config
+from flowfuse.cli.train_options import read_command_line
 from flowfuse.data.calibration import read_calibration
 from flowfuse.data.registry import FORMATS
 
@@ -34,6 +35,9 @@ def test_commands_are_taken_by_their_parsers(line, tmp_path, monkeypatch):
     program, *arguments = shlex.split(line, comments=True)
     if program == "flowfuse-infer":
         parse_config(build_parser(), arguments)
+        return
+    if program == "flowfuse-train":
+        read_command_line(arguments)
         return
     assert program == "python"
     script, *arguments = arguments

@@ -56,7 +56,11 @@ def cuda_sources(csrc: Path) -> list[Path]:
 
 
 def build(
-    variant: str, directory: Path, csrc: Path = ROOT / "csrc", only: tuple[str, ...] = ()
+    variant: str,
+    directory: Path,
+    csrc: Path = ROOT / "csrc",
+    only: tuple[str, ...] = (),
+    emulator: Path | None = None,
 ) -> Path:
     """Compile what changed since the last build in `directory` and link it.
 
@@ -65,6 +69,7 @@ def build(
         directory: where objects and the library go; made when missing.
         csrc: the sources, or a changed copy of them.
         only: names of operators' sources without .cu; empty for all.
+        emulator: object of the emulator, as another build of the variant left it; None: compile it.
 
     Returns:
         path of the library.
@@ -83,6 +88,8 @@ def build(
         sources, includes = [*cuda_sources(csrc), HERE / "emulator.cpp"], [f"-I{HERE}"]
     if only:
         sources = [path for path in sources if path.stem in (*only, "emulator")]
+    if emulator is not None:
+        sources = [path for path in sources if path.stem != "emulator"]
     includes += [f"-isystem {package / 'include'}", f"-I{csrc}"]
     lines = [
         "ninja_required_version = 1.5",
@@ -95,13 +102,14 @@ def build(
         f"  command = c++ -shared -Wl,-z,defs $in -o $out -L{package / 'lib'} "
         f"-Wl,-rpath,{package / 'lib'} -ltorch_cpu {' '.join(link_flags)}",
     ]
-    objects = []
+    objects = [] if emulator is None else [str(emulator)]
     for source in sources:
-        instrumented = source.stem != "emulator" or variant == "sanitizers"
+        own = source.stem == "emulator"
+        flags = [*(compile_flags if not own or variant == "sanitizers" else []), *(["-O2"] * own)]
         objects.append(f"{source.stem}.o")
         lines += [
             f"build {source.stem}.o: compile {source}",
-            f"  extra = {' '.join(compile_flags) if instrumented else ''}",
+            f"  extra = {' '.join(flags)}",
         ]
     lines += [f"build {library.name}: link {' '.join(objects)}", f"default {library.name}", ""]
     command = [sys.executable, "-m", "ninja", "-C", str(directory)]

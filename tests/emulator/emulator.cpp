@@ -9,7 +9,6 @@
 //     (AddressSanitizer builds);
 //   - in builds with -fsanitize=thread, whose calls come here instead of to ThreadSanitizer: two threads that
 //     touch the same bytes of shared or global memory without a barrier between them, one of them writing.
-#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -56,9 +55,13 @@ struct Copy {
   size_t bytes;
 };
 
+struct Place {
+  void* registers[5];  // as __builtin_setjmp wants it
+};
+
 struct Fiber {
   ucontext_t context;
-  jmp_buf resume;
+  Place place;
   bool entered = false;
   uint3 thread;
   Barrier waits = Barrier::kNone;
@@ -74,12 +77,12 @@ struct Fiber {
 };
 
 std::mutex one_launch;
-thread_local bool running = false;  // kernels of this thread are being run
+// Kernels of this thread are being run. Asked at every access: no call must find it.
+__attribute__((tls_model("initial-exec"))) thread_local bool running = false;
 std::map<const void*, int> shared_allowed;
 Fiber* fibers = nullptr;
 unsigned char* stacks = nullptr;
-[[maybe_unused]] ucontext_t scheduler;
-[[maybe_unused]] jmp_buf scheduler_resume;
+Place scheduler_place;
 unsigned current = 0;  // fiber that runs
 uint32_t block_number = 0, block_epoch = 0;
 size_t shared_size = 0;
@@ -218,39 +221,48 @@ void access(const void* address, size_t bytes, bool write, bool atomic) {
 
 // ---- fibers ----
 
+// setcontext enters a fiber's stack once; later switches are jumps, which make no system call. The jumps are the
+// compiler's: AddressSanitizer's longjmp and swapcontext would forget the poison of a whole stack, each time.
 #if defined(__SANITIZE_ADDRESS__)
-void enter(unsigned index) {
-  current = index;
-  threadIdx = fibers[index].thread;
-  __sanitizer_start_switch_fiber(&scheduler_fake, stacks + kStack * index, kStack);
-  swapcontext(&scheduler, &fibers[index].context);
-  __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
-}
-
-void leave(Fiber& fiber) {
-  __sanitizer_start_switch_fiber(&fiber.fake_stack, scheduler_bottom, scheduler_size);
-  swapcontext(&fiber.context, &scheduler);
-  __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_bottom, &scheduler_size);
-}
+#define UNSEEN __attribute__((noinline, no_sanitize("address", "undefined")))
 #else
-// setcontext enters a fiber's stack once; later switches are jumps, which make no system call.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wclobbered"
+#define UNSEEN __attribute__((noinline))
+#endif
+
+UNSEEN void jump(Place& place) { __builtin_longjmp(place.registers, 1); }  // not where the place is set
+
+UNSEEN void enter_fiber(Fiber& fiber) {
+  if (__builtin_setjmp(scheduler_place.registers) != 0) return;
+  if (fiber.entered) jump(fiber.place);
+  fiber.entered = true;
+  setcontext(&fiber.context);
+}
+
+UNSEEN void leave_fiber(Fiber& fiber) {
+  if (__builtin_setjmp(fiber.place.registers) == 0) jump(scheduler_place);
+}
+
 void enter(unsigned index) {
   current = index;
   threadIdx = fibers[index].thread;
-  if (_setjmp(scheduler_resume) == 0) {
-    if (fibers[index].entered) _longjmp(fibers[index].resume, 1);
-    fibers[index].entered = true;
-    setcontext(&fibers[index].context);
-  }
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&scheduler_fake, stacks + kStack * index, kStack);
+#endif
+  enter_fiber(fibers[index]);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
+#endif
 }
 
 void leave(Fiber& fiber) {
-  if (_setjmp(fiber.resume) == 0) _longjmp(scheduler_resume, 1);
-}
-#pragma GCC diagnostic pop
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&fiber.fake_stack, scheduler_bottom, scheduler_size);
 #endif
+  leave_fiber(fiber);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_bottom, &scheduler_size);
+#endif
+}
 
 // A fiber outlives its thread: it waits for the next block's thread of the same index.
 void fiber_main(unsigned index) {

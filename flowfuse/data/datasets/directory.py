@@ -9,7 +9,8 @@ A directory holds, where all but one of events and frames may be missing::
     themselves                         "t path"), beside them or in the directory; or
     one video                          its times are the container's, or timestamps.txt
     exposures.txt                      lines "start end" per frame, seconds
-    sensor.txt                         "width height", needed when nothing else tells
+    sensor.txt                         "width height", needed when nothing else tells; also read
+                                       beside a single file of events
     flow/000000.flo                    ground truth from frame 0 to frame 1 (.png: KITTI encoding)
     flow_at/0.25/000000.flo            true displacement from frame 0 to tau = 0.25
 """
@@ -80,6 +81,11 @@ class DirectoryRecording(FileRecording):
                 _check_exposures(path / "exposures.txt", exposures, times)
         if path is not None and (path / "sensor.txt").is_file():
             size = str(path / "sensor.txt"), _read_sensor(path / "sensor.txt")
+        elif event_file is not None and event_file.sensor_size is None and not len(times):
+            # Of a file alone nothing else tells; beside frames, it could be of another camera.
+            beside = event_file.path.parent / "sensor.txt"
+            if beside.is_file():
+                size = str(beside), _read_sensor(beside)
         super().__init__(path, event_file, frame_source, exposures=exposures, stated_size=size)
         # Files of ground truth count all frames that are stored.
         self._stored = np.arange(len(times)) if kept is None else np.flatnonzero(kept)
@@ -204,7 +210,9 @@ def open_directory(
         event_file, frame_source = apply_calibration(
             rig, event_file, frame_source, str(calibration), options.depth
         )
-    return DirectoryRecording(path, event_file, frame_source)
+    recording = DirectoryRecording(path, event_file, frame_source)
+    recording.assumption = None if opened is None else opened.assumption
+    return recording
 
 
 def _check_use(options: ReadingOptions, events: bool, frames: bool, calibration: bool) -> None:

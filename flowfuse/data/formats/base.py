@@ -143,6 +143,14 @@ class EventFile(ABC):
         self.path = path
 
     @property
+    def assumption(self) -> str | None:
+        """What was assumed by a convention of the format, with its reason and how to state
+        something else; None: nothing. Known once ``time_range`` was asked for. What rests on a
+        guess is a warning instead.
+        """
+        return None
+
+    @property
     @abstractmethod
     def time_range(self) -> tuple[int, int] | None:
         """Times of the first and of the last event, microseconds; None without events."""

@@ -97,15 +97,19 @@ def infer_order(rows: np.ndarray) -> tuple[ColumnOrder, bool]:
     return ColumnOrder(fits[0]), True
 
 
-def infer_unit(t: np.ndarray) -> float:
-    """How many microseconds one unit of t is, from its first values.
+def infer_unit(t: np.ndarray) -> tuple[float, str]:
+    """How many microseconds one unit of t is, from its first values, and why.
 
     Whole numbers over a span of 1000 and more are microseconds, since a camera's events do not
     keep to whole seconds; all others are seconds.
     """
-    if len(t) < _FEWEST or not np.isfinite(t).all():
-        return 1e6
-    return 1.0 if (t % 1 == 0).all() and t[-1] - t[0] >= _LEAST_SPAN else 1e6
+    if len(t) < _FEWEST:
+        return 1e6, "there are too few lines to tell"
+    if not (np.isfinite(t).all() and (t % 1 == 0).all()):
+        return 1e6, "it has fractions"
+    if t[-1] - t[0] < _LEAST_SPAN:
+        return 1e6, f"its first {len(t)} values span less than {_LEAST_SPAN}"
+    return 1.0, "it has whole numbers only"
 
 
 def _orders() -> list[str]:

@@ -82,9 +82,9 @@ def table_columns(table: Any, order: ColumnOrder | None) -> tuple[Columns, list[
             told.append(f"the columns are taken as {order}, which alone fits their values")
     place, unit = order.names.index, order.microseconds
     if unit is None and table.dtype.kind == "f":
-        unit = column_order.infer_unit(rows[:, place("t")])
+        unit, reason = column_order.infer_unit(rows[:, place("t")])
         if unit == 1:
-            told.append("t is taken as microseconds, since it has whole numbers only")
+            told.append(f"t is taken as microseconds, since {reason}")
     columns = Columns(
         x=PixelColumn(table, place("x")),
         y=PixelColumn(table, place("y")),

@@ -62,6 +62,7 @@ class TextIndex:
         self._order = ColumnOrder()
         self._unit = 1e6  # microseconds
         self._told = False  # what was assumed
+        self.assumption: str | None = None
         self._size: tuple[int, int] | None = None
         self._built = False
         self._cached: tuple[int, np.ndarray] | None = None  # the block read last
@@ -224,9 +225,15 @@ class TextIndex:
                 told.append(f"the columns are taken as {order}, which alone fits their values")
         self._order, unit = order, order.microseconds
         if unit is None:
-            unit = column_order.infer_unit(rows[:, order.names.index("t")])
+            unit, reason = column_order.infer_unit(rows[:, order.names.index("t")])
             if unit == 1:
-                told.append("t is taken as microseconds, since it has whole numbers only")
+                told.append(f"t is taken as microseconds, since {reason}")
+            elif len(rows):
+                other = ",".join(order.names.replace("t", "T")).replace("T", "t_ms")
+                self.assumption = (
+                    f"{self.path}: t is taken as seconds, since {reason}; state another unit as "
+                    f"columns (--columns {other})"
+                )
         if told and not self._told:
             warnings.warn(
                 f"{self.path}: {', and '.join(told)}; state them (columns), as 'x,y,t_us,p', if "
@@ -338,6 +345,10 @@ class TextEvents(IndexedEventFile):
     ) -> None:
         super().__init__(path)
         self._index = TextIndex(path, order=order, content=content)
+
+    @property
+    def assumption(self) -> str | None:
+        return self._index.assumption
 
     @property
     def sensor_size(self) -> tuple[int, int] | None:

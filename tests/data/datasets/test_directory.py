@@ -125,6 +125,19 @@ def test_events_without_frames(tmp_path, events):
         open_recording(tmp_path, events=tmp_path / "more.h5")
 
 
+def test_the_sensor_of_a_file_alone(tmp_path, events):
+    path = write_format(tmp_path / "events.csv", events)
+    (tmp_path / "sensor.txt").write_text("20 30\n")
+    for recording in (open_recording(path), open_recording(events=path)):
+        assert (recording.height, recording.width) == (30, 20)
+    # Beside frames, sensor.txt may be of another camera; a file that states its own needs none.
+    write_recording(tmp_path / "r", None, frames(), [0, 1, 2])
+    (tmp_path / "r" / "sensor.txt").unlink(missing_ok=True)
+    assert open_recording(tmp_path / "r", events=path).width == WIDTH
+    write_events(tmp_path / "more.h5", events)
+    assert open_recording(tmp_path / "more.h5").width == WIDTH
+
+
 def test_faults_of_recordings(tmp_path, events):
     with pytest.raises(ValueError, match="open_recording: nothing to open, expected a path"):
         open_recording()

@@ -90,9 +90,11 @@ def test_orders_in_doubt():
 
 def test_units():
     t = make_rows()[:, 0].astype(float)
-    assert infer_unit(t) == 1 and infer_unit(t / 1e6) == 1e6
-    assert infer_unit(t[:3]) == 1e6 and infer_unit(np.arange(50.0)) == 1e6
-    assert infer_unit(np.append(t, np.inf)) == 1e6
+    assert infer_unit(t) == (1, "it has whole numbers only")
+    assert infer_unit(t / 1e6) == (1e6, "it has fractions")
+    assert infer_unit(t[:3]) == (1e6, "there are too few lines to tell")
+    assert infer_unit(np.arange(50.0)) == (1e6, "its first 50 values span less than 1000")
+    assert infer_unit(np.append(t, np.inf))[0] == 1e6
 
 
 def write(path, rows, names, header="", form="{:d}"):
@@ -174,4 +176,4 @@ def test_any_rows_have_an_order_or_are_in_doubt(rows):
         assert "the columns may be" in str(error)
         return
     assert sorted(order.names) == sorted("txyp")
-    assert infer_unit(values[:, 0]) in (1.0, 1e6)
+    assert infer_unit(values[:, 0])[0] in (1.0, 1e6)
