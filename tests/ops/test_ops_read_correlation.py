@@ -55,6 +55,15 @@ def assert_equal(found, wanted):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+def assert_close(found, wanted):
+    """Up to the rounding of sums of a hundred products, which compilers may fuse as they like."""
+    for one, other in zip(found, wanted, strict=True):
+        numbers = other.nan_to_num(0, 0, 0).abs().flatten().tolist()
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=1e-5 * max([1.0, *numbers]), equal_nan=True
+        )
+
+
 def test_hand_window():
     """Features of one channel: the window is that of the second map, times the first's value."""
     f0 = torch.full((1, 1, 1, 1), 2.0)
@@ -72,9 +81,9 @@ def test_hand_window():
 @pytest.mark.parametrize("radius", [0, 3, 4])
 @pytest.mark.parametrize(("tokens", "size"), [(0, (2, 3, 7)), (5, (1, 1, 1)), (41, (2, 6, 35))])
 def test_same_as_one_after_the_other(radius, tokens, size, dtype):
-    """The very bits: the same sums in the same order, in blocks of other pixels."""
+    """The same sums in the same order, in blocks of other pixels."""
     given = random_inputs(radius, 2, tokens, size, dtype)
-    assert_equal(read(given), one_after_the_other(given))
+    assert_close(read(given), one_after_the_other(given))
 
 
 @needs_extension
@@ -91,8 +100,8 @@ def test_correlation_reads_groups(strategy, trained):
     correlation = Correlation(f0, f1, levels=1, radius=2, strategy=strategy)
     found = correlation.read(coords, [2, 1], [with_tokens, how])
     windows = correlation(coords)
-    assert_equal(found[0], ops.read_windows(windows[:2], *with_tokens))
-    assert_equal(found[1], ops.read_windows(windows[2:], *how))
+    assert_close(found[0], ops.read_windows(windows[:2], *with_tokens))
+    assert_close(found[1], ops.read_windows(windows[2:], *how))
     assert found[0][0].requires_grad == trained and not found[1][0].requires_grad
 
 
@@ -111,7 +120,7 @@ def test_autocast():
     given = random_inputs()
     with torch.autocast("cpu", torch.bfloat16):
         found = read(given)
-        assert_equal(found, one_after_the_other(given))
+        assert_close(found, one_after_the_other(given))
     assert found[0].dtype == found[1].dtype == torch.float32
 
 
