@@ -49,7 +49,7 @@ def one_after_the_other(given):
 
 def assert_close(found, wanted, share=2e-6):
     for one, other in zip(found, wanted, strict=True):
-        numbers = other.nan_to_num(0, 0, 0).abs().flatten()
+        numbers = other.detach().nan_to_num(0, 0, 0).abs().flatten()
         scale = max(1.0, float(numbers.max())) if len(numbers) else 1.0
         torch.testing.assert_close(
             one.double(), other.double(), rtol=0, atol=share * scale, equal_nan=True
