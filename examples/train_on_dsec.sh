@@ -1,7 +1,7 @@
 #!/bin/sh
 # Finetunes `small` on DSEC and makes the zip for its benchmark:
 #
-#     examples/train_on_dsec.sh ROOT OUT [options of flowfuse-train, such as --steps 2000]
+#     examples/train_on_dsec.sh ROOT OUT [options of flowfuse-train, such as --batch 8]
 #
 # ROOT holds DSEC in any of its layouts (flowfuse-data download-dsec ROOT fetches it). Nothing on DSEC has been measured
 # with flowfuse: the recipe is a start, not a result. A GPU is wanted. The same command goes on after an interruption.

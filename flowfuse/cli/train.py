@@ -88,6 +88,7 @@ def prepare(
         device,
         seed=config.seed,
         weight_decay=config.weight_decay,
+        evidence_rate=config.evidence_rate,
         decay=config.ema,
         channels_last=config.channels_last,
     )

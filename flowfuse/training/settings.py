@@ -55,9 +55,12 @@ class TrainConfig:
             steps take `iterations`.
         learning_rate: highest learning rate (AdamW; linear warm-up, then half a cosine).
         warmup: share of the steps in which the learning rate rises.
+        evidence_rate: learning rate of the evidence head over that of the rest. The head is small,
+            taught at every second step only, and new where the given weights have none.
         weight_decay: of the weights with more than one axis.
         clip: largest norm of the gradient.
-        ema: decay of the moving average of the weights.
+        ema: decay of the moving average of the weights; with `init`, the average of n steps keeps a
+            share of ema ** n of the weights that it started from.
         bf16: compute in bfloat16 where autocast does; the weights stay float32. Slower than float32
             on a CPU without bfloat16 instructions, which is told but obeyed.
         channels_last: memory layout of weights and images.
@@ -98,6 +101,7 @@ class TrainConfig:
     max_iterations: int | None = None
     learning_rate: float = 4e-4
     warmup: float = 0.05
+    evidence_rate: float = 8.0
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.999
@@ -123,7 +127,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "evidence_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         for name in ("warmup", "ema", "final_share", "held_out"):

@@ -33,10 +33,6 @@ from flowfuse.model.checkpoint import (
 
 _log = logging.getLogger(__name__)
 
-# Learning rate of the evidence head over that of the rest: it is new where trained weights are
-# given, small, and taught at every second step only.
-EVIDENCE_RATE = 8.0
-
 
 class TrainingState:
     """Weights, their moving average, the optimizer and the counters of a training.
@@ -46,7 +42,9 @@ class TrainingState:
         device: where to train.
         seed: fixes the first weights.
         weight_decay: of AdamW; biases and norms have none.
-        decay: of the moving average; early steps use less, so that it forgets the first weights.
+        evidence_rate: learning rate of the evidence head over that of the rest.
+        decay: of the moving average; early steps use less, so that it forgets the first weights,
+            unless they are those of a checkpoint (:meth:`start_from`).
         channels_last: memory layout of the weights.
     """
 
@@ -57,6 +55,7 @@ class TrainingState:
         *,
         seed: int,
         weight_decay: float,
+        evidence_rate: float,
         decay: float,
         channels_last: bool,
     ) -> None:
@@ -67,6 +66,7 @@ class TrainingState:
         self.model = self.model.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.decay = decay
+        self.keeps_first = False  # whether the average forgets no sooner than its decay says
         # (averaged, trained) weights: the same storage for good.
         pairs = list(
             zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
@@ -76,7 +76,7 @@ class TrainingState:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             decayed = weight_decay if parameter.ndim > 1 else 0.0
-            scale = EVIDENCE_RATE if name.startswith("evidence.") else 1.0
+            scale = evidence_rate if name.startswith("evidence.") else 1.0
             groups.setdefault((scale, decayed), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [
@@ -97,7 +97,9 @@ class TrainingState:
             group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.step += 1
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        decay = self.decay
+        if not self.keeps_first:
+            decay = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             kept, new = self._averaged
             torch._foreach_lerp_(kept, new, 1.0 - decay)
@@ -129,13 +131,17 @@ class TrainingState:
             "best": self.best,
             "sums": self.sums,
             "summed": self.summed,
+            "keeps_first": self.keeps_first,
             "settings": settings,
         }
 
     def start_from(self, path: Path) -> None:
         """Take the weights of a checkpoint, and nothing else, to begin a training with them.
 
-        Weights of a guided fusion can begin one by evidence.
+        They are good, so the average keeps its share of them: decay ** n after n steps. An average
+        of the weights before and after a finetuning often has smaller errors than either, on what
+        it was finetuned on and elsewhere (Wortsman et al., Robust fine-tuning of zero-shot models,
+        CVPR 2022). Weights of a guided fusion can begin one by evidence.
 
         Raises:
             CheckpointError: unreadable, or of another architecture; the difference is named.
@@ -161,6 +167,7 @@ class TrainingState:
                 if name.startswith("evidence.")
             }
             load_weights(model, begun | weights, where=str(path))
+        self.keeps_first = True
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.
@@ -189,6 +196,8 @@ class TrainingState:
         self._restore_optimizer(moments, path)
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.best, self.sums, self.summed = facts["best"], facts["sums"], facts["summed"]
+        # Of checkpoints of former versions, none did.
+        self.keeps_first = facts.get("keeps_first", False)
         return facts["settings"]
 
     def _restore_optimizer(self, moments: dict[str, Tensor], path: Path) -> None:

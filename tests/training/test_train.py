@@ -380,6 +380,71 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
     assert "starting from the weights" not in capsys.readouterr().err
 
 
+def average_after(first, trained, decays):
+    """The average by its recurrence, from the weights that were trained step by step."""
+    average = {name: tensor.double() for name, tensor in first.items()}
+    for weights, decay in zip(trained, decays, strict=True):
+        average = {n: decay * t + (1 - decay) * weights[n].double() for n, t in average.items()}
+    return average
+
+
+@pytest.mark.parametrize(
+    ("given", "decays"),
+    [(True, [0.9] * 4), (False, [2 / 11, 3 / 12, 4 / 13, 5 / 14])],  # of the first random weights
+)
+def test_the_average_forgets_first_weights_early_unless_they_are_given(
+    recipe, finished, tmp_path, given, decays
+):
+    run, words = tmp_path / "run", ["--ema", "0.9", "--checkpoint-every", "1", "--keep", "9"]
+    words += ["--init", str(finished)] if given else []
+    argv = ["--config", str(recipe), "-o", str(run), "--steps", "4", "--validate-every", "9"]
+    assert train.main([*argv, *words]) == 0
+    kept = [read_all(run, step) for step in (1, 2, 3, 4)]
+    trained = [
+        {n.removeprefix("raw."): t for n, t in tensors.items() if n.startswith("raw.")}
+        for tensors in kept
+    ]
+    config, _ = train_options.read_command_line([*argv, *words])
+    new = state.TrainingState(
+        config.model, torch.device("cpu"), seed=config.seed, weight_decay=config.weight_decay,
+        evidence_rate=config.evidence_rate, decay=config.ema, channels_last=config.channels_last,
+    )  # fmt: skip
+    if given:
+        new.start_from(finished / "model.safetensors")
+    expected = average_after(new.model.state_dict(), trained, decays)
+    for name, tensor in expected.items():
+        # Four roundings to float32.
+        assert torch.allclose(kept[-1][f"model.{name}"].double(), tensor, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_finetuning_is_resumed_with_the_same_bits(
+    recipe, finished, tmp_path, monkeypatch, former
+):
+    """And one of a former version, which did not say that the average keeps the given weights, as
+    it was begun."""
+    words = ["--config", str(recipe), "--init", str(finished), "--steps", "6", "--ema", "0.9"]
+    if former:
+        facts, start = state.TrainingState.facts, state.TrainingState.start_from
+
+        def without(self, settings):
+            return {k: v for k, v in facts(self, settings).items() if k != "keeps_first"}
+
+        def forgetful(self, path):
+            start(self, path)
+            self.keeps_first = False
+
+        monkeypatch.setattr(state.TrainingState, "facts", without)
+        monkeypatch.setattr(state.TrainingState, "start_from", forgetful)
+    assert train.main([*words, "-o", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train.main([*words, "-o", str(tmp_path / "parts")]) == 130
+    monkeypatch.undo()
+    assert train.main(["-o", str(tmp_path / "parts"), "--resume"]) == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", step=6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -398,6 +463,7 @@ def test_init_gives_the_first_weights_and_a_resumed_run_keeps_its_own(
         (["-o", "{new}", "--config", "{listed}"], "listed.yaml: unknown model ['small']; known"),
         (["-o", "{new}", "--config", "{twice}"], "twice.yaml: key steps is given twice"),
         (["-o", "{new}", "--seed", "9" * 20], "seed must be at most 9223372036854775807, got 999"),
+        (["-o", "{new}", "--evidence-rate", "0"], "evidence_rate must be a positive number, got 0"),
         (["-o", "{new}", "--loss.flow", "-1"], "error: loss.flow must be a number >= 0, got -1.0"),
         (["-o", "{new}", "--loss.matching", "nan"], "loss.matching"),
         (["-o", "{new}", "--crop", "15", "32"], "crop must be at least 16 x 16 px, got (15, 32)"),
@@ -671,6 +737,7 @@ def test_a_recipe_may_need_the_command_line(tmp_path):
     arguments = ["--config", "dsec", "-o", str(tmp_path / "run")]
     config, _ = train_options.read_command_line([*arguments, "--data", "dsec:there"])
     assert config.source == "dsec" and config.crop == (288, 384) and config.init == "small"
+    assert config.ema**config.steps == pytest.approx(0.37, abs=0.01)  # kept of the shipped weights
     with pytest.raises(ConfigError, match=r"dsec.yaml: crop \(288, 384\) must not be larger"):
         train_options.read_command_line(arguments)
 
