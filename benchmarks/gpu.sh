@@ -95,7 +95,7 @@ RUN
 # Occupancy, cache hits and bytes of our kernels: how the first-level cache serves look-ups, above all.
 counters() {
     ncu --clock-control none --set basic --section MemoryWorkloadAnalysis --section WarpStateStats \
-        -k 'regex:look_up|gather_f|tap_gradients|centre_gradients|gradients|window_fields|upsample|mask_gradient|add_events|vote' \
+        -k 'regex:look_up|read_volume|read_stored|gather_f|tap_gradients|centre_gradients|gradients|window_fields|upsample|mask_gradient|add_events|vote' \
         --launch-skip 20 --launch-count 60 "$PYTHON" benchmarks/operators.py --device cuda --quick --no-compiled-peers \
         >"$FOLDER/counters.txt"
 }

@@ -5,8 +5,10 @@
 Counted are calls of torch's dispatcher that compute, as a GPU would get them: images and pairs all
 at once, no views, no memory that is only reserved. A call may launch more than one kernel (a step
 of ``propagate``, the parts of a group norm), a convolution's bias among them. Bytes are those of
-all arguments and results, once a call. Both are exact and the same on every machine: a small image
-shows the launches of a large one, and its bytes are scaled to 640 x 480.
+all arguments and results, once a call; of a stored correlation volume, those that the windows ask
+for. Both are exact and the same on every machine: a small image shows the launches of a large one,
+and its bytes are scaled to 640 x 480. "look-ups" are what correlations are looked up and read by:
+from features or volumes to tokens and matches.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
@@ -31,6 +33,10 @@ from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
 
 SIZE = (120, 160)
 FULL_SIZE = (480, 640)
+# Functions and operators from features or volumes to tokens and matches.
+LOOK_UPS = ("model.correlation.", "model.fusion.read_pairs", "ops.correlation.", "ops.read_")
+LOOK_UPS += ("ops.volume_lookup", "ops.correlation_lookup")
+OF_VOLUMES = {"volume_lookup", "read_volume"}
 RESERVED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 VIEWS = {"detach", "alias", "_unsafe_view", "lift_fresh"}  # that do not say so
 # That ask whether memory is scarce.
@@ -49,11 +55,26 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         results = operator(*args, **(kwargs or {}))
         if launches(operator):
-            place = caller()
+            name = operator.__name__.partition(".")[0]
+            place = f"ops.{name}" if operator.namespace == "flowfuse" else caller()
             self.calls[place] += 1
+            moved = 0
+            if name in OF_VOLUMES:
+                moved, args = taps_bytes(*args[:3]), args[1:]
             tensors = [t for t in tree_leaves((args, kwargs, results)) if isinstance(t, Tensor)]
-            self.bytes[place] += sum(t.numel() * t.element_size() for t in tensors)
+            self.bytes[place] += moved + sum(t.numel() * t.element_size() for t in tensors)
         return results
+
+    def of_look_ups(self) -> tuple[int, int]:
+        """Calls and bytes of look-ups."""
+        places = [place for place in self.calls if place.startswith(LOOK_UPS)]
+        return sum(self.calls[at] for at in places), sum(self.bytes[at] for at in places)
+
+
+def taps_bytes(volumes: Sequence[Tensor], coords: Tensor, radius: int) -> int:
+    """Bytes of the (2 radius + 2)^2 values of each level that a window is made of."""
+    taps = len(volumes) * (2 * radius + 2) ** 2
+    return coords.numel() // 2 * taps * volumes[0].element_size()
 
 
 def launches(operator: torch._ops.OpOverload) -> bool:
@@ -81,6 +102,7 @@ def all_at_once() -> Iterator[None]:
     """Let networks work on all images and pairs at once, as on a GPU."""
     names = [f"flowfuse.model.{module}" for module in MODULES]
     patches = [patch(f"{name}.little_memory", lambda values: False) for name in names]
+    patches.append(patch("flowfuse.ops.correlation.read_on_demand", lambda device: False))
     for each in patches:
         each.start()
     try:
@@ -120,6 +142,7 @@ def main() -> None:
         for strategy in options.strategy:
             counted = count(replace(CONFIGS[name], correlation=strategy))
             rows = [("all", sum(counted.calls.values()), sum(counted.bytes.values()))]
+            rows.append(("look-ups", *counted.of_look_ups()))
             if options.by_function:
                 rows += [(at, n, counted.bytes[at]) for at, n in counted.calls.most_common()]
             for function, calls, moved in rows:

@@ -15,6 +15,9 @@ products) and those of flowfuse's operators. Weights do not change what is compu
 random. On a GPU the networks also run compiled and in a CUDA graph, and our estimates by the graphs
 of the estimator (eager ones without).
 
+What an estimate moves in memory is counted, not measured: benchmarks/launches.py prints the bytes,
+and those of look-ups apart.
+
 --profile measures no rows but prints where the time of our estimates goes, by operation.
 """
 

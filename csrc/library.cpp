@@ -65,10 +65,16 @@ STABLE_TORCH_LIBRARY(flowfuse, m) {
   m.def("propagate(Tensor values, Tensor weights) -> Tensor");
   m.def("propagate_backward(Tensor grad, Tensor values, Tensor weights) -> (Tensor, Tensor)");
 
-  // Of inference alone: flowfuse/ops trains through their references.
+  // Of inference alone: flowfuse/ops trains through their references, or their parts.
   m.def(
       "read_windows(Tensor windows, Tensor? fade, Tensor? gate, Tensor offsets, Tensor log_sharpness, Tensor? weight, "
       "Tensor? bias) -> (Tensor, Tensor)");
+  m.def(
+      "read_volume(Tensor[] volumes, Tensor coords, int radius, Tensor? fade, Tensor? gate, Tensor offsets, "
+      "Tensor log_sharpness, Tensor? weight, Tensor? bias) -> (Tensor, Tensor)");
+  m.def(
+      "read_correlation(Tensor f0, Tensor[] f1_levels, Tensor coords, int radius, bool exact, Tensor? fade, "
+      "Tensor? gate, Tensor offsets, Tensor log_sharpness, Tensor? weight, Tensor? bias) -> (Tensor, Tensor)");
   m.def(
       "fit_trajectories(Tensor matches, Tensor? scores, Tensor basis, Tensor stiffness, Tensor log_trust, "
       "Tensor log_stiffness) -> Tensor");

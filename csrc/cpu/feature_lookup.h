@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -230,6 +231,37 @@ FLOWFUSE_INLINE void compute_taps(const FeatureLookup<T, F>& params, const Pixel
   });
   clear_outside(params, tile, map.rows, map.columns, taps);
 }
+
+// Calls visit(F{}, dtype of the features) with the type in which the products of a look-up are made.
+template <class T, class Visit>
+void with_products(const Tensor& f0, const std::vector<Tensor>& f1_levels, const Visit& visit) {
+  if constexpr (std::is_same_v<T, double>) {
+    visit(double{}, ScalarType::Double);
+  } else {
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+    const auto narrow = [](const Tensor& map) { return map.scalar_type() == ScalarType::BFloat16; };
+    if (cpu_capability() >= CpuCapability::kAvx512Bf16 && narrow(f0) &&
+        std::all_of(f1_levels.begin(), f1_levels.end(), narrow)) {
+      return visit(BFloat16{}, ScalarType::BFloat16);
+    }
+#else
+    (void)f0, (void)f1_levels;
+#endif
+    visit(float{}, ScalarType::Float);
+  }
+}
+
+// FLOWFUSE_VARIANTS for products of features F, a template parameter.
+#if FLOWFUSE_BFLOAT16_PRODUCTS
+#define FLOWFUSE_PRODUCT_VARIANTS(F, ...)                                 \
+  if constexpr (std::is_same_v<F, ::flowfuse::cpu::BFloat16>) {           \
+    [&]() FLOWFUSE_TARGET_AVX512 { FLOWFUSE_VARIANT(64, __VA_ARGS__) }(); \
+  } else {                                                                \
+    FLOWFUSE_VARIANTS(__VA_ARGS__)                                        \
+  }
+#else
+#define FLOWFUSE_PRODUCT_VARIANTS(F, ...) FLOWFUSE_VARIANTS(__VA_ARGS__)
+#endif
 
 // Copies pixels of channels-last maps to others with more or fewer channels; those that are new are 0.
 inline void copy_channels(const Tensor& from, const Tensor& to) {

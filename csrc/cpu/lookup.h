@@ -131,9 +131,11 @@ struct RowWeights {
   }
 };
 
-// Combines taps to the values of the windows of one level; NaN for a pixel without a place.
+// Combines taps to the values of the windows of one level; NaN for a pixel without a place. Rows of a tile lie
+// `row_step` apart in `output`, values of a window `value_step`.
 template <int kBytes, class T>
-FLOWFUSE_INLINE void write_values(const Lookup<T>& params, const PixelTile<T>& tile, int level, const T* taps) {
+FLOWFUSE_INLINE void combine_taps(const Lookup<T>& params, const PixelTile<T>& tile, const T* taps, T* output,
+                                  int64_t row_step, int64_t value_step) {
   constexpr int kAll = kLanes<T, kBytes>;
   using V = Vector<T, kBytes>;
   const int side = params.value_side(), down = params.stride() * kTileColumns;
@@ -146,7 +148,7 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& params, const PixelTile<T>& t
       load(weights.w10 + first, w10);
       load(weights.w01 + first, w01);
       load(weights.w11 + first, w11);
-      T* out = params.output + params.window_values(tile.b, level) + tile.pixel(params, i);
+      T* out = output + row * row_step + first;
       for (int dy = 0; dy < side; ++dy) {
         const T* upper = taps + params.tap_at(i, params.first_tap() + dy * params.stride());
         V t00, t01, t10, t11;
@@ -156,7 +158,7 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& params, const PixelTile<T>& t
           load(upper + (dx + 1) * kTileColumns, t10);
           load(upper + (dx + 1) * kTileColumns + down, t11);
           const V values = w00 * t00 + w10 * t10 + w01 * t01 + w11 * t11;
-          T* target = out + (dx * side + dy) * params.pixels();
+          T* target = out + (dx * side + dy) * value_step;
           if (tile.columns - first >= kAll) {
             store(values, target);
           } else {
@@ -168,6 +170,12 @@ FLOWFUSE_INLINE void write_values(const Lookup<T>& params, const PixelTile<T>& t
       }
     }
   }
+}
+
+template <int kBytes, class T>
+FLOWFUSE_INLINE void write_values(const Lookup<T>& params, const PixelTile<T>& tile, int level, const T* taps) {
+  T* output = params.output + params.window_values(tile.b, level) + tile.pixel(params, 0);
+  combine_taps<kBytes>(params, tile, taps, output, params.width, params.pixels());
 }
 
 // Gradients of the values of the windows of a row of a tile, as those of taps lie: blocks [block][kTileColumns], with

@@ -17,10 +17,10 @@ struct Lookup {
   int64_t items, pixels;
   int radius, levels;
 
-  __device__ __forceinline__ int tap_side() const { return 2 * radius + 2; }  // taps along an axis
-  __device__ __forceinline__ int tap_count() const { return tap_side() * tap_side(); }
-  __device__ __forceinline__ int value_side() const { return 2 * radius + 1; }  // values along an axis
-  __device__ __forceinline__ int value_count() const { return value_side() * value_side(); }
+  FLOWFUSE_INLINE int tap_side() const { return 2 * radius + 2; }  // taps along an axis
+  FLOWFUSE_INLINE int tap_count() const { return tap_side() * tap_side(); }
+  FLOWFUSE_INLINE int value_side() const { return 2 * radius + 1; }  // values along an axis
+  FLOWFUSE_INLINE int value_count() const { return value_side() * value_side(); }
 
   template <class T>
   __device__ __forceinline__ Window<T> window(int64_t b, int64_t pixel, int level, int64_t rows,

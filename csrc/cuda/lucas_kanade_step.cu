@@ -82,28 +82,7 @@ Tensor lucas_kanade_step(Tensor frame0, Tensor frame1, Tensor flow, Tensor prior
   const char* op = "lucas_kanade_step";
   check_lucas_kanade_step(op, frame0, frame1, flow, prior);
   const DeviceCall call(op, frame0);
-  const ScalarType dtype = frame0.scalar_type();
-  const int64_t batch = prior.size(0), rows = prior.size(2), columns = prior.size(3);
-  const int64_t height = frame0.size(2), width = frame0.size(3);
-  const Tensor change = allocate(op, frame0, {batch, 2, rows, columns}, dtype);
-  if (change.numel() == 0) return change;
-  const Tensor images = allocate(op, frame0, {2, batch, height, width}, dtype);
-  const Tensor moments = allocate(op, frame0, {batch, kMoments, rows, columns}, dtype);
-  const Tensor first = converted(frame0, dtype), second = converted(frame1, dtype);
-  const Tensor motion = converted(flow, dtype), priors = converted(prior, dtype);
-  const auto step = [&](auto zero) {
-    using T = decltype(zero);
-    T* mean = mutable_data<T>(images);
-    run(call, GradientStep<T>{data<T>(first), data<T>(second), data<T>(motion), data<T>(priors), mean,
-                              mean + batch * height * width, mutable_data<T>(moments), mutable_data<T>(change), batch,
-                              height, width, width / columns});
-  };
-  if (dtype == ScalarType::Double) {
-    step(double{});
-  } else {
-    step(float{});
-  }
-  return change;
+  return make_gradient_step(op, frame0, frame1, flow, prior, [&](const auto& params) { run(call, params); });
 }
 
 }  // namespace

@@ -5,123 +5,18 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/launch.cuh"
-#include "cuda/lookup.cuh"
+#include "cuda/volume_patches.cuh"
 #include "operators/volume_lookup.h"
 
 namespace flowfuse::cuda {
 namespace {
-
-constexpr int kMostPixels = 32;  // of a block
-
-// A level of a volume: values and their gradient [B, pixels, rows, columns].
-template <class T>
-struct VolumeLevel {
-  const T* values;
-  T* grad;
-  int64_t rows, columns;
-};
-
-template <class T>
-struct VolumeLevels : Lookup {
-  VolumeLevel<T> maps[kMaxLevels];
-};
-
-// The pixels that a block has in hand, blockDim.x at most, and its shared memory.
-template <class T>
-struct Patch {
-  int64_t b, begin;    // item and first pixel
-  int count, level;    // of pixels; and the level that its windows lie on
-  Window<T>* windows;  // [blockDim.x]
-  T* parts;            // [kThreads][2]
-  T* taps;             // [blockDim.x][stride]
-  int stride;
-};
-
-// Taps of a pixel lie an odd number apart: those of all pixels are then read from different banks.
-FLOWFUSE_INLINE int stride_of(int taps) { return taps + 1; }
-
-template <class T>
-size_t patch_bytes(int pixels, int taps) {
-  return pixels * (sizeof(Window<T>) + stride_of(taps) * sizeof(T)) + 2 * kThreads * sizeof(T);
-}
-
-__device__ __forceinline__ int64_t patches_of(const Lookup& params) {  // of an item
-  return (params.pixels + blockDim.x - 1) / blockDim.x;
-}
-
-__device__ __forceinline__ int thread_number() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
-
-// Takes patch number `index` of the batch and finds its windows on a level.
-template <class T>
-__device__ __forceinline__ Patch<T> load_patch(const VolumeLevels<T>& params, int64_t index, int level) {
-  Patch<T> patch;
-  patch.level = level;
-  const int64_t patches = patches_of(params);
-  patch.b = index / patches;
-  patch.begin = index % patches * blockDim.x;
-  const int64_t left = params.pixels - patch.begin;
-  patch.count = left < blockDim.x ? static_cast<int>(left) : static_cast<int>(blockDim.x);
-  patch.windows = shared_memory<Window<T>>();
-  patch.parts = reinterpret_cast<T*>(patch.windows + blockDim.x);
-  patch.taps = patch.parts + 2 * kThreads;
-  patch.stride = stride_of(params.tap_count());
-  const int i = thread_number();
-  if (i < patch.count) {
-    const VolumeLevel<T>& map = params.maps[level];
-    patch.windows[i] = params.template window<T>(patch.b, patch.begin + i, level, map.rows, map.columns);
-  }
-  return patch;
-}
-
-// Calls visit(pixel of the patch, dx, dy) for the taps of all its pixels, shared among the threads of the block;
-// neighbouring threads have neighbouring dx.
-template <class T, class Visit>
-__device__ __forceinline__ void visit_patch(const VolumeLevels<T>& params, const Patch<T>& patch, const Visit& visit) {
-  const int side = params.tap_side();
-  for (int index = thread_number(); index < patch.count * side * side; index += kThreads) {
-    const int row = index / side;
-    visit(row / side, index % side, row % side);
-  }
-}
-
-__device__ __forceinline__ bool contains(const TapRange& range, int dx, int dy) {
-  return dx >= range.x0 && dx < range.x1 && dy >= range.y0 && dy < range.y1;
-}
-
-// Cell (as the map lies in memory) of a tap inside the map.
-template <class T>
-__device__ __forceinline__ int64_t cell_of(const Window<T>& window, int64_t columns, int dx, int dy) {
-  return (window.y + dy) * columns + window.x + dx;
-}
-
-template <class T>
-__device__ __forceinline__ int64_t slice_of(const VolumeLevels<T>& params, const Patch<T>& patch, int i) {
-  const VolumeLevel<T>& map = params.maps[patch.level];
-  return (patch.b * params.pixels + patch.begin + i) * map.rows * map.columns;
-}
-
-// Values of the taps of a patch; outside the map they are 0.
-template <class T>
-__device__ __forceinline__ void read_taps(const VolumeLevels<T>& params, const Patch<T>& patch) {
-  const VolumeLevel<T>& map = params.maps[patch.level];
-  visit_patch(params, patch, [&](int i, int dx, int dy) {
-    const Window<T>& window = patch.windows[i];
-    const TapRange range = taps_inside(window, params.radius, map.rows, map.columns);
-    T value = 0;
-    if (contains(range, dx, dy)) {
-      value = map.values[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)];
-    }
-    patch.taps[i * patch.stride + dx * params.tap_side() + dy] = value;
-  });
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3) look_up_volume(VolumeLevels<T> params, T* __restrict__ output) {
   const int64_t patches = params.items * patches_of(params);
   const int size = params.value_side(), i = static_cast<int>(threadIdx.x);
   for (int64_t index = blockIdx.x; index < params.levels * patches; index += gridDim.x) {
-    const Patch<T> patch = load_patch(params, index % patches, static_cast<int>(index / patches));
+    const Patch<T> patch = load_whole_patch(params, index % patches, static_cast<int>(index / patches));
     __syncthreads();
     read_taps(params, patch);
     __syncthreads();
@@ -130,11 +25,7 @@ __global__ void __launch_bounds__(kThreads, 3) look_up_volume(VolumeLevels<T> pa
       const Corners<T> corners = corners_of(window);
       T* out = output + params.values_at(patch.b, patch.begin + i, patch.level);
       for (int k = static_cast<int>(threadIdx.y); k < size * size; k += static_cast<int>(blockDim.y)) {
-        const T* near = patch.taps + i * patch.stride + k / size * params.tap_side();
-        T value = 0;
-        if (window.reach == Reach::kNear) value = combined_value(corners, near, near + params.tap_side(), k % size);
-        if (window.reach == Reach::kMissing) value = static_cast<T>(NAN);
-        out[k * params.pixels] = value;
+        out[k * params.pixels] = value_of(patch, window.reach, corners, i, k);
       }
     }
     __syncthreads();  // the patch has been read
@@ -153,8 +44,8 @@ __device__ __forceinline__ void add_coords_gradient(const VolumeLevels<T>& param
     const Window<T> window = patch.windows[i];
     const T* values = grad + params.values_at(patch.b, patch.begin + i, level);
     for (int k = static_cast<int>(threadIdx.y); k < size * size; k += static_cast<int>(blockDim.y)) {
-      const T* near = patch.taps + i * patch.stride + k / size * params.tap_side();
-      add_centre_gradient(values[k * params.pixels], window, near, near + params.tap_side(), k % size, gx, gy);
+      const T* near = patch.column_at(i, k / size);
+      add_centre_gradient(values[k * params.pixels], window, near, near + patch.side, k % size, gx, gy);
     }
   }
   patch.parts[2 * thread_number()] = gx;
@@ -175,12 +66,11 @@ __device__ __forceinline__ void add_coords_gradient(const VolumeLevels<T>& param
 template <class T>
 __device__ __forceinline__ void pass_on(const VolumeLevels<T>& params, const Patch<T>& patch) {
   const VolumeLevel<T>& map = params.maps[patch.level];
-  visit_patch(params, patch, [&](int i, int dx, int dy) {
+  visit_patch(patch, [&](int i, int dx, int dy) {
     const Window<T>& window = patch.windows[i];
     const TapRange range = taps_inside(window, params.radius, map.rows, map.columns);
     if (!contains(range, dx, dy)) return;
-    map.grad[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)] =
-        patch.taps[i * patch.stride + dx * params.tap_side() + dy];
+    map.grad[slice_of(params, patch, i) + cell_of(window, map.columns, dx, dy)] = patch.column_at(i, dx)[dy];
   });
 }
 
@@ -195,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int64_t index = blockIdx.x; index < params.levels / together * patches; index += gridDim.x) {
     const int first = static_cast<int>(index / patches);
     for (int level = first; level < first + together; ++level) {
-      const Patch<T> patch = load_patch(params, index % patches, level);
+      const Patch<T> patch = load_whole_patch(params, index % patches, level);
       __syncthreads();
       if (grad_coords != nullptr) {
         read_taps(params, patch);
@@ -227,30 +117,12 @@ struct PatchLaunch {
 
 template <class T>
 PatchLaunch patch_launch(const Lookup& params, int levels) {
-  const int side = 2 * params.radius + 2;
+  const int taps = params.tap_count();
+  const auto bytes = [&](int pixels) { return patch_bytes<T>(pixels, taps) + 2 * kThreads * sizeof(T); };
   int pixels = kMostPixels;  // a power of two, so that a block has kThreads threads
-  while (pixels > 1 && patch_bytes<T>(pixels, side * side) > kSharedLimit) pixels /= 2;
+  while (pixels > 1 && bytes(pixels) > kSharedLimit) pixels /= 2;
   const int64_t patches = levels * params.items * ((params.pixels + pixels - 1) / pixels);
-  return {blocks_for(patches, 1), dim3(pixels, kThreads / pixels), patch_bytes<T>(pixels, side * side)};
-}
-
-// The volumes, contiguous; and, in the backward pass, their gradients.
-template <class T>
-VolumeLevels<T> levels_of(const Tensor& points, const std::vector<Tensor>& volumes, int64_t radius,
-                          const std::vector<Tensor>* grads) {
-  VolumeLevels<T> params{};
-  static_cast<Lookup&>(params) = lookup_of(points, volumes.size(), radius);
-  for (size_t level = 0; level < volumes.size(); ++level) {
-    params.maps[level] = {data<T>(volumes[level]), grads == nullptr ? nullptr : mutable_data<T>((*grads)[level]),
-                          volumes[level].size(3), volumes[level].size(4)};
-  }
-  return params;
-}
-
-std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(converted(tensor, tensor.scalar_type()));
-  return result;
+  return {blocks_for(patches, 1), dim3(pixels, kThreads / pixels), bytes(pixels)};
 }
 
 Tensor volume_lookup(std::vector<Tensor> volumes, Tensor coords, int64_t radius) {

@@ -10,22 +10,51 @@ namespace {
 
 __device__ __forceinline__ void add(AtomicSum* sum, int64_t value) { atomicAdd(sum, static_cast<AtomicSum>(value)); }
 
+constexpr int kCorners = 4;
+
+// Adds up the values of the lanes of a whole warp that have the same key (not negative; negative: nothing to add): the
+// first of them gets the sums, and true. Atomic additions to one address would wait for each other.
+__device__ __forceinline__ bool sum_together(int64_t key, int64_t (&values)[kCorners]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const unsigned same = __match_any_sync(kWholeWarp, static_cast<AtomicSum>(key));
+  const bool first = __ffs(static_cast<int>(same)) - 1 == lane;
+  // All lanes take part in each shuffle; most often there is none, for events in turn lie far apart.
+  for (unsigned others = key < 0 ? 0 : same & (same - 1); __any_sync(kWholeWarp, others != 0); others &= others - 1) {
+    const int source = others == 0 ? lane : __ffs(static_cast<int>(others)) - 1;
+    for (int64_t& value : values) {
+      const int64_t other = __shfl_sync(kWholeWarp, value, source);
+      if (first && others != 0) value += other;
+    }
+  }
+  return first && key >= 0;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) vote(Warp<T> params, AtomicSum* __restrict__ sums) {
-  for (int64_t index = first_item(); index < params.count; index += item_step()) {
-    const int64_t item = item_of(params.offsets, 0, params.items, index);
+  // Every thread of a block makes the same number of steps: a warp adds together what goes to one place.
+  for (int64_t start = int64_t{blockIdx.x} * blockDim.x; start < params.count; start += item_step()) {
+    const int64_t index = start + threadIdx.x;
+    const int64_t item = index < params.count ? item_of(params.offsets, 0, params.items, index) : -1;
+    int64_t key = -1, votes[kCorners] = {};
+    Square<T> square{};
+    AtomicSum* plane = sums;
     WarpEvent<T> event;
-    if (item < 0 || !read_event(params, item, index, event)) continue;
-    T x, y;
-    move_event(params, item, event, x, y);
-    const T unit = static_cast<T>(power_of_two(vote_bits(events_of(params.offsets, item, params.count))));
-    const int64_t sign = sign_at(params.events, index);
-    const Square<T> square = square_at(x, y);
-    AtomicSum* plane = sums + image_plane(params, item, sign);
-    for (int corner = 0; corner < 4; ++corner) {
-      if (!in_image(params, square, corner)) continue;
-      const int64_t weight = to_fixed(corner_weight(square, corner) * unit);
-      add(plane + image_pixel(params, square, corner), vote_of(params, sign) * weight);
+    if (item >= 0 && read_event(params, item, index, event)) {
+      T x, y;
+      move_event(params, item, event, x, y);
+      const T unit = static_cast<T>(power_of_two(vote_bits(events_of(params.offsets, item, params.count))));
+      const int64_t sign = sign_at(params.events, index), first = image_plane(params, item, sign);
+      square = square_at(x, y);
+      plane += first;
+      for (int corner = kCorners - 1; corner >= 0; --corner) {
+        if (!in_image(params, square, corner)) continue;
+        votes[corner] = vote_of(params, sign) * to_fixed(corner_weight(square, corner) * unit);
+        key = (first + image_pixel(params, square, corner)) * kCorners + corner;  // of the first one in the image
+      }
+    }
+    if (!sum_together(key, votes)) continue;
+    for (int corner = 0; corner < kCorners; ++corner) {
+      if (in_image(params, square, corner)) add(plane + image_pixel(params, square, corner), votes[corner]);
     }
   }
 }

@@ -1,4 +1,4 @@
-// lucas_kanade_step for every device: its check, and its formulas at one pixel and one cell.
+// lucas_kanade_step for every device: its check, its formulas at one pixel and one cell, and the part of the host.
 #pragma once
 
 #include <cmath>
@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "portable.h"
+#include "tensors.h"
 
 namespace flowfuse {
 
@@ -89,5 +90,30 @@ struct GradientStep {
   FLOWFUSE_INLINE int64_t rows() const { return height / cell; }
   FLOWFUSE_INLINE int64_t columns() const { return width / cell; }
 };
+
+// Makes the change of a flow, and what it is made of: calls run(GradientStep<T>), where there is a cell, to fill it. Its
+// arguments have been checked.
+template <class Run>
+Tensor make_gradient_step(const char* op, const Tensor& frame0, const Tensor& frame1, const Tensor& flow,
+                          const Tensor& prior, const Run& run) {
+  const ScalarType dtype = frame0.scalar_type();
+  const int64_t batch = prior.size(0), rows = prior.size(2), columns = prior.size(3);
+  const int64_t height = frame0.size(2), width = frame0.size(3);
+  const Tensor change = allocate(op, frame0, {batch, 2, rows, columns}, dtype);
+  if (change.numel() == 0) return change;
+  const Tensor images = allocate(op, frame0, {2, batch, height, width}, dtype);
+  const Tensor moments = allocate(op, frame0, {batch, kMoments, rows, columns}, dtype);
+  const Tensor first = converted(frame0, dtype), second = converted(frame1, dtype);
+  const Tensor motion = converted(flow, dtype), priors = converted(prior, dtype);
+  const auto fill = [&](auto zero) {
+    using T = decltype(zero);
+    T* mean = mutable_data<T>(images);
+    run(GradientStep<T>{data<T>(first), data<T>(second), data<T>(motion), data<T>(priors), mean,
+                        mean + batch * height * width, mutable_data<T>(moments), mutable_data<T>(change), batch, height,
+                        width, width / columns});
+  };
+  dtype == ScalarType::Double ? fill(double{}) : fill(float{});
+  return change;
+}
 
 }  // namespace flowfuse

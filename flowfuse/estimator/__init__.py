@@ -13,6 +13,7 @@ arguments.py    checks of times, exposures and other numbers
 event_times.py  a warning where the events have other times, with a guess why
 batches.py      several frame pairs at once
 running.py      the network: without gradients, in its precision
+casting.py      weights in low precision, cast once
 graphs.py       CUDA graphs, which start all of its kernels in one go
 devices.py      where it can run, and how precisely
 """

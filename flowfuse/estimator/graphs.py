@@ -154,7 +154,7 @@ class GraphCache:
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._patience: OrderedDict[Hashable, int] = OrderedDict()  # calls before it is recorded
         self._failed = False
-        self._weights = _addresses(model)
+        self._weights = addresses(model)
 
     def __reduce__(self) -> tuple:
         # A copy, as in a process that prepares inputs, records graphs of its own.
@@ -181,7 +181,7 @@ class GraphCache:
             RuntimeError: with ``always``, where it cannot be recorded.
         """
         # Hooks are Python, which no replay calls.
-        if self._failed or self.recorder.is_recording() or _has_hooks(self.model):
+        if self._failed or self.recorder.is_recording() or has_hooks(self.model):
             return work(tensors)
         with self._lock, torch.inference_mode():
             graph = self._find(name, work, tensors)
@@ -191,7 +191,7 @@ class GraphCache:
 
     def _find(self, name: Hashable, work: Work, tensors: Sequence[Tensor]) -> Graph | None:
         """The graph of some work, recorded where it is due; None: there is none yet."""
-        weights = _addresses(self.model)
+        weights = addresses(self.model)
         if weights != self._weights:
             self._drop_to(0)
             self._patience.clear()
@@ -253,7 +253,7 @@ class GraphCache:
         )
 
 
-def _addresses(model: nn.Module) -> list[tuple[int, torch.dtype]]:
+def addresses(model: nn.Module) -> list[tuple[int, torch.dtype]]:
     """Where the weights lie, and what they are."""
     return [
         (tensor.data_ptr(), tensor.dtype)
@@ -264,7 +264,7 @@ def _addresses(model: nn.Module) -> list[tuple[int, torch.dtype]]:
     ]
 
 
-def _has_hooks(model: nn.Module) -> bool:
+def has_hooks(model: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowfuse.estimator.casting import CastNetwork
 from flowfuse.estimator.graphs import CudaRecorder, GraphCache, Tensors
 from flowfuse.inputs import ModelInputs, to_device
 from flowfuse.model import FlowFuse
@@ -59,6 +60,7 @@ class NetworkRunner:
         self.model = model.to(device).eval()
         self.device = device
         self.dtype = dtype
+        self._cast = CastNetwork(self.model, dtype) if dtype != torch.float32 else None
         self.graphs: GraphCache | None = None
         if graph and device.type == "cuda":
             self.graphs = GraphCache(self.model, CudaRecorder(device), always=always)
@@ -84,6 +86,7 @@ class NetworkRunner:
             given.append(flow_init)
         # Not by graphs: it would change from call to call, and each kind needs one.
         complete = self.graphs is None and flow_init_complete
+        model = self._network()
         there = [frame is not None for frame in encoded_frames or ()]
         for frame in encoded_frames or ():
             given += frame or ()
@@ -99,14 +102,14 @@ class NetworkRunner:
                 frames = [
                     EncodedFrame(*(next(parts) for _ in EncodedFrame._fields))
                     if known
-                    else self.model.absent_frame(batch, height, width)
+                    else model.absent_frame(batch, height, width)
                     for known in there
                 ]
                 slices = [
                     EncodedSlice(*(next(parts) for _ in EncodedSlice._fields))
                     for _ in encoded_slices or ()
                 ]
-                output = self.model(
+                output = model(
                     taken,
                     iterations=iterations,
                     flow_init=start,
@@ -125,9 +128,11 @@ class NetworkRunner:
     def encode_frame(self, frame: Tensor) -> EncodedFrame:
         """Encode frames [B, 1 | 3, H, W], see :meth:`FlowFuse.encode_frame`."""
 
+        model = self._network()
+
         def encode(tensors: Sequence[Tensor]) -> Tensors:
             with self._precision():
-                return self.model.encode_frame(tensors[0])
+                return model.encode_frame(tensors[0])
 
         tensors = [to_device(frame, self.device)]
         if self.graphs is None:
@@ -137,15 +142,21 @@ class NetworkRunner:
     def encode_slice(self, voxels: Tensor, scale: SliceScale) -> EncodedSlice:
         """Encode slices [B, bins, H, W], see :meth:`FlowFuse.encode_slice`."""
 
+        model = self._network()
+
         def encode(tensors: Sequence[Tensor]) -> Tensors:
             voxels, *parts = tensors
             with self._precision():
-                return self.model.encode_slice(voxels, SliceScale(*parts))
+                return model.encode_slice(voxels, SliceScale(*parts))
 
         tensors = [to_device(value, self.device) for value in (voxels, *scale)]
         if self.graphs is None:
             return EncodedSlice(*encode(tensors))
         return EncodedSlice(*self.graphs("slice", encode, tensors))
+
+    def _network(self) -> FlowFuse:
+        """The network in the form that is fastest in this precision."""
+        return self.model if self._cast is None else self._cast.current()
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

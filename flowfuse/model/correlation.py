@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowfuse.geometry.grid import pixel_grid
 from flowfuse.model.encoders import in_turn, little_memory
-from flowfuse.ops import Correlation, fit_trajectories, read_windows
+from flowfuse.ops import Correlation, WindowReading, fit_trajectories, read_windows
 
 
 class LookUp(NamedTuple):
@@ -101,6 +101,36 @@ class PairCorrelations:
         """
         return look_up.correlation(places[look_up.pairs].flatten(0, 1))
 
+    def read(
+        self, look_up: LookUp, places: Tensor, counts: Sequence[int], how: Sequence[WindowReading]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Look up the windows of some pairs around their places, and read them at once.
+
+        Args:
+            look_up: the pairs.
+            places: [P, B, 2, h, w] of all pairs, px.
+            counts: of pairs in turn that are read in one way, how many there are.
+            how: of these, how: of all their windows [N, .., h, w], the items of a pair in turn.
+
+        Returns:
+            Of each of them, tokens [N, C, h, w] and matches [N, 3, h, w].
+        """
+        batch = places.shape[1]
+        own = places[look_up.pairs].flatten(0, 1)
+        return look_up.correlation.read(own, [count * batch for count in counts], how)
+
+    def match(self, places: Tensor, matching: WindowMatching) -> Tensor:
+        """Match the windows of all pairs around their places [P, B, 2, h, w].
+
+        Returns:
+            [B, P, 3, h, w] float32, see :class:`WindowMatching`.
+        """
+        batch, found = places.shape[1], []
+        for look_up in self.look_ups:
+            count = look_up.pairs.stop - look_up.pairs.start
+            found += self.read(look_up, places, [count], [matching.reading()])
+        return join([matches for _, matches in found]).unflatten(0, (-1, batch)).transpose(0, 1)
+
 
 def join(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate in the first dimension; a single part is not copied."""
@@ -145,7 +175,11 @@ class WindowMatching(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Match: windows [N, V, h, w] -> x, y and certainty [N, 3, h, w] float32."""
-        return read_windows(windows, None, None, self.offsets, self.log_sharpness)[1]
+        return read_windows(windows, *self.reading())[1]
+
+    def reading(self) -> WindowReading:
+        """How windows are read where there are no tokens."""
+        return WindowReading(None, None, self.offsets, self.log_sharpness)
 
     def fit(self, matches: Tensor, basis: Tensor, scores: Tensor | None = None) -> Tensor:
         """Fit trajectories to all pairs.

@@ -22,7 +22,7 @@ from flowfuse.inputs import Modality, ModelInputs, PairKind
 from flowfuse.io.images import as_gray
 from flowfuse.model.boundary import BoundaryLocalizer, gradients_shown, max_pool
 from flowfuse.model.config import ModelConfig
-from flowfuse.model.correlation import PairCorrelations, WindowMatching, join
+from flowfuse.model.correlation import PairCorrelations, WindowMatching
 from flowfuse.model.encoders import (
     Encoded,
     EncodedFrame,
@@ -480,11 +480,7 @@ class FlowFuse(nn.Module):
         """
         batch, slices = mask.shape[0], self.config.slices
         places = correlations.places_at_rest(batch)
-        found = [
-            self.matching(correlations.windows(look_up, places))
-            for look_up in correlations.look_ups
-        ]
-        matches = join(found).unflatten(0, (-1, batch)).transpose(0, 1)
+        matches = correlations.match(places, self.matching)
         evidence = fades = scores = None
         if self.config.weighs_evidence:
             evidence = self.evidence(matches, self.tau, mask)

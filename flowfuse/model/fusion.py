@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowfuse.model.correlation import PairCorrelations, WindowMatching, join
 from flowfuse.model.encoders import activate
 from flowfuse.model.update import start_at_zero
-from flowfuse.ops import propagate, propagation_weights, read_windows
+from flowfuse.ops import WindowReading, propagate, propagation_weights
 
 KEY_WIDTH = 16  # channels of the queries and keys of one step
 
@@ -33,35 +33,24 @@ class CorrelationTokens(nn.Module):
         super().__init__()
         self.read = nn.ModuleList(nn.Conv2d(window + 3, channels, 1) for _ in range(kinds))
 
-    def forward(
+    def reading(
         self,
-        windows: Tensor,
         matching: WindowMatching,
         kind: int,
         fade: Tensor | None = None,
         gate: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Read the windows of pairs of one kind.
+    ) -> WindowReading:
+        """How the windows of pairs of one kind are read, all items of a pair in turn.
 
         Args:
-            windows: [P B, window, h, w] of P pairs of this kind, all items of a pair in turn.
             matching: what finds the best matches in them.
             kind: which one.
             fade: [B, 1, h, w], multiplies the windows of all pairs of an item; None: 1.
             gate: [P B, 1, h, w], multiplies the tokens; None: 1.
-
-        Returns:
-            Tokens [P B, channels, h, w], and matches [P B, 3, h, w].
         """
         layer = cast(nn.Conv2d, self.read[kind])
-        return read_windows(
-            windows,
-            fade,
-            gate,
-            matching.offsets,
-            matching.log_sharpness,
-            layer.weight,
-            layer.bias,
+        return matching.reading()._replace(
+            fade=fade, gate=gate, weight=layer.weight, bias=layer.bias
         )
 
 
@@ -90,15 +79,14 @@ def read_pairs(
         gates = gates.transpose(0, 1)
     found = []
     for look_up in correlations.look_ups:
-        windows = correlations.windows(look_up, places).unflatten(0, (-1, batch))
-        first = 0
+        how, first = [], look_up.pairs.start
         for kind, count in look_up.kinds:
-            pairs = slice(look_up.pairs.start + first, look_up.pairs.start + first + count)
             fade = None if fades is None else fades[kind]
-            gate = None if gates is None else gates[pairs].flatten(0, 1)
-            own = windows[first : first + count].flatten(0, 1)
-            found.append(tokens(own, matching, kind, fade, gate))
+            gate = None if gates is None else gates[first : first + count].flatten(0, 1)
+            how.append(tokens.reading(matching, kind, fade, gate))
             first += count
+        counts = [count for _, count in look_up.kinds]
+        found += correlations.read(look_up, places, counts, how)
     read, matches = (
         join(values).unflatten(0, (-1, batch)).transpose(0, 1)
         for values in zip(*found, strict=True)

@@ -12,7 +12,9 @@ from .lucas_kanade_step import lucas_kanade_step
 from .operator import EXAMPLES, OPERATORS
 from .propagate import propagate
 from .propagation_weights import propagation_weights
-from .read_windows import read_windows
+from .read_correlation import read_correlation
+from .read_volume import read_volume
+from .read_windows import WindowReading, read_windows
 from .volume_lookup import volume_lookup
 from .voxelize import voxelize
 from .warp_events import warp_events
@@ -21,6 +23,7 @@ __all__ = [
     "EXAMPLES",
     "OPERATORS",
     "Correlation",
+    "WindowReading",
     "build_info",
     "common_gradient",
     "convex_upsample",
@@ -32,6 +35,8 @@ __all__ = [
     "pool_levels",
     "propagate",
     "propagation_weights",
+    "read_correlation",
+    "read_volume",
     "read_windows",
     "volume_lookup",
     "voxelize",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,10 @@ from .correlation_volume import (
 )
 from .examples import Example, draw, places, sum_dtype
 from .extension import FACTS
-from .operator import EXAMPLES, check_range, require
+from .operator import EXAMPLES, check_range, gradient_wanted, require
+from .read_correlation import read_features
+from .read_volume import read_volume
+from .read_windows import WindowReading, read_windows
 from .volume_lookup import MAX_RADIUS, volume_lookup
 
 MULTIPLIES_BFLOAT16 = FACTS.get("cpu_capability") == "avx512_bf16"
@@ -122,9 +127,51 @@ class Correlation:
         """Look up around coords [B, 2, H, W] (px of f1) -> [B, L (2r+1)^2, H, W] float32 or 64."""
         if self.strategy == "volume":
             return volume_lookup(self.levels, coords, self.radius)
+        return LOOKUP(self.f0, self.levels, coords, self.radius, self._exact())
+
+    def read(
+        self, coords: Tensor, counts: Sequence[int], readings: Sequence[WindowReading]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Look up windows and read them, the items in groups, each in a way of its own.
+
+        The windows are not put into memory where no gradient is asked for, but for those of
+        "on_demand" on a GPU.
+
+        Args:
+            coords: [B, 2, H, W], as to look up.
+            counts: items of each group, B together.
+            readings: of each group, how its windows are read.
+
+        Returns:
+            of each group, tokens and matches, as of :func:`read_windows`.
+        """
+        given = (self.f0, *self.levels, coords, *(part for how in readings for part in how))
+        if gradient_wanted(given) or not self._reads_at_once():
+            windows = self(coords).split(list(counts))
+            return [read_windows(own, *how) for own, how in zip(windows, readings, strict=True)]
+        found, first = [], 0
+        for count, how in zip(counts, readings, strict=True):
+            place = slice(first, first + count)
+            levels = [level[place] for level in self.levels]
+            if self.strategy == "volume":
+                found.append(read_volume(levels, coords[place], self.radius, how))
+            else:
+                f0, exact = self.f0[place], self._exact()
+                found.append(read_features(f0, levels, coords[place], self.radius, exact, how))
+            first += count
+        return found
+
+    def _exact(self) -> bool:
         # What came in half precision has no digits that the tensor cores would lose.
-        exact = exact_products() and not self.half
-        return LOOKUP(self.f0, self.levels, coords, self.radius, exact)
+        return exact_products() and not self.half
+
+    def _reads_at_once(self) -> bool:
+        return self.strategy == "volume" or read_on_demand(self.f0.device)
+
+
+def read_on_demand(device: torch.device) -> bool:
+    """Whether a device reads windows at once that it looks up on demand."""
+    return device.type == "cpu"
 
 
 def example(strategy: str, dtype: torch.dtype, size: tuple, channels: int = 20) -> Example:

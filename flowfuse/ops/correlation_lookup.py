@@ -52,9 +52,9 @@ def exact_products() -> bool:
 exact_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check(f0, f1_levels, coords, radius, exact) -> None:
-    shapes = check_features("correlation_lookup", f0, f1_levels)
-    check_window("correlation_lookup", coords, radius)
+def check(f0, f1_levels, coords, radius, exact, op="correlation_lookup") -> None:
+    shapes = check_features(op, f0, f1_levels)
+    check_window(op, coords, radius)
     shapes.check("coords", coords, ["B", 2, "H", "W"], COORDINATE_DTYPES)
 
 

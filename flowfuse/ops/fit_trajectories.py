@@ -50,13 +50,16 @@ def check(matches, scores, basis, stiffness, log_trust, log_stiffness) -> None:
     op = "fit_trajectories"
     shapes = Shapes(op)
     shapes.check("matches", matches, ["B", "P", 3, "h", "w"], COORDINATE_DTYPES)
+    found = list(matches.shape)
+    form = "[B, P, 3, h, w] with P >= 1"
+    require(found[1] >= 1, f"{op}: matches must have shape {form}, got {found}")
     exact = [matches.dtype]
     if scores is not None:
         shapes.check("scores", scores, ["B", "P", 1, "h", "w"], exact)
     shapes.check("basis", basis, ["P", "n"], exact)
-    degree = basis.shape[1]
-    fits = 1 <= degree <= MAX_DEGREE and basis.shape[0] > 0
-    require(fits, f"{op}: basis must have shape [P, n] with n in [1, 16], got {list(basis.shape)}")
+    form = f"[P, n] with n in [1, {MAX_DEGREE}]"
+    fits = 1 <= basis.shape[1] <= MAX_DEGREE
+    require(fits, f"{op}: basis must have shape {form}, got {list(basis.shape)}")
     shapes.check("stiffness", stiffness, ["n", "n"], exact)
     shapes.check("log_trust", log_trust, [], exact)
     shapes.check("log_stiffness", log_stiffness, [], exact)

@@ -64,7 +64,7 @@ class Operator:
     gradient: Gradient | None
     examples: Mapping[str, MakeExample]
     trained_by_reference: bool = False
-    cuda: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+    cuda: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
         OPERATORS[self.name] = self
@@ -98,7 +98,7 @@ class Operator:
 
         torch.library.register_fake(full, fake)
         refuse_vmap(self.name)
-        for suffix, kernel in zip(("", "_backward"), self.cuda or (), strict=False):
+        for suffix, kernel in zip(("", "_backward"), self.cuda, strict=False):
             torch.library.register_kernel(full + suffix, "cuda", kernel)
         if self.gradient is None:
             torch.library.register_autograd(full, no_backward, setup_context=not_differentiable)

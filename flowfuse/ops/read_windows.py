@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +13,17 @@ from .examples import Example, draw, sum_dtype
 from .operator import COORDINATE_DTYPES, FEATURE_DTYPES, Operator, Shapes, full_precision, require
 
 TOKEN_SLOPE = 0.1  # of the leaky ReLU below 0
+
+
+class WindowReading(NamedTuple):
+    """How windows are read: the arguments of :func:`read_windows` that follow them."""
+
+    fade: Tensor | None
+    gate: Tensor | None
+    offsets: Tensor
+    log_sharpness: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def read_windows(
@@ -48,25 +62,41 @@ def read_windows(
     return OPERATOR(windows, fade, gate, offsets, log_sharpness, weight, bias)
 
 
-def check(windows, fade, gate, offsets, log_sharpness, weight, bias) -> None:
+def check(windows, *reading) -> None:
     op = "read_windows"
     shapes = Shapes(op)
     shapes.check("windows", windows, ["N", "V", "h", "w"], COORDINATE_DTYPES)
-    exact = [windows.dtype]
-    shapes.check("offsets", offsets, [2, "V"], exact)
-    shapes.check("log_sharpness", log_sharpness, [], exact)
-    if fade is not None:
-        shapes.check("fade", fade, ["M", 1, "h", "w"], exact)
-        shared = fade.shape[0] > 0 and windows.shape[0] % fade.shape[0] == 0
-        require(shared or windows.shape[0] == 0, f"{op}: fade must have M items, N a multiple of M")
-    if gate is not None:
-        shapes.check("gate", gate, ["N", 1, "h", "w"], exact)
+    count, channels = windows.shape[:2]
+    form, found = "[N, V, h, w] with V >= 1", list(windows.shape)
+    require(channels >= 1, f"{op}: windows must have shape {form}, got {found}")
+    check_reading(shapes, "windows", windows.dtype, count, channels, WindowReading(*reading))
+
+
+def check_reading(
+    shapes: Shapes,
+    source: str,
+    exact: torch.dtype,
+    count: int,
+    channels: int,
+    given: WindowReading,
+) -> None:
+    """Of windows [count, channels, h, w] taken from `source`; h and w are known to `shapes`."""
+    op = shapes.op
+    shapes.check("offsets", given.offsets, [2, channels], [exact])
+    shapes.check("log_sharpness", given.log_sharpness, [], [exact])
+    if (fade := given.fade) is not None:
+        shapes.check("fade", fade, ["M", 1, "h", "w"], [exact])
+        shared = fade.shape[0] > 0 and count % fade.shape[0] == 0
+        require(shared or count == 0, f"{op}: fade must have M items, N a multiple of M")
+    if given.gate is not None:
+        shapes.check("gate", given.gate, [count, 1, "h", "w"], [exact])
+    weight, bias = given.weight, given.bias
     require((weight is None) == (bias is None), f"{op}: weight and bias must be given together")
-    if weight is not None:
-        shapes.check("weight", weight, ["C", windows.shape[1] + 3, 1, 1], FEATURE_DTYPES)
-        shapes.check("bias", bias, ["C"], [weight.dtype])
-        same = sum_dtype(weight.dtype) == windows.dtype
-        require(same, f"{op}: windows and weight must both be float64 or neither")
+    if weight is not None and bias is not None:
+        shapes.check("weight", weight, ["C_t", channels + 3, 1, 1], FEATURE_DTYPES)
+        shapes.check("bias", bias, [weight.shape[0]], [weight.dtype])
+        same = sum_dtype(weight.dtype) == exact
+        require(same, f"{op}: {source} and weight must both be float64 or neither")
 
 
 def reference(
@@ -79,7 +109,8 @@ def reference(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if fade is not None:
-        windows = (windows.unflatten(0, (-1, fade.shape[0])) * fade).flatten(0, 1)
+        times = windows.shape[0] // max(1, fade.shape[0])
+        windows = (windows.unflatten(0, (times, fade.shape[0])) * fade).flatten(0, 1)
     matches = match(windows, offsets, log_sharpness)
     if weight is None:
         return windows.new_empty((windows.shape[0], 0, *windows.shape[2:])), matches
@@ -106,12 +137,18 @@ def match(windows: Tensor, offsets: Tensor, log_sharpness: Tensor) -> Tensor:
 
 
 def fake(windows, fade, gate, offsets, log_sharpness, weight, bias):
-    count, _, height, width = windows.shape
+    return empty_reading(offsets, windows.shape[0], windows.shape[2:], weight)
+
+
+def empty_reading(
+    like: Tensor, count: int, size: Sequence[int], weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens and matches of `count` items, the latter of the dtype of `like`."""
     if weight is None:
-        tokens = windows.new_empty((count, 0, height, width))
+        tokens = like.new_empty((count, 0, *size))
     else:
-        tokens = weight.new_empty((count, weight.shape[0], height, width))
-    return tokens, windows.new_empty((count, 3, height, width))
+        tokens = weight.new_empty((count, weight.shape[0], *size))
+    return tokens, like.new_empty((count, 3, *size))
 
 
 def example(dtype: torch.dtype, size: tuple, *, tokens: int = 11) -> Example:

@@ -40,8 +40,7 @@ def check_window(op: str, coords: Tensor, radius: int) -> Shapes:
     return shapes
 
 
-def check(volumes, coords, radius) -> None:
-    op = "volume_lookup"
+def check(volumes, coords, radius, op="volume_lookup") -> None:
     check_range(op, "levels", len(volumes), 1, MAX_LEVELS)
     shapes = check_window(op, coords, radius)
     for level, volume in enumerate(volumes):

@@ -25,10 +25,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.skipif(not build_info()["extension"], reason="the compiled operators are not built")
 @pytest.mark.parametrize("strategy", ["volume", "on_demand"])
-@pytest.mark.parametrize(("name", "most"), [("small", 400), ("base", 600)])
-def test_an_estimate_launches_few_kernels(script, name, most, strategy):
+@pytest.mark.parametrize(("name", "most", "megabytes"), [("small", 400, 450), ("base", 500, 1200)])
+def test_an_estimate_launches_few_kernels(script, name, most, megabytes, strategy):
+    """And its look-ups move little: in base, 3857 MB while each made its windows in memory."""
     counted = script.count(replace(CONFIGS[name], correlation=strategy), (64, 64))
     assert sum(counted.calls.values()) < most, counted.calls.most_common(20)
+    calls, moved = counted.of_look_ups()
+    moved *= 480 * 640 / 64**2 / 1e6
+    most_moved = megabytes if strategy == "on_demand" else 0.6 * megabytes
+    assert calls > 10 and megabytes / 4 < moved < most_moved
 
 
 def test_what_counts(script):
@@ -44,10 +49,21 @@ def test_what_counts(script):
     assert counted.bytes == {"outside": 4 * (18 + 18) + 4 * (18 + 18)}
 
 
+def test_a_look_up_reads_its_taps(script):
+    """Of a stored volume 4 x 4 values a pixel and level are read, not all."""
+    volumes = [torch.rand(1, 2, 3, 50, 60), torch.rand(1, 2, 3, 25, 30)]
+    coords = torch.zeros(1, 2, 2, 3)
+    with script.Launches() as counted:
+        torch.ops.flowfuse.volume_lookup(volumes, coords, 1)
+    assert counted.bytes == {"ops.volume_lookup": 4 * 6 * (2 * 16 + 2 + 2 * 9)}
+    assert counted.of_look_ups() == (1, counted.bytes["ops.volume_lookup"])
+
+
 def test_the_table(script, monkeypatch, capsys):
     monkeypatch.setattr(script, "SIZE", (32, 32))
     monkeypatch.setattr(sys, "argv", ["launches", "--model", "nano", "--by-function"])
     script.main()
-    *_, first, _, last = capsys.readouterr().out.splitlines()[:6]
+    _, _, first, look_ups, *_, last = capsys.readouterr().out.splitlines()[:6]
+    assert look_ups.startswith("| nano | volume | look-ups |")
     assert "network" not in first and first.startswith("| nano | volume |")
     assert last.startswith("| nano | volume | model.") or "ops." in last

@@ -95,6 +95,17 @@ inline unsigned ballot(unsigned mask, bool vote, const char* file, int line) {
   });
 }
 
+// The lanes of the mask that pass the same value.
+inline unsigned match_any(unsigned mask, uint64_t value, const char* file, int line) {
+  return exchange(mask, value, file, line, [&] {
+    unsigned same = 0;
+    for (unsigned source = 0; source < kWarpSize; ++source) {
+      if ((mask >> source & 1) && from_lane<uint64_t>(mask, source, file, line) == value) same |= 1u << source;
+    }
+    return same;
+  });
+}
+
 template <bool kHalf>
 __attribute__((no_sanitize("thread"))) float half_value(unsigned bits) {
   const uint32_t wide = bits << 16;
@@ -161,6 +172,7 @@ __attribute__((no_sanitize("thread"))) T atomic(T* address, const Update& update
   ::emulator::shuffle(mask, value, ::emulator::lane() >= (step) ? ::emulator::lane() - (step) : ::emulator::lane(), \
                       __FILE__, __LINE__)
 #define __ballot_sync(mask, vote) ::emulator::ballot(mask, vote, __FILE__, __LINE__)
+#define __match_any_sync(mask, value) ::emulator::match_any(mask, value, __FILE__, __LINE__)
 #define __any_sync(mask, vote) (__ballot_sync(mask, vote) != 0)
 #define __all_sync(mask, vote) (__ballot_sync(mask, !(vote)) == 0)
 

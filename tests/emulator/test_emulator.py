@@ -119,6 +119,8 @@ COMPILED = {
     "correlation_gradients.cuh": "correlation_lookup_backward",
     "correlation_matrix.cuh": "correlation_lookup",
     "correlation_matrix_gradients.cuh": "correlation_lookup_backward",
+    "read_windows.cuh": "read_volume",
+    "volume_patches.cuh": "read_volume",
 }
 # The example that is run, forward and backward, and its size, for each source with planted faults.
 EXAMPLES = {
@@ -126,6 +128,8 @@ EXAMPLES = {
     "common_gradient": ("common_gradient", (1, 40, 70)),
     "correlation_lookup": ("correlation, scattered", (1, 9, 14)),
     "correlation_lookup_backward": ("correlation, scattered", (1, 9, 14)),
+    "read_volume": ("read_volume, large", (1, 4, 13)),
+    "warp_events": ("warp_events, flow", (1, 3, 4)),
 }
 
 
@@ -323,6 +327,48 @@ MUTANTS = {
         "cell.advance(3 * kSources);",
         "cell.advance(2 * kSources);",
         "wrong values",
+    ),
+    "windows read before they are found": (
+        "conflicts",
+        "read_volume.cu",
+        "    __syncthreads();\n    read_taps(levels, patch);",
+        "    read_taps(levels, patch);",
+        r"conflict: this thread reads shared memory|reads shared memory that no thread has written",
+    ),
+    "windows overwritten while they are read": (
+        "conflicts",
+        "read_windows.cuh",
+        "        __syncthreads();  // the chunk before has been read, and this one is there\n",
+        "",
+        r"conflict: this thread (reads|writes)|reads shared memory that no thread has written",
+    ),
+    "columns of a window passed over": (
+        "conflicts",
+        "read_volume.cu",
+        "columns(begin) + 1, memory);",
+        "columns(begin), memory);",
+        r"wrong values|conflict|that no thread has written",
+    ),
+    "matches of one warp": (
+        "conflicts",
+        "read_windows.cuh",
+        "          for (int r = 0; r < kRows; ++r) {\n            if (shared.parts[1]",
+        "          for (int r = 0; r < 1; ++r) {\n            if (shared.parts[1]",
+        "wrong values",
+    ),
+    "votes for one place that are lost": (
+        "conflicts",
+        "warp_events.cu",
+        "      if (first && others != 0) value += other;",
+        "      if (first && others == 0) value += other;",
+        "wrong values",
+    ),
+    "lanes that do not vote": (
+        "conflicts",
+        "warp_events.cu",
+        "    int64_t key = -1, votes[kCorners] = {};",
+        "    if (item < 0) continue;\n    int64_t key = -1, votes[kCorners] = {};",
+        "divergent barrier|waits",
     ),
     "small parts of features left out": (
         "conflicts",

@@ -8,6 +8,7 @@ from thread_cases import with_thread_counts
 
 from flowfuse import ops
 from flowfuse.geometry.bezier import bernstein_rows
+from flowfuse.ops.extension import kernels_on
 from flowfuse.ops.fit_trajectories import reference
 
 needs_extension = pytest.mark.skipif(
@@ -119,6 +120,16 @@ def test_same_bits_for_thread_counts():
 def test_error_messages(change, message):
     with pytest.raises(ValueError, match="fit_trajectories: " + message):
         ops.fit_trajectories(**random_inputs() | change)
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()])
+def test_no_pairs_are_refused(devices):
+    given = random_inputs()
+    given |= {name: given[name][:, :0] for name in ("matches", "scores")}
+    given["basis"] = torch.zeros(0, 3)
+    devices = devices if ops.build_info()["extension"] else ()
+    with kernels_on(*devices), pytest.raises(ValueError, match=r"must have .* P >= 1, got"):
+        ops.fit_trajectories(**given)
 
 
 def test_compile():

@@ -7,6 +7,7 @@ import torch
 from thread_cases import with_thread_counts
 
 from flowfuse import ops
+from flowfuse.ops.extension import kernels_on
 from flowfuse.ops.read_windows import reference
 
 needs_extension = pytest.mark.skipif(
@@ -158,6 +159,21 @@ def test_same_bits_for_thread_counts():
 def test_error_messages(change, message):
     with pytest.raises(ValueError, match="read_windows: " + message):
         ops.read_windows(**random_inputs() | change)
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()])
+def test_empty_windows_are_refused(devices):
+    given = random_inputs(window=0)
+    devices = devices if ops.build_info()["extension"] else ()
+    with kernels_on(*devices), pytest.raises(ValueError, match=r"must have .* V >= 1, got"):
+        ops.read_windows(**given)
+
+
+def test_no_fades_of_no_windows():
+    """The reference too: none is used in turn."""
+    given = random_inputs(0)
+    with kernels_on():
+        assert ops.read_windows(**given)[1].shape == (0, 3, 5, 30)
 
 
 def test_compile():
