@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowfuse.geometry.grid import pixel_grid
 from flowfuse.model.encoders import in_turn, little_memory
-from flowfuse.ops import Correlation, WindowReading, fit_trajectories, read_windows
+from flowfuse.ops import Correlation, WindowReading, fit_trajectories
 
 
 class LookUp(NamedTuple):
@@ -93,14 +93,6 @@ class PairCorrelations:
         """The same, without any motion."""
         return self.grid.expand(self.basis.shape[0], batch, -1, -1, -1).contiguous()
 
-    def windows(self, look_up: LookUp, places: Tensor) -> Tensor:
-        """Look up the windows of some pairs around their places.
-
-        Returns:
-            [P_look_up B, levels (2 radius + 1)^2, h, w] float32.
-        """
-        return look_up.correlation(places[look_up.pairs].flatten(0, 1))
-
     def read(
         self, look_up: LookUp, places: Tensor, counts: Sequence[int], how: Sequence[WindowReading]
     ) -> list[tuple[Tensor, Tensor]]:
@@ -172,10 +164,6 @@ class WindowMatching(nn.Module):
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.log_trust = nn.Parameter(torch.zeros(()))
         self.log_stiffness = nn.Parameter(torch.tensor(-2.0))
-
-    def forward(self, windows: Tensor) -> Tensor:
-        """Match: windows [N, V, h, w] -> x, y and certainty [N, 3, h, w] float32."""
-        return read_windows(windows, *self.reading())[1]
 
     def reading(self) -> WindowReading:
         """How windows are read where there are no tokens."""

@@ -284,7 +284,7 @@ def test_settings_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="max_iterations must be at least 1"):
         read_command_line([*out, "--max-iterations", "0"])
     config, _ = read_command_line([*out, "--config", "small"])
-    assert config.max_iterations == 6 and config.augment.corrupt_events > 0
+    assert config.max_iterations == 8 and config.augment.corrupt_events > 0
 
 
 def test_iterations_are_a_function_of_seed_and_step():
