@@ -134,13 +134,19 @@ def main() -> None:
         "--strategy", nargs="+", default=["volume"], choices=["volume", "on_demand"],
         help="of the correlation",
     )  # fmt: skip
+    parser.add_argument(
+        "--iterations", type=int, help="recurrent updates; the network's own number by default"
+    )
     parser.add_argument("--by-function", action="store_true", help="say where they come from")
     options = parser.parse_args()
     scale = FULL_SIZE[0] * FULL_SIZE[1] / SIZE[0] / SIZE[1]
     print(*head(("network", "correlation", "function", "launches", "MB at 640 x 480")), sep="\n")
     for name in options.model:
         for strategy in options.strategy:
-            counted = count(replace(CONFIGS[name], correlation=strategy))
+            config = replace(CONFIGS[name], correlation=strategy)
+            if options.iterations is not None:
+                config = replace(config, iterations=options.iterations)
+            counted = count(config)
             rows = [("all", sum(counted.calls.values()), sum(counted.bytes.values()))]
             rows.append(("look-ups", *counted.of_look_ups()))
             if options.by_function:

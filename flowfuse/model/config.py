@@ -52,7 +52,7 @@ class ModelConfig:
     boundary_channels: int = 24
     blocks: int = 1
     degree: int = 3
-    iterations: int = 2
+    iterations: int = 3
     radius: int = 3
     levels: int = 3
     dilations: tuple[int, ...] = (1, 2, 4, 8)
@@ -118,6 +118,7 @@ class ModelConfig:
 CONFIGS = {
     "nano": ModelConfig(
         name="nano",
+        iterations=2,
         stem_channels=16,
         channels=32,
         hidden=32,
