@@ -67,10 +67,19 @@ def record_shapes(name: str) -> tuple[dict[str, list[list[int]]], FlowFuse]:
         torch.zeros(1, 2),
         torch.ones(1, 4),
     )
+    given: dict[str, list[list[int]]] = {}
+
+    def keep_given(module, inputs) -> None:
+        given.setdefault("motion", []).append(list(inputs[0].shape))
+
+    model.motion.register_forward_pre_hook(keep_given)
     with torch.no_grad():
         output = model(inputs)
     shapes["slices"], shapes["frames"] = [list(inputs.slices.shape)], [list(inputs.frame0.shape)]
     shapes["latents"] = [list(output.event_latent.shape), list(output.frame_latent.shape)]
+    # All pairs' tokens side by side are what the motion encoder is given.
+    batch, channels, height, width = given["motion"][0]
+    shapes["tokens"] = [[batch, channels // (config.slices + 2), height, width]]
     for field in ("control_points", "boundary", "uncertainty", "coarse_points"):
         shapes[field] = [list(getattr(output, field).shape)]
     return shapes, model

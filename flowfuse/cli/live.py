@@ -171,8 +171,10 @@ class Feeder:
                     continue
                 self._stream.push(packet)
                 if len(packet):
-                    first = int(packet.t[0]) if self.came is None else self.came[0]
-                    self.came = first, int(packet.t[-1])
+                    first, last = int(packet.t[0]), int(packet.t[-1])
+                    if self.came is not None and last >= self.came[0]:  # else the clock began anew
+                        first = min(first, self.came[0])
+                    self.came = first, last
         except SourceLostError as error:
             self.failure = SourceLostError(f"{error}; what was made so far is kept")
         except Exception as error:  # told when all is tidied up

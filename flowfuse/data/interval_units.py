@@ -36,6 +36,8 @@ def check_unit(t0: float, t1: float, found: Events, event_range: tuple[int, int]
     whole = int(t0) == t0 and int(t1) == t1
     if event_range is None or (whole and len(found)):
         return
+    if whole and event_range[0] < t1 and t0 <= event_range[1]:
+        return  # a quiet moment of the recording
     units: list[tuple[str, float]] = []
     if 0 < t1 - t0 < _SHORTEST:
         units = [("seconds", 1e6), ("milliseconds", 1e3)]

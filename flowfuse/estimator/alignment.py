@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
@@ -26,10 +27,14 @@ class AlignmentCheck:
 
     def __init__(self) -> None:
         self._looks = MOST_LOOKS
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return AlignmentCheck, ()  # a lock cannot be copied
 
     def look(self, frame0: Any, frame1: Any, events: Any, t0: int, t1: int) -> None:
         """Look at a frame pair that the estimator has accepted; arguments as of a call."""
-        if self._looks == 0 or any(frame is None for frame in (frame0, frame1, events)):
+        if self._looks <= 0 or any(frame is None for frame in (frame0, frame1, events)):
             return
         if any(isinstance(frame, torch.Tensor) and not frame.is_cpu for frame in (frame0, frame1)):
             return
@@ -38,13 +43,14 @@ class AlignmentCheck:
             return
         from flowfuse.data.diagnosis import compare_geometry  # OpenCV, which is loaded late
 
-        self._looks -= 1
         pair: Any = _Pair((frame0, frame1), given, (t0, t1))
         found = compare_geometry(pair)
-        if found.as_given >= AS_GIVEN:
-            self._looks = 0
-        elif found.is_evident and abs(found.correlation) >= EVIDENT:
-            self._looks = 0
+        evident = found.is_evident and abs(found.correlation) >= EVIDENT
+        with self._lock:
+            if self._looks <= 0:
+                return
+            self._looks = 0 if evident or found.as_given >= AS_GIVEN else self._looks - 1
+        if evident and found.as_given < AS_GIVEN:
             told = f"estimator: likely cause of wrong flow: {found.describe()}"
             warnings.warn(told, stacklevel=3)
 
@@ -66,6 +72,9 @@ class _Pair:
 
 def _as_image(frame: Any) -> np.ndarray:
     """A frame as files hold it: uint8 or uint16, [H, W] or [H, W, 3]."""
+    if isinstance(frame, torch.Tensor):
+        frame = frame.detach()
+        frame = frame.float() if frame.is_floating_point() else frame  # numpy has no bfloat16
     image = np.asarray(frame)
     if image.dtype.kind == "f":
         image = np.rint(255 * np.clip(image.astype(np.float32), 0, 1)).astype(np.uint8)

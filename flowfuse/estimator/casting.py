@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from itertools import chain
 
@@ -29,6 +30,7 @@ class CastNetwork:
     def __init__(self, model: FlowFuse, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
         self._cast: FlowFuse | None = None
+        self._lock = threading.Lock()
         self._addresses: list[tuple[int, torch.dtype]] = []
         self._pairs: list[tuple[Tensor, Tensor]] = []  # weights, and what they became
         self._versions: list[int] = []
@@ -39,10 +41,22 @@ class CastNetwork:
     def current(self) -> FlowFuse:
         """The network to call under autocast.
 
-        It is the one given where that is in training, or has hooks, which a copy would not call.
+        It is the one given where that is in training, or has hooks, which a copy would not call;
+        where its weights are inference tensors, which do not tell that they have changed; and while
+        the caller records a CUDA graph, which would cast at every replay or never.
         """
-        if self.model.training or has_hooks(self.model):
+        if self.model.training or has_hooks(self.model) or self._is_recording():
             return self.model
+        if any(weight.is_inference() for weight in self.model.parameters()):
+            return self.model
+        with self._lock:
+            return self._refreshed()
+
+    def _is_recording(self) -> bool:
+        on_gpu = next(self.model.parameters()).is_cuda
+        return on_gpu and torch.cuda.is_current_stream_capturing()
+
+    def _refreshed(self) -> FlowFuse:
         where = addresses(self.model)
         if self._cast is None or where != self._addresses:
             self._addresses, self._cast = where, self._make()
@@ -70,8 +84,7 @@ class CastNetwork:
         return copy.deepcopy(self.model, known)
 
     def _read_versions(self) -> list[int]:
-        # Inference tensors cannot change.
-        return [0 if weight.is_inference() else weight._version for weight, _ in self._pairs]
+        return [weight._version for weight, _ in self._pairs]
 
 
 def cast_by_autocast(module: nn.Module) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ from flowfuse.estimator.late_start import begin_earlier
 from flowfuse.estimator.pairs import PreparedPair, modalities_used, prepare_pair
 from flowfuse.estimator.running import Estimates, NetworkRunner
 from flowfuse.events import Events
+from flowfuse.geometry.laplace import widened
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.encoders import EncodedFrame, EncodedSlice
@@ -111,7 +112,7 @@ class Estimator:
                 frames they are left out.
             iterations: recurrent updates: fewer are faster; the network's default is None.
             history: whether ``events`` cover the time before t0; None: they do when the first one
-                is earlier than t0.
+                is earlier than t0; without frames, when enough of them are in the slice before t0.
             flow_init: [2, H, W], px, flow from t0 to t1 to start from instead of the network's own
                 first estimate; not finite where it has nothing to say. Networks are trained
                 without, so it need not help.
@@ -369,6 +370,7 @@ def _results(
             share = (starts[i] - t0) / (t1 - starts[i])
             points, others = begin_earlier(points, torch.cat((uncertainty, boundary), dim=1), share)
             uncertainty, boundary = (part.clone() for part in others.chunk(2, dim=1))
+            uncertainty = widened(uncertainty, 1 + share)  # of the same motion for longer
         results.append(
             Result(
                 points,

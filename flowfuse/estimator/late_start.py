@@ -15,8 +15,13 @@ from flowfuse.events import Events
 from flowfuse.geometry.bezier import restrict_bezier
 from flowfuse.geometry.grid import pixel_grid, sample
 
-FEWEST = 0.25  # of the events that the first slice would have if all slices had the same number
+FEWEST = 0.25  # of the events that a slice would have if all slices had the same number
 TRACE_STEPS = 6  # as of a result that traces an event back to t0
+
+
+def shows_history(before: int, within: int, slices: int) -> bool:
+    """Whether so many events in the slice before t0 are a history to ``within`` events after it."""
+    return before > 0 and before >= FEWEST * within / slices
 
 
 def late_start(events: Events, t0: int, t1: int, slices: int) -> int:
@@ -26,7 +31,7 @@ def late_start(events: Events, t0: int, t1: int, slices: int) -> int:
     """
     start = t0 + (t1 - t0) // (slices + 1)
     first, rest = (len(events.slice_time(*times)) for times in ((t0, start), (start, t1)))
-    enough = first > 0 and first >= FEWEST * (first + rest) / (slices + 1)
+    enough = shows_history(first, rest, slices)
     return start if enough and rest > 0 and t1 - start >= slices and start > t0 else t0
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from flowfuse.estimator.arguments import as_exposure, as_interval
 from flowfuse.estimator.event_times import check_times
 from flowfuse.estimator.frame_checks import as_frame
-from flowfuse.estimator.late_start import late_start
+from flowfuse.estimator.late_start import late_start, shows_history
 from flowfuse.events import Events
-from flowfuse.inputs import Exposures, ModelInputs, input_interval, prepare_inputs
+from flowfuse.inputs import Exposures, ModelInputs, input_interval, prepare_inputs, slice_times
 from flowfuse.model import ModelConfig
 from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.result import as_events
@@ -67,6 +67,7 @@ def prepare_pair(
     t0, t1 = as_interval(*times)
     if history is not None and not isinstance(history, (bool, np.bool_)):
         raise ValueError(f"estimator: history must be True, False or None, got {history!r}")
+    told = history is not None
     durations = as_exposure("exposure0", exposures[0]), as_exposure("exposure1", exposures[1])
     images = [as_frame("frame0", frames[0]), as_frame("frame1", frames[1])]
     shown = _frames_shown(config, images)
@@ -83,12 +84,19 @@ def prepare_pair(
     has_events = len(used.slice_time(t0, t1)) > 0
     if given is not None:
         check_times(given, t0, t1, all_used=len(used) == len(given))
-        if history is None:
+        if not told:
             history = len(given) > 0 and int(given.t[0]) < t0
     _check_modalities(config, len(shown) == 2, has_events, (t0, t1))
     start = t0
-    if may_start_late and not history and not (shown and config.frames):
-        start = late_start(used, t0, t1, config.slices)
+    if not (shown and config.frames):
+        if not told:  # a stray event before t0 is no history
+            before = len(used.slice_time(slice_times(t0, t1, config.slices)[0], t0))
+            within = len(used.slice_time(t0, t1))
+            history = shows_history(before, within, config.slices)
+        if may_start_late and not history:
+            start = late_start(used, t0, t1, config.slices)
+    if start > t0:
+        durations = None, None  # of frames that the network does not see
     inputs = prepare_inputs(
         shown[0] if shown else None,
         shown[1] if len(shown) == 2 else None,

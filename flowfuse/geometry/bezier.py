@@ -87,8 +87,15 @@ def restrict_bezier(control_points: Tensor, first: float, last: float) -> Tensor
             low, high = [(1 - tau) * w for w in weights] + [0.0], [0.0] + [tau * w for w in weights]
             weights = [a + b for a, b in zip(low, high, strict=True)]
         rows.append(weights[1:])
-    weights_of_all = control_points.new_tensor(rows).expand(len(control_points), -1, -1)
-    return _combine(weights_of_all, control_points)
+    # By numbers: a tensor of them would be copied to a GPU, which waits for it.
+    points = control_points.unbind(dim=1)
+    sums = []
+    for row in rows:
+        total = row[0] * points[0]
+        for weight, point in zip(row[1:], points[1:], strict=True):
+            total = total + weight * point
+        sums.append(total)
+    return torch.stack(sums, dim=1)
 
 
 def fit_bezier(displacements: Tensor, tau: Tensor, degree: int) -> Tensor:

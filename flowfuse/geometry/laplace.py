@@ -25,6 +25,16 @@ def wide_log_scale(uncertainty: Tensor) -> Tensor:
     return F.softplus(uncertainty[..., 1:, :, :]).clamp(max=MAX_LOG_SCALE)
 
 
+def widened(uncertainty: Tensor, factor: float) -> Tensor:
+    """Give the wide component ``factor`` times the scale; the narrow one's is fixed.
+
+    [..., 2, H, W] as the network gives it -> same.
+    """
+    log_scale = wide_log_scale(uncertainty) + math.log(factor)
+    raw = log_scale + torch.log(-torch.expm1(-log_scale.clamp(min=1e-4)))  # softplus^-1
+    return torch.cat((uncertainty[..., :1, :, :], raw), dim=-3)
+
+
 def negative_log_likelihood(error: Tensor, uncertainty: Tensor) -> Tensor:
     """Negative log-likelihood of an error under the mixture.
 

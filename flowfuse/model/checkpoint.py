@@ -204,7 +204,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
 def with_later_parts(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add what a file of an earlier version lacks: zeros, which change nothing."""
     expected = model.state_dict()
-    later = [name for name in _LATER_PARTS if name in expected and name not in weights]
+    lacks = not any(name in weights for name in _LATER_PARTS)
+    later = [name for name in _LATER_PARTS if lacks and name in expected]
     return {**weights, **{name: torch.zeros(expected[name].shape) for name in later}}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flowfuse.estimator import Estimator
+from flowfuse.estimator.late_start import shows_history
 from flowfuse.estimator.pairs import FRAMES_USED
 from flowfuse.events import Events
 from flowfuse.geometry.carry import carry_cells
@@ -126,8 +127,11 @@ class Estimates:
             self.features.forget_from(events.take_added())
             if scheduled and complete and events.count(span.t0, span.t1):
                 limits = slice_times(span.t0, span.t1, slices)
-                history = events.count(limits[0], limits[1]) > 0
-                if history or self._shown(span):
+                before = events.count(limits[0], limits[1])
+                within = events.count(span.t0, span.t1)
+                shown = self._shown(span)
+                history = before > 0 if shown else shows_history(before, within, slices)
+                if history or shown:
                     if span.exposures == (None, None):
                         first, last = self.features.missing(limits)
                     used = events.between(first, last)
@@ -148,9 +152,8 @@ class Estimates:
         iterations = self._settings.iterations
         if flow_init is not None and self._settings.warm_iterations is not None:
             iterations = self._settings.warm_iterations
-        alone = request.limits is None and flow_init is None and not self._shown(span)
-        if alone and len(request.events) and request.events.t[0] >= span.t0:
-            # Of events alone, without any before t0, a call makes more than their slices tell.
+        if request.limits is None and flow_init is None and not self._shown(span):
+            # Of events alone without a history, a call starts late (estimator/late_start.py).
             result = self._estimator(
                 None,
                 None,

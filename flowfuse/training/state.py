@@ -167,7 +167,8 @@ class TrainingState:
                 if name.startswith("evidence.")
             }
             load_weights(model, begun | weights, where=str(path))
-        self.keeps_first = True
+        # A head that the file lacks is random: that is forgotten as ever.
+        self.keeps_first = config.fusion == self.model.config.fusion
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.

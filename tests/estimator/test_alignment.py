@@ -62,6 +62,8 @@ def test_it_is_told_once(pair, change, cause):
         lambda frame: np.float32(frame) / 255,
         lambda frame: frame * np.uint16(257),
         lambda frame: torch.from_numpy(np.repeat(frame[..., None], 3, axis=2)),
+        lambda frame: (torch.from_numpy(frame) / 255).requires_grad_(),
+        lambda frame: (torch.from_numpy(frame) / 255).bfloat16(),
     ],
 )
 def test_frames_of_every_kind(pair, shape):

@@ -75,6 +75,28 @@ def test_a_call_without_history_is_one_from_a_later_start(estimator, events):
     np.testing.assert_allclose(both[1].flow, with_history.flow, atol=1e-4)
 
 
+def test_a_stray_event_before_is_no_history(estimator, events):
+    late = events.slice_time(T0, T1)
+    added = (3, 3, T0 - 900, 1)
+    columns = (
+        np.concatenate(([value], column))
+        for value, column in zip(added, (late.x, late.y, late.t, late.p), strict=True)
+    )
+    stray = Events(*columns, height=late.height, width=late.width)
+    expected = estimator(None, None, late, t0=T0, t1=T1).flow
+    assert np.array_equal(estimator(None, None, stray, t0=T0, t1=T1).flow, expected)
+    claimed = estimator(None, None, stray, t0=T0, t1=T1, history=True).flow
+    assert not np.array_equal(claimed, expected)
+
+
+def test_a_longer_motion_is_less_certain(estimator, events):
+    late = events.slice_time(T0, T1)
+    start = T0 + (T1 - T0) // (estimator.model.config.slices + 1)
+    longer = estimator(None, None, late, t0=T0, t1=T1).uncertainty.mean()
+    shorter = estimator(None, None, late, t0=start, t1=T1).uncertainty.mean()
+    assert longer > 1.1 * shorter
+
+
 def test_frames_a_given_flow_and_a_claimed_history_keep_the_start(estimator, frames, events):
     late = events.slice_time(T0, T1)
 

@@ -2,7 +2,12 @@ import math
 
 import torch
 
-from flowfuse.geometry.laplace import expected_error, negative_log_likelihood, wide_log_scale
+from flowfuse.geometry.laplace import (
+    expected_error,
+    negative_log_likelihood,
+    wide_log_scale,
+    widened,
+)
 
 
 def field(logit, raw):
@@ -34,3 +39,11 @@ def test_scale_is_bounded_and_never_dead():
     assert scale.min() >= 0 and scale.max() <= 7
     scale.sum().backward()
     assert uncertainty.grad[1, 0, 1] > 0.1  # below zero the gradient still flows
+
+
+def test_the_wide_component_is_widened():
+    uncertainty = (3 * torch.randn(2, 2, 5, 6)).clamp(max=6)
+    wider = widened(uncertainty, 1.25)
+    assert torch.equal(wider[:, :1], uncertainty[:, :1])
+    expected = wide_log_scale(uncertainty).exp() * 1.25
+    torch.testing.assert_close(wide_log_scale(wider).exp(), expected)
