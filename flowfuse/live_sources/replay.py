@@ -88,4 +88,5 @@ class Replay:
     def _wait_until(self, began: float, elapsed: int) -> None:
         """Wait until so many us of the recording would have passed since the start."""
         if self.speed:
-            self._closed.wait(max(0.0, began + elapsed * 1e-6 / self.speed - time.monotonic()))
+            rest = began + elapsed * 1e-6 / self.speed - time.monotonic()
+            self._closed.wait(min(max(0.0, rest), threading.TIMEOUT_MAX))

@@ -253,8 +253,8 @@ class Intake:
             if isinstance(self._schedule, FixedRate) and not self._is_due():
                 raise ValueError(
                     f"{caller}: an interval has more events than memory, which holds "
-                    f"{self.events.capacity}; give StreamSettings more memory=, or are the times "
-                    "of another unit than microseconds?"
+                    f"{self.events.capacity}; give StreamSettings more memory= (flowfuse-live: "
+                    "--memory), or are the times of another unit than microseconds?"
                 )
             self._wait_for_room(caller, f"the memory of {self.events.capacity} events", deadline)
         return self.events.capacity

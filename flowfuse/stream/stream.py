@@ -414,7 +414,7 @@ class Stream:
             "memory",
             f"the events of [{span.t0}, {span.t1}) us left the memory of "
             f"{self._intake.events.capacity} events before they were estimated, perhaps not for "
-            "the last time; give StreamSettings more memory=",
+            "the last time; give StreamSettings more memory= (flowfuse-live: --memory)",
         )
 
     def _tell_exposure(self, span: Span) -> None:
