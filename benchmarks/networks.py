@@ -200,6 +200,26 @@ def operator_operations() -> dict[object, Callable[..., int]]:
     def volume_lookup(*_: object, out_shape: list, **__: object) -> int:
         return 2 * 4 * int(np.prod(out_shape))  # four taps each
 
+    def reading(count: int, height: int, width: int, how: Sequence) -> int:
+        """``how``: fade, gate, offsets, log_sharpness, weight and bias."""
+        offsets, weight = how[2], how[4]
+        tokens = 0 if weight is None else weight[0] * weight[1]
+        # Two moments and a sum of each window, and the tokens.
+        return 2 * count * height * width * (3 * offsets[1] + tokens)
+
+    def read_windows(windows: list, *how: list, **_: object) -> int:
+        return reading(windows[0], *windows[2:], how)
+
+    def read_correlation(
+        f0: list, f1_levels: list, coords: list, radius: int, exact: object, *how: list, **_: object
+    ) -> int:
+        looked_up = correlation_lookup(f0, f1_levels, coords, radius)
+        return looked_up + reading(coords[0], *coords[2:], how)
+
+    def read_volume(volumes: list, coords: list, radius: int, *how: list, **_: object) -> int:
+        taps = 4 * coords[0] * how[2][1] * coords[2] * coords[3]
+        return 2 * taps + reading(coords[0], *coords[2:], how)
+
     def gradient(frame0: list, *_: object, **__: object) -> int:
         return gradient_needs(*frame0, both=False).operations
 
@@ -211,6 +231,9 @@ def operator_operations() -> dict[object, Callable[..., int]]:
         names.correlation_volume: correlation_volume,
         names.correlation_lookup: correlation_lookup,
         names.volume_lookup: volume_lookup,
+        names.read_windows: read_windows,
+        names.read_correlation: read_correlation,
+        names.read_volume: read_volume,
         names.common_gradient: gradient,
         names.convex_upsample: upsample,
     }
