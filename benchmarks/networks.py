@@ -200,7 +200,7 @@ def operator_operations() -> dict[object, Callable[..., int]]:
     def volume_lookup(*_: object, out_shape: list, **__: object) -> int:
         return 2 * 4 * int(np.prod(out_shape))  # four taps each
 
-    def reading(count: int, height: int, width: int, how: Sequence) -> int:
+    def reading(count: int, height: int, width: int, how: tuple) -> int:
         """``how``: fade, gate, offsets, log_sharpness, weight and bias."""
         offsets, weight = how[2], how[4]
         tokens = 0 if weight is None else weight[0] * weight[1]
