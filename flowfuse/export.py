@@ -35,8 +35,11 @@ from flowfuse.ops.extension import LIBRARY, REBUILD, kernels_on
 
 OUTPUTS = ("control_points", "uncertainty", "boundary")
 OPSET = 18
-# px; what rounding makes of sums in another order stays well below.
+# px; what rounding makes of sums in another order stays well below, but for single pixels where
+# matches are undecided: iterations make more of it there.
 TOLERANCE = 1e-3
+SINGLE_PIXELS = 1e-3  # share of the values that may differ by more
+LARGEST = 0.02  # px, by which these may
 MAX_SIDE = 8192  # px
 MAX_BATCH = 256
 _SOLVE = torch.ops.aten._linalg_solve_ex.default
@@ -317,11 +320,13 @@ def _compare(
     for batch in (1, 3) if spec.batch is None else (spec.batch,):
         inputs = sample_inputs(network.model, spec, batch)
         with torch.no_grad():
-            gap = (exported(*inputs)[0] - network(*inputs)[0]).abs().max().item()
-        if not gap <= TOLERANCE:  # NaN too
+            gaps = (exported(*inputs)[0] - network(*inputs)[0]).abs()
+        gap, share = gaps.max().item(), (gaps > TOLERANCE).float().mean().item()
+        if not (gap <= LARGEST and share <= SINGLE_PIXELS):  # NaN too
             raise ValueError(
                 f"{path}: not written, its control points differ from torch's by up to "
-                f"{gap:.2g} px, expected at most {TOLERANCE:g} px"
+                f"{gap:.2g} px, and {100 * share:.2g} % of them by over {TOLERANCE:g} px; expected "
+                f"at most {LARGEST:g} px, and {100 * SINGLE_PIXELS:g} %"
             )
         difference = max(difference, gap)
     return difference
