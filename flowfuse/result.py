@@ -21,8 +21,8 @@ from flowfuse.io.atomic import atomic_path
 # numpy arrays, or torch tensors where the input was torch: a caller knows which.
 Array = Any
 
-# Fixed-point steps that trace an event back to t0. Each shrinks the error by the spatial gradient
-# of the displacement (about 0.1 inside objects), so six reach 1e-6 of the motion there.
+# Fixed-point steps that trace a trajectory back to its start. Each shrinks the error by the spatial
+# gradient of the displacement (about 0.1 inside objects), so six reach 1e-6 of the motion there.
 TRACE_STEPS = 6
 
 # The arrays of a result file, each with its axes; "n" is the number of control points.

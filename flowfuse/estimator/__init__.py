@@ -11,6 +11,8 @@ pairs.py        a frame pair: checked as a whole, made a network's inputs
 frame_checks.py checks of one image
 arguments.py    checks of times, exposures and other numbers
 event_times.py  a warning where the events have other times, with a guess why
+alignment.py    a warning where frames and events do not share axes or polarity
+late_start.py   events alone without history: the first ones serve as such
 batches.py      several frame pairs at once
 running.py      the network: without gradients, in its precision
 casting.py      weights in low precision, cast once

@@ -14,9 +14,9 @@ from torch import Tensor
 from flowfuse.events import Events
 from flowfuse.geometry.bezier import restrict_bezier
 from flowfuse.geometry.grid import pixel_grid, sample
+from flowfuse.result import TRACE_STEPS
 
 FEWEST = 0.25  # of the events that a slice would have if all slices had the same number
-TRACE_STEPS = 6  # as of a result that traces an event back to t0
 
 
 def shows_history(before: int, within: int, slices: int) -> bool:

@@ -81,7 +81,8 @@ def prepare_pair(
     given = as_events(events)
     height, width = _size(images, given)
     used = _used_events(given, input_interval(t0, t1, config.slices, *durations), height, width)
-    has_events = len(used.slice_time(t0, t1)) > 0
+    within = len(used.slice_time(t0, t1))
+    has_events = within > 0
     if given is not None:
         check_times(given, t0, t1, all_used=len(used) == len(given))
         if not told:
@@ -91,7 +92,6 @@ def prepare_pair(
     if not (shown and config.frames):
         if not told:  # a stray event before t0 is no history
             before = len(used.slice_time(slice_times(t0, t1, config.slices)[0], t0))
-            within = len(used.slice_time(t0, t1))
             history = shows_history(before, within, config.slices)
         if may_start_late and not history:
             start = late_start(used, t0, t1, config.slices)
