@@ -147,7 +147,7 @@ class Images(NamedTuple):
 
 
 def encode_images(given: Sequence[Images], fine_head: nn.Module, trunk: nn.Module) -> list[Encoded]:
-    """Encode images of one modality or more: on a CPU one after the other, else all at once.
+    """Encode images of one modality or more: one after the other (:func:`in_turn`), or all at once.
 
     An absent one would still give the features of an empty image: stem and latents are made
     zero.
@@ -207,14 +207,17 @@ def join_encoded(parts: Sequence[EncodedFrame] | Sequence[EncodedSlice]) -> Enco
 def in_turn(values: Tensor) -> tuple[Tensor, ...]:
     """Parts of [B, N, ...] along N, to be worked on one after another.
 
-    On a CPU one at a time, so that little memory is in work; a GPU is kept busy by all at once.
+    One at a time where :func:`little_memory` counts; else all at once.
     """
     return values.split(1 if little_memory(values) else values.shape[1], dim=1)
 
 
 def little_memory(values: Tensor) -> bool:
-    """Whether little memory counts more than few, large operations: on a CPU."""
-    return values.device.type == "cpu"
+    """Whether little memory counts more than few, large operations.
+
+    So it does on a CPU; but where gradients are taken, all is kept for them anyway.
+    """
+    return values.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def stack_maps(maps: Sequence[Tensor]) -> Tensor:

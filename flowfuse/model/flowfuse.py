@@ -61,6 +61,7 @@ from flowfuse.model.update import (
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
 MINIMUM_SIZE = 16
+DAMPING = 0.7  # of each update beyond the configured number, so that they converge
 CUES = slice(Modality.SECOND_FRAME)  # flags that the convolutions see; the evidence knows all four
 KINDS = (PairKind.EVENTS, PairKind.FRAMES, PairKind.CROSS)  # as they are correlated
 NO_STEP = 1e6  # prior of a gradient step that goes nowhere
@@ -181,7 +182,8 @@ class FlowFuse(nn.Module):
 
         Args:
             inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
-            iterations: recurrent updates; the configuration's number by default.
+            iterations: recurrent updates; the configuration's number by default. Each update beyond
+                it goes 0.7 times as far as the one before would.
             flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
@@ -435,7 +437,8 @@ class FlowFuse(nn.Module):
             if config.guided:
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
-            points = (points if iteration == 0 else here) + self.head(state)
+            change = self.head(state) * DAMPING ** max(0, iteration + 1 - self.config.iterations)
+            points = (points if iteration == 0 else here) + change
             coarse.append(points)
         return Coarse(coarse, state, boundary)
 
