@@ -150,7 +150,7 @@ def plan_fixed_rate(
     if recording.event_range is None:
         raise ValueError(
             f"{recording.path or 'the recording'}: no events; flow at a fixed rate is made from "
-            "events"
+            f"events, but there is {describe_missing_events(recording)}"
         )
     first, last = recording.event_range
     start = first if start is None else start
@@ -202,14 +202,9 @@ def check_events(recording: Recording, *, units: bool = True) -> None:
     Raises:
         ValueError: when frames and events are of different times.
     """
-    if not recording.has_events:
-        directory = recording.path is not None and recording.path.is_dir()
-        names = ", ".join(f"events{suffix}" for suffix in event_suffixes())
-        missing = f"no event file in {recording.path} ({names})" if directory else "no event file"
-        warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
-        return
     if recording.event_range is None:
-        warnings.warn("the event file has no event: flow from the frames alone", stacklevel=2)
+        missing = describe_missing_events(recording)
+        warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
         return
     (first, last), frames = recording.event_range, recording.frame_times[[0, -1]].tolist()
     if last < frames[0] or frames[1] < first:
@@ -217,6 +212,18 @@ def check_events(recording: Recording, *, units: bool = True) -> None:
     shorter, longer = sorted((last - first, frames[1] - frames[0]))
     if units and longer > UNIT_RATIO * max(shorter, 1):
         warnings.warn(f"are the units right? {describe_times(recording)}", stacklevel=2)
+
+
+def describe_missing_events(recording: Recording) -> str:
+    """Say of a recording without any event where one was looked for, and what was found there."""
+    if recording.has_events:
+        # Not of the interface: recordings of other packages need not have it.
+        file = getattr(recording, "event_path", None) or recording.path or "the recording"
+        return f"no event in {file} (0 found, expected some, each with x, y, t and p)"
+    if recording.path is None or not recording.path.is_dir():
+        return "no event file"
+    names = ", ".join(f"events{suffix}" for suffix in event_suffixes())
+    return f"no event file in {recording.path} ({names})"
 
 
 def describe_times(recording: Recording) -> str:

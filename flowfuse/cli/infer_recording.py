@@ -27,10 +27,12 @@ from flowfuse.estimator import Estimator
 from flowfuse.io.history import record_call
 from flowfuse.io.progress import progress
 from flowfuse.runner import (
+    FIRST_FRAME,
     FrameReader,
     Interval,
     check_events,
     count_gaps,
+    describe_missing_events,
     describe_times,
     estimate_backward,
     estimate_interval,
@@ -181,6 +183,7 @@ def _prepare(
     """Plan the intervals, and take the output directory, which ``stack`` gives back."""
     outputs, motion = files
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
+    _check_events_there(config, estimator, recording)
     evident = _warn_of_cause(recording)  # first: it explains what follows
     if config.every:
         intervals = plan_fixed_rate(recording, config.every, start, end)
@@ -207,6 +210,22 @@ def _prepare(
         i for i in indices if outputs.is_done(i, i in pictured, i in viewed) and motion.is_done(i)
     }
     return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
+
+
+def _check_events_there(
+    config: InferenceConfig, estimator: Estimator, recording: Recording
+) -> None:
+    """Refuse what needs events, of a recording without any."""
+    needs = {
+        "--events-only": config.modalities == ("events",),
+        "--from-frame": FIRST_FRAME in config.modalities,
+        "--event-flow": config.event_flow,
+        f"--checkpoint {config.checkpoint}": not estimator.model.config.frames,
+    }
+    asked = [option for option, needed in needs.items() if needed]
+    if asked and recording.event_range is None:
+        missing = describe_missing_events(recording)
+        raise ValueError(f"{asked[0]} needs events, but there is {missing}")
 
 
 def _warn_of_cause(recording: Recording) -> bool:

@@ -312,6 +312,32 @@ def test_missing_events_are_told(run, recording, tmp_path, capsys):
     assert "the recording: no events" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--events-only", "--from-frame", "--event-flow"])
+def test_what_needs_events_is_refused_without_any(run, recording, tmp_path, capsys, option):
+    opened = open_recording(recording)
+    frames = [opened.frame(index) for index in range(2)]
+    write_recording(tmp_path / "frames", None, frames, [0, 40_000])
+    write_recording(tmp_path / "empty", Events.empty(HEIGHT, WIDTH), frames, [0, 40_000])
+    for name, found in (
+        ("frames", f"no event file in {tmp_path / 'frames'} (events.h5, "),
+        ("empty", f"no event in {tmp_path / 'empty' / 'events.h5'} (0 found, expected some"),
+    ):
+        assert run(tmp_path / name, option, *QUIET) == 1
+        (told,) = capsys.readouterr().err.splitlines()
+        assert told.startswith(f"flowfuse-infer: error: {option} needs events, but there is {found}")
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_event_file_is_named(run, recording, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(2)]
+    write_recording(tmp_path / "rec", Events.empty(HEIGHT, WIDTH), frames, [0, 40_000])
+    told = f"no event in {tmp_path / 'rec' / 'events.h5'} (0 found, expected some, each with x, y,"
+    assert run(tmp_path / "rec", *QUIET) == 0
+    assert f"warning: {told} t and p): flow from the frames alone" in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "1ms", *QUIET, out=tmp_path / "other") == 1
+    assert f"is made from events, but there is {told}" in capsys.readouterr().err
+
+
 def test_gray_and_colour_frames_are_compared_in_gray(run, recording, broken, tmp_path):
     image = first_image(broken)
     gray = cv2.imread(str(image), cv2.IMREAD_UNCHANGED)
