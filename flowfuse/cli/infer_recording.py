@@ -32,6 +32,7 @@ from flowfuse.runner import (
     Interval,
     check_events,
     count_gaps,
+    describe_long,
     describe_missing_events,
     describe_times,
     estimate_backward,
@@ -193,6 +194,10 @@ def _prepare(
         intervals = plan_frame_pairs(recording, config.pairs, start, end)
         if "events" in config.modalities:
             check_events(recording, units=not evident)
+    motion.check_points(recording.height, recording.width)
+    too_long = describe_long(recording, intervals)
+    if too_long is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {too_long}", stacklevel=2)
     given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
     if config.calibration is not None:
@@ -263,7 +268,7 @@ def _estimate_share(
         else:
             result, seconds = estimate_interval(
                 estimator, recording, reader, interval, config.iterations,
-                modalities=config.modalities,
+                modalities=config.modalities, event_counts=report.event_counts,
             )  # fmt: skip
             if result is None:
                 report.skipped += 1
@@ -314,6 +319,9 @@ def _finish(
     asked = "events" in config.modalities and recording.event_range is not None
     if asked and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
+    few = report.describe_few_events()
+    if few is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {few}", stacklevel=2)
     report.metrics.write(outputs.metrics, config.checkpoint)
     found = [interval for interval in plan.intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):

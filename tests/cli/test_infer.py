@@ -338,6 +338,33 @@ def test_an_empty_event_file_is_named(run, recording, tmp_path, capsys):
     assert f"is made from events, but there is {told}" in capsys.readouterr().err
 
 
+def test_a_handful_of_events_is_told_once(run, recording, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(3)]
+    events = Events([1, 2, 3], [1, 2, 3], [5_000, 45_000, 46_000], [0, 1, 0], height=HEIGHT, width=WIDTH)
+    write_recording(tmp_path / "rec", events, frames, [0, 40_000, 80_000])
+    assert run(tmp_path / "rec", *QUIET) == 0
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if "fewer" in line)
+    assert told.endswith(
+        "rec: 2 of 2 pairs with fewer than 50 events (the fewest: pair 0, 1): events tell next to "
+        "nothing of the motion there"
+    )
+    assert run(tmp_path / "rec", "--frames-only", *QUIET, out=tmp_path / "other") == 0
+    assert "fewer" not in capsys.readouterr().err
+
+
+def test_far_longer_intervals_are_told(run, recording, events, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(3)]
+    write_recording(tmp_path / "rec", events, frames, [0, 10_000, 80_000])
+    usual = "longer than 5 x the usual distance of frames, 10.000 ms (the longest:"
+    assert run(tmp_path / "rec", "--pairs", "1:2", *QUIET) == 0
+    expected = f"rec: 1 of 1 pairs {usual} pair 1, 70.000 ms): expect wrong flow there\n"
+    assert expected in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "60ms", *QUIET, out=tmp_path / "other") == 0
+    assert f"1 of 1 time intervals {usual} time interval 0, 60" in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "50ms", *QUIET, out=tmp_path / "third") == 0
+    assert "expect wrong flow" not in capsys.readouterr().err
+
+
 def test_gray_and_colour_frames_are_compared_in_gray(run, recording, broken, tmp_path):
     image = first_image(broken)
     gray = cv2.imread(str(image), cv2.IMREAD_UNCHANGED)
