@@ -55,7 +55,7 @@ def test_a_flow_that_cannot_be_px_is_refused():
     check_flow_init(flow)
     check_flow_init(None)
     flow[0, 1, 2, 3] = -40.5
-    with pytest.raises(ValueError, match="image of 4 x 3 px, .*, 40 px; got 40.5 px"):
+    with pytest.raises(ValueError, match=r"image of 4 x 3 px, .*, 40 px; got 40\.5 px"):
         check_flow_init(flow)
 
 
