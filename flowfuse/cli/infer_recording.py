@@ -184,8 +184,9 @@ def _prepare(
     """Plan the intervals, and take the output directory, which ``stack`` gives back."""
     outputs, motion = files
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
-    _check_events_there(config, estimator, recording)
-    evident = _warn_of_cause(recording)  # first: it explains what follows
+    _check_needs(config, estimator, recording)
+    uses_events = "events" in config.modalities or config.event_flow
+    evident = uses_events and _warn_of_cause(recording)  # first: it explains what follows
     if config.every:
         intervals = plan_fixed_rate(recording, config.every, start, end)
     elif has_intervals(recording):
@@ -217,10 +218,17 @@ def _prepare(
     return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
 
 
-def _check_events_there(
-    config: InferenceConfig, estimator: Estimator, recording: Recording
-) -> None:
-    """Refuse what needs events, of a recording without any."""
+def _check_needs(config: InferenceConfig, estimator: Estimator, recording: Recording) -> None:
+    """Refuse what needs events or frames, where there are none of them."""
+    if config.modalities == ("frames",):
+        if not estimator.model.config.frames:
+            raise ValueError(f"--frames-only: {config.checkpoint} is a network of events alone")
+        count = len(recording.frame_times)
+        if count < 2:
+            raise ValueError(
+                f"--frames-only needs at least two frames, got {count} in "
+                f"{recording.path or 'the recording'}"
+            )
     needs = {
         "--events-only": config.modalities == ("events",),
         "--from-frame": FIRST_FRAME in config.modalities,

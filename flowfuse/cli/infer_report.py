@@ -325,9 +325,12 @@ class RunReport:
         unit = self.unit
         found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
+        from_frames = "without any event: flow from the frames alone"
+        if "events" not in config.modalities:
+            from_frames = "from the frames alone, as --frames-only asks"
         for count, text in (
             (self.skipped, "without any event: no flow, no file"),
-            (self.from_frames, "without any event: flow from the frames alone"),
+            (self.from_frames, from_frames),
             (self.gaps, f"longer than {GAP_RATIO} x the median interval (frames missing)"),
         ):
             if count:

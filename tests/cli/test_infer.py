@@ -324,7 +324,9 @@ def test_what_needs_events_is_refused_without_any(run, recording, tmp_path, caps
     ):
         assert run(tmp_path / name, option, *QUIET) == 1
         (told,) = capsys.readouterr().err.splitlines()
-        assert told.startswith(f"flowfuse-infer: error: {option} needs events, but there is {found}")
+        assert told.startswith(
+            f"flowfuse-infer: error: {option} needs events, but there is {found}"
+        )
         assert not (tmp_path / "out").exists()
 
 
@@ -340,7 +342,9 @@ def test_an_empty_event_file_is_named(run, recording, tmp_path, capsys):
 
 def test_a_handful_of_events_is_told_once(run, recording, tmp_path, capsys):
     frames = [open_recording(recording).frame(index) for index in range(3)]
-    events = Events([1, 2, 3], [1, 2, 3], [5_000, 45_000, 46_000], [0, 1, 0], height=HEIGHT, width=WIDTH)
+    events = Events(
+        [1, 2, 3], [1, 2, 3], [5_000, 45_000, 46_000], [0, 1, 0], height=HEIGHT, width=WIDTH
+    )
     write_recording(tmp_path / "rec", events, frames, [0, 40_000, 80_000])
     assert run(tmp_path / "rec", *QUIET) == 0
     (told,) = (line for line in capsys.readouterr().err.splitlines() if "fewer" in line)
