@@ -152,10 +152,8 @@ def plan_fixed_rate(
         ValueError: when there are no events, no whole interval fits, or more than MAX_INTERVALS do.
     """
     if recording.event_range is None:
-        raise ValueError(
-            f"{recording.path or 'the recording'}: no events; flow at a fixed rate is made from "
-            f"events, but there is {describe_missing_events(recording)}"
-        )
+        missing = describe_missing_events(recording)
+        raise ValueError(f"flow at a fixed rate needs events, but there is {missing}")
     first, last = recording.event_range
     start = first if start is None else start
     end = last + 1 if end is None else end
@@ -223,7 +221,7 @@ def describe_missing_events(recording: Recording) -> str:
     if recording.has_events:
         # Not of the interface: recordings of other packages need not have it.
         file = getattr(recording, "event_path", None) or recording.path or "the recording"
-        return f"no event in {file} (0 found, expected some, each with x, y, t and p)"
+        return f"no event in {file} (0 found, at least one expected)"
     if recording.path is None or not recording.path.is_dir():
         return "no event file"
     names = ", ".join(f"events{suffix}" for suffix in event_suffixes())
