@@ -19,6 +19,8 @@ What an estimate moves in memory is counted, not measured: benchmarks/launches.p
 and those of look-ups apart.
 
 --profile measures no rows but prints where the time of our estimates goes, by operation.
+--training times steps of a training instead, in turns: ours, and E-RAFT's with 12 iterations and
+the loss of the last one alone.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from measuring import (
     tell_failures,
     time_interleaved,
 )
-from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence
+from networks import OURS, PEER, Network, make_ours, make_peer, moving_sequence, training_step
 from operators import Measurement
 from torch import Tensor
 
@@ -68,6 +70,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = ((480, 640, True), (720, 1280, False))
 QUICK_SIZES = ((128, 160, True), (144, 256, False))
 BATCH = 8
+CROP, CROPS = (128, 160), 2  # what a step of a training takes: height and width, and how many
 PROFILED_ROUNDS = 3
 PROFILED_ROWS = 25
 
@@ -362,6 +365,7 @@ def build_parser() -> OneLineParser:
         help="on a GPU: leave out torch.compile, which takes long",
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="the operations of our estimates")
+    parser.add_argument("--training", action="store_true", help="steps of a training")
     add_result_arguments(parser)
     return parser
 
@@ -392,9 +396,26 @@ def print_profiles(groups: Sequence[Group], device: str) -> None:
             print(profile.key_averages().table(sort_by=order, row_limit=PROFILED_ROWS), flush=True)
 
 
+def print_training(device: str, quick: bool, only: Sequence[str]) -> None:
+    """Print how long steps of a training take: ours with the losses of the recipe of `small`."""
+    height, width = CROP
+    calls: dict[str, Callable[[], list[Tensor]]] = {}
+    for name in (PEER, "nano", *OURS):
+        if chosen(name, only):
+            step = training_step(name, device, CROP, CROPS)
+            calls[name] = lambda step=step: step() or []
+            calls[name]()
+    print(f"steps of a training, {CROPS} crops of {width} x {height} px, float32, {device}:")
+    for name, timing in time_interleaved(calls, device, QUICK if quick else FULL).items():
+        print(f"{name}: {timing.median:.4g} ± {timing.spread:.2g} ms", flush=True)
+
+
 def run(options: Namespace, parser: OneLineParser) -> int:
     set_up(options, parser)
     device, quick = options.device, options.quick
+    if options.training:
+        print_training(device, quick, options.only)
+        return 0
     native = has_native_bfloat16(torch.device(device))
     dtypes = [name for name in DTYPES if native or name != "bfloat16"]
     groups = all_groups(device, quick, not options.no_compiled, options.only, dtypes)

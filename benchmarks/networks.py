@@ -13,14 +13,16 @@ import cv2
 import numpy as np
 import torch
 from operator_cases import gradient_needs, upsample_needs
-from peers import ITERATIONS, ERaft, voxel_grid
+from peers import BINS, ITERATIONS, ERaft, voxel_grid
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfuse import ops
+from flowfuse.data.samples import Sample
 from flowfuse.estimator import Estimator, load
 from flowfuse.events import Events
-from flowfuse.model import CONFIGS, FlowFuse
+from flowfuse.losses.supervised import LossConfig, supervised_loss
+from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import CheckpointError
 
 OURS = ("small", "base")
@@ -173,6 +175,55 @@ def make_peer(sequence: Sequence, device: str, dtype: torch.dtype) -> Network:
             return module(*grids(), iterations=iterations)[0].cpu().numpy()
 
     return Network(PEER, "random", ITERATIONS, device, dtype, module, grids(), estimate)
+
+
+def training_step(name: str, device: str, size: tuple[int, int], batch: int) -> Callable[[], None]:
+    """One step of a training of a network on random images: forward, losses, backward, AdamW."""
+    torch.manual_seed(0)
+    inputs = [torch.rand(batch, BINS, *size, device=device) for _ in range(2)]
+    flow = torch.randn(batch, 2, *size, device=device)
+    module: nn.Module
+    if name == PEER:
+        module = ERaft().to(device).train()
+
+        def loss() -> Tensor:
+            return (module(*inputs) - flow).abs().mean()
+
+    else:
+        config = CONFIGS[name]
+        module = FlowFuse(config).to(device, memory_format=torch.channels_last).train()
+        sample = random_sample(config, size, batch).to(device)
+
+        def loss() -> Tensor:
+            return supervised_loss(module(sample.inputs), sample, LossConfig())[0]
+
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def random_sample(config: ModelConfig, size: tuple[int, int], batch: int) -> Sample:
+    """A batch of random images with random ground truth at four times."""
+    times = 4
+    return Sample(
+        slices=torch.randn(batch, config.slices + 1, config.bins, *size).round(),
+        frame0=torch.rand(batch, 1, *size),
+        frame1=torch.rand(batch, 1, *size),
+        event_sum=torch.randn(batch, 1, *size).round(),
+        exposure=torch.zeros(batch, 2),
+        modality_mask=torch.ones(batch, 4),
+        tau=torch.linspace(0, 1, times + 1)[1:].repeat(batch, 1),
+        flow=torch.randn(batch, times, 2, *size),
+        valid=torch.ones(batch, times, *size, dtype=torch.bool),
+        occluded=torch.zeros(batch, times, *size, dtype=torch.bool),
+        boundary=(torch.rand(batch, 2, *size) > 0.9).float(),
+    )
 
 
 def operator_operations() -> dict[object, Callable[..., int]]:

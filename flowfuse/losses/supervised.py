@@ -164,9 +164,7 @@ def pixel_weights(batch: Sample, border: float) -> Tensor:
     return valid * (1 + border * F.max_pool2d(near, 2 * BORDER + 1, 1, BORDER))
 
 
-def likelihood_loss(
-    output: ModelOutput, batch: Sample, weight: Tensor, absolute: float
-) -> Tensor:
+def likelihood_loss(output: ModelOutput, batch: Sample, weight: Tensor, absolute: float) -> Tensor:
     """Likelihood and absolute error of the final trajectories at all given times."""
     flow = bezier(output.control_points, batch.tau)  # [B, T, 2, H, W]
     # An invalid ground truth may be NaN: it must not enter the backward at all.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+import re
 from types import ModuleType
 
 import numpy as np
@@ -71,6 +72,12 @@ def test_a_batch_is_held_against_calls(script: ModuleType, tmp_path: Path) -> No
     (row,) = json.loads(results.read_text())["rows"]
     assert (row["scope"], row["peer"], row["error"]) == ("batch", None, None)
     assert row["time_ms"] > 0 and row["ratio_to_calls"] > 0 and row["ratio_to_peer"] is None
+
+
+def test_training_times_steps(script: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    assert script.main(["--quick", "--training", "--only", "nano"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^nano: [0-9.]+ ± [0-9.]+ ms$", printed, re.MULTILINE)
 
 
 def test_profile_names_operations(script: ModuleType, capsys: pytest.CaptureFixture) -> None:

@@ -10,6 +10,7 @@ from flowfuse.losses.supervised import (
     likelihood_loss,
     masked_mean,
     matching_loss,
+    pixel_weights,
     sequence_loss,
     supervised_loss,
 )
@@ -65,7 +66,7 @@ def test_likelihood_loss_by_hand():
     batch = make_batch()
     batch.flow[:, :, 0] = 3.0  # u is off by 3 at all times, v is right
     # log(2 / 4) + 4 mean(3, 0), and a quarter of the absolute error
-    assert likelihood_loss(output, batch, 0.25).item() == pytest.approx(
+    assert likelihood_loss(output, batch, pixel_weights(batch, 0), 0.25).item() == pytest.approx(
         math.log(0.5) + 4 * 1.5 + 0.25 * 1.5, rel=1e-5
     )
 
@@ -75,14 +76,43 @@ def test_sequence_loss_by_hand():
     batch = make_batch()
     batch.flow[..., 4::8, 4::8] = 2.0  # at the centres of the cells alone
     # both estimates are off by 2; they count 0.8 and 1
-    assert sequence_loss(output, batch, 0.8).item() == pytest.approx(1.8 * 2)
+    assert sequence_loss(output, batch, pixel_weights(batch, 0), 0.8).item() == pytest.approx(
+        1.8 * 2
+    )
+
+
+def test_pixels_near_motion_discontinuities_count_more():
+    batch = make_batch()
+    batch.boundary[:] = 0
+    batch.boundary[:, 1, 10, 20] = 1
+    batch.boundary[:, 1, 30, :5] = float("nan")  # unknown: no reason to count more
+    batch.valid[..., 0] = False
+    weight = pixel_weights(batch, 2.0)
+    assert weight.shape == batch.valid.shape
+    near = torch.zeros(32, 40, dtype=torch.bool)
+    near[5:16, 15:26] = True  # within 5 px
+    assert (weight[0, 0][near] == 3).all()
+    assert (weight[0, 0, :, 1:][~near[:, 1:]] == 1).all()
+    assert (weight[..., 0] == 0).all()
+
+    output = make_output()._replace(coarse_points=torch.zeros(1, 1, 2, 2, 4, 5))
+    batch.flow[:] = 0
+    batch.flow[:, :, :, 12, 20] = 1.0  # the centre of a cell
+    batch.valid[:] = True
+    plain, more = (
+        sequence_loss(output, batch, pixel_weights(batch, border), 0.8).item() for border in (0, 2)
+    )
+    assert plain == pytest.approx(1 / 20)  # of 20 cells
+    assert more == pytest.approx(3 / 22)
 
 
 def test_invalid_truth_has_no_say():
     output, batch = make_output(), make_batch()
 
     def loss():
-        return likelihood_loss(output, batch, 0.25) + sequence_loss(output, batch, 0.8)
+        weight = pixel_weights(batch, 1.0)
+        fine = likelihood_loss(output, batch, weight, 0.25)
+        return fine + sequence_loss(output, batch, weight, 0.8)
 
     reference = loss()
     batch.valid[..., :16] = False

@@ -10,6 +10,7 @@ from flowfuse.data.samples import Sample
 from flowfuse.inputs import Modality, ModelInputs
 from flowfuse.losses.supervised import LossConfig, single_errors, supervised_loss
 from flowfuse.model import CONFIGS, FlowFuse, ModelConfig
+from flowfuse.model.flowfuse import DAMPING, STRIDE
 from flowfuse.model.fusion import BoundaryPropagation
 from flowfuse.model.normalization import count_slice, scale_of
 from flowfuse.ops.extension import LIBRARY
@@ -77,6 +78,15 @@ def test_shapes():
     assert output.event_latent.shape == (2, 3, 16, 5, 6)
     assert output.frame_latent.shape == (2, 2, 16, 5, 6)
     assert make_model(TINY)(inputs, iterations=3).coarse_points.shape[0] == 4
+
+
+def test_updates_beyond_the_usual_number_are_damped(monkeypatch):
+    model, inputs = make_model(TINY), make_inputs(TINY)
+    ones = torch.ones(1, 2 * TINY.degree, 5, 6)
+    monkeypatch.setattr(model.head, "forward", lambda state: ones)
+    points = model(inputs, iterations=5).coarse_points[:, 0, 0, 0, 0, 0] / STRIDE
+    expected = torch.tensor([1, 1, DAMPING, DAMPING**2, DAMPING**3])
+    torch.testing.assert_close(points.diff(), expected)
 
 
 @pytest.mark.parametrize(("name", "million", "giga"), [("small", 1.5, 12.5), ("base", 4.0, 45)])
