@@ -25,7 +25,6 @@ from flowfuse.inputs import Modality, PairKind
 from flowfuse.model.evidence import present_kinds
 from flowfuse.model.flowfuse import STRIDE, ModelOutput
 
-
 BORDER = 5  # px around a motion discontinuity
 
 

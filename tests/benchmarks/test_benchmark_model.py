@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
 import re
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
