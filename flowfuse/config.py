@@ -90,8 +90,16 @@ def config_to_json(config: Any) -> str:
     return json.dumps(config_to_dict(config), sort_keys=True)
 
 
-def config_from_json(cls: type[Config], text: str, *, where: str = "") -> Config:
+def config_from_json(
+    cls: type[Config], text: str, *, where: str = "", earlier: Mapping[str, Any] | None = None
+) -> Config:
     """Read what `config_to_json` wrote.
+
+    Args:
+        cls: the dataclass.
+        text: JSON.
+        where: what messages begin with.
+        earlier: values of what a text of an earlier version lacks; by default those of `cls`.
 
     Raises:
         ConfigError: as `config_from_dict`; also for text that is no JSON object.
@@ -100,6 +108,8 @@ def config_from_json(cls: type[Config], text: str, *, where: str = "") -> Config
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{_at(where)}not JSON: {error}") from None
+    if earlier and isinstance(values, dict):
+        values = {**earlier, **values}
     return config_from_dict(cls, values, where=where)
 
 

@@ -33,6 +33,8 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 _MODEL = "model."
 # Modules that had another name when version 1 began: old name -> name.
 _RENAMED = {"first_estimate.": "init_head."}
+# What a configuration of an earlier version, which knew no such setting, means.
+_EARLIER = {"selection": False}
 # Of layers that start at zero: files of earlier versions lack them.
 _LATER_PARTS = ("refinement.boundary.weight", "refinement.boundary.bias")
 _NAMED_AT_MOST = 4  # tensor names in one message
@@ -279,7 +281,10 @@ def _check_metadata(
         )
     try:
         config = config_from_json(
-            ModelConfig, metadata.get("config", ""), where=f"{path}: model configuration"
+            ModelConfig,
+            metadata.get("config", ""),
+            where=f"{path}: model configuration",
+            earlier=_EARLIER,
         )
     except ConfigError as error:
         raise CheckpointError(str(error)) from None

@@ -36,6 +36,7 @@ class ModelConfig:
         boundary: localize boundaries; without it guided fusion has no maps to go by (switch).
         common_gradient: the localizer sees the common spatiotemporal gradients; without it, the
             bare frames and event sum (switch).
+        selection: take over the motion of neighbours at 1/4 where it fits better (switch).
         fusion: by "evidence", which weighs each modality by the expected error of its matches and
             takes the appearance from the frames where there are any; "guided" by the boundaries
             alone; or plain "concatenation". Each has all that the next one has (switch).
@@ -61,6 +62,7 @@ class ModelConfig:
     events: bool = True
     boundary: bool = True
     common_gradient: bool = True
+    selection: bool = True
     fusion: Literal["evidence", "guided", "concatenation"] = "evidence"
     correlation: Literal["auto", "volume", "on_demand"] = "auto"
 

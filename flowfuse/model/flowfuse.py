@@ -164,6 +164,7 @@ class FlowFuse(nn.Module):
             radius=config.radius,
             stride=STEM_STRIDE,
             gradient_steps=config.gradient_steps if config.frames else 0,
+            selects=config.selection,
         )
 
     def forward(

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bernstein_rows
+from flowfuse.model.boundary import max_pool
 from flowfuse.model.correlation import PairCorrelations, WindowMatching
 from flowfuse.model.encoders import Encoded, ResidualBlock, group_count, little_memory, normalize
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
+from flowfuse.model.selection import NeighbourSelection
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
 from flowfuse.ops import convex_upsample
 
@@ -59,6 +61,7 @@ class Refinement(nn.Module):
         radius: of the look-ups.
         stride: of the stems' features, px.
         gradient_steps: S, the number of gradient steps that follow.
+        selects: whether motions of neighbours are taken over.
     """
 
     basis: Tensor
@@ -76,6 +79,7 @@ class Refinement(nn.Module):
         radius: int,
         stride: int,
         gradient_steps: int,
+        selects: bool,
     ) -> None:
         super().__init__()
         self.degree, self.radius, self.stride = degree, radius, stride
@@ -94,6 +98,7 @@ class Refinement(nn.Module):
         self.mask = UpsampleMask(hidden, stride)
         # Motion discontinuities are localized by a first estimate, and known better after the last.
         self.boundary = start_at_zero(nn.Conv2d(hidden, 2 * stride**2, 1)) if localized else None
+        self.selection = NeighbourSelection(hidden) if selects else None
         start_near_zero(self.out)
         bias: Any = self.out.bias
         _, trust, uncertainty, log_priors = bias.detach().split(self.splits)
@@ -126,6 +131,8 @@ class Refinement(nn.Module):
             strategy: of the correlation.
         """
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
+        if fades is not None:
+            fades = F.interpolate(fades, scale_factor=float(FACTOR), mode="bilinear")
         tokens, proposed = self._match(points, events.fine, frames.fine, fades, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
@@ -139,11 +146,17 @@ class Refinement(nn.Module):
         change, trust, uncertainty, log_priors = out.split(self.splits, dim=1)
         points = points + change + torch.sigmoid(trust) * proposed
         del proposed
+        if self.boundary is not None:
+            boundary = boundary + F.pixel_shuffle(self.boundary(features).float(), self.stride)
+        if self.selection is not None:
+            ends = [(fine[:, 0], fine[:, -1]) for fine in (frames.fine, events.fine)]
+            if fades is not None:
+                fades = fades.flip(1)  # of frames, then of events
+            borders = max_pool(boundary.detach(), self.stride)
+            points = self.selection(points, features, ends, fades, borders, strategy)
         field = torch.cat((self.stride * points, uncertainty), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         control_points = field[:, :-2].unflatten(1, (self.degree, 2))
-        if self.boundary is not None:
-            boundary = boundary + F.pixel_shuffle(self.boundary(features).float(), self.stride)
         priors = log_priors.clamp(*LOG_PRIORS).exp()
         return Refined(control_points, field[:, -2:], priors, boundary)
 
@@ -175,7 +188,6 @@ class Refinement(nn.Module):
         control_points = points.unflatten(1, (self.degree, 2))
         fine_fades = None
         if fades is not None:
-            fades = F.interpolate(fades, scale_factor=float(FACTOR), mode="bilinear")
             fine_fades = fades.split(1, dim=1)[::-1]
         tokens, matches = read_pairs(
             correlations, control_points, self.matching, self.tokens, fine_fades

@@ -211,6 +211,17 @@ def test_a_file_without_later_parts_loads(path, model):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in others.items())
 
 
+def test_a_configuration_of_an_earlier_version_has_no_selection(tmp_path):
+    path = tmp_path / "earlier.safetensors"
+    model = FlowFuse(replace(TINY, selection=False))
+    cp.save_checkpoint(path, model)
+    values = json.loads(config_to_json(model.config))
+    del values["selection"]
+    rewrite(path, metadata={"config": json.dumps(values)})
+    loaded, _ = cp.load_checkpoint(path)
+    assert loaded.config == model.config
+
+
 def test_config_that_does_not_match_the_tensors(path):
     rewrite(path, metadata={"config": config_to_json(replace(TINY, channels=16))})
     with pytest.raises(cp.CheckpointError, match="tensors of another shape"):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from flowfuse.geometry.bezier import bezier
 from flowfuse.model.encoders import Encoded
 from flowfuse.model.refinement import Refinement
+from flowfuse.model.selection import NeighbourSelection
 
 CHANNELS, SLICES, DEGREE = 16, 2, 2
 HEIGHT, WIDTH = 16, 24  # of the features, 4 px
@@ -27,6 +28,7 @@ def refinement():
         radius=3,
         stride=4,
         gradient_steps=1,
+        selects=False,
     )
     with torch.no_grad():
         result.out.weight.zero_()
@@ -105,3 +107,24 @@ def test_boundaries_are_corrected_by_what_is_known_at_last(refinement):
     assert after.boundary.shape == (1, 2, 4 * HEIGHT, 4 * WIDTH)
     assert after.boundary.std() > 0.1
     assert torch.equal(after.control_points, before.control_points)
+
+
+def test_motion_is_taken_over_from_neighbours_last(refinement):
+    empty = [torch.zeros(1, CHANNELS, HEIGHT, WIDTH)] * (SLICES + 1)
+    point = torch.zeros(1, 2 * DEGREE, HEIGHT // 2, WIDTH // 2)
+    point[..., 4, 6] = 8.0  # one cell at 1/8 moves
+    given = (
+        Encoded(maps[0], torch.stack(maps, dim=1), torch.empty(0)) for maps in (empty[:2], empty)
+    )
+    rest = (torch.zeros(1, 16, HEIGHT // 2, WIDTH // 2), *given)
+    boundary = torch.zeros(1, 2, 4 * HEIGHT, 4 * WIDTH)
+    refinement.selection = NeighbourSelection(16)
+    with torch.no_grad():
+        # Each cell takes over the motion of the one that is 2 cells (8 px) to its upper left.
+        refinement.selection.prior.copy_(torch.tensor([-100.0, 100.0] + [-100.0] * 15))
+        moved = refinement(point, *rest, boundary, None, "auto").control_points
+        refinement.selection = None
+        plain = refinement(point, *rest, boundary, None, "auto").control_points
+    assert plain[..., 32:40, 48:56].mean() > 8
+    found, expected = moved[..., 28:-8, 28:-8], plain[..., 4:-32, 4:-32]  # in three rounds 24 px
+    torch.testing.assert_close(found, expected)
