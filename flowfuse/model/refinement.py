@@ -153,7 +153,7 @@ class Refinement(nn.Module):
             if fades is not None:
                 fades = fades.flip(1)  # of frames, then of events
             borders = max_pool(boundary.detach(), self.stride)
-            points = self.selection(points, features, ends, fades, borders, strategy)
+            points = self.selection(points, features, ends, fades, borders)
         field = torch.cat((self.stride * points, uncertainty), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         control_points = field[:, :-2].unflatten(1, (self.degree, 2))

@@ -58,7 +58,6 @@ class NeighbourSelection(nn.Module):
         pairs: Sequence[tuple[Tensor, Tensor]],
         fades: Tensor | None,
         boundary: Tensor,
-        strategy: str,
     ) -> Tensor:
         """Choose.
 
@@ -68,7 +67,6 @@ class NeighbourSelection(nn.Module):
             pairs: of frames and of event slices, the features at t0 and at t1, [B, C, h, w] each.
             fades: [B, 2, h, w], what multiplies the correlations of frames and of events; None: 1.
             boundary: [B, 2, h, w], probabilities of B_e and B_m.
-            strategy: of the correlation.
 
         Returns:
             [B, 2 n, h, w] float32; the gradient passes to the points as if none were chosen.
@@ -76,11 +74,11 @@ class NeighbourSelection(nn.Module):
         here = points.detach()
         count = 1 if little_memory(points) else len(OFFSETS)  # candidates that are scored at once
         correlations = [
-            Correlation(
-                repeat(at_t0, count), repeat(at_t1, count), levels=1, radius=0, strategy=strategy
-            )
-            for at_t0, at_t1 in pairs
-        ]
+            # One product for each candidate: far fewer than a volume has.
+            Correlation(*(repeat(side, count) for side in pair), levels=1, radius=0,
+                        strategy="on_demand")
+            for pair in pairs
+        ]  # fmt: skip
         query, key = self.query_key(features).float().chunk(2, dim=1)
         query, flow, border = query / KEY_WIDTH**0.5, here[:, -2:], boundary[:, 1:]
         context = self.context(features)

@@ -15,8 +15,8 @@ def make_case(batch=1):
 
     pairs = [(draw(6), draw(6)) for _ in range(2)]
     boundary = torch.sigmoid(draw(2))
-    return {"features": draw(HIDDEN), "pairs": pairs, "fades": None, "boundary": boundary,
-            "strategy": "on_demand"}, draw(6)  # fmt: skip
+    given = {"features": draw(HIDDEN), "pairs": pairs, "fades": None, "boundary": boundary}
+    return given, draw(6)
 
 
 def make_selection(settle=True):
