@@ -40,7 +40,7 @@ OF_VOLUMES = {"volume_lookup", "read_volume"}
 RESERVED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 VIEWS = {"detach", "alias", "_unsafe_view", "lift_fresh"}  # that do not say so
 # That ask whether memory is scarce.
-MODULES = ("correlation", "encoders", "flowfuse", "normalization", "refinement")
+MODULES = ("correlation", "encoders", "flowfuse", "normalization", "refinement", "selection")
 PACKAGE = f"{os.sep}flowfuse{os.sep}"
 
 

@@ -10,6 +10,7 @@ boundaries lie there. The same weights are applied several times: what is right 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -99,9 +100,9 @@ class NeighbourSelection(nn.Module):
         weights = torch.cat(logits).softmax(dim=0)
         chosen = here
         for _ in range(ROUNDS):
-            padded, chosen = pad(chosen), torch.zeros_like(here)
-            for part in parts:
-                chosen = chosen + (weights[part] * shifted(padded, OFFSETS[part])).sum(dim=0)
+            padded = pad(chosen)
+            taken = ((weights[part] * shifted(padded, OFFSETS[part])).sum(dim=0) for part in parts)
+            chosen = reduce(torch.add, taken)  # one after the other: little memory
         return points + (chosen - here)
 
     def _match(
@@ -130,7 +131,9 @@ class NeighbourSelection(nn.Module):
 
 def repeat(features: Tensor, count: int) -> Tensor:
     """The same features for each of some candidates: [B, C, h, w] -> [count B, C, h, w]."""
-    return features if count == 1 else features.repeat(count, 1, 1, 1)
+    if features.shape[0] == 1:
+        return features.expand(count, -1, -1, -1)  # a correlation reads it without a copy
+    return features.repeat(count, 1, 1, 1)
 
 
 def pad(values: Tensor) -> Tensor:
