@@ -70,7 +70,7 @@ class NeighbourSelection(nn.Module):
             boundary: [B, 2, h, w], probabilities of B_e and B_m.
 
         Returns:
-            [B, 2 n, h, w] float32; the gradient passes to the points as if none were chosen.
+            [B, 2 n, h, w] float32.
         """
         here = points.detach()
         count = 1 if little_memory(points) else len(OFFSETS)  # candidates that are scored at once
@@ -98,12 +98,12 @@ class NeighbourSelection(nn.Module):
             cues = torch.cat((*cues, border.expand_as(borders), borders), dim=2)
             logits.append(self._score(cues.to(context.dtype), context, part))
         weights = torch.cat(logits).softmax(dim=0)
-        chosen = here
+        chosen = points
         for _ in range(ROUNDS):
             padded = pad(chosen)
             taken = ((weights[part] * shifted(padded, OFFSETS[part])).sum(dim=0) for part in parts)
             chosen = reduce(torch.add, taken)  # one after the other: little memory
-        return points + (chosen - here)
+        return chosen
 
     def _match(
         self, correlations: Sequence[Correlation], flow: Tensor, fades: Tensor | None

@@ -246,7 +246,7 @@ def test_samples_do_not_depend_on_worker_processes(tiny, tmp_path):
 def test_the_shipped_model_improves_on_held_out_frames(tmp_path, capsys):
     """The recipe as it is, but shorter, and on frames that are smaller."""
     recording, run = tmp_path / "recording", tmp_path / "run"
-    write_moving_texture(recording, speed=7)  # at which there is something left to gain
+    write_moving_texture(recording, speed=5)  # at which there is something left to gain
     arguments = ["--self-supervised", str(recording), "-o", str(run), "--no-tensorboard"]
     arguments += ["--steps", "12", "--crop", str(HEIGHT), str(WIDTH), "--ema", "0.8"]
     assert train.main([*arguments, "--device", "cpu"]) == 0
