@@ -61,7 +61,7 @@ from flowfuse.model.update import (
 STRIDE = 8  # of the latent, px
 STEM_STRIDE = 4
 MINIMUM_SIZE = 16
-DAMPING = 0.7  # of each update beyond the configured number, so that they converge
+DAMPING = 0.5  # of each update beyond the configured number, so that they converge
 CUES = slice(Modality.SECOND_FRAME)  # flags that the convolutions see; the evidence knows all four
 KINDS = (PairKind.EVENTS, PairKind.FRAMES, PairKind.CROSS)  # as they are correlated
 NO_STEP = 1e6  # prior of a gradient step that goes nowhere
@@ -184,7 +184,7 @@ class FlowFuse(nn.Module):
         Args:
             inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
             iterations: recurrent updates; the configuration's number by default. Each update beyond
-                it goes 0.7 times as far as the one before would.
+                it is halved once more, so that many converge.
             flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
