@@ -149,7 +149,7 @@ def overall_mean(values: Tensor) -> Tensor:
 def pixel_weights(batch: Sample, border: float) -> Tensor:
     """How much each pixel counts: [B, T, H, W] float32, zero where there is no ground truth.
 
-    Thin parts are few pixels: their whole motion is no more than a border's.
+    Thin parts are few pixels, all of them near a border: without more weight they hardly count.
 
     Args:
         batch: collated samples with ground truth.

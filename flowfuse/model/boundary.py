@@ -62,10 +62,10 @@ def max_pool(boundary: Tensor, factor: int) -> Tensor:
     A boundary is thin: its mean over a cell would all but vanish.
 
     Args:
-        boundary: [B, 2, H, W] logits.
+        boundary: [B, C, H, W] logits, of B_e and B_m or of one.
 
     Returns:
-        [B, 2, H/factor, W/factor] in [0, 1].
+        [B, C, H/factor, W/factor] in [0, 1].
     """
     return torch.sigmoid(F.max_pool2d(boundary, factor))
 

@@ -25,7 +25,7 @@ class ModelConfig:
         boundary_channels: width of the boundary localizer.
         blocks: residual blocks of the shared trunk.
         degree: n, control points of a trajectory.
-        iterations: default number of recurrent updates; a run-time knob.
+        iterations: default number of recurrent updates; a run-time knob; further ones are damped.
         radius: correlations are looked up in windows of (2 radius + 1)^2.
         levels: pyramid levels of the look-up.
         dilations: steps of the boundary-guided propagation.

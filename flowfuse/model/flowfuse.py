@@ -183,8 +183,8 @@ class FlowFuse(nn.Module):
 
         Args:
             inputs: see :class:`ModelInputs`; any H, W >= 16 (padded inside to multiples of 8).
-            iterations: recurrent updates; the configuration's number by default. Each update beyond
-                it is halved once more, so that many converge.
+            iterations: recurrent updates; the configuration's number by default. The first update
+                beyond it is halved, the second quartered, and so on: many converge.
             flow_init: [B, 2, H, W] float32, px, flow to t1 that takes the place of the first
                 estimate, as a straight motion; a cell of 8 x 8 px without any finite value keeps
                 the estimate.
@@ -278,8 +278,8 @@ class FlowFuse(nn.Module):
             frame: [B, 1 | 3, H, W], as of :class:`ModelInputs`.
 
         Returns:
-            What ``forward`` would make of it; the same bits on the CPU, where it encodes frames one
-            by one, too.
+            What ``forward`` would make of it; the same bits on the CPU where no gradients are
+            taken: there it encodes frames one by one, too.
 
         Raises:
             ValueError: this network uses no frames.
@@ -305,8 +305,8 @@ class FlowFuse(nn.Module):
             scale: how the slices of the interval are normalized.
 
         Returns:
-            What ``forward`` would make of it with this scale; the same bits on the CPU, where it
-            encodes slices one by one, too.
+            What ``forward`` would make of it with this scale; the same bits on the CPU where no
+            gradients are taken: there it encodes slices one by one, too.
 
         Raises:
             ValueError: this network uses no events.
@@ -438,7 +438,9 @@ class FlowFuse(nn.Module):
             if config.guided:
                 motion = self.propagation(motion, weights)
             state = self.update(state, motion, update_context)
-            change = self.head(state) * DAMPING ** max(0, iteration + 1 - self.config.iterations)
+            change = self.head(state)
+            if (beyond := iteration + 1 - config.iterations) > 0:
+                change = change * DAMPING**beyond
             points = (points if iteration == 0 else here) + change
             coarse.append(points)
         return Coarse(coarse, state, boundary)

@@ -133,6 +133,7 @@ class Refinement(nn.Module):
         points = convex_upsample(FACTOR * points, self.start_mask(state), FACTOR)
         if fades is not None:
             fades = F.interpolate(fades, scale_factor=float(FACTOR), mode="bilinear")
+            fades = fades.flip(1)  # of frames, then of events, as all pairs here
         tokens, proposed = self._match(points, events.fine, frames.fine, fades, strategy)
         state = F.interpolate(
             state, scale_factor=float(FACTOR), mode="bilinear", align_corners=False
@@ -150,10 +151,8 @@ class Refinement(nn.Module):
             boundary = boundary + F.pixel_shuffle(self.boundary(features).float(), self.stride)
         if self.selection is not None:
             ends = [(fine[:, 0], fine[:, -1]) for fine in (frames.fine, events.fine)]
-            if fades is not None:
-                fades = fades.flip(1)  # of frames, then of events
-            borders = max_pool(boundary.detach(), self.stride)
-            points = self.selection(points, features, ends, fades, borders)
+            border = max_pool(boundary[:, 1:].detach(), self.stride)
+            points = self.selection(points, features, ends, fades, border)
         field = torch.cat((self.stride * points, uncertainty), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
         control_points = field[:, :-2].unflatten(1, (self.degree, 2))
@@ -186,9 +185,7 @@ class Refinement(nn.Module):
             strategy=strategy,
         )
         control_points = points.unflatten(1, (self.degree, 2))
-        fine_fades = None
-        if fades is not None:
-            fine_fades = fades.split(1, dim=1)[::-1]
+        fine_fades = None if fades is None else fades.split(1, dim=1)
         tokens, matches = read_pairs(
             correlations, control_points, self.matching, self.tokens, fine_fades
         )

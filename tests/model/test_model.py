@@ -115,6 +115,8 @@ def test_sizes_stay_in_their_budget(name, million, giga):
         {"fusion": "concatenation"},
         {"frames": False, "boundary": False},
         {"gradient_steps": 0},
+        {"selection": False},
+        {"frames": False, "selection": False},
     ],
 )
 def test_every_switch_builds_runs_and_trains(change):

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from flowfuse.geometry.grid import pixel_grid
+from flowfuse.model import selection as module
 from flowfuse.model.selection import OFFSETS, ROUNDS, NeighbourSelection, repeat
 from flowfuse.ops import Correlation
 
@@ -14,8 +16,8 @@ def make_case(batch=1):
         return torch.randn(batch, *shape, HEIGHT, WIDTH, generator=generator)
 
     pairs = [(draw(6), draw(6)) for _ in range(2)]
-    boundary = torch.sigmoid(draw(2))
-    given = {"features": draw(HIDDEN), "pairs": pairs, "fades": None, "boundary": boundary}
+    border = torch.sigmoid(draw(1))
+    given = {"features": draw(HIDDEN), "pairs": pairs, "fades": None, "border": border}
     return given, draw(6)
 
 
@@ -60,22 +62,23 @@ def test_one_neighbour_alone_is_taken_over_in_every_round(chosen):
     torch.testing.assert_close(found[..., known], expected[..., known])
 
 
-def test_the_motion_that_matches_has_the_highest_cost_cue():
+def test_the_motion_that_fits_matches_best():
     place = torch.arange(HEIGHT * WIDTH, dtype=torch.float32).view(1, 1, HEIGHT, WIDTH)
     at_t0 = torch.cat((place.cos(), place.sin()), dim=1) * 5
     at_t1 = at_t0.roll((1, 3), dims=(2, 3))  # moved by x = 3, y = 1
     motions = torch.tensor([[0, 0], [3, 1], [3, 0], [2, 2]], dtype=torch.float32)
     flows = motions.view(4, 1, 2, 1, 1).expand(-1, -1, -1, HEIGHT, WIDTH).contiguous()
+    grid = pixel_grid(HEIGHT, WIDTH)
     correlation = Correlation(repeat(at_t0, 4), repeat(at_t1, 4), levels=1, radius=0)
-    costs = make_selection()._match([correlation, correlation], flows, None)
-    assert costs.shape == (4, 1, 4, HEIGHT, WIDTH)
-    inside = costs[..., 2:-3, 2:-5]
+    matches = make_selection()._match([correlation, correlation], grid + flows, None)
+    assert matches.shape == (4, 1, 4, HEIGHT, WIDTH)
+    inside = matches[..., 2:-3, 2:-5]
     assert (inside.argmax(dim=0) == 1).all()
     # a product of two equal vectors of length 5, over the root of their two channels
     torch.testing.assert_close(inside[1, :, :2], torch.full_like(inside[1, :, :2], 25 / 2**0.5))
     fades = torch.tensor([1.0, 0.5]).view(1, 2, 1, 1)
-    faded = make_selection()._match([correlation, correlation], flows, fades)
-    torch.testing.assert_close(faded[:, :, 1], 0.5 * costs[:, :, 1])
+    faded = make_selection()._match([correlation, correlation], grid + flows, fades)
+    torch.testing.assert_close(faded[:, :, 1], 0.5 * matches[:, :, 1])
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -99,3 +102,19 @@ def test_gradients():
     assert points.grad.std() > 0.1
     for name, parameter in selection.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_half_precision_stays_half(in_turn, monkeypatch):
+    given, points = make_case()
+    selection, seen = make_selection(), []
+    activate = module.activate
+    monkeypatch.setattr(module, "activate", lambda x: seen.append(x.dtype) or activate(x))
+    monkeypatch.setattr(module, "little_memory", lambda values: in_turn)
+    with torch.no_grad():
+        wanted = selection(points, **given)
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = selection(points, **given)
+    assert set(seen) == {torch.bfloat16} and found.dtype == torch.float32
+    assert (found - wanted).abs().mean() < 0.05 * points.abs().mean()
