@@ -26,6 +26,7 @@ from flowfuse.config import (
 )
 from flowfuse.model import CONFIGS, ModelConfig
 from flowfuse.model.checkpoint import available
+from flowfuse.model.config import EARLIER_CONFIG
 from flowfuse.training.data_spec import absolute
 from flowfuse.training.settings import TrainConfig
 
@@ -101,7 +102,10 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[TrainConfig, RunOptio
     if options.model is not None:
         values["model"] = _expand_model(options.model, "--model")
     else:
-        values["model"] = _expand_model(values.get("model", "small"), where)
+        model = values.get("model", "small")
+        if options.resume and options.config is None and isinstance(model, Mapping):
+            model = {**EARLIER_CONFIG, **model}  # of a run that an earlier version began
+        values["model"] = _expand_model(model, where)
     try:
         config = config_from_dict(TrainConfig, overlay(values, given))
     except ConfigError:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from flowfuse.config import ConfigError, config_from_json, config_to_json
 from flowfuse.io.atomic import atomic_path
 from flowfuse.model import FlowFuse, ModelConfig
+from flowfuse.model.config import EARLIER_CONFIG
 
 FORMAT = "flowfuse-checkpoint"
 VERSION = 1
@@ -33,8 +34,6 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 _MODEL = "model."
 # Modules that had another name when version 1 began: old name -> name.
 _RENAMED = {"first_estimate.": "init_head."}
-# What a configuration of an earlier version, which knew no such setting, means.
-_EARLIER = {"selection": False}
 # Of layers that start at zero: files of earlier versions lack them.
 _LATER_PARTS = ("refinement.boundary.weight", "refinement.boundary.bias")
 _NAMED_AT_MOST = 4  # tensor names in one message
@@ -284,7 +283,7 @@ def _check_metadata(
             ModelConfig,
             metadata.get("config", ""),
             where=f"{path}: model configuration",
-            earlier=_EARLIER,
+            earlier=EARLIER_CONFIG,
         )
     except ConfigError as error:
         raise CheckpointError(str(error)) from None

@@ -7,6 +7,8 @@ from typing import Literal
 
 from flowfuse.inputs import InputSpec
 
+# What a configuration of an earlier version, which knew no such setting, means.
+EARLIER_CONFIG = {"selection": False}
 MAX_WINDOW = 16  # radius and levels of a correlation lookup that the operators take
 
 

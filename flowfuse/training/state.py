@@ -34,6 +34,10 @@ from flowfuse.model.checkpoint import (
 _log = logging.getLogger(__name__)
 
 
+# What the weights of some networks lack: the setting that may differ, and how the names begin.
+NEW_PARTS = {"fusion": "evidence.", "selection": "refinement.selection."}
+
+
 class TrainingState:
     """Weights, their moving average, the optimizer and the counters of a training.
 
@@ -141,7 +145,8 @@ class TrainingState:
         They are good, so the average keeps its share of them: decay ** n after n steps. An average
         of the weights before and after a finetuning often has smaller errors than either, on what
         it was finetuned on and elsewhere (Wortsman et al., Robust fine-tuning of zero-shot models,
-        CVPR 2022). Weights of a guided fusion can begin one by evidence.
+        CVPR 2022). Weights of a guided fusion can begin one by evidence, and weights without
+        motion of neighbours one with it.
 
         Raises:
             CheckpointError: unreadable, or of another architecture; the difference is named.
@@ -151,6 +156,9 @@ class TrainingState:
         free = {"name", "iterations", "correlation"}
         if (config.fusion, self.model.config.fusion) == ("guided", "evidence"):
             free.add("fusion")  # which is the same until what it adds is trained
+        if self.model.config.selection and not config.selection:
+            free.add("selection")  # likewise
+        new = [part for key, part in NEW_PARTS.items() if key in free]
         for key, (there, here) in changed_keys(
             config_to_dict(config), config_to_dict(self.model.config)
         ).items():
@@ -164,11 +172,11 @@ class TrainingState:
             begun = {
                 name: value
                 for name, value in model.state_dict().items()
-                if name.startswith("evidence.")
+                if name.startswith(tuple(new))
             }
             load_weights(model, begun | weights, where=str(path))
-        # A head that the file lacks is random: that is forgotten as ever.
-        self.keeps_first = config.fusion == self.model.config.fusion
+        # A part that the file lacks is random: that is forgotten as ever.
+        self.keeps_first = not new
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.

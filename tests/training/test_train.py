@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from flowfuse.cli import train, train_options
 from flowfuse.config import ConfigError
@@ -415,6 +416,43 @@ def test_the_average_forgets_first_weights_early_unless_they_are_given(
     for name, tensor in expected.items():
         # Four roundings to float32.
         assert torch.allclose(kept[-1][f"model.{name}"].double(), tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_weights_without_motion_of_neighbours_begin_a_training_with_it(recipe, tmp_path):
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    words = ["--config", str(recipe), "--steps", "4", "--checkpoint-every", "1", "--keep", "9"]
+    assert train.main([*words, "--model.selection", "false", "-o", str(plain)]) == 0
+    assert train.main([*words, "--init", str(plain), "-o", str(run)]) == 0
+    given, first = read_all(plain, 4), read_all(run, 1)
+    part = "refinement.selection."
+    assert not any(part in name for name in given)
+    assert any(part in name for name in first)
+    # One small step away from what was given.
+    name = "raw.refinement.out.weight"
+    assert (first[name] - given["model.refinement.out.weight"]).abs().max() < 0.02
+
+
+def test_a_run_of_an_earlier_version_is_resumed_as_it_was_begun(recipe, tmp_path, monkeypatch):
+    """Such a version knew no motion of neighbours: neither settings nor checkpoints say so."""
+    run = tmp_path / "run"
+    words = ["--config", str(recipe), "--steps", "6", "--model.selection", "false", "-o", str(run)]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train.main(words) == 130
+    settings = run / "config.yaml"
+    lines = settings.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.strip() != "selection: false"]
+    assert len(kept) == len(lines) - 1
+    settings.write_text("".join(kept))
+    for path in (run / "checkpoints").iterdir():
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata()
+        values = json.loads(metadata["config"])
+        del values["selection"]
+        metadata["config"] = json.dumps(values)
+        save_file(load_file(path), path, metadata=metadata)
+    assert train.main(["-o", str(run), "--resume"]) == 0
+    assert not any("refinement.selection." in name for name in read_all(run, 6))
 
 
 @pytest.mark.parametrize("former", [False, True])
