@@ -1,0 +1,216 @@
+"""The networks of benchmarks/trained_peers.py, and their trainings, all by one recipe."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import Namespace
+from peers import ERaft
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from flowfuse.cli import train
+from flowfuse.cli.train_options import read_command_line
+from flowfuse.config import read_yaml, write_yaml
+from flowfuse.geometry.grid import pad_to_multiple
+from flowfuse.inputs import InputSpec, ModelInputs
+from flowfuse.io.atomic import atomic_path
+from flowfuse.model import CONFIGS
+from flowfuse.training.log import TrainingLog
+from flowfuse.training.pools import make_pool
+from flowfuse.training.sampling import StepSamples, batches
+from flowfuse.training.schedule import learning_rate_at
+from flowfuse.training.settings import TrainConfig
+
+SPEC = InputSpec(slices=4, bins=3)  # of all samples, whichever network sees them
+GAMMA = 0.8  # of RAFT's sequence loss
+CHECKPOINT, MODEL = "checkpoint.pt", "model.safetensors"  # of a peer, of ours
+# Options of flowfuse-train that make it alike: all modalities, no average, no validation between.
+ALIKE = (
+    "--augment.drop-frames 0 --augment.drop-events 0 --augment.drop-history 0 --ema 0 "
+    "--validate-every 1000000000 --validation-scenes 1 --checkpoint-every 100 --no-tensorboard "
+    "--device cpu --resume"
+).split()
+
+
+def standardize(grid: Tensor) -> Tensor:
+    """E-RAFT's voxel grids [B, C, H, W]: mean 0, deviation 1 over the non-zero cells of each."""
+    filled, axes = grid != 0, (1, 2, 3)
+    count = filled.sum(axes, keepdim=True)
+    centred = torch.where(filled, grid - grid.sum(axes, keepdim=True) / count.clamp(min=1), 0)
+    variance = centred.square().sum(axes, keepdim=True) / (count - 1).clamp(min=1)
+    return centred / variance.sqrt().clamp(min=1e-6)
+
+
+def event_grids(slices: Tensor) -> tuple[Tensor, Tensor]:
+    """Event slices [B, K + 1, bins, H, W] as E-RAFT's old and new grid, [B, K bins, H, W] each."""
+    old, new = slices[:, 0], slices[:, 1:].flatten(1, 2)
+    missing = new.shape[1] - old.shape[1]  # before the slice
+    return standardize(F.pad(old, (0, 0, 0, 0, missing, 0))), standardize(new)
+
+
+class FrameRaft(nn.Module):
+    """torchvision's raft_small: inputs and a number of iterations -> the flow of each."""
+
+    STRIDE, SMALLEST = 8, 128  # px of an image
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from torchvision.models.optical_flow import raft_small
+        except ImportError as error:
+            reason = f"raft_small needs torchvision: pip install torchvision ({error})"
+            raise ImportError(reason) from None
+        self.network = raft_small(weights=None)
+
+    def forward(self, inputs: ModelInputs, iterations: int) -> list[Tensor]:
+        height, width = inputs.frame0.shape[-2:]
+        room = [max(0, self.SMALLEST - size) for size in (width, height)]
+        frames = (
+            F.pad(pad_to_multiple(frame, self.STRIDE), (0, room[0], 0, room[1]), mode="replicate")
+            for frame in (inputs.frame0, inputs.frame1)
+        )
+        images = ((2 * frame - 1).expand(-1, 3, -1, -1) for frame in frames)
+        flows = self.network(*images, num_flow_updates=iterations)
+        return [flow[..., :height, :width] for flow in flows]
+
+    def last(self, inputs: ModelInputs, iterations: int) -> Tensor:
+        return self(inputs, iterations)[-1]
+
+
+class EventRaft(nn.Module):
+    """E-RAFT on event slices: inputs and a number of iterations -> the flow of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = ERaft(SPEC.slices * SPEC.bins)
+
+    def forward(self, inputs: ModelInputs, iterations: int) -> list[Tensor]:
+        return self.network.flows(*event_grids(inputs.slices), iterations)
+
+    def last(self, inputs: ModelInputs, iterations: int) -> Tensor:
+        return self.network(*event_grids(inputs.slices), iterations)
+
+
+PEERS: dict[str, type[FrameRaft] | type[EventRaft]] = {"raft_small": FrameRaft, "eraft": EventRaft}
+
+
+# Training
+
+
+def sequence_loss(flows: Sequence[Tensor], ground_truth: Tensor, valid: Tensor) -> Tensor:
+    """RAFT's: the absolute error of every iteration, an earlier one GAMMA times the next.
+
+    Args:
+        flows: [B, 2, H, W] px of each iteration.
+        ground_truth: [B, 2, H, W] px.
+        valid: [B, H, W] bool.
+    """
+    known, loss = valid.sum().clamp(min=1), ground_truth.new_zeros(())
+    for i, flow in enumerate(reversed(flows)):
+        error = torch.where(valid.unsqueeze(1), flow - ground_truth, 0)
+        loss = loss + GAMMA**i * error.abs().sum() / known
+    return loss
+
+
+def train_words(name: str, folder: Path, options: Namespace) -> list[str]:
+    """What flowfuse-train is told; of a peer, its settings are taken alone."""
+    batch = read_command_line([*recipe_words(options), "-o", str(folder)])[0].batch
+    steps = str(options.samples // batch)
+    ours = ["--model", name] if name in CONFIGS else []
+    return [*recipe_words(options), *ALIKE, *ours, "--steps", steps, "-o", str(folder)]
+
+
+def recipe_words(options: Namespace) -> list[str]:
+    words = [] if options.recipe is None else ["--config", options.recipe]
+    for name in ("cache", "textures"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return words
+
+
+def train_peer(name: str, config: TrainConfig, folder: Path, iterations: int) -> None:
+    """Train a peer, or go on with it; writes a checkpoint, config.yaml and log.csv."""
+    torch.manual_seed(config.seed)
+    module = PEERS[name]().train()
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=config.weight_decay)
+    done, path = 0, folder / CHECKPOINT
+    fixed = {"steps": config.steps, "batch": config.batch, "iterations": iterations}
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        if saved["fixed"] != fixed:
+            raise ValueError(f"{path}: was trained with {saved['fixed']}, expected {fixed}")
+        done = saved["step"]
+        module.load_state_dict(saved["module"])
+        optimizer.load_state_dict(saved["optimizer"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(folder / "config.yaml", config)
+    log = TrainingLog(folder, done, tensorboard=False)
+    samples = StepSamples(make_pool(config), config.seed, config.plan(), config.augment)
+    steps = range(done + 1, config.steps + 1)
+    feed = batches(
+        samples, first_step=done + 1, last_step=config.steps, workers=config.workers, pin=False
+    )
+    bar, sums = tqdm(steps, desc=name, initial=done, total=config.steps), np.zeros(2)
+    for step in bar:
+        batch = next(feed)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(
+            step, config.steps, config.learning_rate, config.warmup
+        )
+        flows = module(batch.inputs, iterations)
+        ground_truth, valid = batch.flow[:, -1], batch.valid[:, -1]
+        loss = sequence_loss(flows, ground_truth, valid)
+        if not loss.isfinite():
+            raise ValueError(f"{name}, step {step}: the loss is {loss.item()}, expected a number")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        optimizer.step()
+        error = (flows[-1].detach() - ground_truth).norm(dim=1)[valid]
+        sums += loss.item(), error.mean().item() if len(error) else 0.0
+        last = step == config.steps
+        if step % config.log_every == 0 or last:
+            since = (step - 1) % config.log_every + 1
+            seconds = bar.format_dict["elapsed"] / (step - done)
+            log.log_training(
+                step, dict(loss=sums[0] / since, epe=sums[1] / since, seconds_per_step=seconds)
+            )
+            sums[:] = 0
+        if step % config.checkpoint_every == 0 or last:
+            found = {"step": step, "fixed": fixed, "module": module.state_dict()}
+            with atomic_path(path) as partial:
+                torch.save(found | {"optimizer": optimizer.state_dict()}, partial)
+    log.close()
+
+
+def train_all(options: Namespace) -> int:
+    """Train what is asked for, one after the other; returns an exit code."""
+    for name in options.networks:
+        folder = options.runs / name
+        words = train_words(name, folder, options)
+        if name in PEERS:
+            resumed = [word for word in words if word != "--resume"]
+            train_peer(name, read_command_line(resumed)[0], folder, options.train_iterations)
+        elif code := train.main(words):
+            return code
+    return 0
+
+
+def describe_training(folder: Path) -> dict[str, float]:
+    """What a training was: samples, steps, seconds a step, and the EPE of its last lines."""
+    config = read_yaml(folder / "config.yaml")
+    with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    steps = int(lines[-1]["step"])
+    seconds = [float(line["seconds_per_step"]) for line in lines]
+    return {
+        "steps": steps,
+        "samples": steps * config["batch"],
+        "seconds_per_step": float(np.median(seconds)),
+        "training_epe": float(np.mean([float(line["epe"]) for line in lines[-5:]])),
+    }
