@@ -54,10 +54,18 @@ def event_grids(slices: Tensor) -> tuple[Tensor, Tensor]:
     return standardize(F.pad(old, (0, 0, 0, 0, missing, 0))), standardize(new)
 
 
+def pad_for_pyramid(image: Tensor, mode: str) -> Tensor:
+    """Pad right and bottom to multiples of 8 px, and at least 128: RAFT's pyramid has four levels.
+
+    The last one, of 1/64, needs two cells each way: its positions are divided by their number - 1.
+    """
+    image = pad_to_multiple(image, 8, mode=mode)
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, max(0, 128 - width), 0, max(0, 128 - height)), mode=mode)
+
+
 class FrameRaft(nn.Module):
     """torchvision's raft_small: inputs and a number of iterations -> the flow of each."""
-
-    STRIDE, SMALLEST = 8, 128  # px of an image
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,16 +78,15 @@ class FrameRaft(nn.Module):
 
     def forward(self, inputs: ModelInputs, iterations: int) -> list[Tensor]:
         height, width = inputs.frame0.shape[-2:]
-        room = [max(0, self.SMALLEST - size) for size in (width, height)]
-        frames = (
-            F.pad(pad_to_multiple(frame, self.STRIDE), (0, room[0], 0, room[1]), mode="replicate")
+        images = (
+            (2 * pad_for_pyramid(frame, "replicate") - 1).expand(-1, 3, -1, -1)
             for frame in (inputs.frame0, inputs.frame1)
         )
-        images = ((2 * frame - 1).expand(-1, 3, -1, -1) for frame in frames)
         flows = self.network(*images, num_flow_updates=iterations)
         return [flow[..., :height, :width] for flow in flows]
 
     def last(self, inputs: ModelInputs, iterations: int) -> Tensor:
+        """The flow of the last iteration alone."""
         return self(inputs, iterations)[-1]
 
 
@@ -91,10 +98,17 @@ class EventRaft(nn.Module):
         self.network = ERaft(SPEC.slices * SPEC.bins)
 
     def forward(self, inputs: ModelInputs, iterations: int) -> list[Tensor]:
-        return self.network.flows(*event_grids(inputs.slices), iterations)
+        height, width = inputs.slices.shape[-2:]
+        flows = self.network.flows(*self._grids(inputs), iterations)
+        return [flow[..., :height, :width] for flow in flows]
 
     def last(self, inputs: ModelInputs, iterations: int) -> Tensor:
-        return self.network(*event_grids(inputs.slices), iterations)
+        """The flow of the last iteration alone, which alone is brought to full resolution."""
+        height, width = inputs.slices.shape[-2:]
+        return self.network(*self._grids(inputs), iterations)[..., :height, :width]
+
+    def _grids(self, inputs: ModelInputs) -> list[Tensor]:
+        return [pad_for_pyramid(grid, "constant") for grid in event_grids(inputs.slices)]
 
 
 PEERS: dict[str, type[FrameRaft] | type[EventRaft]] = {"raft_small": FrameRaft, "eraft": EventRaft}

@@ -60,6 +60,7 @@ from flowfuse.model import CONFIGS
 from flowfuse.visualization import contact_sheet, write_image
 
 OUR_ITERATIONS, PEER_ITERATIONS = (1, 2, 3, 4), (1, 2, 4, 6, 12)
+TIMED_SIZE = (480, 640)  # height and width, px
 SHIPPED = "shipped small"
 GENERATED, REAL, ROTATION = "generated", "real", "rotation"  # kinds of sets; the last has no frames
 
@@ -213,7 +214,7 @@ def find_row(report: dict, name: str, iterations: int) -> dict[str, Any]:
 
 def time_all(options: Namespace, report: dict) -> None:
     """Add the times of one estimate to a report."""
-    sequence = moving_sequence(480, 640)
+    sequence = moving_sequence(*TIMED_SIZE)
     frames = (sequence.frame0, sequence.frame1)
     case = pair_case("edges", frames, sequence.events, sequence.t0, sequence.t1, None)
     calls, methods = {}, load_methods(options)
