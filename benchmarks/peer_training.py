@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -170,7 +171,8 @@ def train_peer(name: str, config: TrainConfig, folder: Path, iterations: int) ->
     feed = batches(
         samples, first_step=done + 1, last_step=config.steps, workers=config.workers, pin=False
     )
-    bar, sums = tqdm(steps, desc=name, initial=done, total=config.steps), np.zeros(2)
+    bar, sums = tqdm(steps, desc=name, initial=done, total=config.steps), np.zeros(3)
+    start = time.monotonic()
     for step in bar:
         batch = next(feed)
         optimizer.param_groups[0]["lr"] = learning_rate_at(
@@ -186,14 +188,15 @@ def train_peer(name: str, config: TrainConfig, folder: Path, iterations: int) ->
         nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         optimizer.step()
         error = (flows[-1].detach() - ground_truth).norm(dim=1)[valid]
-        sums += loss.item(), error.mean().item() if len(error) else 0.0
+        now = time.monotonic()
+        sums += loss.item(), error.mean().item() if len(error) else 0.0, now - start
+        start = now
         last = step == config.steps
         if step % config.log_every == 0 or last:
-            since = (step - 1) % config.log_every + 1
-            seconds = bar.format_dict["elapsed"] / (step - done)
-            log.log_training(
-                step, dict(loss=sums[0] / since, epe=sums[1] / since, seconds_per_step=seconds)
-            )
+            # A training that went on may have begun between two lines.
+            means = sums / min(step - done, (step - 1) % config.log_every + 1)
+            names = ("loss", "epe", "seconds_per_step")
+            log.log_training(step, dict(zip(names, means.tolist(), strict=True)))
             sums[:] = 0
         if step % config.checkpoint_every == 0 or last:
             found = {"step": step, "fixed": fixed, "module": module.state_dict()}
