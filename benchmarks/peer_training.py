@@ -218,9 +218,15 @@ def train_all(options: Namespace) -> int:
     return 0
 
 
-def describe_training(folder: Path) -> dict[str, float]:
-    """What a training was: samples, steps, seconds a step, and the EPE of its last lines."""
+def describe_training(folder: Path) -> dict[str, float | str]:
+    """What a training was: samples, steps, iterations, seconds a step, EPE of its last lines."""
     config = read_yaml(folder / "config.yaml")
+    iterations = str(config["iterations"] or config["model"]["iterations"])
+    if (folder / CHECKPOINT).exists():
+        saved = torch.load(folder / CHECKPOINT, weights_only=True)
+        iterations = str(saved["fixed"]["iterations"])
+    elif config["max_iterations"] is not None:  # half of the steps draw their number
+        iterations += f", or 1 to {config['max_iterations']}"
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     steps = int(lines[-1]["step"])
@@ -228,6 +234,7 @@ def describe_training(folder: Path) -> dict[str, float]:
     return {
         "steps": steps,
         "samples": steps * config["batch"],
+        "iterations": iterations,
         "seconds_per_step": float(np.median(seconds)),
         "training_epe": float(np.mean([float(line["epe"]) for line in lines[-5:]])),
     }

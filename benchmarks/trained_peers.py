@@ -261,13 +261,16 @@ def as_markdown(report: Mapping) -> str:
     ]
     lines += table(titles, rows)
     lines += ["", "Trained alike, from random weights:", ""]
-    titles = ["network", "parameters", "samples", "steps", "s per step", "EPE in training"]
+    titles = [
+        "network", "parameters", "samples", "steps", "iterations", "s per step", "EPE in training",
+    ]  # fmt: skip
     rows = [
         [
             name,
             f"{report['parameters'][name]:,}",
             f"{found['samples']:,}",
             f"{found['steps']:,}",
+            found["iterations"],
             f"{found['seconds_per_step']:.2f}",
             f"{found['training_epe']:.2f}",
         ]

@@ -138,6 +138,7 @@ def test_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: 
     report = json.loads(Path(f"{out}.json").read_text())
     assert report["sets"]["generated"] == ["slow"] and report["sets"]["real"] == ["a/pair"]
     assert [report["trainings"][name]["samples"] for name in ("eraft", "nano")] == [2, 2]
+    assert report["trainings"]["eraft"]["iterations"] == "1"
     rows = {(row["method"], row["iterations"]): row for row in report["rows"]}
     assert {("eraft", 1), ("eraft", 2), ("nano", 1), ("DIS", 0), ("zero", 0)} <= set(rows)
     rotation = report["sets"]["rotation"][0]
