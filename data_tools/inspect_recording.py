@@ -30,6 +30,7 @@ from flowfuse.data.inspection import (
     count_events,
     estimate_drift,
     estimate_offset,
+    usable_pairs,
 )
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording import Recording
@@ -37,6 +38,7 @@ from flowfuse.io.atomic import check_file_path
 from flowfuse.visualization import contact_sheet, render_events, render_heat, write_image
 
 PAIRS_SHOWN = 4
+NO_PAIRS = "no two successive frames lie in the time of the events: nothing can be compared"
 MAX_REACH = 1000  # ms
 _LISTED = 5  # gaps and hot pixels named
 _SLICE = 10_000  # us of events drawn over a frame
@@ -208,6 +210,8 @@ def describe_drift(recording: Recording, reach: int) -> list[str]:
     """The offset of the clocks and its drift, and the option that applies them."""
     if not recording.has_frames:
         return ["offset of the clocks: there are no frames"]
+    if not usable_pairs(recording, reach, 1):
+        return [f"offset of the clocks: unknown, {NO_PAIRS}"]
     found = estimate_drift(recording, reach)
     if not found.stretches:
         return ["offset of the clocks: cannot be estimated, nothing moves or nothing agrees"]
@@ -222,8 +226,11 @@ def describe_drift(recording: Recording, reach: int) -> list[str]:
 
 def describe_offset(found: TimeOffset, reach: int) -> list[str]:
     """What an estimated offset says about the clocks."""
+    if not found.pairs:
+        return [f"time offset: unknown, {NO_PAIRS}"]
     if math.isnan(found.offset) or found.correlation < _WORTH_TELLING:
-        return ["time offset: frames and events do not say (nothing moves, or nothing agrees)"]
+        told = f"nothing moves, or nothing agrees; {count_pairs(found)}"
+        return [f"time offset: frames and events do not say ({told})"]
     if not found.is_evident:
         return [
             f"time offset: none is evident (correlation {found.as_given:.2f} as given; at best "

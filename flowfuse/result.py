@@ -17,6 +17,7 @@ from flowfuse.geometry.bezier import bernstein, bezier, bezier_velocity
 from flowfuse.geometry.grid import inside, sample
 from flowfuse.geometry.laplace import expected_error
 from flowfuse.io.atomic import atomic_path
+from flowfuse.io.paths import as_path
 
 # numpy arrays, or torch tensors where the input was torch: a caller knows which.
 Array = Any
@@ -314,7 +315,7 @@ def load_result(path: str | os.PathLike) -> Result:
         FileNotFoundError: there is no such file.
         ValueError: naming the file, what was found and what was expected.
     """
-    path = Path(path)
+    path = as_path("load_result: path", path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such result file")
     try:

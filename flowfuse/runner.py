@@ -20,6 +20,10 @@ from flowfuse.result import Result
 
 # A pair this much longer than the median one has lost frames in between.
 GAP_RATIO = 1.5
+# A pair or time interval this many times as long as frames usually are apart is told of.
+LONG_RATIO = 5
+# An interval with fewer events, but some, is told of: on a still scene, noise alone makes more.
+FEW_EVENTS = 50
 # Wrong units make events and frames differ at least a thousandfold in duration.
 UNIT_RATIO = 300
 MODALITIES = ("frames", "events")  # all that a recording has
@@ -148,10 +152,8 @@ def plan_fixed_rate(
         ValueError: when there are no events, no whole interval fits, or more than MAX_INTERVALS do.
     """
     if recording.event_range is None:
-        raise ValueError(
-            f"{recording.path or 'the recording'}: no events; flow at a fixed rate is made from "
-            "events"
-        )
+        missing = describe_missing_events(recording)
+        raise ValueError(f"flow at a fixed rate needs events, but there is {missing}")
     first, last = recording.event_range
     start = first if start is None else start
     end = last + 1 if end is None else end
@@ -202,14 +204,9 @@ def check_events(recording: Recording, *, units: bool = True) -> None:
     Raises:
         ValueError: when frames and events are of different times.
     """
-    if not recording.has_events:
-        directory = recording.path is not None and recording.path.is_dir()
-        names = ", ".join(f"events{suffix}" for suffix in event_suffixes())
-        missing = f"no event file in {recording.path} ({names})" if directory else "no event file"
-        warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
-        return
     if recording.event_range is None:
-        warnings.warn("the event file has no event: flow from the frames alone", stacklevel=2)
+        missing = describe_missing_events(recording)
+        warnings.warn(f"{missing}: flow from the frames alone", stacklevel=2)
         return
     (first, last), frames = recording.event_range, recording.frame_times[[0, -1]].tolist()
     if last < frames[0] or frames[1] < first:
@@ -217,6 +214,18 @@ def check_events(recording: Recording, *, units: bool = True) -> None:
     shorter, longer = sorted((last - first, frames[1] - frames[0]))
     if units and longer > UNIT_RATIO * max(shorter, 1):
         warnings.warn(f"are the units right? {describe_times(recording)}", stacklevel=2)
+
+
+def describe_missing_events(recording: Recording) -> str:
+    """Say of a recording without any event where one was looked for, and what was found there."""
+    if recording.has_events:
+        # Not of the interface: recordings of other packages need not have it.
+        file = getattr(recording, "event_path", None) or recording.path or "the recording"
+        return f"no event in {file} (0 found, at least one expected)"
+    if recording.path is None or not recording.path.is_dir():
+        return "no event file"
+    names = ", ".join(f"events{suffix}" for suffix in event_suffixes())
+    return f"no event file in {recording.path} ({names})"
 
 
 def describe_times(recording: Recording) -> str:
@@ -243,6 +252,7 @@ def estimate_interval(
     iterations: int | None,
     flow_init: np.ndarray | None = None,
     modalities: Sequence[str] = MODALITIES,
+    event_counts: dict[int, int] | None = None,
 ) -> tuple[Result | None, float]:
     """Read what one interval needs and estimate its flow.
 
@@ -250,6 +260,7 @@ def estimate_interval(
         flow_init: flow to start from, see :class:`~flowfuse.estimator.Estimator`.
         modalities: what the network is given, of what the recording has: "frames", "events", or
             both; FIRST_FRAME is the first frame of a pair alone.
+        event_counts: if given, gets the number of events of the interval, under its index.
 
     Returns:
         The result, None where the network has nothing to go by: no event in the interval, and
@@ -261,6 +272,8 @@ def estimate_interval(
     used = _read_inputs(estimator, recording, reader, interval, modalities)
     if used is None:
         return None, 0.0
+    if event_counts is not None and used.events is not None:
+        event_counts[interval.index] = len(used.events.slice_time(interval.t0, interval.t1))
     begin = time.perf_counter()
     result = _estimate(estimator, recording, interval, used, iterations, flow_init)
     if estimator.device.type == "cuda":
@@ -410,6 +423,30 @@ class FrameReader:
             return None, None
         first, last = (int(exposures[i][1] - exposures[i][0]) for i in interval.frames)
         return first, last
+
+
+def describe_long(recording: Recording, intervals: Sequence[Interval]) -> str | None:
+    """Say which intervals are far longer than frames usually are apart; None: there is none.
+
+    Args:
+        recording: without frame pairs, nothing is usual.
+        intervals: all that are estimated.
+    """
+    times = recording.frame_times
+    steps = [int(times[j]) - int(times[i]) for i, j in recording.frame_pairs]
+    if not steps:
+        return None
+    usual = statistics.median_low(steps)
+    found = [one for one in intervals if one.t1 - one.t0 > LONG_RATIO * usual]
+    if not found:
+        return None
+    longest = max(found, key=lambda one: one.t1 - one.t0)
+    unit = "pair" if longest.frames else "time interval"
+    return (
+        f"{len(found)} of {len(intervals)} {unit}s longer than {LONG_RATIO} x the usual distance "
+        f"of frames, {usual / 1000:.3f} ms (the longest: {unit} {longest.index}, "
+        f"{(longest.t1 - longest.t0) / 1000:.3f} ms): expect wrong flow there"
+    )
 
 
 def count_gaps(intervals: list[Interval]) -> int:

@@ -76,14 +76,16 @@ def run_with_arguments(
     argv: Sequence[str] | None,
     parse: Callable[[Any, Sequence[str]], Config],
     start: Callable[[Config, Sequence[str]], int],
+    missing: str,
 ) -> int:
     """Read a command line and start what it asks for.
 
     Args:
-        parser: prints its usage where there are no arguments.
+        parser: prints its usage where there are no arguments, and then ``missing``.
         argv: arguments without the command's name; None takes those of the process.
         parse: parser and arguments -> what they ask for.
         start: given this and the arguments, the exit code of the command.
+        missing: what is to be given at least, with an example.
 
     Returns:
         What ``start`` does; 2 on wrong usage, which is told; 0 after ``--help``.
@@ -91,6 +93,7 @@ def run_with_arguments(
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments:
         parser.print_usage(sys.stderr)
+        print(f"{parser.prog}: error: no arguments, {missing}", file=sys.stderr)
         return 2
     try:
         config = parse(parser, arguments)

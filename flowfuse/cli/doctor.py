@@ -200,12 +200,9 @@ def _codecs() -> Iterator[Finding]:
     yield _look("Blosc", "events of DSEC", _has_blosc, "pip install hdf5plugin")
     yield _look("H.264", "videos are written", _has_h264, "pip install av")
     yield _look("PNG, JPEG", "images", _has_images, "pip install opencv-python-headless")
-    yield _look(
-        "windows",
-        "flowfuse-live --view window",
-        _has_windows,
-        "pip uninstall opencv-python-headless && pip install opencv-python, which serves all",
-    )
+    # opencv-python has all that the headless one has, and windows.
+    remedy = "pip uninstall opencv-python-headless && pip install opencv-python"
+    yield _look("windows", "flowfuse-live --view window", _has_windows, remedy)
 
 
 def _extras() -> Iterator[Finding]:

@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 on an error, 2 on wrong usage, 130 when interrupted, 141 when the reader of what is
         printed has gone.
     """
-    return run_with_arguments(build_parser(), argv, parse_config, _start)
+    missing = "expected a recording and a directory for the results: "
+    missing += f"{COMMAND} RECORDING -o OUT (--help explains both)"
+    return run_with_arguments(build_parser(), argv, parse_config, _start, missing)
 
 
 def _start(config: InferenceConfig, arguments: Sequence[str]) -> int:

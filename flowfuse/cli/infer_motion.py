@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +19,7 @@ from flowfuse.tracking import Tracker
 AUTO = "auto"  # in place of a file of points: they are chosen
 TRACKS = "tracks.csv"
 EVENT_FLOW = "event_flow"
+_NAMED = 5  # points outside of the image
 
 
 def read_points(path: Path) -> np.ndarray:
@@ -67,9 +69,36 @@ class MotionFiles:
         self.tracks, self.event_flow = root / TRACKS, root / EVENT_FLOW
         self._follows, self._asks = tracks is not None, event_flow
         points = None if tracks in (None, AUTO) else read_points(Path(str(tracks)))
+        self._given = tracks, points
         # Points that someone asks for are followed wherever they go.
         self._tracker = Tracker(points, max_uncertainty=3.0 if points is None else None)
         self._file: TextIO | None = None
+
+    def check_points(self, height: int, width: int) -> None:
+        """Warn of given points outside of the image, which are lost at once.
+
+        Args:
+            height, width: of the image, px.
+
+        Raises:
+            ValueError: none is inside.
+        """
+        name, points = self._given
+        if points is None:
+            return
+        last = np.array([width - 1, height - 1])
+        outside = points[((points < 0) | (points > last)).any(axis=1)].tolist()
+        if not outside:
+            return
+        named = ", ".join(f"({x:g}, {y:g})" for x, y in outside[:_NAMED])
+        told = (
+            f"--tracks {name}: {len(outside)} of {len(points)} points outside of the image: "
+            f"{named}{', ...' * (len(outside) > _NAMED)}; expected x from 0 to {last[0]}, y from 0 "
+            f"to {last[1]} px"
+        )
+        if len(outside) == len(points):
+            raise ValueError(told)
+        warnings.warn(told, stacklevel=2)
 
     def __enter__(self) -> MotionFiles:
         self._stack = ExitStack()

@@ -27,10 +27,13 @@ from flowfuse.estimator import Estimator
 from flowfuse.io.history import record_call
 from flowfuse.io.progress import progress
 from flowfuse.runner import (
+    FIRST_FRAME,
     FrameReader,
     Interval,
     check_events,
     count_gaps,
+    describe_long,
+    describe_missing_events,
     describe_times,
     estimate_backward,
     estimate_interval,
@@ -181,7 +184,9 @@ def _prepare(
     """Plan the intervals, and take the output directory, which ``stack`` gives back."""
     outputs, motion = files
     start, end = (None if s is None else round(s * 1e6) for s in (config.start, config.end))
-    evident = _warn_of_cause(recording)  # first: it explains what follows
+    _check_needs(config, estimator, recording)
+    uses_events = "events" in config.modalities or config.event_flow
+    evident = uses_events and _warn_of_cause(recording)  # first: it explains what follows
     if config.every:
         intervals = plan_fixed_rate(recording, config.every, start, end)
     elif has_intervals(recording):
@@ -190,6 +195,10 @@ def _prepare(
         intervals = plan_frame_pairs(recording, config.pairs, start, end)
         if "events" in config.modalities:
             check_events(recording, units=not evident)
+    motion.check_points(recording.height, recording.width)
+    too_long = describe_long(recording, intervals)
+    if too_long is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {too_long}", stacklevel=2)
     given = (config.events, config.frames, config.frame_times)
     sources = [*recording.source_files, *(path for path in given if path)]
     if config.calibration is not None:
@@ -207,6 +216,29 @@ def _prepare(
         i for i in indices if outputs.is_done(i, i in pictured, i in viewed) and motion.is_done(i)
     }
     return Plan(intervals, earlier, frozenset(done), frozenset(pictured), frozenset(viewed))
+
+
+def _check_needs(config: InferenceConfig, estimator: Estimator, recording: Recording) -> None:
+    """Refuse what needs events or frames, where there are none of them."""
+    if config.modalities == ("frames",):
+        if not estimator.model.config.frames:
+            raise ValueError(f"--frames-only: {config.checkpoint} is a network of events alone")
+        count = len(recording.frame_times)
+        if count < 2:
+            raise ValueError(
+                f"--frames-only needs at least two frames, got {count} in "
+                f"{recording.path or 'the recording'}"
+            )
+    needs = {
+        "--events-only": config.modalities == ("events",),
+        "--from-frame": FIRST_FRAME in config.modalities,
+        "--event-flow": config.event_flow,
+        f"--checkpoint {config.checkpoint}": not estimator.model.config.frames,
+    }
+    asked = [option for option, needed in needs.items() if needed]
+    if asked and recording.event_range is None:
+        missing = describe_missing_events(recording)
+        raise ValueError(f"{asked[0]} needs events, but there is {missing}")
 
 
 def _warn_of_cause(recording: Recording) -> bool:
@@ -244,7 +276,7 @@ def _estimate_share(
         else:
             result, seconds = estimate_interval(
                 estimator, recording, reader, interval, config.iterations,
-                modalities=config.modalities,
+                modalities=config.modalities, event_counts=report.event_counts,
             )  # fmt: skip
             if result is None:
                 report.skipped += 1
@@ -295,6 +327,9 @@ def _finish(
     asked = "events" in config.modalities and recording.event_range is not None
     if asked and 0 < report.from_frames == report.new == report.total:
         warnings.warn(f"no event in any pair asked for: {describe_times(recording)}", stacklevel=2)
+    few = report.describe_few_events()
+    if few is not None:
+        warnings.warn(f"{recording.path or 'the recording'}: {few}", stacklevel=2)
     report.metrics.write(outputs.metrics, config.checkpoint)
     found = [interval for interval in plan.intervals if outputs.flow(interval.index).is_file()]
     if config.video and found and (report.new or not outputs.video.is_file()):

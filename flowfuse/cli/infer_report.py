@@ -25,7 +25,7 @@ from flowfuse.evaluation.metrics import means, photometric_error, uncertainty_me
 from flowfuse.evaluation.report import without_nan
 from flowfuse.io.atomic import atomic_path
 from flowfuse.io.images import as_gray
-from flowfuse.runner import GAP_RATIO, Interval
+from flowfuse.runner import FEW_EVENTS, GAP_RATIO, Interval
 
 ROWS = ("flow", "zero_flow")
 PATH = ("tepe", "tepe_line_own_end", "tepe_line_true_end", "deviation_error")
@@ -284,6 +284,7 @@ class RunReport:
     magnitude: float = LEAST_MAGNITUDE
     seconds: list[float] = field(default_factory=list)
     metrics: RunMetrics = field(default_factory=RunMetrics)
+    event_counts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def merged(cls, parts: Sequence[RunReport]) -> RunReport:
@@ -298,6 +299,19 @@ class RunReport:
             magnitude=max(part.magnitude for part in parts),
             seconds=[second for part in parts for second in part.seconds],
             metrics=RunMetrics.merged([part.metrics for part in parts]),
+            event_counts={k: count for part in parts for k, count in part.event_counts.items()},
+        )
+
+    def describe_few_events(self) -> str | None:
+        """Say which intervals had a handful of events; None: there is none."""
+        few = {i: count for i, count in self.event_counts.items() if 0 < count < FEW_EVENTS}
+        if not few:
+            return None
+        fewest = min(few, key=lambda index: few[index])
+        return (
+            f"{len(few)} of {counted(self.total, self.unit)} with fewer than {FEW_EVENTS} events "
+            f"(the fewest: {self.unit} {fewest}, {few[fewest]}): events tell next to nothing of "
+            "the motion there"
         )
 
     def summary(
@@ -311,9 +325,12 @@ class RunReport:
         unit = self.unit
         found = f"{counted(self.total, unit)} of {recording.width} x {recording.height} px"
         lines = [f"{found}: {self.new} estimated, {self.done} were there already"]
+        from_frames = "without any event: flow from the frames alone"
+        if "events" not in config.modalities:
+            from_frames = "from the frames alone, as --frames-only asks"
         for count, text in (
             (self.skipped, "without any event: no flow, no file"),
-            (self.from_frames, "without any event: flow from the frames alone"),
+            (self.from_frames, from_frames),
             (self.gaps, f"longer than {GAP_RATIO} x the median interval (frames missing)"),
         ):
             if count:

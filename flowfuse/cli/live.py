@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the source has ended; 1 on an error, or when the source was lost; 2 on wrong usage,
         130 after Ctrl-C, 141 when the reader of what is printed has gone.
     """
-    return run_with_arguments(build_parser(), argv, parse_config, _start)
+    missing = f"expected a source: {COMMAND} RECORDING, or a camera such as {COMMAND} webcam:0"
+    return run_with_arguments(build_parser(), argv, parse_config, _start, missing)
 
 
 def _start(config: LiveConfig, _: Sequence[str]) -> int:

@@ -11,7 +11,10 @@ from flowfuse.cli.console import MAX_THREADS, CommandParser
 from flowfuse.config import parse_duration
 from flowfuse.model.checkpoint import available
 from flowfuse.precision import DTYPES
+from flowfuse.stream.buffers import FOREVER
+from flowfuse.stream.clocks import microseconds
 from flowfuse.stream.policy import POLICIES
+from flowfuse.stream.settings import StreamSettings
 
 COMMAND = "flowfuse-live"
 DESCRIPTION = """\
@@ -183,6 +186,24 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def _check_lags(parser: CommandParser, tolerance: str, offset: str) -> None:
+    """Refuse a tolerance or an offset by the name of its option."""
+    try:
+        lag = microseconds("tolerance", tolerance)
+    except ValueError:
+        parser.error(f"--tolerance {tolerance!r}: expected a time such as 50ms, or 0")
+    # Of the stream: a clock that jumps back by more began anew.
+    if lag >= microseconds("reset_after", StreamSettings.reset_after):
+        parser.error(
+            f"--tolerance must be less than {StreamSettings.reset_after}: a clock that jumps back "
+            f"by more began anew; got {tolerance!r}"
+        )
+    try:
+        microseconds("offset", offset, least=-FOREVER)
+    except ValueError:
+        parser.error(f"--offset {offset!r}: expected a time such as 3ms, or -3ms")
+
+
 def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
     """Turn arguments into a configuration; wrong ones end in the parser's usage error."""
     given = parser.parse_args(list(arguments)).as_dict()
@@ -207,6 +228,7 @@ def parse_config(parser: CommandParser, arguments: Sequence[str]) -> LiveConfig:
             parse_duration(text)
         except ValueError as error:
             parser.error(f"--{name} {text!r}: {error}")
+    _check_lags(parser, given["tolerance"], given["offset"])
     if given["output"] is not None:
         if given["view"] != "rerun":
             parser.error("--output belongs to --view rerun")

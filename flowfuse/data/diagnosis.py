@@ -83,7 +83,9 @@ class Geometry:
     def describe(self) -> str:
         """The cause in words."""
         causes = [self.cause] * bool(self.cause)
-        causes += ["polarity is inverted (ON and OFF exchanged)"] * self.is_inverted
+        # Both change the sign of all that is compared.
+        inverted = "polarity is inverted (ON and OFF exchanged) or the frames are in reverse order"
+        causes += [inverted] * self.is_inverted
         return (
             f"{' and '.join(causes)}: the events then explain the frames with a correlation of "
             f"{abs(self.correlation):.2f}, {self.as_given:.2f} as given ({self.pairs} "

@@ -93,6 +93,11 @@ class FileRecording:
         return None if self._event_file is None else self._event_file.time_range
 
     @property
+    def event_path(self) -> Path | None:
+        """The file that the events are read from; None without one."""
+        return None if self._event_file is None else self._event_file.path
+
+    @property
     def frame_files(self) -> list[Path]:
         """The files that the frames are read from: images, or one video."""
         return [] if self._frame_source is None else self._frame_source.files

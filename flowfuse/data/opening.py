@@ -21,6 +21,7 @@ from flowfuse.data.datasets.directory import (
 from flowfuse.data.reading import ReadingOptions, TimeOffset, parse_time_offset
 from flowfuse.data.recording import Recording
 from flowfuse.data.registry import Registry, event_suffixes, video_suffixes
+from flowfuse.io.paths import as_path
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,10 @@ def open_recording(  # noqa: PLR0913 - all that a user may know of a recording
     """
     if path is None and events is None and frames is None:
         raise ValueError("open_recording: nothing to open, expected a path, events or frames")
+    given = {"path": path, "events": events, "frames": frames, "times": times}
+    for name, value in {**given, "calibration": calibration}.items():
+        if value is not None:
+            as_path(f"open_recording: {name}", value)
     if isinstance(time_offset, str):
         time_offset = parse_time_offset(time_offset)
     stated_depth = None if depth is None else str(depth)

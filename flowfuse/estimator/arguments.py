@@ -6,11 +6,13 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowfuse.ops.events import MAX_DURATION
 
+MOST_FLOW = 10  # times the longer side of an image, of a flow to start from
 MAX_TIME = 2**61  # us: what is an interval or two earlier or later still fits into int64
 
 
@@ -38,6 +40,8 @@ def as_column(name: str, values: Any, count: int) -> list[Any]:
 def as_integer(name: str, value: Any, expected: str) -> int:
     """Take any integer of Python, numpy or torch; ``expected`` says in a message what it is."""
     try:
+        if isinstance(value, bool):  # an integer to Python alone
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise ValueError(f"estimator: {name} must be {expected}, got {value!r}") from None
@@ -82,6 +86,30 @@ def as_flow_init(flow: Any, height: int, width: int, count: int | None = None) -
     if list(flow.shape) != shape:
         raise ValueError(f"estimator: flow_init must have shape {shape}, got {list(flow.shape)}")
     return flow if count is not None else flow.unsqueeze(0)
+
+
+def check_flow_init(flow: Tensor | None) -> None:
+    """Refuse flow [B, 2, H, W] to start from that is beyond doubt in another unit than px.
+
+    One on a GPU is not looked at: it would be waited for.
+    """
+    if flow is None or not flow.is_cpu:
+        return
+    height, width = flow.shape[-2:]
+    most = float(torch.nan_to_num(flow.detach(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())
+    limit = MOST_FLOW * max(height, width)
+    if most > limit:
+        raise ValueError(
+            f"estimator: flow_init must be px of an image of {width} x {height} px, expected at "
+            f"most {MOST_FLOW} times its longer side, {limit} px; got {most:g} px"
+        )
+
+
+def as_choice(name: str, value: Any) -> bool | None:
+    """Take True, False or None."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"estimator: {name} must be True, False or None, got {value!r}")
+    return None if value is None else bool(value)
 
 
 def is_torch(frame0: Any, frame1: Any, events: Any) -> bool:

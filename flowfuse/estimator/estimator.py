@@ -13,10 +13,12 @@ from torch import Tensor
 
 from flowfuse.estimator.alignment import AlignmentCheck
 from flowfuse.estimator.arguments import (
+    as_choice,
     as_column,
     as_flow_init,
     as_interval,
     as_iterations,
+    check_flow_init,
     is_torch,
 )
 from flowfuse.estimator.batches import argument_rows, stack_inputs
@@ -114,8 +116,8 @@ class Estimator:
             history: whether ``events`` cover the time before t0; None: they do when the first one
                 is earlier than t0; without frames, when enough of them are in the slice before t0.
             flow_init: [2, H, W], px, flow from t0 to t1 to start from instead of the network's own
-                first estimate; not finite where it has nothing to say. Networks are trained
-                without, so it need not help.
+                first estimate; not finite where it has nothing to say, else at most 10 times the
+                longer side of the image. Networks are trained without, so it need not help.
             initial: the former name of ``flow_init``, which goes with the next release.
             as_torch: whether the result gives torch tensors on the estimator's device, or numpy
                 arrays; None: tensors when the frames (or, without frames, the event arrays) are.
@@ -129,6 +131,7 @@ class Estimator:
         if initial is not None:
             warnings.warn("estimator: initial is now called flow_init", FutureWarning, stacklevel=2)
             flow_init = initial
+        as_torch = as_choice("as_torch", as_torch)
         pair = self._prepare(
             frame0, frame1, events,
             t0=t0, t1=t1, exposure0=exposure0, exposure1=exposure1, history=history,
@@ -138,6 +141,7 @@ class Estimator:
             self._alignment.look(frame0, frame1, events, *pair.times)
         height, width = pair.inputs.frame0.shape[-2:]
         start = as_flow_init(flow_init, height, width)
+        check_flow_init(start)
         output = self._network(pair.inputs.as_batch(), as_iterations(iterations), start)
         if as_torch is None:
             as_torch = is_torch(frame0, frame1, events)
@@ -213,6 +217,7 @@ class Estimator:
                 f"run: inputs must be ModelInputs, as prepare() gives them, "
                 f"got {type(inputs).__name__}"
             )
+        as_torch = bool(as_choice("as_torch", as_torch))
         if inputs.slices.dim() == 4:
             inputs = inputs.as_batch()
         count, (height, width) = len(inputs.slices), inputs.slices.shape[-2:]
@@ -303,6 +308,7 @@ class Estimator:
         Raises:
             ValueError: naming the item and the argument, what was found and what was expected.
         """
+        as_torch = as_choice("as_torch", as_torch)
         columns = {"frame0": frame0, "frame1": frame1, "events": events, "t0": t0, "t1": t1}
         shared = {"exposure0": exposure0, "exposure1": exposure1, "history": history}
         rows = argument_rows(columns, shared)
@@ -325,6 +331,7 @@ class Estimator:
         batch = stack_inputs(inputs, shown)
         height, width = batch.frame0.shape[-2:]
         start = as_flow_init(flow_init, height, width, len(rows))
+        check_flow_init(start)
         output = self._network(batch, as_iterations(iterations), start)
         if as_torch is None:
             as_torch = any(is_torch(row["frame0"], row["frame1"], row["events"]) for row in rows)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from flowfuse.io.atomic import atomic_path
+from flowfuse.io.paths import as_path
 
 FLOW_SUFFIXES = (".flo", ".png", ".npy", ".npz")
 PNG_SCALES = {"kitti": 64.0, "dsec": 128.0}  # steps per px; both store 0 px as 2^15
@@ -55,7 +56,7 @@ def read_flow(path: str | os.PathLike, encoding: str = "kitti") -> tuple[np.ndar
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, what was found and what was expected.
     """
-    path = Path(path)
+    path = as_path("read_flow: path", path)
     suffix = _check_suffix(path)
     if suffix == ".png":
         _check_encoding(encoding)
@@ -104,7 +105,7 @@ def encode_flow(
     encoding: str = "kitti",
 ) -> bytes:
     """Make the bytes that :func:`write_flow` writes; arguments and errors as there."""
-    path = Path(path)
+    path = as_path("write_flow: path", path)
     suffix = _check_suffix(path)
     flow, valid = _check_flow(flow, valid)
     if suffix == ".flo":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from flowfuse.data.synthetic.camera import srgb_to_linear
 from flowfuse.data.synthetic.simulator import EventSensor, SensorConfig
 from flowfuse.io.images import as_gray
+from flowfuse.io.opencv import quiet_opencv
 from flowfuse.live_sources.base import LiveFrame, Packet, SourceLostError
 
 WIDTH = 320  # px
@@ -36,11 +38,16 @@ class WebcamSource:
 
     def __init__(self, camera: int | str = 0, *, width: int = WIDTH, seed: int = 0) -> None:
         self.name = f"webcam:{camera}"
-        self._capture = cv2.VideoCapture(camera)
-        read, image = self._capture.read() if self._capture.isOpened() else (False, None)
+        with quiet_opencv():
+            self._capture = cv2.VideoCapture(camera)
+            read, image = self._capture.read() if self._capture.isOpened() else (False, None)
         if not read or image is None:
             self._capture.release()
-            raise FileNotFoundError(f"{self.name}: OpenCV finds no camera there")
+            here = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*"))) or "none"
+            raise FileNotFoundError(
+                f"{self.name}: OpenCV finds no camera there (/dev/video*: {here}); expected the "
+                "number of a camera, such as webcam:0, an address or a file"
+            )
         scale = min(1.0, width / image.shape[1])
         self.height, self.width = (max(16, round(side * scale)) for side in image.shape[:2])
         self.has_frames = True

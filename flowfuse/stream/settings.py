@@ -72,8 +72,15 @@ class StreamSettings:
         times = [("tolerance", 0), ("slack", 0), ("offset", -FOREVER)]
         for name, least in times:
             object.__setattr__(self, name, microseconds(name, getattr(self, name), least=least))
-        after = microseconds("reset_after", self.reset_after, least=int(self.tolerance) + 1)
+        after = microseconds("reset_after", self.reset_after, least=1)
         object.__setattr__(self, "reset_after", after)
+        if int(self.tolerance) >= after:
+            raise ValueError(
+                f"Stream: tolerance must be less than reset_after, got tolerance {self.tolerance} "
+                f"us and reset_after {after} us"
+            )
+        if not isinstance(self.as_torch, (bool, np.bool_)):
+            raise ValueError(f"Stream: as_torch must be True or False, got {self.as_torch!r}")
         if self.warm_iterations is not None and self.warm_start is False:
             raise ValueError(
                 "Stream: warm_iterations belong to a warm start, got warm_iterations="

@@ -21,6 +21,7 @@ import torch
 
 from flowfuse.estimator import Estimator, as_frame, load
 from flowfuse.events import Events
+from flowfuse.model.flowfuse import MINIMUM_SIZE
 from flowfuse.result import Array, Result
 from flowfuse.stream.buffers import StoredFrame
 from flowfuse.stream.clocks import check_frame_time, check_time, microseconds, whole_time
@@ -48,7 +49,7 @@ class Stream:
 
     Args:
         model: a checkpoint, see :func:`flowfuse.load`, or an estimator.
-        height, width: of the sensors, px.
+        height, width: of the sensors, px; at least 16.
         interval: "frames": from each frame to the next; or the length of intervals that begin at
             the first event: microseconds, or a text such as "20ms".
         every: from the start of an interval to that of the next; None: its length.
@@ -80,7 +81,7 @@ class Stream:
         if policy not in POLICIES:
             raise ValueError(f"Stream: policy must be one of {', '.join(POLICIES)}; got {policy!r}")
         self.estimator = model if isinstance(model, Estimator) else load(model, device=device)
-        self.height, self.width = Events.empty(height, width).height, width
+        self.height, self.width = _sensor_side("height", height), _sensor_side("width", width)
         self.policy = policy
         self.settings = StreamSettings() if settings is None else settings
         self._slack, self._offset = int(self.settings.slack), int(self.settings.offset)
@@ -88,12 +89,12 @@ class Stream:
         self._schedule = self._make_schedule(interval, every)
         # Its lock guards memory and schedule; where both are taken, that of the estimates is first.
         self._changed = threading.Condition()
-        self._intake = Intake(height, width, policy, self.settings, self._schedule, self._changed)
+        size = self.height, self.width
+        self._intake = Intake(*size, policy, self.settings, self._schedule, self._changed)
         fixed = self._schedule if isinstance(self._schedule, FixedRate) else None
         self._estimates = Estimates(
             self.estimator,
-            height,
-            width,
+            *size,
             self.settings,
             overlapping=fixed is not None and fixed.every < fixed.length,
         )
@@ -431,3 +432,12 @@ class Stream:
         if kind not in self._told:
             self._told.add(kind)
             warnings.warn(f"Stream: {text}", RuntimeWarning, stacklevel=5)
+
+
+def _sensor_side(name: str, value: Any) -> int:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < MINIMUM_SIZE:
+        raise ValueError(
+            f"Stream: {name} must be a whole number of px >= {MINIMUM_SIZE}, got {value!r}"
+        )
+    return int(value)

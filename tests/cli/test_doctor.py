@@ -127,6 +127,14 @@ def test_a_codec_that_fails_does_not_end_the_report(monkeypatch):
     assert find("Blosc").state == doctor.GOOD
 
 
+def test_without_windows_the_remedy_can_be_pasted(monkeypatch):
+    monkeypatch.setattr(doctor, "_has_windows", lambda: False)
+    found = find("windows")
+    assert (found.state, found.text) == (doctor.MISSING, "flowfuse-live --view window: not there")
+    remedy = "pip uninstall opencv-python-headless && pip install opencv-python"
+    assert found.remedy == remedy
+
+
 def test_every_extra_has_its_purpose():
     extras = PROJECT.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
     assert set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE)) == set(doctor.PURPOSES)

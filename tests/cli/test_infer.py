@@ -309,7 +309,64 @@ def test_missing_events_are_told(run, recording, tmp_path, capsys):
     assert run(*parts, *QUIET, out=tmp_path / "other") == 0
     assert "no event file: flow from the frames alone" in capsys.readouterr().err
     assert run(*parts, "--every", "1ms", out=tmp_path / "third") == 1
-    assert "the recording: no events" in capsys.readouterr().err
+    assert "needs events, but there is no event file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--events-only", "--from-frame", "--event-flow"])
+def test_what_needs_events_is_refused_without_any(run, recording, tmp_path, capsys, option):
+    opened = open_recording(recording)
+    frames = [opened.frame(index) for index in range(2)]
+    write_recording(tmp_path / "frames", None, frames, [0, 40_000])
+    write_recording(tmp_path / "empty", Events.empty(HEIGHT, WIDTH), frames, [0, 40_000])
+    for name, found in (
+        ("frames", f"no event file in {tmp_path / 'frames'} (events.h5, "),
+        ("empty", f"no event in {tmp_path / 'empty' / 'events.h5'} (0 found, at least one"),
+    ):
+        assert run(tmp_path / name, option, *QUIET) == 1
+        (told,) = capsys.readouterr().err.splitlines()
+        assert told.startswith(
+            f"flowfuse-infer: error: {option} needs events, but there is {found}"
+        )
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_event_file_is_named(run, recording, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(2)]
+    write_recording(tmp_path / "rec", Events.empty(HEIGHT, WIDTH), frames, [0, 40_000])
+    told = f"no event in {tmp_path / 'rec' / 'events.h5'} (0 found, at least one expected)"
+    assert run(tmp_path / "rec", *QUIET) == 0
+    assert f"warning: {told}: flow from the frames alone" in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "1ms", *QUIET, out=tmp_path / "other") == 1
+    assert f"flow at a fixed rate needs events, but there is {told}" in capsys.readouterr().err
+
+
+def test_a_handful_of_events_is_told_once(run, recording, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(3)]
+    events = Events(
+        [1, 2, 3], [1, 2, 3], [5_000, 45_000, 46_000], [0, 1, 0], height=HEIGHT, width=WIDTH
+    )
+    write_recording(tmp_path / "rec", events, frames, [0, 40_000, 80_000])
+    assert run(tmp_path / "rec", *QUIET) == 0
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if "fewer" in line)
+    assert told.endswith(
+        "rec: 2 of 2 pairs with fewer than 50 events (the fewest: pair 0, 1): events tell next to "
+        "nothing of the motion there"
+    )
+    assert run(tmp_path / "rec", "--frames-only", *QUIET, out=tmp_path / "other") == 0
+    assert "fewer" not in capsys.readouterr().err
+
+
+def test_far_longer_intervals_are_told(run, recording, events, tmp_path, capsys):
+    frames = [open_recording(recording).frame(index) for index in range(3)]
+    write_recording(tmp_path / "rec", events, frames, [0, 10_000, 80_000])
+    usual = "longer than 5 x the usual distance of frames, 10.000 ms (the longest:"
+    assert run(tmp_path / "rec", "--pairs", "1:2", *QUIET) == 0
+    expected = f"rec: 1 of 1 pairs {usual} pair 1, 70.000 ms): expect wrong flow there\n"
+    assert expected in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "60ms", *QUIET, out=tmp_path / "other") == 0
+    assert f"1 of 1 time intervals {usual} time interval 0, 60" in capsys.readouterr().err
+    assert run(tmp_path / "rec", "--every", "50ms", *QUIET, out=tmp_path / "third") == 0
+    assert "expect wrong flow" not in capsys.readouterr().err
 
 
 def test_gray_and_colour_frames_are_compared_in_gray(run, recording, broken, tmp_path):
@@ -547,7 +604,7 @@ def test_single_frame_without_rate(run, tmp_path, capsys):
     assert run(tmp_path / "rec") == 1
     assert "--every 10ms" in capsys.readouterr().err
     assert run(tmp_path / "rec", "--every", "10ms") == 1
-    assert "no events" in capsys.readouterr().err
+    assert "no event file" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(run, recording, tmp_path, capsys, monkeypatch):

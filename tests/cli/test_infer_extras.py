@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-from infer_cases import QUIET, files
+from infer_cases import CONFIG, QUIET, files
 
 import flowfuse
 from flowfuse.cli.infer import main
@@ -18,6 +19,8 @@ from flowfuse.estimator import load
 from flowfuse.evaluation.occlusion import find_occluded
 from flowfuse.events import Events
 from flowfuse.io.flow import read_flow
+from flowfuse.model import FlowFuse
+from flowfuse.model.checkpoint import save_checkpoint
 from flowfuse.runner import FrameReader, Interval, estimate_backward, estimate_interval
 
 
@@ -101,6 +104,32 @@ def test_one_modality_alone(run, recording, checkpoint, events, tmp_path, capsys
         assert [pair["index"] for pair in pairs] == [0, 1, 2][: 3 if name == "frames" else 2]
     assert run(recording, *QUIET, out=tmp_path / "events") == 1
     assert "modalities ['events'] there, ['frames', 'events'] now" in capsys.readouterr().err
+
+
+def test_frames_only_says_so(run, recording, events, tmp_path, capsys):
+    assert run(recording, "--frames-only", *QUIET) == 0
+    printed = capsys.readouterr()
+    assert "  3 pairs from the frames alone, as --frames-only asks\n" in printed.out
+    assert "without any event" not in printed.out and printed.err.count("warning") == 0
+    write_recording(tmp_path / "rec", events, None, None)
+    assert run(tmp_path / "rec", "--frames-only", *QUIET, out=tmp_path / "b") == 1
+    told = f"--frames-only needs at least two frames, got 0 in {tmp_path / 'rec'}"
+    assert told in capsys.readouterr().err
+    path = tmp_path / "events.safetensors"
+    save_checkpoint(path, FlowFuse(replace(CONFIG, frames=False)))
+    chosen = ("--checkpoint", path, "--frames-only", *QUIET)
+    assert run(recording, *chosen, out=tmp_path / "c") == 1
+    assert f"--frames-only: {path} is a network of events alone" in capsys.readouterr().err
+
+
+def test_no_arguments_are_answered_with_an_example(capsys):
+    assert main([]) == 2
+    usage, told = capsys.readouterr().err.rstrip().rsplit("\n", 1)
+    assert usage.startswith("usage: flowfuse-infer ")
+    assert told == (
+        "flowfuse-infer: error: no arguments, expected a recording and a directory for the "
+        "results: flowfuse-infer RECORDING -o OUT (--help explains both)"
+    )
 
 
 @pytest.mark.parametrize(

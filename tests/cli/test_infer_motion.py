@@ -126,6 +126,20 @@ def test_wrong_points(run, tmp_path, capsys, text, message):
     assert "no such file of points" in capsys.readouterr().err
 
 
+def test_points_outside_of_the_image_are_named(run, tmp_path, capsys):
+    points = tmp_path / "points.csv"
+    points.write_text("1,2\n-3,4.5\n27,19\n28,0\n")
+    assert run("--tracks", points, "--pairs", "0:1") == 0
+    assert (
+        f"warning: --tracks {points}: 2 of 4 points outside of the image: (-3, 4.5), (28, 0); "
+        "expected x from 0 to 27, y from 0 to 19 px\n"
+    ) in capsys.readouterr().err
+    points.write_text("500,2\n" * 7)
+    assert run("--tracks", points, "--overwrite") == 1
+    told = f"error: --tracks {points}: 7 of 7 points outside of the image: (500, 2), (500, 2), "
+    assert told in capsys.readouterr().err
+
+
 def test_neither_belongs_to_a_submission(capsys):
     assert main(["root", "--submission", "out.zip", "--event-flow"]) == 2
     assert "leave out --event-flow" in capsys.readouterr().err

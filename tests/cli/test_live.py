@@ -315,6 +315,11 @@ def test_rerun_is_missing(run, recording, monkeypatch, capsys):
         (("rec", "-o", "x.png", "--view", "rerun"), "--output must name a .rrd, got 'x.png'"),
         (("rec", "--policy", "none"), "policy"),
         ((), "usage: flowfuse-live"),
+        ((), "error: no arguments, expected a source: flowfuse-live RECORDING, or"),
+        (("rec", "--tolerance", "10s"), "--tolerance must be less than 1s: a clock that jumps"),
+        (("rec", "--tolerance", "1s"), "began anew; got '1s'"),
+        (("rec", "--tolerance", "10"), "--tolerance '10': expected a time such as 50ms, or 0"),
+        (("rec", "--offset", "x"), "--offset 'x': expected a time such as 3ms, or -3ms"),
     ],
 )
 def test_wrong_usage(arguments, message, capsys):

@@ -13,6 +13,8 @@ from tool_cases import load_tool
 import flowfuse
 from flowfuse.data.diagnosis import compare_clocks, compare_geometry, find_cause, guess_unit
 from flowfuse.data.opening import open_recording
+from flowfuse.data.recording_writer import write_recording
+from flowfuse.events import Events
 
 SAMPLE = Path(flowfuse.__file__).parent / "sample"
 
@@ -40,7 +42,10 @@ def swapped(columns, height, width):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c, h, w: {**c, "p": 1 - c["p"]}, "polarity is inverted (ON and OFF exchanged)"),
+        (
+            lambda c, h, w: {**c, "p": 1 - c["p"]},
+            "polarity is inverted (ON and OFF exchanged) or the frames are in reverse order: ",
+        ),
         (lambda c, h, w: {**c, "x": w - 1 - c["x"]}, "x is mirrored: "),
         (lambda c, h, w: {**c, "y": h - 1 - c["y"]}, "y is mirrored: "),
         (
@@ -61,6 +66,21 @@ def test_every_cause_is_named(tmp_path, capsys, change, told):
     out = capsys.readouterr().out
     assert f"likely cause of trouble: {told}" in out or ("likely cause" in out and told in out)
     assert "time offset: add" not in out
+
+
+@pytest.mark.parametrize("before", [0, 40_000], ids=["between", "and history"])
+@pytest.mark.parametrize("sign", [1, -1], ids=["good", "mirrored"])
+def test_two_frames_and_their_events_are_enough(tmp_path, before, sign):
+    """The events of [t0, t1) end before the second frame."""
+    whole = open_recording(SAMPLE)
+    t0, t1 = map(int, whole.frame_times[1:3])
+    events = whole.events(max(0, t0 - before), t1)
+    x = events.x if sign > 0 else whole.width - 1 - events.x
+    events = Events(x, events.y, events.t, events.p, height=whole.height, width=whole.width)
+    write_recording(tmp_path / "r", events, [whole.frame(1), whole.frame(2)], [t0, t1])
+    told = find_cause(open_recording(tmp_path / "r"))
+    assert told is None if sign > 0 else told.startswith("x is mirrored: ")
+    assert told is None or told.endswith("as given (1 pair)")
 
 
 def test_events_that_are_late_are_told(tmp_path):

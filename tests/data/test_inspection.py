@@ -12,6 +12,7 @@ from flowfuse.data.inspection import (
     count_events,
     estimate_drift,
     estimate_offset,
+    usable_pairs,
 )
 from flowfuse.data.opening import open_recording
 from flowfuse.data.recording_writer import write_recording
@@ -133,6 +134,26 @@ def test_no_offset_can_be_estimated(tmp_path, capsys):
 )
 def test_what_is_evident(as_given, correlation, evident):
     assert TimeOffset(5000.0, correlation, as_given, 3, 50_000).is_evident is evident
+
+
+def test_pairs_without_their_events_are_the_reason(tmp_path, capsys):
+    """The events cover less than nine tenths of the time between the only two frames."""
+    rng = np.random.default_rng(0)
+    events = Events(
+        rng.integers(0, 32, 500), rng.integers(0, 24, 500), np.sort(rng.integers(0, 80_000, 500)),
+        rng.integers(0, 2, 500), height=24, width=32,
+    )  # fmt: skip
+    frames = rng.integers(0, 256, (2, 24, 32), np.uint8)
+    write_recording(tmp_path / "r", events, frames, [0, 100_000])
+    recording = open_recording(tmp_path / "r")
+    assert usable_pairs(recording, 0, 4) == []
+    write_recording(tmp_path / "covered", events, frames, [0, 85_000])
+    assert usable_pairs(open_recording(tmp_path / "covered"), 50_000, 4) == [0]
+    tool = load_tool("inspect_recording")
+    assert tool.main([str(tmp_path / "r"), "--estimate-offset"]) == 0
+    reason = "unknown, no two successive frames lie in the time of the events: nothing can be"
+    printed = capsys.readouterr().out
+    assert f"time offset: {reason}" in printed and f"offset of the clocks: {reason}" in printed
 
 
 def test_nothing_to_compare(tmp_path):

@@ -76,6 +76,12 @@ def test_frames_of_every_kind(pair, shape):
         assert len(told(estimate)) == count
 
 
+def test_exchanged_frames_are_a_cause_that_is_named(pair):
+    frame0, frame1, events, t0, t1 = pair
+    (message,) = told(partial(Estimator(make_model()), frame1, frame0, events, t0=t0, t1=t1))
+    assert "(ON and OFF exchanged) or the frames are in reverse order: the events then" in message
+
+
 def test_good_pairs_end_the_looks_and_others_do_not(pair):
     frame0, frame1, events, t0, t1 = pair
     estimator = Estimator(make_model())

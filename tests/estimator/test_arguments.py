@@ -7,7 +7,7 @@ import pytest
 import torch
 from estimator_cases import FLAT, GOOD
 
-from flowfuse.estimator.arguments import as_flow_init, is_torch
+from flowfuse.estimator.arguments import as_flow_init, check_flow_init, is_torch
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,13 @@ from flowfuse.estimator.arguments import as_flow_init, is_torch
         (dict(GOOD, iterations=0), "iterations must be at least 1"),
         (dict(GOOD, iterations=1.5), "iterations must be an integer, got 1.5"),
         (dict(GOOD, iterations="a"), "iterations must be an integer, got 'a'"),
+        (dict(GOOD, iterations=True), "iterations must be an integer, got True"),
+        (dict(t0=False, t1=5), "t0 must be integer microseconds, got False"),
+        (dict(GOOD, as_torch="np"), "as_torch must be True, False or None, got 'np'"),
+        (
+            dict(GOOD, flow_init=np.full((2, 37, 50), -1e6)),
+            "flow_init must be px of an image of 50 x 37 px, .* side, 500 px; got 1e\\+06 px",
+        ),
         (dict(t0=0, t1=2**70), r"t1 must be within \+-2305843009213693952 us"),
     ],
 )
@@ -40,6 +47,16 @@ def test_a_flow_to_start_from_gets_a_batch_axis():
     assert as_flow_init(None, 3, 4) is None
     with pytest.raises(ValueError, match=r"must have shape \[2, 2, 3, 4\], got \[2, 3, 4\]"):
         as_flow_init(flow, 3, 4, 2)
+
+
+def test_a_flow_that_cannot_be_px_is_refused():
+    flow = torch.full((1, 2, 3, 4), 40.0)
+    flow[0, 0, 0] = torch.tensor([torch.nan, torch.inf, -torch.inf, -40.0])
+    check_flow_init(flow)
+    check_flow_init(None)
+    flow[0, 1, 2, 3] = -40.5
+    with pytest.raises(ValueError, match=r"image of 4 x 3 px, .*, 40 px; got 40\.5 px"):
+        check_flow_init(flow)
 
 
 def test_tensors_give_tensors():

@@ -241,6 +241,14 @@ def test_a_webcam_with_simulated_events(monkeypatch):
         open_source("webcam:")
 
 
+def test_a_webcam_that_is_not_there_is_told_in_one_line(capfd):
+    level = cv2.utils.logging.getLogLevel()
+    expected = r"webcam:97: .* no camera there \(/dev/video\*: .*; expected the number of a camera"
+    with pytest.raises(FileNotFoundError, match=expected):
+        open_source("webcam:97")
+    assert capfd.readouterr() == ("", "") and cv2.utils.logging.getLogLevel() == level
+
+
 def test_a_recording_by_its_path():
     source = open_source(str(flowfuse.sample_recording()), speed=3.0)
     assert isinstance(source, Replay) and source.speed == 3.0 and source.has_frames

@@ -498,8 +498,14 @@ def test_wrong_frames_are_refused(stream):
             r"every a multiple of interval / 2 .*got interval 10 us, every 3 us",
         ),
         ({"scale_tolerance": 0.1, "interval": 10, "every": 15}, "no longer than interval; got"),
-        ({"tolerance": "2s"}, "reset_after must be at least 2000001 us"),
-        ({"height": 0}, "height must be a positive integer, got 0"),
+        (
+            {"tolerance": "2s"},
+            "tolerance must be less than reset_after, got tolerance 2000000 us and reset_after "
+            "1000000 us",
+        ),
+        ({"as_torch": "np"}, "as_torch must be True or False, got 'np'"),
+        ({"height": 8}, "Stream: height must be a whole number of px >= 16, got 8"),
+        ({"width": "a"}, "Stream: width must be a whole number of px >= 16, got 'a'"),
     ],
 )
 def test_wrong_options_are_refused(stream, options, message):
