@@ -249,8 +249,8 @@ def as_markdown(report: Mapping) -> str:
     lines = [
         *heading(report),
         "EPE in px over the valid pixels of a set; mean: geometric, over the sets of a kind. ms: "
-        "one estimate at 640 x 480 px from frames and 10^6 events to flow. Rotation sets are events "
-        "alone, which our networks trained here have never seen.",
+        "one estimate at 640 x 480 px from frames and 10^6 events to flow. Rotation sets are "
+        "events alone, which our networks trained here have never seen.",
         "",
     ]
     means = [kind for kind in (GENERATED, REAL) if kind in sets]
