@@ -10,7 +10,7 @@ than at the left and top.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -137,10 +137,10 @@ class Residual(nn.Module):
         return F.relu(self.skip(x) + self.body(x))
 
 
-def encoder(outputs: int, norm: type[nn.Module]) -> nn.Sequential:
-    """[B, 15, H, W] -> [B, outputs, H/8, W/8]."""
+def encoder(bins: int, outputs: int, norm: type[nn.Module]) -> nn.Sequential:
+    """[B, bins, H, W] -> [B, outputs, H/8, W/8]."""
     return nn.Sequential(
-        nn.Conv2d(BINS, 64, 7, stride=2, padding=3), norm(64), nn.ReLU(inplace=True),
+        nn.Conv2d(bins, 64, 7, stride=2, padding=3), norm(64), nn.ReLU(inplace=True),
         Residual(64, 64, 1, norm), Residual(64, 64, 1, norm),
         Residual(64, 96, 2, norm), Residual(96, 96, 1, norm),
         Residual(96, 128, 2, norm), Residual(128, 128, 1, norm),
@@ -186,12 +186,12 @@ class DirectionalGRU(nn.Module):
 
 
 class ERaft(nn.Module):
-    """[B, 15, H, W] twice, old and new voxel grid -> flow [B, 2, H, W] float32, px."""
+    """[B, bins, H, W] twice, old and new voxel grid -> flow [B, 2, H, W] float32, px."""
 
-    def __init__(self) -> None:
+    def __init__(self, bins: int = BINS) -> None:
         super().__init__()
-        self.features = encoder(256, nn.InstanceNorm2d)
-        self.context = encoder(HIDDEN + CONTEXT, nn.BatchNorm2d)
+        self.features = encoder(bins, 256, nn.InstanceNorm2d)
+        self.context = encoder(bins, HIDDEN + CONTEXT, nn.BatchNorm2d)
         self.motion = MotionEncoder()
         self.across, self.down = DirectionalGRU((1, 5)), DirectionalGRU((5, 1))
         self.head = nn.Sequential(
@@ -208,7 +208,15 @@ class ERaft(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, old: Tensor, new: Tensor, iterations: int = ITERATIONS) -> Tensor:
-        height, width = new.shape[-2:]
+        *_, (flow, state) = self._updates(old, new, iterations)
+        return self._upsample(flow, state, new)
+
+    def flows(self, old: Tensor, new: Tensor, iterations: int = ITERATIONS) -> list[Tensor]:
+        """The flow of every iteration, as training needs them."""
+        return [self._upsample(*pair, new) for pair in self._updates(old, new, iterations)]
+
+    def _updates(self, old: Tensor, new: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The coarse flow and the state after each iteration."""
         old, new = (pad_to_multiple(grid, PADDING, mode="constant") for grid in (old, new))
         f0, f1 = self.features(torch.cat((old, new))).chunk(2)
         with torch.autocast(new.device.type, enabled=False):  # in float32, as RAFT has them
@@ -217,10 +225,15 @@ class ERaft(nn.Module):
         state, context = torch.tanh(state), F.relu(context)
         grid = pixel_grid(*f0.shape[-2:], device=new.device)
         flow = torch.zeros_like(grid).expand(len(new), -1, -1, -1)
-        for _ in range(iterations):
+        for _ in range(count):
+            flow = flow.detach()  # no gradient through the positions, as RAFT trains
             motion = self.motion(sample_windows(pyramid, grid + flow, RADIUS), flow)
             inputs = torch.cat((context, motion), dim=1)
             state = self.down(self.across(state, inputs), inputs)
             flow = flow + self.head(state).float()
+            yield flow, state
+
+    def _upsample(self, flow: Tensor, state: Tensor, like: Tensor) -> Tensor:
+        height, width = like.shape[-2:]
         fine = upsample_unfold(STRIDE * flow, 0.25 * self.mask(state).float(), STRIDE)
         return fine[..., :height, :width]
