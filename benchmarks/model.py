@@ -19,8 +19,8 @@ What an estimate moves in memory is counted, not measured: benchmarks/launches.p
 and those of look-ups apart.
 
 --profile measures no rows but prints where the time of our estimates goes, by operation.
---training times steps of a training instead, in turns: ours, and E-RAFT's with 12 iterations and
-the loss of the last one alone.
+--training times steps of a training instead, in turns: ours with all losses but those of evidence,
+and E-RAFT's with 12 iterations and the loss of the last one alone. Both print, and write no file.
 """
 
 from __future__ import annotations
@@ -397,7 +397,7 @@ def print_profiles(groups: Sequence[Group], device: str) -> None:
 
 
 def print_training(device: str, quick: bool, only: Sequence[str]) -> None:
-    """Print how long steps of a training take: ours with the losses of the recipe of `small`."""
+    """Print how long steps of a training take, without the runs on single modalities."""
     height, width = CROP
     calls: dict[str, Callable[[], list[Tensor]]] = {}
     for name in (PEER, "nano", *OURS):
@@ -413,6 +413,8 @@ def print_training(device: str, quick: bool, only: Sequence[str]) -> None:
 def run(options: Namespace, parser: OneLineParser) -> int:
     set_up(options, parser)
     device, quick = options.device, options.quick
+    if (options.training or options.profile) and (options.json or options.markdown):
+        parser.error("--training and --profile print what they find; they write no file")
     if options.training:
         print_training(device, quick, options.only)
         return 0

@@ -88,6 +88,32 @@ def test_operators_agree_at_odd_sizes(name, size):
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_single_products_of_one_map_at_many_places(gradients, dtype):
+    """As motion of neighbours is scored: radius 0, both maps expanded."""
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 24, 20, 28, dtype=dtype) for _ in range(2)]
+    coords = 20 * torch.rand(17, 2, 20, 28)
+
+    def look_up(device):
+        f0, f1 = (one.to(device, copy=True).requires_grad_(gradients) for one in maps)
+        correlation = ops.Correlation(
+            f0.expand(17, -1, -1, -1), f1.expand(17, -1, -1, -1),
+            levels=1, radius=0, strategy="on_demand",
+        )  # fmt: skip
+        found = correlation(coords.to(device)).float()
+        if gradients:
+            found.square().sum().backward()
+            return found.detach().cpu(), f0.grad.float().cpu(), f1.grad.float().cpu()
+        return (found.cpu(),)
+
+    for found, expected in zip(look_up(DEVICE), look_up("cpu"), strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(found, expected, atol=1e-2 * scale, rtol=1e-2)
+
+
+@needs_kernels
 def test_correlation_of_many_channels_and_a_large_window():
     for dtype in DTYPES:
         for strategy in ("volume", "on_demand"):

@@ -95,8 +95,8 @@ class NeighbourSelection(nn.Module):
             own = matches[:1] if own is None else own
             gap = (flows - flow).square().sum(dim=2, keepdim=True).sqrt()
             likeness = (query * keys).sum(dim=2, keepdim=True)
-            cues = (matches - own, gap.log1p(), (gap < SAME).to(gap.dtype), likeness)
-            cues = torch.cat((*cues, border.expand_as(borders), borders), dim=2)
+            of_motion = (matches - own, gap.log1p(), (gap < SAME).to(gap.dtype), likeness)
+            cues = torch.cat((*of_motion, border.expand_as(borders), borders), dim=2)
             logits.append(self._score(cues.to(context.dtype), context, part))
         weights = torch.cat(logits).softmax(dim=0)
         chosen = points

@@ -165,6 +165,7 @@ def test_a_modality_that_has_faded_altogether_is_as_good_as_absent(gone, monkeyp
     scale = (both.control_points - wanted.control_points).abs().mean()
     assert (found.control_points - wanted.control_points).abs().mean() < 0.02 * scale
     difference = (both.boundary - wanted.boundary).abs().mean()
+    # 0.03 with these random weights
     assert (found.boundary - wanted.boundary).abs().mean() < 0.05 * difference
 
 
