@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowfuse.estimator.graphs import addresses, has_hooks
 from flowfuse.model import FlowFuse
 from flowfuse.model.fusion import CorrelationTokens
+from flowfuse.model.selection import NeighbourSelection
 
 
 class CastNetwork:
@@ -91,6 +92,8 @@ def cast_by_autocast(module: nn.Module) -> Iterator[Tensor]:
     """Weights that torch's own operators read, and autocast casts; flowfuse's do so as they are."""
     if isinstance(module, CorrelationTokens):
         return
+    if isinstance(module, NeighbourSelection):
+        yield module.place  # which it casts itself
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         yield from module.parameters()
     for child in module.children():

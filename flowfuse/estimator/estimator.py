@@ -106,9 +106,9 @@ class Estimator:
             events: :class:`Events`, a tuple (x, y, t, p), a mapping with these keys, or None. Give
                 those of [t0, t1); those before t0 (one slice, (t1 - t0) / K) are used as history,
                 those during the exposures before t0 and after t1 too. Others are left out. Without
-                any event in [t0, t1) the flow comes from the frames alone. Events alone without
-                history serve as their own: the network starts one of K + 1 slices late, and its
-                trajectories are extended back to t0.
+                any event in [t0, t1) the flow comes from the frames alone. Without history
+                and without a pair of frames, the network starts one of K + 1 slices late, on events
+                alone, and its trajectories are extended back to t0.
             t0, t1: times of the frames (middle of the exposure), integer microseconds.
             exposure0, exposure1: durations in microseconds; None where unknown. Without both
                 frames they are left out.

@@ -1,9 +1,9 @@
-"""Flow from events alone that begin at t0: the first of them serve as history.
+"""Flow from events that begin at t0, without a pair of frames: the first events serve as history.
 
 The network finds motion by what the slices after t0 have in common with the one before it. Where
-there is none, and no frame either, it starts one slice late: the first of K + 1 slices takes the
-place of what was before. The trajectories that it finds are those of pixels at the later start;
-they are extended back to t0, and read where they come from.
+there is none, and no pair of frames either, it starts one slice late, on events alone: the first of
+K + 1 slices takes the place of what was before. The trajectories that it finds are those of pixels
+at the later start; they are extended back to t0, and read where they come from.
 """
 
 from __future__ import annotations

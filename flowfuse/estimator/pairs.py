@@ -89,14 +89,15 @@ def prepare_pair(
             history = len(given) > 0 and int(given.t[0]) < t0
     _check_modalities(config, len(shown) == 2, has_events, (t0, t1))
     start = t0
-    if not (shown and config.frames):
+    if len(shown) < 2 or not config.frames:
         if not told:  # a stray event before t0 is no history
             before = len(used.slice_time(slice_times(t0, t1, config.slices)[0], t0))
             history = shows_history(before, within, config.slices)
         if may_start_late and not history:
             start = late_start(used, t0, t1, config.slices)
     if start > t0:
-        durations = None, None  # of frames that the network does not see
+        # A single frame shows t0, not the later start; without it, errors are smaller.
+        shown, durations = [], (None, None)
     inputs = prepare_inputs(
         shown[0] if shown else None,
         shown[1] if len(shown) == 2 else None,

@@ -84,6 +84,8 @@ class NeighbourSelection(nn.Module):
         query, flow = query / KEY_WIDTH**0.5, here[:, -2:]
         grid = pixel_grid(*here.shape[-2:], device=here.device)
         context = self.context(features)
+        place = self.place.to(context.dtype)[:, None, :, None, None]
+        prior = self.prior.view(-1, 1, 1, 1, 1)
         around = pad(torch.cat((flow, border, key), dim=1))
         own: Tensor | None = None
         logits = []
@@ -97,7 +99,7 @@ class NeighbourSelection(nn.Module):
             likeness = (query * keys).sum(dim=2, keepdim=True)
             of_motion = (matches - own, gap.log1p(), (gap < SAME).to(gap.dtype), likeness)
             cues = torch.cat((*of_motion, border.expand_as(borders), borders), dim=2)
-            logits.append(self._score(cues.to(context.dtype), context, part))
+            logits.append(self._score(cues, context + place[part]) + prior[part])
         weights = torch.cat(logits).softmax(dim=0)
         chosen = points
         for _ in range(ROUNDS):
@@ -131,12 +133,11 @@ class NeighbourSelection(nn.Module):
         around = F.avg_pool2d(alone.flatten(0, 1), 3, 1, 1, count_include_pad=False)
         return torch.cat((alone, around.unflatten(0, (count, batch))), dim=2)
 
-    def _score(self, cues: Tensor, context: Tensor, part: slice) -> Tensor:
-        """Logits [N, B, 1, h, w] float32 of some candidates."""
-        place = self.place[part, None, :, None, None].to(context.dtype)
-        x = activate(project(self.cues, cues) + (context + place))
-        logits = project(self.score, activate(project(self.mix, x))).float()
-        return logits + self.prior[part].view(-1, 1, 1, 1, 1)
+    def _score(self, cues: Tensor, known: Tensor) -> Tensor:
+        """Scores [N, B, 1, h, w] float32 of candidates, of their cues and what is known of the
+        cell and of the candidate's place."""
+        x = activate(project(self.cues, cues.to(known.dtype)) + known)
+        return project(self.score, activate(project(self.mix, x))).float()
 
 
 def project(layer: nn.Conv2d, x: Tensor) -> Tensor:

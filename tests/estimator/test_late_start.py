@@ -79,6 +79,18 @@ def test_a_call_without_history_is_one_from_a_later_start(estimator, events):
     np.testing.assert_allclose(both[1].flow, with_history.flow, atol=5e-4)
 
 
+def test_one_frame_without_history_is_not_shown(estimator, events):
+    """It shows t0, not the later start."""
+    late = events.slice_time(T0, T1)
+    frame = np.full((events.height, events.width), 90, np.uint8)
+    result = estimator(frame, None, late, t0=T0, t1=T1)
+    alone = estimator(None, None, late, t0=T0, t1=T1)
+    assert np.array_equal(result.flow, alone.flow)
+    assert result.modalities == alone.modalities == ("events",)
+    shown = estimator(frame, None, events, t0=T0, t1=T1)
+    assert shown.modalities == ("frame0", "events")
+
+
 def test_a_stray_event_before_is_no_history(estimator, events):
     late = events.slice_time(T0, T1)
     added = (3, 3, T0 - 900, 1)
