@@ -251,9 +251,13 @@ class RunMetrics:
 
 def boundary_line(found: dict[str, float]) -> str:
     """The errors by the distance to motion discontinuities, and of what is hidden, if known."""
-    parts = [f"{found[f'epe_within_{limit}']:.3f} px within {limit} px" for limit in DISTANCES]
-    text = f"{', '.join(parts)}, {found[f'epe_beyond_{DISTANCES[-1]}']:.3f} px elsewhere"
-    line = f"  EPE at motion discontinuities: {text}"
+    near = {limit: found[f"epe_within_{limit}"] for limit in DISTANCES}
+    if all(map(math.isnan, near.values())):
+        line = "  no motion discontinuity in the ground truth"
+    else:
+        parts = [f"{error:.3f} px within {limit} px" for limit, error in near.items()]
+        text = f"{', '.join(parts)}, {found[f'epe_beyond_{DISTANCES[-1]}']:.3f} px elsewhere"
+        line = f"  EPE at motion discontinuities: {text}"
     if "epe_occluded" in found:
         line += f"; occluded {found['epe_occluded']:.3f}, visible {found['epe_visible']:.3f} px"
     return line

@@ -325,7 +325,7 @@ def find_cause(recording: Recording) -> str | None:
     shifted = estimate_offset(recording, most_pairs=QUICK_PAIRS)
     best = np.nan_to_num(shifted.correlation)
     if found.is_evident and best <= abs(found.correlation) - BETTER:
-        return found.describe()
+        return f"{found.describe()}; correct the recording, or use --frames-only until then"
     if best >= 2 * EVIDENT and shifted.is_evident:
         return (
             "the clocks of frames and events differ: the events explain the frames with a "

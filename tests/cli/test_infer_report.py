@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flowfuse.cli.infer_report import RunMetrics
+from flowfuse.cli.infer_report import RunMetrics, boundary_line
 
 SIZE = (4, 5)
 
@@ -88,3 +88,16 @@ def test_an_interval_without_frames_has_no_photometric_error():
     assert metrics.averages()["flow"]["per_pixel"]["epe"] == 1
     assert np.isnan(metrics.averages()["photometric_error"])
     assert not any("photometric" in line for line in metrics.lines())
+
+
+def test_errors_at_motion_discontinuities_in_one_line():
+    found = {"epe_within_2": 3.0, "epe_within_5": 2.0, "epe_within_10": 1.0, "epe_beyond_10": 0.5}
+    assert boundary_line(found) == (
+        "  EPE at motion discontinuities: 3.000 px within 2 px, 2.000 px within 5 px, "
+        "1.000 px within 10 px, 0.500 px elsewhere"
+    )
+    none = found | dict.fromkeys(("epe_within_2", "epe_within_5", "epe_within_10"), float("nan"))
+    hidden = {"epe_occluded": 4.0, "epe_visible": 0.25}
+    assert boundary_line(none | hidden) == (
+        "  no motion discontinuity in the ground truth; occluded 4.000, visible 0.250 px"
+    )

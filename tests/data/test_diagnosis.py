@@ -80,7 +80,8 @@ def test_two_frames_and_their_events_are_enough(tmp_path, before, sign):
     write_recording(tmp_path / "r", events, [whole.frame(1), whole.frame(2)], [t0, t1])
     told = find_cause(open_recording(tmp_path / "r"))
     assert told is None if sign > 0 else told.startswith("x is mirrored: ")
-    assert told is None or told.endswith("as given (1 pair)")
+    advice = "; correct the recording, or use --frames-only until then"
+    assert told is None or told.endswith(f"as given (1 pair){advice}")
 
 
 def test_events_that_are_late_are_told(tmp_path):
