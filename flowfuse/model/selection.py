@@ -147,7 +147,7 @@ def project(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """
     (*leading, _, height, width), weight = x.shape, layer.weight.flatten(1)
     maps = x.flatten(0, -4).flatten(2)
-    y = torch.bmm(weight.expand(len(maps), -1, -1), maps)
+    y = torch.bmm(weight.expand(maps.shape[0], -1, -1), maps)
     if layer.bias is not None:
         y = y + layer.bias.view(-1, 1).to(y.dtype)
     return y.view(*leading, -1, height, width)
