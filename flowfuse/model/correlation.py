@@ -32,8 +32,8 @@ class LookUp(NamedTuple):
 class PairCorrelations:
     """Correlations of pairs of several kinds, looked up along trajectories.
 
-    The windows of all pairs together are large: on a CPU they are made one pair after the other,
-    else all at once (``look_ups``).
+    The windows of all pairs together are large: where little memory counts they are made one pair
+    after the other, else all at once (``look_ups``).
 
     Args:
         kinds: of each kind of pairs, the source [B, C, h, w], correlated at every pixel with each

@@ -142,8 +142,8 @@ def percentile_step(width: int) -> int:
 def magnitude(slices: Tensor) -> Tensor:
     """Sum absolute values over the bins: [B, K + 1, bins, H, W] -> [B, K + 1, H, W].
 
-    On a CPU bin by bin: a copy of all is large, and torch is slow to sum over a dimension in the
-    middle.
+    Where little memory counts, bin by bin: a copy of all is large, and torch is slow to sum over a
+    dimension in the middle.
     """
     if not little_memory(slices):
         return slices.abs().sum(dim=2)

@@ -195,7 +195,7 @@ class Refinement(nn.Module):
 def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
     """Apply a 1 x 1 convolution to parts side by side in channels.
 
-    On a CPU they are not put there, which saves their memory.
+    Where little memory counts they are not put there, which saves theirs.
     """
     if not little_memory(parts[0]):
         return layer(torch.cat(list(parts), dim=1))

@@ -107,7 +107,7 @@ class NeighbourSelection(nn.Module):
             if count == 1:  # one after the other: little memory
                 chosen = torch.zeros_like(here)
                 for weight, offset in zip(weights, OFFSETS, strict=True):
-                    chosen = torch.addcmul(chosen, weight, shifted(around, [offset])[0])
+                    chosen = torch.addcmul(chosen, weight, neighbour(around, offset))
             else:
                 chosen = (weights * shifted(around, OFFSETS)).sum(dim=0)
         return chosen
@@ -172,10 +172,14 @@ def pad(values: Tensor) -> Tensor:
 
 def shifted(padded: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
     """What neighbours have: of :func:`pad`, [N, B, C, h, w] for N offsets (y, x)."""
+    if len(offsets) == 1:
+        return neighbour(padded, offsets[0]).unsqueeze(0)  # no copy
+    return torch.stack([neighbour(padded, offset) for offset in offsets])
+
+
+def neighbour(padded: Tensor, offset: tuple[int, int]) -> Tensor:
+    """What one neighbour has: of :func:`pad`, a view [B, C, h, w] at an offset (y, x)."""
     reach = max(REACHES)
     height, width = (side - 2 * reach for side in padded.shape[-2:])
-    views = [
-        padded[..., reach + y : reach + y + height, reach + x : reach + x + width]
-        for y, x in offsets
-    ]
-    return views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)
+    y, x = (reach + step for step in offset)
+    return padded[..., y : y + height, x : x + width]
