@@ -77,7 +77,8 @@ class Case(ABC):
 
         Args:
             estimator: the network.
-            mode: what is shown to it, "fused", "frames" or "events".
+            mode: what is shown to it: "fused", "frames", "events" or, of frame 0 with the events,
+                "frame 0".
             iterations: recurrent updates; None = the network's own number.
         """
 
@@ -101,7 +102,7 @@ class PairCase(Case):
         frame0, frame1 = None, None
         if mode != "events":
             assert self.frames is not None, "events alone are shown as such"
-            frame0, frame1 = self.frames
+            frame0, frame1 = self.frames[0], self.frames[1] if mode != "frame 0" else None
         result = estimator(
             frame0,
             frame1,
