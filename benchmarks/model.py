@@ -407,7 +407,7 @@ def print_training(device: str, quick: bool, only: Sequence[str]) -> None:
             calls[name]()
     print(f"steps of a training, {CROPS} crops of {width} x {height} px, float32, {device}:")
     for name, timing in time_interleaved(calls, device, QUICK if quick else FULL).items():
-        print(f"{name}: {timing.median:.4g} ± {timing.spread:.2g} ms", flush=True)
+        print(f"{name}: {timing.median:.4g} ± {timing.spread:.1f} ms", flush=True)
 
 
 def run(options: Namespace, parser: OneLineParser) -> int:

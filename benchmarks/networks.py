@@ -191,7 +191,8 @@ def training_step(name: str, device: str, size: tuple[int, int], batch: int) -> 
 
     else:
         config = CONFIGS[name]
-        module = FlowFuse(config).to(device, memory_format=torch.channels_last).train()
+        layout = torch.channels_last if device != "cpu" else torch.contiguous_format  # as trainings
+        module = FlowFuse(config).to(device, memory_format=layout).train()
         sample = random_sample(config, size, batch).to(device)
 
         def loss() -> Tensor:

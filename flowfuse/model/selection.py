@@ -86,13 +86,14 @@ class NeighbourSelection(nn.Module):
         context = self.context(features)
         place = self.place.to(context.dtype)[:, None, :, None, None]
         prior = self.prior.view(-1, 1, 1, 1, 1)
-        around = pad(torch.cat((flow, border, key), dim=1))
+        # Apart from the keys: no gradient passes through the places that candidates lead to.
+        fixed, keyed = pad(torch.cat((flow, border), dim=1)), pad(key)
         own: Tensor | None = None
         logits = []
         parts = [slice(first, first + count) for first in range(0, len(OFFSETS), count)]
         for part in parts:
-            seen = shifted(around, OFFSETS[part])
-            flows, borders, keys = seen.split((2, 1, KEY_WIDTH), dim=2)
+            flows, borders = shifted(fixed, OFFSETS[part]).split((2, 1), dim=2)
+            keys = shifted(keyed, OFFSETS[part])
             matches = self._match(correlations, grid + flows, fades)
             own = matches[:1] if own is None else own
             gap = (flows - flow).square().sum(dim=2, keepdim=True).sqrt()
@@ -166,8 +167,18 @@ def repeat(features: Tensor, count: int) -> Tensor:
 
 
 def pad(values: Tensor) -> Tensor:
-    """Repeat the border [B, C, h, w] as far as neighbours reach."""
-    return F.pad(values, (max(REACHES),) * 4, mode="replicate")
+    """Repeat the border [B, C, h, w] as far as neighbours reach.
+
+    ``F.pad`` does so too, but its gradient fails in compiled networks (torch 2.13: it takes other
+    strides there than it makes).
+    """
+    reach = max(REACHES)
+    for dim in (-1, -2):
+        shape = list(values.shape)
+        shape[dim] = reach
+        first, last = values.narrow(dim, 0, 1), values.narrow(dim, values.shape[dim] - 1, 1)
+        values = torch.cat((first.expand(shape), values, last.expand(shape)), dim=dim)
+    return values
 
 
 def shifted(padded: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
