@@ -39,8 +39,6 @@ LOOK_UPS += ("ops.volume_lookup", "ops.correlation_lookup")
 OF_VOLUMES = {"volume_lookup", "read_volume"}
 RESERVED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 VIEWS = {"detach", "alias", "_unsafe_view", "lift_fresh"}  # that do not say so
-# That ask whether memory is scarce.
-MODULES = ("correlation", "encoders", "flowfuse", "normalization", "refinement", "selection")
 PACKAGE = f"{os.sep}flowfuse{os.sep}"
 
 
@@ -100,8 +98,12 @@ def caller() -> str:
 @contextmanager
 def all_at_once() -> Iterator[None]:
     """Let networks work on all images and pairs at once, as on a GPU."""
-    names = [f"flowfuse.model.{module}" for module in MODULES]
-    patches = [patch(f"{name}.little_memory", lambda values: False) for name in names]
+    asking = [
+        name
+        for name, module in sys.modules.items()
+        if name.startswith("flowfuse.model.") and hasattr(module, "little_memory")
+    ]
+    patches = [patch(f"{name}.little_memory", lambda values: False) for name in asking]
     patches.append(patch("flowfuse.ops.correlation.read_on_demand", lambda device: False))
     for each in patches:
         each.start()

@@ -7,10 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.inputs import Modality
-from flowfuse.model.encoders import ResidualBlock, activate, group_count, normalize
+from flowfuse.model.encoders import (
+    ResidualBlock,
+    activate,
+    convolve_parts,
+    group_count,
+    normalize,
+)
 from flowfuse.model.evidence import Evidence, resized
 from flowfuse.model.normalization import Scene
+from flowfuse.model.update import start_at_zero
 from flowfuse.ops import common_gradient
+
+CORRECTION_WIDTH = 32
 
 
 class BoundaryLocalizer(nn.Module):
@@ -54,6 +63,55 @@ class BoundaryLocalizer(nn.Module):
         flow = F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False)
         x = activate(self.merge(torch.cat((x, event_stem, frame_stem, flow.to(x.dtype)), dim=1)))
         return F.pixel_shuffle(self.logits(self.mix(x)), 4).float()
+
+
+class BoundaryCorrection(nn.Module):
+    """Correct B_m by what is known last: where the final flow jumps, and how sure it is.
+
+    The localizer knows no more of the motion than its first estimate. It begins as no correction.
+
+    Args:
+        hidden: channels of the features.
+        stride: of the features, px.
+    """
+
+    def __init__(self, hidden: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.merge = nn.Conv2d(hidden + 4 * stride**2, CORRECTION_WIDTH, 1)
+        self.mix = nn.Conv2d(CORRECTION_WIDTH, CORRECTION_WIDTH, 3, padding=1)
+        self.change = start_at_zero(nn.Conv2d(CORRECTION_WIDTH, stride**2, 1))
+
+    def forward(
+        self, boundary: Tensor, features: Tensor, flow: Tensor, uncertainty: Tensor
+    ) -> Tensor:
+        """Correct.
+
+        Args:
+            boundary: [B, 2, H, W] float32 logits of B_e and B_m.
+            features: [B, hidden, H / stride, W / stride].
+            flow: [B, 2, H, W] float32, px; no gradient passes.
+            uncertainty: [B, 1, H, W] float32, raw value of the wide scale; no gradient passes.
+
+        Returns:
+            [B, 2, H, W] float32 logits; those of B_e are the same.
+        """
+        jumps = flow_jumps(flow.detach()).mul_(4).log1p_()
+        known = torch.cat((boundary.detach(), uncertainty.detach(), jumps), dim=1)
+        known = F.pixel_unshuffle(known.clamp_(-8, 8), self.stride)
+        x = activate(convolve_parts(self.merge, (features, known.to(features.dtype))))
+        change = F.pixel_shuffle(self.change(activate(self.mix(x))), self.stride)
+        event, motion = boundary.split(1, dim=1)
+        return torch.cat((event, motion + change.float()), dim=1)
+
+
+def flow_jumps(flow: Tensor) -> Tensor:
+    """How much the flow differs between the neighbours on two sides of a pixel, the larger of both
+    axes: [B, 2, H, W] -> [B, 1, H, W], px."""
+    around = F.pad(flow, (1, 1, 1, 1), mode="replicate")
+    across = around[..., 1:-1, 2:] - around[..., 1:-1, :-2]
+    down = around[..., 2:, 1:-1] - around[..., :-2, 1:-1]
+    return torch.maximum(*(step.norm(dim=1, keepdim=True) for step in (across, down)))
 
 
 def max_pool(boundary: Tensor, factor: int) -> Tensor:

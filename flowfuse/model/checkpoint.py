@@ -34,8 +34,8 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 _MODEL = "model."
 # Modules that had another name when version 1 began: old name -> name.
 _RENAMED = {"first_estimate.": "init_head."}
-# Of layers that start at zero: files of earlier versions lack them.
-_LATER_PARTS = ("refinement.boundary.weight", "refinement.boundary.bias")
+# What files of earlier versions lack: how the names begin of parts that change nothing at first.
+_LATER_PARTS = ("refinement.boundary.", "refinement.correction.")
 _NAMED_AT_MOST = 4  # tensor names in one message
 
 
@@ -183,11 +183,10 @@ def load_checkpoint(
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: no model has this configuration: {reason}") from None
-    weights = with_later_parts(empty, weights)
     check_weights(empty, weights, where=str(path))
     with torch.random.fork_rng(devices=[]):  # the first weights are thrown away: spend no draw
         model = FlowFuse(config)
-    model.load_state_dict(weights)
+    model.load_state_dict({**later_parts(model, weights), **weights})
     return model.to(map_location).eval(), info
 
 
@@ -197,28 +196,28 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
     Raises:
         CheckpointError: as `check_weights`.
     """
-    weights = with_later_parts(model, weights)
     check_weights(model, weights, where=where)
-    model.load_state_dict(weights)
+    model.load_state_dict({**later_parts(model, weights), **weights})
 
 
-def with_later_parts(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add what a file of an earlier version lacks: zeros, which change nothing."""
-    expected = model.state_dict()
-    lacks = not any(name in weights for name in _LATER_PARTS)
-    later = [name for name in _LATER_PARTS if lacks and name in expected]
-    return {**weights, **{name: torch.zeros(expected[name].shape) for name in later}}
+def later_parts(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a file of an earlier version lacks, as a model has it that was just made."""
+    lacking = tuple(
+        part for part in _LATER_PARTS if not any(name.startswith(part) for name in weights)
+    )
+    return {name: x for name, x in model.state_dict().items() if name.startswith(lacking)}
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Check that weights have the names, shapes and kinds of number of a model, and are finite.
 
     Raises:
-        CheckpointError: tensors are missing, unknown, of another shape or dtype, or hold NaN or
-            infinity. Floating dtypes may differ.
+        CheckpointError: tensors are missing that no later version added, unknown, of another shape
+            or dtype, or hold NaN or infinity. Floating dtypes may differ.
     """
     expected = model.state_dict()
-    missing = [name for name in expected if name not in weights]
+    later = later_parts(model, weights)
+    missing = [name for name in expected if name not in weights and name not in later]
     unknown = [name for name in weights if name not in expected]
     reshaped = [
         f"{name} (file {list(weights[name].shape)}, model {list(tensor.shape)})"

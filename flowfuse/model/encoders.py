@@ -238,3 +238,18 @@ def normalize(norm: nn.GroupNorm, x: Tensor, residual: Tensor | None = None) -> 
 def group_count(channels: int) -> int:
     """Groups of eight channels; a width that is no multiple of eight is one group."""
     return channels // 8 if channels % 8 == 0 else 1
+
+
+def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
+    """Apply a 1 x 1 convolution to parts side by side in channels.
+
+    Where little memory counts they are not put there, which saves theirs.
+    """
+    if not little_memory(parts[0]):
+        return layer(torch.cat(list(parts), dim=1))
+    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    first, *others = zip(parts, weights, strict=True)
+    total = F.conv2d(*first, layer.bias)
+    for part, weight in others:
+        total = total + F.conv2d(part, weight)
+    return total

@@ -10,9 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfuse.geometry.bezier import bernstein_rows
-from flowfuse.model.boundary import max_pool
+from flowfuse.model.boundary import BoundaryCorrection, max_pool
 from flowfuse.model.correlation import PairCorrelations, WindowMatching
-from flowfuse.model.encoders import Encoded, ResidualBlock, group_count, little_memory, normalize
+from flowfuse.model.encoders import (
+    Encoded,
+    ResidualBlock,
+    convolve_parts,
+    group_count,
+    normalize,
+)
 from flowfuse.model.fusion import CorrelationTokens, read_pairs
 from flowfuse.model.selection import NeighbourSelection
 from flowfuse.model.update import UpsampleMask, start_at_zero, start_near_zero
@@ -99,6 +105,7 @@ class Refinement(nn.Module):
         # Motion discontinuities are localized by a first estimate, and known better after the last.
         self.boundary = start_at_zero(nn.Conv2d(hidden, 2 * stride**2, 1)) if localized else None
         self.selection = NeighbourSelection(hidden) if selects else None
+        self.correction = BoundaryCorrection(hidden, stride) if localized else None
         start_near_zero(self.out)
         bias: Any = self.out.bias
         _, trust, uncertainty, log_priors = bias.detach().split(self.splits)
@@ -155,9 +162,13 @@ class Refinement(nn.Module):
             points = self.selection(points, features, ends, fades, border)
         field = torch.cat((self.stride * points, uncertainty), dim=1)
         field = convex_upsample(field, self.mask(features), self.stride)
-        control_points = field[:, :-2].unflatten(1, (self.degree, 2))
+        control_points, uncertainty = field[:, :-2].unflatten(1, (self.degree, 2)), field[:, -2:]
+        if self.correction is not None:
+            boundary = self.correction(
+                boundary, features, control_points[:, -1], uncertainty[:, 1:]
+            )
         priors = log_priors.clamp(*LOG_PRIORS).exp()
-        return Refined(control_points, field[:, -2:], priors, boundary)
+        return Refined(control_points, uncertainty, priors, boundary)
 
     def _merge(self, parts: Sequence[Tensor], boundary: Tensor) -> Tensor:
         """Merge all that is known at 1/4, the tokens first: [B, hidden, 2 h, 2 w]."""
@@ -190,18 +201,3 @@ class Refinement(nn.Module):
             correlations, control_points, self.matching, self.tokens, fine_fades
         )
         return tokens, self.matching.fit(matches, self.basis).flatten(1, 2)
-
-
-def convolve_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
-    """Apply a 1 x 1 convolution to parts side by side in channels.
-
-    Where little memory counts they are not put there, which saves theirs.
-    """
-    if not little_memory(parts[0]):
-        return layer(torch.cat(list(parts), dim=1))
-    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
-    first, *others = zip(parts, weights, strict=True)
-    total = F.conv2d(*first, layer.bias)
-    for part, weight in others:
-        total = total + F.conv2d(part, weight)
-    return total

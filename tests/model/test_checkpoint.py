@@ -203,12 +203,22 @@ def test_missing_tensors_name_the_first_few(path, model):
 
 
 def test_a_file_without_later_parts_loads(path, model):
-    names = ("refinement.boundary.weight", "refinement.boundary.bias")
+    later = ("refinement.boundary.", "refinement.correction.")
+    weights = model.state_dict()
+    names = [name for name in weights if name.startswith(later)]
+    assert len(names) == 8
     rewrite(path, without={f"model.{name}" for name in names})
     loaded = cp.load_checkpoint(path)[0].state_dict()
-    assert all(torch.equal(loaded[name], torch.zeros_like(loaded[name])) for name in names)
-    others = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in others.items())
+    for last in ("refinement.boundary", "refinement.correction.change"):  # change nothing
+        assert not loaded[f"{last}.weight"].any() and not loaded[f"{last}.bias"].any()
+    assert loaded["refinement.correction.mix.weight"].any(), "or it could not be trained"
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights.keys() - names)
+
+
+def test_half_of_a_later_part_is_missing(path):
+    rewrite(path, without={"model.refinement.correction.mix.weight"})
+    with pytest.raises(cp.CheckpointError, match=r"missing: refinement.correction.mix.weight"):
+        cp.load_checkpoint(path)
 
 
 def test_a_configuration_of_an_earlier_version_has_no_selection(tmp_path):

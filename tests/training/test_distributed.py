@@ -227,7 +227,7 @@ def test_nan_in_one_process_stops_both_and_saves_the_whole_batch(pair):
 
 def test_only_the_first_process_speaks(pair):
     _, said = pair
-    assert "small: 0.06 M parameters on cpu, 2 processes, from step 0 to 6" in said[0]
+    assert "small: 0.07 M parameters on cpu, 2 processes, from step 0 to 6" in said[0]
     assert "flowfuse-train" not in said[1] and "step/s" not in said[1]
 
 
