@@ -5,6 +5,7 @@ from flowfuse.geometry.grid import pixel_grid
 from flowfuse.model import selection as module
 from flowfuse.model.selection import OFFSETS, ROUNDS, NeighbourSelection, repeat
 from flowfuse.ops import Correlation
+from flowfuse.ops.extension import LIBRARY
 
 HEIGHT, WIDTH, HIDDEN = 14, 18, 8
 
@@ -118,3 +119,23 @@ def test_half_precision_stays_half(in_turn, monkeypatch):
             found = selection(points, **given)
     assert set(seen) == {torch.bfloat16} and found.dtype == torch.float32
     assert (found - wanted).abs().mean() < 0.05 * points.abs().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(LIBRARY is None, reason="torch.compile needs the compiled operators")
+def test_gradients_of_a_compiled_one():
+    """Its strides are those that the compiler chose, which F.pad's gradient does not bear."""
+    given, points = make_case(batch=2)
+    selection = make_selection()
+    layer = torch.nn.Conv2d(HIDDEN, points.shape[1], 1)
+    given["features"] = given["features"].to(memory_format=torch.channels_last)
+
+    def run():
+        return selection(layer(given["features"]), **given)
+
+    gradients = []
+    for function in (run, torch.compile(run)):
+        selection.zero_grad()
+        function().square().sum().backward()
+        gradients.append(selection.query_key.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
