@@ -2,7 +2,7 @@
 
 Where the log intensity of a pixel changes from frame to frame, so does its number of ON minus OFF
 events. The correlation of the two is clearly positive in a good recording. If it is negative, or
-larger with the events mirrored, swapped or at other times, that is the cause.
+larger with the events mirrored, swapped, enlarged or at other times, that is the cause.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PAIRS = 12
 # A cause is evident if it explains the events so well, and clearly better than nothing wrong does.
 EVIDENT = 0.3
 BETTER = 0.2
+GOOD = 0.5  # events that explain the frames so well as given are not looked at at other times
 _SAME_SIGN = 0.75  # share of the pairs that must agree
 _SPAN_RATIO = 300  # wrong units make durations differ a thousandfold at least
 _LEAST_COMMON = 0.5  # of the shorter of both: less is no common clock
@@ -129,6 +130,10 @@ def _variants(image: np.ndarray) -> dict[str, np.ndarray]:
         "y is mirrored": image[::-1],
         "x and y are mirrored": image[::-1, ::-1],
     }
+    # Of a camera that gives events at half its resolution: all of them lie in one quarter.
+    quarter = image[: -(-image.shape[0] // 2), : -(-image.shape[1] // 2)]
+    doubled = quarter.repeat(2, axis=0).repeat(2, axis=1)
+    variants["x and y are half as large"] = doubled[: image.shape[0], : image.shape[1]]
     swapped = np.zeros_like(image)
     side = min(image.shape)
     swapped[:side, :side] = image.T[:side, :side]
@@ -319,7 +324,7 @@ def find_cause(recording: Recording) -> str | None:
     if told is not None:
         return told
     found = compare_geometry(recording, QUICK_PAIRS)
-    if found.pairs == 0 or not (found.is_evident or found.as_given < EVIDENT):
+    if found.pairs == 0 or not (found.is_evident or found.as_given < GOOD):
         return None
     # Frames at a wrong time can look so, too: it must be a better explanation than that.
     shifted = estimate_offset(recording, most_pairs=QUICK_PAIRS)
@@ -330,6 +335,6 @@ def find_cause(recording: Recording) -> str | None:
         return (
             "the clocks of frames and events differ: the events explain the frames with a "
             f"correlation of {best:.2f} with {shifted.option}, {shifted.as_given:.2f} as given "
-            f"({shifted.pairs} pairs)"
+            f"({shifted.pairs} pair{'s' * (shifted.pairs != 1)})"
         )
     return None

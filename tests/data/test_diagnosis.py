@@ -53,11 +53,15 @@ def swapped(columns, height, width):
             "x and y are mirrored and polarity is inverted",
         ),
         (swapped, "x and y are swapped"),
+        (
+            lambda c, h, w: {**c, "x": c["x"] // 2, "y": c["y"] // 2},
+            "x and y are half as large: ",
+        ),
         (lambda c, h, w: {**c, "t": 1000 * c["t"]}, "1000 times too long (correlation 0.8"),
         (lambda c, h, w: {**c, "t": c["t"] // 1000}, "1000 times too short (correlation 0.8"),
         (lambda c, h, w: {**c, "t": c["t"] + 10**15}, "different clocks (correlation 0.9"),
     ],
-    ids=["inverted", "x", "y", "all", "swapped", "ns", "ms", "clock"],
+    ids=["inverted", "x", "y", "all", "swapped", "half", "ns", "ms", "clock"],
 )
 def test_every_cause_is_named(tmp_path, capsys, change, told):
     path = altered(tmp_path / "r", change)
@@ -89,6 +93,14 @@ def test_events_that_are_late_are_told(tmp_path):
     told = find_cause(open_recording(path))
     assert told.startswith("the clocks of frames and events differ")
     assert "--time-offset=" in told
+
+
+def test_events_late_by_a_frame_of_steady_motion_are_told(shared_data):
+    """Such events still explain half of what the frames show."""
+    path = shared_data / "real_flow/pan_tilt/every_1"
+    told = find_cause(open_recording(path, time_offset="-50ms"))
+    assert told.startswith("the clocks of frames and events differ")
+    assert ", 0.4" in told, "of the correlation as given"
 
 
 def test_times_of_frames_in_another_unit_are_named(tmp_path):
