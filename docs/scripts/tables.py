@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/results/index.md")
 
-ACCURACY = "2026-11-30-small-accuracy.md"
+ACCURACY = "2026-12-01-small-accuracy.md"
 SPEED = {  # machine: file; the first has the times that are shown
-    "AMD Zen 5": "2026-11-30-model-cpu-neighbours.md",
+    "AMD Zen 5": "2026-12-01-model-cpu.md",
     "AMD Zen 4": "2026-11-29-model-zen4-avx512.md",
     "Intel AMX": "2026-11-29-model-xeon-amx.md",
 }

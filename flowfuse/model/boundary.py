@@ -111,7 +111,11 @@ def flow_jumps(flow: Tensor) -> Tensor:
     around = F.pad(flow, (1, 1, 1, 1), mode="replicate")
     across = around[..., 1:-1, 2:] - around[..., 1:-1, :-2]
     down = around[..., 2:, 1:-1] - around[..., :-2, 1:-1]
-    return torch.maximum(*(step.norm(dim=1, keepdim=True) for step in (across, down)))
+    squares = []
+    for step in (across, down):
+        u, v = step.split(1, dim=1)
+        squares.append(torch.addcmul(u * u, v, v))  # on a CPU, a norm of two takes 100 times as long
+    return torch.maximum(*squares).sqrt_()
 
 
 def max_pool(boundary: Tensor, factor: int) -> Tensor:
