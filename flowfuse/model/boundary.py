@@ -114,7 +114,7 @@ def flow_jumps(flow: Tensor) -> Tensor:
     squares = []
     for step in (across, down):
         u, v = step.split(1, dim=1)
-        squares.append(torch.addcmul(u * u, v, v))  # on a CPU, a norm of two takes 100 times as long
+        squares.append(torch.addcmul(u * u, v, v))  # norm() takes 100 times as long on a CPU
     return torch.maximum(*squares).sqrt_()
 
 
