@@ -77,7 +77,7 @@ from flowfuse.training.validation import MODES, gray_frames, polarity_events
 
 SETS = ("slow", "fast", "blur", "dark", "mixed", "driving", "flicker", "thin")
 MAX_STEP = 0.5  # px between two instants that are rendered
-SHOWN = MODES | {"frame 0": drop_second_frame}  # of a scene to a network
+SHOWN = MODES | {"frame 0": drop_second_frame}  # what each mode leaves of a sample
 Slicing = tuple[int, int]  # K slices, bins per slice: what a network wants its events in
 
 
@@ -128,7 +128,7 @@ class Network:
             f"{self.label} fused": "fused",
             f"{self.label} frames only": "frames",
             f"{self.label} events only": "events",
-            f"{self.label} frame 0, events": "frame 0",
+            f"{self.label} frame 0 and events": "frame 0",
         }
 
     @property
@@ -508,8 +508,8 @@ def seed_groups(
 
 def fused_and_single(network: Network) -> tuple[str, list[str]]:
     """The row with both modalities, and those with one each."""
-    first, frames, events, _ = network.modes
-    return first, [frames, events]
+    modes = network.modes
+    return network.row, [row for row, mode in modes.items() if mode in ("frames", "events")]
 
 
 def build_parser() -> OneLineParser:

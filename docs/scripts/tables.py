@@ -27,7 +27,7 @@ ESTIMATES = {  # as shown: as in the files
     "small": "small fused",
     "small, frames only": "small frames only",
     "small, events only": "small events only",
-    "small, frame 0 and events": "small frame 0, events",
+    "small, frame 0 and events": "small frame 0 and events",
     "DIS": "DIS",
     "zero flow": "zero",
 }

@@ -102,7 +102,9 @@ class PairCase(Case):
         frame0, frame1 = None, None
         if mode != "events":
             assert self.frames is not None, "events alone are shown as such"
-            frame0, frame1 = self.frames[0], self.frames[1] if mode != "frame 0" else None
+            frame0, frame1 = self.frames
+        if mode == "frame 0":
+            frame1 = None
         result = estimator(
             frame0,
             frame1,

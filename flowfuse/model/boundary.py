@@ -20,6 +20,8 @@ from flowfuse.model.update import start_at_zero
 from flowfuse.ops import common_gradient
 
 CORRECTION_WIDTH = 32
+JUMP_SCALE = 4.0  # 1/px: jumps below 1/4 px hardly count
+MOST_LOGIT = 8.0  # of what the correction is shown: beyond it, sure is sure
 
 
 class BoundaryLocalizer(nn.Module):
@@ -66,9 +68,10 @@ class BoundaryLocalizer(nn.Module):
 
 
 class BoundaryCorrection(nn.Module):
-    """Correct B_m by what is known last: where the final flow jumps, and how sure it is.
+    """Correct B_m by the upsampled flow and its uncertainty.
 
-    The localizer knows no more of the motion than its first estimate. It begins as no correction.
+    The localizer saw only the first estimate of the motion. The last layer starts at zero, so at
+    first nothing changes.
 
     Args:
         hidden: channels of the features.
@@ -90,15 +93,16 @@ class BoundaryCorrection(nn.Module):
         Args:
             boundary: [B, 2, H, W] float32 logits of B_e and B_m.
             features: [B, hidden, H / stride, W / stride].
-            flow: [B, 2, H, W] float32, px; no gradient passes.
-            uncertainty: [B, 1, H, W] float32, raw value of the wide scale; no gradient passes.
+            flow: [B, 2, H, W] float32, px, before the gradient steps; no gradient passes.
+            uncertainty: [B, 1, H, W] float32, of which the softplus is the log of the wide
+                Laplace's scale, px; no gradient passes.
 
         Returns:
             [B, 2, H, W] float32 logits; those of B_e are the same.
         """
-        jumps = flow_jumps(flow.detach()).mul_(4).log1p_()
+        jumps = flow_jumps(flow).mul_(JUMP_SCALE).log1p_()
         known = torch.cat((boundary.detach(), uncertainty.detach(), jumps), dim=1)
-        known = F.pixel_unshuffle(known.clamp_(-8, 8), self.stride)
+        known = F.pixel_unshuffle(known.clamp_(-MOST_LOGIT, MOST_LOGIT), self.stride)
         x = activate(convolve_parts(self.merge, (features, known.to(features.dtype))))
         change = F.pixel_shuffle(self.change(activate(self.mix(x))), self.stride)
         event, motion = boundary.split(1, dim=1)
@@ -107,8 +111,8 @@ class BoundaryCorrection(nn.Module):
 
 def flow_jumps(flow: Tensor) -> Tensor:
     """How much the flow differs between the neighbours on two sides of a pixel, the larger of both
-    axes: [B, 2, H, W] -> [B, 1, H, W], px."""
-    around = F.pad(flow, (1, 1, 1, 1), mode="replicate")
+    axes: [B, 2, H, W] -> [B, 1, H, W], px. No gradient passes: that of a root is infinite at 0."""
+    around = F.pad(flow.detach(), (1, 1, 1, 1), mode="replicate")
     across = around[..., 1:-1, 2:] - around[..., 1:-1, :-2]
     down = around[..., 2:, 1:-1] - around[..., :-2, 1:-1]
     squares = []

@@ -34,7 +34,7 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 _MODEL = "model."
 # Modules that had another name when version 1 began: old name -> name.
 _RENAMED = {"first_estimate.": "init_head."}
-# What files of earlier versions lack: how the names begin of parts that change nothing at first.
+# How the names begin of parts that earlier files lack; each changes nothing at first.
 _LATER_PARTS = ("refinement.boundary.", "refinement.correction.")
 _NAMED_AT_MOST = 4  # tensor names in one message
 
@@ -184,7 +184,8 @@ def load_checkpoint(
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: no model has this configuration: {reason}") from None
     check_weights(empty, weights, where=str(path))
-    with torch.random.fork_rng(devices=[]):  # the first weights are thrown away: spend no draw
+    with torch.random.fork_rng(devices=[]):  # no draw is spent, and later parts are always the same
+        torch.manual_seed(0)
         model = FlowFuse(config)
     model.load_state_dict({**later_parts(model, weights), **weights})
     return model.to(map_location).eval(), info
@@ -192,6 +193,8 @@ def load_checkpoint(
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Copy weights into a model after checking them.
+
+    What a file of an earlier version lacks stays as it is in the model, which must be a new one.
 
     Raises:
         CheckpointError: as `check_weights`.
@@ -201,7 +204,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
 
 
 def later_parts(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a file of an earlier version lacks, as a model has it that was just made."""
+    """What a file of an earlier version lacks, as a new model has it."""
     lacking = tuple(
         part for part in _LATER_PARTS if not any(name.startswith(part) for name in weights)
     )

@@ -169,8 +169,8 @@ def repeat(features: Tensor, count: int) -> Tensor:
 def pad(values: Tensor) -> Tensor:
     """Repeat the border [B, C, h, w] as far as neighbours reach.
 
-    ``F.pad`` does so too, but its gradient fails in compiled networks (torch 2.13: it takes other
-    strides there than it makes).
+    ``F.pad`` does so too, but its gradient fails in compiled networks (torch 2.13: it assumes other
+    strides there than it gets).
     """
     reach = max(REACHES)
     for dim in (-1, -2):

@@ -63,8 +63,7 @@ class TrainConfig:
             share of ema ** n of the weights that it started from.
         bf16: compute in bfloat16 where autocast does; the weights stay float32. Slower than float32
             on a CPU without bfloat16 instructions, which is told but obeyed.
-        channels_last: memory layout of weights and images on a GPU; on a CPU it is not used, as
-            steps take a tenth longer with it there.
+        channels_last: memory layout of the weights on a GPU; not used on a CPU, where it is slower.
         compile: compile the model with torch.compile.
         device: auto, cpu, cuda or cuda:N.
         scene_device: where scenes are rendered: cpu, cuda or cuda:N (with workers = 0), or auto.

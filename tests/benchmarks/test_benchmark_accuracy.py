@@ -157,7 +157,7 @@ def test_the_command_writes_report_and_pictures(
 
     report = json.loads((tmp_path / "today.json").read_text())
     assert [result["name"] for result in report["sets"]] == ["slow", "moved"]
-    shown = ("fused", "frames only", "events only", "frame 0, events")
+    shown = ("fused", "frames only", "events only", "frame 0 and events")
     rows = [*(f"small {what}" for what in shown), "DIS", "Farneback", "zero"]
     scenes, images = report["sets"]
     assert list(images["rows"]) == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evaluation_cases import FACTS, SIZE, image_folder, make_recordings
 import flowfuse
 from flowfuse.evaluation import cases
 from flowfuse.evaluation.rotation import rotation_flow
+from flowfuse.events import Events
 from flowfuse.io.flow import write_flow
 
 
@@ -38,6 +40,25 @@ def test_image_folders_pair_flow_with_images(tmp_path: Path) -> None:
         )
         assert shown.modalities == used
         assert np.array_equal(estimate.displacements, shown.flow[None])
+
+
+def test_modes_show_an_estimator_less() -> None:
+    class Recorder:
+        """As much of an estimator as a case asks for."""
+
+        model = SimpleNamespace(config=SimpleNamespace(boundary=False))
+
+        def __call__(self, frame0, frame1, events, **times):
+            seen.append((frame0 is not None, frame1 is not None, events is not None))
+            return SimpleNamespace(at=lambda tau: tau, uncertainty=None)
+
+    seen: list[tuple[bool, bool, bool]] = []
+    frame = np.zeros((4, 5), np.uint8)
+    case = cases.pair_case("pair", (frame, frame), Events.empty(4, 5), 0, 10, None)
+    for mode in ("fused", "frames", "events", "frame 0"):
+        case.estimate(Recorder(), mode)
+    shown = [(True, True, True), (True, True, False), (False, False, True), (True, False, True)]
+    assert seen == shown
 
 
 def test_image_folders_that_do_not_fit_are_told(tmp_path: Path) -> None:

@@ -56,30 +56,41 @@ def test_it_corrects_motion_boundaries_alone(correction, given):
         torch.testing.assert_close(correction(*given), corrected)
 
 
-def test_it_is_the_formula(correction, given):
-    """With layers whose result is known: the change is 2 log(1 + 4 jump), shared by a cell."""
+@pytest.mark.parametrize("shown", ["event", "motion", "uncertainty", "jump"])
+def test_it_is_the_formula(correction, given, shown):
+    """With layers that pass one map of one pixel of a cell on to the whole cell."""
     boundary, features, flow, uncertainty = given
+    boundary, uncertainty = 10 * boundary, 10 * uncertainty  # beyond what is shown
+    maps = {
+        "event": boundary[:, 0].clamp(-8, 8),
+        "motion": boundary[:, 1].clamp(-8, 8),
+        "uncertainty": uncertainty[:, 0].clamp(-8, 8),
+        "jump": torch.log(1 + 4 * flow_jumps(flow))[:, 0],
+    }
+    last_pixel = HIDDEN + (list(maps).index(shown) + 1) * STRIDE**2 - 1
     with torch.no_grad():
         for layer in (correction.merge, correction.mix, correction.change):
             layer.weight.zero_()
             layer.bias.zero_()
-        jump_of_last_pixel = HIDDEN + 4 * STRIDE**2 - 1
-        correction.merge.weight[0, jump_of_last_pixel] = 2.0
+        correction.merge.weight[0, last_pixel] = 2.0
+        correction.merge.bias[0] = 100.0  # where activations are linear
         correction.mix.weight[0, 0, 1, 1] = 1.0
         correction.change.weight[:, 0] = 1.0
-        found = correction(boundary, features, flow, uncertainty) - boundary
-    jumps = flow_jumps(flow)[:, 0, STRIDE - 1 :: STRIDE, STRIDE - 1 :: STRIDE]
-    expected = 2 * torch.log(1 + 4 * jumps)
+        correction.change.bias.fill_(-100.0)
+        found = (correction(boundary, features, flow, uncertainty) - boundary)[:, 1]
+    expected = 2 * maps[shown][:, STRIDE - 1 :: STRIDE, STRIDE - 1 :: STRIDE]
     expected = expected.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
-    torch.testing.assert_close(found[:, 1], expected)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_reach_the_maps_and_features_but_no_motion(correction, given):
+def test_gradients_pass_by_what_the_correction_is_shown(correction, given):
     torch.nn.init.normal_(correction.change.weight)
     boundary, features, flow, uncertainty = (x.requires_grad_() for x in given)
     target = torch.ones(2, HEIGHT, WIDTH)
     found = correction(boundary, features, flow, uncertainty)[:, 1]
     F.binary_cross_entropy_with_logits(found, target).backward()
-    assert boundary.grad[:, 1].any() and features.grad.any()
+    expected = (torch.sigmoid(found) - 1) / found.numel()
+    torch.testing.assert_close(boundary.grad[:, 1], expected)
+    assert not boundary.grad[:, 0].any() and features.grad.any()
     assert flow.grad is None and uncertainty.grad is None
     assert all(parameter.grad.any() for parameter in correction.parameters())

@@ -215,6 +215,19 @@ def test_a_file_without_later_parts_loads(path, model):
     assert all(torch.equal(loaded[name], weights[name]) for name in weights.keys() - names)
 
 
+def test_later_parts_are_always_the_same_and_spend_no_draw(path):
+    rewrite(path, without={f"model.refinement.correction.{n}" for n in ("mix.weight", "mix.bias")})
+    names = ("merge.weight", "merge.bias", "change.weight", "change.bias")
+    rewrite(path, without={f"model.refinement.correction.{name}" for name in names})
+    torch.manual_seed(3)
+    first, draw = cp.load_checkpoint(path)[0].state_dict(), torch.rand(1)
+    torch.manual_seed(4)
+    again = cp.load_checkpoint(path)[0].state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), draw)
+
+
 def test_half_of_a_later_part_is_missing(path):
     rewrite(path, without={"model.refinement.correction.mix.weight"})
     with pytest.raises(cp.CheckpointError, match=r"missing: refinement.correction.mix.weight"):

@@ -129,3 +129,21 @@ def test_motion_is_taken_over_from_neighbours_last(refinement):
     assert plain[..., 32:40, 48:56].mean() > 8
     found, expected = moved[..., 28:-8, 28:-8], plain[..., 4:-32, 4:-32]  # in three rounds 24 px
     torch.testing.assert_close(found, expected)
+
+
+def test_boundaries_are_corrected_by_the_upsampled_flow(refinement):
+    torch.manual_seed(0)
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, boundary, features, flow, uncertainty):
+            seen.append((flow, uncertainty))
+            return boundary + 1
+
+    refinement.correction = Recorder()
+    maps = [torch.randn(1, CHANNELS, HEIGHT, WIDTH) for _ in range(SLICES + 1)]
+    found = refine(refinement, maps, maps[:2])
+    ((flow, uncertainty),) = seen
+    assert DEGREE > 1 and torch.equal(flow, found.control_points[:, -1])
+    assert torch.equal(uncertainty, found.uncertainty[:, 1:])
+    assert torch.equal(found.boundary, torch.ones_like(found.boundary))

@@ -133,6 +133,7 @@ def test_gradients_of_a_compiled_one():
     def run():
         return selection(layer(given["features"]), **given)
 
+    torch._dynamo.reset()
     gradients = []
     for function in (run, torch.compile(run)):
         selection.zero_grad()
