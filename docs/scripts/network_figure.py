@@ -150,7 +150,7 @@ def boxes(shapes: dict[str, list[list[int]]], model: FlowFuse) -> dict[str, Box]
             "both",
         ),
         "refinement": Box(
-            1110, 370, "refinement", ("at 1/4: small windows,", "motion of neighbours"), "both"
+            1110, 370, "refinement", ("at 1/4: small windows,", "neighbours, B_m again"), "both"
         ),
         "steps": Box(
             1360,

@@ -24,7 +24,6 @@ from flowfuse.model import FlowFuse, ModelConfig
 from flowfuse.model.checkpoint import (
     SUFFIX,
     CheckpointError,
-    later_parts,
     load_weights,
     read_header,
     read_tensors,
@@ -178,7 +177,7 @@ class TrainingState:
             }
             load_weights(model, begun | weights, where=str(path))
         # A part that the file lacks is random: that is forgotten as ever.
-        self.keeps_first = not (new or later_parts(self.model, weights))
+        self.keeps_first = not new
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint: the next step is as it would have been.
