@@ -98,20 +98,11 @@ def caller() -> str:
 @contextmanager
 def all_at_once() -> Iterator[None]:
     """Let networks work on all images and pairs at once, as on a GPU."""
-    asking = [
-        name
-        for name, module in sys.modules.items()
-        if name.startswith("flowfuse.model.") and hasattr(module, "little_memory")
-    ]
-    patches = [patch(f"{name}.little_memory", lambda values: False) for name in asking]
-    patches.append(patch("flowfuse.ops.correlation.read_on_demand", lambda device: False))
-    for each in patches:
-        each.start()
-    try:
+    with (
+        patch("flowfuse.model.encoders.SCARCE", frozenset()),
+        patch("flowfuse.ops.correlation.read_on_demand", lambda device: False),
+    ):
         yield
-    finally:
-        for each in patches:
-            each.stop()
 
 
 def count(config: ModelConfig, size: tuple[int, int] = SIZE) -> Launches:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowfuse.ops import group_norm_activate
 
+SCARCE = frozenset({"cpu"})  # types of devices on which little memory counts
 LARGEST_CORRELATION = 12.0  # at the start: sharp enough for a softmax over a window
 
 
@@ -217,7 +218,7 @@ def little_memory(values: Tensor) -> bool:
 
     So it does on a CPU; but where gradients are taken, all is kept for them anyway.
     """
-    return values.device.type == "cpu" and not torch.is_grad_enabled()
+    return values.device.type in SCARCE and not torch.is_grad_enabled()
 
 
 def stack_maps(maps: Sequence[Tensor]) -> Tensor:
