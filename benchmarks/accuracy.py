@@ -9,7 +9,7 @@
 Rows: every checkpoint with both modalities, with each of them alone, and with frame 0 and events;
 OpenCV's DIS (medium) and Farneback on the frames; zero flow. Ratios are to the first row and to
 DIS, and of the fused error to that of the better single modality: 1 means that fusing costs
-nothing. The generated scenes are always the same: their seed, and the families of textures and
+nothing. --without adds rows of the first checkpoint with one part switched off. The generated scenes are always the same: their seed, and the families of textures and
 motions that they are drawn from, belong to this script, and no training uses them. Sweeps pool all
 generated sets. Real recordings of events alone are measured with and without history. -o OUT writes
 OUT.json, OUT.md and pictures in OUT/: of every set the case that is best, median and worst in the
@@ -23,7 +23,7 @@ import re
 from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from multiprocessing import get_context
@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from jsonargparse import Namespace
 from measuring import OneLineParser, commit, machine, result_file, versions, write
+from parts import PARTS, switch_off
 from tqdm import tqdm
 
 import flowfuse
@@ -88,11 +89,13 @@ class Network:
     Attributes:
         label: what its rows begin with.
         path: of the checkpoint.
+        lacks: parts that are switched off; such a network is run with both modalities only.
         device, bf16, iterations: how it runs.
     """
 
     label: str
     path: Path
+    lacks: tuple[str, ...] = ()
     device: str = "cpu"
     bf16: bool = False
     iterations: int | None = None
@@ -110,7 +113,13 @@ class Network:
     @cached_property
     def estimator(self) -> Estimator:
         dtype = torch.bfloat16 if self.bf16 else None
-        return flowfuse.load(self.path, device=self.device, dtype=dtype)
+        estimator = flowfuse.load(self.path, device=self.device, dtype=dtype)
+        switch_off(estimator.model, self.lacks)
+        return estimator
+
+    def without(self, part: str) -> Network:
+        """The same network, a part of :data:`parts.PARTS` switched off."""
+        return replace(self, label=f"{self.label} without {part}", lacks=(part,))
 
     @cached_property
     def slicing(self) -> Slicing:
@@ -122,7 +131,7 @@ class Network:
     def modes(self) -> dict[str, str]:
         """Row -> mode: first what it was built for, then, if it has both modalities, with less."""
         config = self.estimator.model.config
-        if not (config.frames and config.events):
+        if self.lacks or not (config.frames and config.events):
             return {self.label: "fused"}
         return {
             f"{self.label} fused": "fused",
@@ -250,10 +259,10 @@ class SceneSet:
     ) -> None:
         self.name, self.count = preset, count
         sensor = find_preset(preset).sensor
-        seen = "trainings" if sensor == SENSORS[0] else f"{sensor}'s model, which no training uses"
+        seen = "that of most training scenes" if sensor == SENSORS[0] else f"{sensor}'s model"
         self.what = (
             f"Generated test scenes of {size[1]} x {size[0]} px: {count}. "
-            f"Event sensor: that of {seen}."
+            f"Event sensor: {seen}."
         )
         self._datasets: dict[Slicing, _SharedScenes] = {}
         for slicing in sorted(set(slicings)):
@@ -416,7 +425,7 @@ def load_networks(options: Namespace) -> list[Network]:
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"--checkpoint: two are called {label}; name them: LABEL=PATH")
-    return networks
+    return networks + [networks[0].without(part) for part in dict.fromkeys(options.without)]
 
 
 def run(options: Namespace) -> None:
@@ -520,6 +529,10 @@ def build_parser() -> OneLineParser:
         help="shipped name or path; repeat for several (default: small)",
     )  # fmt: skip
     parser.add_argument(
+        "--without", nargs="+", choices=list(PARTS), default=[], metavar="PART",
+        help=f"rows of the first checkpoint with one part switched off each: {' '.join(PARTS)}",
+    )  # fmt: skip
+    parser.add_argument(
         "--group", nargs="+", action="append", default=[], metavar=("NAME", "LABEL"),
         help="checkpoints that differ in their seeds, in order; the first group is compared with "
         "each of the others",
@@ -536,8 +549,8 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument(
         "--sensor", nargs="+", choices=SENSORS, default=[SENSORS[0]],
-        help="event sensors that watch the generated sets: the one of all trainings, or v2e's "
-        "model, which no training uses (default)",
+        help="event sensors that watch the generated sets: the one of most training scenes, or "
+        "v2e's model, which few of them use (default)",
     )  # fmt: skip
     parser.add_argument("--iterations", type=parse_count, help="recurrent updates (the model's)")
     parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")

@@ -126,24 +126,45 @@ class EvidenceHead(nn.Module):
         x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
         log_scale = self.out(activate(self.mix(x))).float().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
 
-        share = (STRENGTH * shrunk_gap(log_scale.detach())).sigmoid()
-        share = torch.cat((share, 1 - share), dim=1)
-        # Of one frame no error is known: it stays as it is, and so do the events.
-        compared = (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1)
-        return Evidence(log_scale, (2 * share).clamp(max=1).masked_fill(compared <= 0, 1.0))
+        leading = shrunk(lead(log_scale.detach()))
+        return Evidence(log_scale, fades(leading, compared(mask)))
 
 
-def shrunk_gap(log_scale: Tensor) -> Tensor:
-    """Log of how many times as wrong events are as frames: [B, 2, h, w] -> [B, 1, h, w].
+def lead(log_scale: Tensor) -> Tensor:
+    """Log of how many times as wrong events are as frames: [B, 2, h, w] -> [B, 1, h, w]."""
+    return log_scale[:, 1:] - log_scale[:, :1]
 
-    Estimates of single places are noisy. They shrink towards the mean of the image, by its share in
-    their mean square (as of James and Stein): where one modality is better nearly everywhere, it
-    leads everywhere; where each has its own places, these count.
+
+def shrunk(leading: Tensor) -> Tensor:
+    """Shrink :func:`lead` towards its mean over the image: [B, 1, h, w] -> same.
+
+    Estimates of single places are noisy. They go to the mean by its share in their mean square (as
+    the estimator of James and Stein does): where one modality is better nearly everywhere, it leads
+    everywhere; where each has its own places, these count.
     """
-    gap = log_scale[:, 1:] - log_scale[:, :1]
-    mean = gap.mean(dim=(2, 3), keepdim=True)
-    whole = mean.square() / gap.square().mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
-    return torch.lerp(gap, mean.expand_as(gap), whole)
+    mean = leading.mean(dim=(2, 3), keepdim=True)
+    square = leading.square().mean(dim=(2, 3), keepdim=True)
+    return torch.lerp(leading, mean, mean.square() / square.clamp(min=1e-6))
+
+
+def compared(mask: Tensor) -> Tensor:
+    """Where both modalities can be judged: modality mask [B, 4] -> [B, 1, 1, 1] bool.
+
+    Of one frame no error is known: it stays as it is, and so do the events.
+    """
+    return (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1) > 0
+
+
+def fades(leading: Tensor, where: Tensor) -> Tensor:
+    """What each modality is multiplied with: :func:`lead` [B, 1, h, w] -> [B, 2, h, w].
+
+    Args:
+        leading: as it is, or :func:`shrunk`.
+        where: [B, 1, 1, 1] bool, of :func:`compared`; all ones elsewhere.
+    """
+    exponent = STRENGTH * leading
+    share = torch.cat((exponent, -exponent), dim=1).sigmoid()
+    return (2 * share).clamp(max=1).masked_fill(~where, 1.0)
 
 
 def unlike_neighbours(motion: Tensor, size: int = 5) -> Tensor:

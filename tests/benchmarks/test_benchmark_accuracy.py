@@ -53,6 +53,29 @@ def test_labels_of_checkpoints(tmp_path: Path) -> None:
     assert network.parse(str(path)).label == "model"
 
 
+def test_every_part_that_can_be_switched_off_does_something(tmp_path: Path) -> None:
+    rows, parts = load("accuracy"), load("parts")
+    whole = rows.Network.parse("small")
+    case = rows.SceneSet("fast", 1, (64, 80), {(4, 3)}, tmp_path)[0]
+
+    def run(network):
+        estimate = case.estimate(network.estimator, "fused")
+        return np.concatenate((estimate.displacements[-1], estimate.boundary))
+
+    before = run(whole)
+    for part in parts.PARTS:
+        network = whole.without(part)
+        assert network.modes == {f"small without {part}": "fused"}
+        assert not np.allclose(run(network), before, atol=1e-3), part
+    assert np.array_equal(run(rows.Network.parse("small")), before)
+
+
+def test_a_part_that_a_network_lacks_cannot_be_switched_off() -> None:
+    plain = FlowFuse(replace(CONFIGS["nano"], fusion="concatenation"))
+    with pytest.raises(ValueError, match="^--without evidence: this network has no such part$"):
+        load("parts").switch_off(plain, ["evidence"])
+
+
 # Generated scenes
 
 
@@ -125,8 +148,8 @@ def test_sets_before_several_sensors() -> None:
     names = load("accuracy").set_names(["slow", "thin"], ["default", "v2e"])
     assert names == ["slow", "thin", "slow@v2e", "thin@v2e"]
     sets = [load("accuracy").SceneSet(n, 1, (64, 80), {(4, 3)}, None) for n in names[1:3]]
-    assert sets[0].what.endswith("Event sensor: that of trainings.")
-    assert sets[1].what.endswith("Event sensor: that of v2e's model, which no training uses.")
+    assert sets[0].what.endswith("Event sensor: that of most training scenes.")
+    assert sets[1].what.endswith("Event sensor: v2e's model.")
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from flowfuse.losses.supervised import (
 )
 from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
 from flowfuse.model import evidence as evidence_module
-from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds, shrunk_gap
+from flowfuse.model.evidence import Evidence, EvidenceHead, lead, present_kinds, shrunk
 
 NANO = CONFIGS["nano"]
 ALL = torch.ones(1, 4)
@@ -102,7 +102,7 @@ def test_a_modality_counts_by_its_error():
 
 
 @pytest.mark.parametrize(
-    ("gap", "shrunk"),
+    ("alone", "expected"),
     [
         ((1.0, 3.0), (1.8, 2.2)),  # mean 2, mean square 5: four fifths of the way to 2
         ((-1.0, 1.0), (-1.0, 1.0)),  # each its places: none of the way
@@ -110,14 +110,14 @@ def test_a_modality_counts_by_its_error():
         ((0.0, 0.0), (0.0, 0.0)),
     ],
 )
-def test_a_lead_shrinks_to_that_of_the_image_by_how_even_it_is(gap, shrunk):
+def test_a_lead_shrinks_to_that_of_the_image_by_how_even_it_is(alone, expected):
     frames = torch.tensor([0.3, -2.0])
-    log_scale = torch.stack((frames, frames + torch.tensor(gap)))[None, :, None]  # [1, 2, 1, 2]
+    log_scale = torch.stack((frames, frames + torch.tensor(alone)))[None, :, None]  # [1, 2, 1, 2]
     # Each image of a batch has its own mean.
     log_scale = torch.cat((log_scale, torch.zeros_like(log_scale)))
-    found = shrunk_gap(log_scale)
+    found = shrunk(lead(log_scale))
     assert found.shape == (2, 1, 1, 2)
-    assert torch.allclose(found[0, 0, 0], torch.tensor(shrunk), atol=1e-5)
+    assert torch.allclose(found[0, 0, 0], torch.tensor(expected), atol=1e-5)
     assert torch.equal(found[1], torch.zeros(1, 1, 2))
 
 
