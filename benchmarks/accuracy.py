@@ -9,11 +9,12 @@
 Rows: every checkpoint with both modalities, with each of them alone, and with frame 0 and events;
 OpenCV's DIS (medium) and Farneback on the frames; zero flow. Ratios are to the first row and to
 DIS, and of the fused error to that of the better single modality: 1 means that fusing costs
-nothing. --without adds rows of the first checkpoint with one part switched off. The generated scenes are always the same: their seed, and the families of textures and
-motions that they are drawn from, belong to this script, and no training uses them. Sweeps pool all
-generated sets. Real recordings of events alone are measured with and without history. -o OUT writes
-OUT.json, OUT.md and pictures in OUT/: of every set the case that is best, median and worst in the
-first row's EPE over that of zero flow.
+nothing. --without adds rows of the first checkpoint with one part switched off. The generated
+scenes are always the same: their seed, and the families of textures and motions that they are drawn
+from, belong to this script, and no training uses them. Sweeps pool all generated sets. Real
+recordings of events alone are measured with and without history. -o OUT writes OUT.json, OUT.md and
+pictures in OUT/: of every set the case that is best, median and worst in the first row's EPE over
+that of zero flow.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def test_every_part_that_can_be_switched_off_does_something(tmp_path: Path) -> N
 
 def test_a_part_that_a_network_lacks_cannot_be_switched_off() -> None:
     plain = FlowFuse(replace(CONFIGS["nano"], fusion="concatenation"))
-    with pytest.raises(ValueError, match="^--without evidence: this network has no such part$"):
+    with pytest.raises(ValueError, match=r"^--without evidence: this network has no such part$"):
         load("parts").switch_off(plain, ["evidence"])
 
 
