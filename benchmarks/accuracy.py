@@ -262,8 +262,7 @@ class SceneSet:
         sensor = find_preset(preset).sensor
         seen = "that of most training scenes" if sensor == SENSORS[0] else f"{sensor}'s model"
         self.what = (
-            f"Generated test scenes of {size[1]} x {size[0]} px: {count}. "
-            f"Event sensor: {seen}."
+            f"Generated test scenes of {size[1]} x {size[0]} px: {count}. Event sensor: {seen}."
         )
         self._datasets: dict[Slicing, _SharedScenes] = {}
         for slicing in sorted(set(slicings)):
