@@ -28,6 +28,11 @@ FLICKER_EVERYWHERE = (
 )
 FLICKER_STEPS = 16  # in a slice
 FLICKER_THRESHOLD = 0.1  # log intensity: what a threshold is where the frames show it
+# Of a less sensitive sensor, in thresholds of the one that was there; both log-uniform.
+THRESHOLDS = (0.9, 4.0)
+ON_OVER_OFF = (0.4, 2.5)
+# Sensors that are blind after an event fire once or twice in a bin at most: (number, probability).
+MOST_IN_BIN = ((1.0, 0.3), (2.0, 0.2), (np.inf, 0.5))
 GAMMA = 2.2
 
 
@@ -40,6 +45,7 @@ class AugmentConfig:
         transpose: probability of swapping rows and columns.
         event_gain: the polarity sums are scaled by a factor in [1 - this, 1 + this].
         event_noise: noise events per pixel over the whole input, at most.
+        insensitive_sensor: probability that the events are those of a less sensitive sensor.
         event_flicker: probability that lamps flicker: events of all pixels in turn, without motion.
         frame_gain: both frames are scaled by one factor in [1 - this, 1 + this].
         frame_gain_difference: and each by its own factor in [1 - this, 1 + this].
@@ -61,6 +67,7 @@ class AugmentConfig:
     transpose: float = 0.5
     event_gain: float = 0.2
     event_noise: float = 0.02
+    insensitive_sensor: float = 0.0
     event_flicker: float = 0.1
     frame_gain: float = 0.2
     frame_gain_difference: float = 0.05
@@ -155,6 +162,39 @@ def vary_events(sample: Sample, rng: np.random.Generator, config: AugmentConfig)
         # Slices E_1 .. E_K are what lies between the frames.
         event_sum=sample.event_sum * gain + noise[1:].sum((0, 1))[None],
     )
+
+
+def raise_thresholds(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Turn the events into those of a less sensitive sensor: fewer, and at sharp edges first.
+
+    The polarities of a pixel add up to its signal, in thresholds. Another sensor fires whenever the
+    signal has changed by its own threshold since its last event. ON and OFF have thresholds of
+    their own. Exposures are forgotten: how many of the events a frame sees is not known any more.
+    """
+    slices = sample.slices
+    bins, (height, width) = slices.shape[1], slices.shape[-2:]
+    threshold, ratio = (
+        float(np.exp(rng.uniform(*np.log(bounds)))) for bounds in (THRESHOLDS, ON_OVER_OFF)
+    )
+    on, off = threshold * ratio**0.5, threshold / ratio**0.5
+    numbers, probabilities = zip(*MOST_IN_BIN, strict=True)
+    most = float(rng.choice(numbers, p=probabilities))
+    phase, late = torch.from_numpy(rng.random((2, height, width), dtype=np.float32))
+    last = (phase - 0.5) * min(on, off)  # the signal at the last event
+    changed = torch.zeros_like(slices)
+    signal = slices.flatten(0, 1).cumsum(0).view_as(slices)
+    for k, b in np.ndindex(*slices.shape[:2]):
+        change = signal[k, b] - last
+        step = torch.where(change > 0, on, off)
+        fired = torch.trunc(change / step)
+        last = last + fired * step
+        fired = fired.clamp(-most, most)
+        # When in the bin is not known: shared with the next one, as voxelize does.
+        changed[k, b] += fired
+        if b + 1 < bins:
+            changed[k, b] -= late * fired
+            changed[k, b + 1] += late * fired
+    return drop_exposure(sample._replace(slices=changed))
 
 
 def add_flicker(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -319,6 +359,8 @@ def augment(
     for mirror in (flip_columns, flip_rows):
         if rng.random() < config.flip:
             result = mirror(result)
+    if config.insensitive_sensor > 0 and rng.random() < config.insensitive_sensor:
+        result = raise_thresholds(result, rng)
     result = vary_frames(vary_events(result, rng, config), rng, config)
     if rng.random() < config.event_flicker:
         result = add_flicker(result, rng)

@@ -16,7 +16,7 @@ from flowfuse.geometry.grid import warp
 from flowfuse.inputs import slice_events, sum_events
 
 HEIGHT, WIDTH = 20, 28
-OFF = tr.AugmentConfig(*[0.0] * 13)  # nothing but the crop
+OFF = tr.AugmentConfig(*[0.0] * 14)  # nothing but the crop
 FLOW = (3.0, -2.0)  # px, whole numbers: warping with them is exact
 
 
@@ -166,6 +166,65 @@ def still(slices: int = 4, bins: int = 3, exposure: tuple[float, float] = (0.0, 
         exposure=torch.tensor(exposure),
         modality_mask=torch.ones(4),
     )
+
+
+def with_events(slices: torch.Tensor) -> Sample:
+    return still()._replace(slices=slices, event_sum=slices[1:].sum((0, 1))[None])
+
+
+def one_sensor(monkeypatch, threshold: float, on_over_off: float, most: float) -> None:
+    monkeypatch.setattr(tr, "THRESHOLDS", (threshold, threshold))
+    monkeypatch.setattr(tr, "ON_OVER_OFF", (on_over_off, on_over_off))
+    monkeypatch.setattr(tr, "MOST_IN_BIN", ((most, 1.0),))
+
+
+def test_a_less_sensitive_sensor_follows_the_same_signal(monkeypatch):
+    one_sensor(monkeypatch, 3.0, 1.0, np.inf)
+    slices = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (5, 3, HEIGHT, WIDTH)))
+    sample = with_events(slices.float())
+    changed = tr.raise_thresholds(sample, np.random.default_rng(1))
+    found, given = (x.flatten(0, 1).cumsum(0) for x in (changed.slices, sample.slices))
+    ends = slice(2, None, 3)  # of slices: no event is shared with the next bin there
+    # The signal begins up to half a threshold from the last event, and goes on for less than one.
+    assert (3 * found - given)[ends].abs().max() < 4.5
+    assert (changed.slices[:, 1] % 1 != 0).any()  # shared among bins
+    assert changed.slices.abs().sum() < sample.slices.abs().sum() / 3
+    assert torch.equal(changed.event_sum[0], changed.slices[1:].sum((0, 1)))
+    assert torch.equal(changed.exposure, torch.zeros(2))
+    assert torch.equal(changed.modality_mask, sample.modality_mask)
+
+
+def test_on_and_off_events_have_thresholds_of_their_own(monkeypatch):
+    one_sensor(monkeypatch, 2.0, 4.0, np.inf)  # 4 for ON, 1 for OFF
+    slices = torch.zeros(5, 3, HEIGHT, WIDTH)
+    slices[1], slices[2:] = 4.0, -4.0  # up by 12, down by 36
+    found = tr.raise_thresholds(with_events(slices), np.random.default_rng(0)).slices
+    ups, downs = found.clamp(min=0).sum((0, 1)), found.clamp(max=0).sum((0, 1))
+    # Three from the start on, or one less, where the last event was above it.
+    assert ups.min() >= 2 and ups.max() <= 3
+    assert downs.min() >= -36 and downs.max() <= -32
+
+
+def test_a_blind_sensor_fires_once_in_a_bin(monkeypatch):
+    one_sensor(monkeypatch, 1.0, 1.0, 1.0)
+    sample = with_events(torch.full((5, 3, HEIGHT, WIDTH), 9.0))
+    found = tr.raise_thresholds(sample, np.random.default_rng(0)).slices
+    assert torch.allclose(found.sum(1), torch.tensor(3.0))  # of a slice
+
+
+def test_insensitive_sensors_are_drawn_as_often_as_asked():
+    sample = with_events(torch.ones(5, 3, HEIGHT, WIDTH))
+    config = dataclasses.replace(OFF, insensitive_sensor=0.5)
+    size = (HEIGHT, WIDTH)
+    changed = [
+        not torch.equal(
+            tr.augment(sample, np.random.default_rng(seed), config, size).slices, sample.slices
+        )
+        for seed in range(40)
+    ]
+    assert 10 <= sum(changed) <= 30  # 3 sigma
+    same = tr.augment(sample, np.random.default_rng(0), OFF, size)
+    assert torch.equal(same.slices, sample.slices)
 
 
 @pytest.mark.parametrize("peak", [0.4, 0.9, 1.6, 3.3])
