@@ -407,7 +407,9 @@ def describe_run(networks: Sequence[Network]) -> dict:
         "machine": machine(first.device.type),
         "versions": versions(),
         "precision": str(first.dtype).removeprefix("torch."),
-        "checkpoints": {network.label: str(network.path) for network in networks},
+        "checkpoints": {
+            network.label: str(network.path) for network in networks if not network.lacks
+        },
     }
 
 
@@ -530,7 +532,8 @@ def build_parser() -> OneLineParser:
     )  # fmt: skip
     parser.add_argument(
         "--without", nargs="+", choices=list(PARTS), default=[], metavar="PART",
-        help=f"rows of the first checkpoint with one part switched off each: {' '.join(PARTS)}",
+        help="rows of the first checkpoint with one part switched off each, both modalities: "
+        f"{' '.join(PARTS)}",
     )  # fmt: skip
     parser.add_argument(
         "--group", nargs="+", action="append", default=[], metavar=("NAME", "LABEL"),
@@ -549,8 +552,8 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument(
         "--sensor", nargs="+", choices=SENSORS, default=[SENSORS[0]],
-        help="event sensors that watch the generated sets: the one of most training scenes, or "
-        "v2e's model, which few of them use (default)",
+        help="event sensors that watch the generated sets: default, that of most training scenes, "
+        "or v2e's model (default)",
     )  # fmt: skip
     parser.add_argument("--iterations", type=parse_count, help="recurrent updates (the model's)")
     parser.add_argument("--threads", type=parse_count, help="CPU threads (torch's own number)")

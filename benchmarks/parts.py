@@ -1,6 +1,6 @@
-"""Switch parts of a network off, to see what each is worth: ``accuracy.py --without``.
+"""Switch parts of a network off, to see what is lost without them: ``accuracy.py --without``.
 
-The other weights were trained with the part, so what is lost is at most what the part is worth.
+The other weights were trained with the part. A network that was trained without it would lose less.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flowfuse.model import FlowFuse
-from flowfuse.model.evidence import Evidence, compared, fades, lead
+from flowfuse.model.evidence import Evidence, comparable, fades, log_error_ratio
 from flowfuse.model.flowfuse import NO_STEP
 from flowfuse.model.refinement import Refined
 
@@ -29,23 +29,25 @@ def without_shrinking(model: FlowFuse) -> None:
     """Every cell is judged alone."""
 
     def judge_alone(head: Any, arguments: Any, found: Evidence) -> Evidence:
-        (_, _, mask) = arguments
-        return found._replace(fade=fades(lead(found.log_scale), compared(mask)))
+        mask = arguments[2]
+        return found._replace(fade=fades(log_error_ratio(found.log_scale), comparable(mask)))
 
     model.evidence.register_forward_hook(judge_alone)
 
 
-def without_guidance(model: FlowFuse) -> None:
-    """Boundaries guide neither gates nor context, nor propagation, nor the update at 1/4."""
-    model.gates.register_forward_hook(lambda gates, cues, found: torch.ones_like(found))
-    model.boundary_context.register_forward_hook(lambda c, maps, found: torch.zeros_like(found))
-    model.propagation.register_forward_hook(lambda p, arguments, found: arguments[0])
-    model.refinement.guide = None
-
-
 def without_propagation(model: FlowFuse) -> None:
     """Motion is not carried from moving edges into interiors."""
-    model.propagation.register_forward_hook(lambda p, arguments, found: arguments[0])
+    model.propagation.register_forward_hook(lambda module, arguments, found: arguments[0])
+
+
+def without_guidance(model: FlowFuse) -> None:
+    """Nothing is left of guided fusion: gates, propagation, boundary maps as context and at 1/4."""
+    without_propagation(model)
+    model.gates.register_forward_hook(lambda module, cues, found: torch.ones_like(found))
+    model.boundary_context.register_forward_hook(
+        lambda module, maps, found: torch.zeros_like(found)
+    )
+    model.refinement.guide = None
 
 
 def without_selection(model: FlowFuse) -> None:
@@ -67,14 +69,15 @@ def without_gradient_steps(model: FlowFuse) -> None:
     model.refinement.register_forward_hook(stand_still)
 
 
-PARTS: dict[str, Callable[[FlowFuse], None]] = {
-    "evidence": without_evidence,
-    "shrinking": without_shrinking,
-    "guidance": without_guidance,
-    "propagation": without_propagation,
-    "selection": without_selection,
-    "correction": without_correction,
-    "gradient-steps": without_gradient_steps,
+# Name: the setting that is false or 0 where a network has no such part, and how to switch it off.
+PARTS: dict[str, tuple[str, Callable[[FlowFuse], None]]] = {
+    "evidence": ("weighs_evidence", without_evidence),
+    "shrinking": ("weighs_evidence", without_shrinking),
+    "guidance": ("guided", without_guidance),
+    "propagation": ("guided", without_propagation),
+    "selection": ("selection", without_selection),
+    "correction": ("boundary", without_correction),
+    "gradient-steps": ("gradient_steps", without_gradient_steps),
 }
 
 
@@ -85,7 +88,7 @@ def switch_off(model: FlowFuse, parts: Sequence[str]) -> None:
         ValueError: the network has no such part.
     """
     for part in parts:
-        try:
-            PARTS[part](model)
-        except AttributeError:
-            raise ValueError(f"--without {part}: this network has no such part") from None
+        setting, off = PARTS[part]
+        if not getattr(model.config, setting):
+            raise ValueError(f"--without {part}: this network has no such part")
+        off(model)

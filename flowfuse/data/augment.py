@@ -28,11 +28,12 @@ FLICKER_EVERYWHERE = (
 )
 FLICKER_STEPS = 16  # in a slice
 FLICKER_THRESHOLD = 0.1  # log intensity: what a threshold is where the frames show it
-# Of a less sensitive sensor, in thresholds of the one that was there; both log-uniform.
-THRESHOLDS = (0.9, 4.0)
-ON_OVER_OFF = (0.4, 2.5)
-# Sensors that are blind after an event fire once or twice in a bin at most: (number, probability).
-MOST_IN_BIN = ((1.0, 0.3), (2.0, 0.2), (np.inf, 0.5))
+# Of a less sensitive sensor, in thresholds of the one that was there.
+INSENSITIVE_THRESHOLD = (1.0, 4.0)  # of one polarity; log-uniform
+INSENSITIVE_RATIO = (1.0, 2.5)  # that of the other polarity over it; log-uniform
+# While a pixel recovers from an event it misses others: most events in a bin, and probabilities.
+INSENSITIVE_LIMITS = (1.0, 2.0, np.inf)
+INSENSITIVE_SHARES = (0.3, 0.2, 0.5)
 GAMMA = 2.2
 
 
@@ -45,7 +46,6 @@ class AugmentConfig:
         transpose: probability of swapping rows and columns.
         event_gain: the polarity sums are scaled by a factor in [1 - this, 1 + this].
         event_noise: noise events per pixel over the whole input, at most.
-        insensitive_sensor: probability that the events are those of a less sensitive sensor.
         event_flicker: probability that lamps flicker: events of all pixels in turn, without motion.
         frame_gain: both frames are scaled by one factor in [1 - this, 1 + this].
         frame_gain_difference: and each by its own factor in [1 - this, 1 + this].
@@ -61,13 +61,13 @@ class AugmentConfig:
         drop_second_frame: probability that frame 1 is missing where both modalities are there.
         warm_start: probability that the network starts from a flow like that of the interval
             before: the ground truth, perturbed (:mod:`flowfuse.data.warm_start`).
+        insensitive_sensor: probability that the events are those of a less sensitive sensor.
     """
 
     flip: float = 0.5
     transpose: float = 0.5
     event_gain: float = 0.2
     event_noise: float = 0.02
-    insensitive_sensor: float = 0.0
     event_flicker: float = 0.1
     frame_gain: float = 0.2
     frame_gain_difference: float = 0.05
@@ -81,6 +81,7 @@ class AugmentConfig:
     corrupt_frames: float = 0.0
     drop_second_frame: float = 0.0
     warm_start: float = 0.0
+    insensitive_sensor: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -164,37 +165,47 @@ def vary_events(sample: Sample, rng: np.random.Generator, config: AugmentConfig)
     )
 
 
-def raise_thresholds(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Turn the events into those of a less sensitive sensor: fewer, and at sharp edges first.
+def lower_sensitivity(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Turn the events into those that a less sensitive sensor would have seen.
 
-    The polarities of a pixel add up to its signal, in thresholds. Another sensor fires whenever the
-    signal has changed by its own threshold since its last event. ON and OFF have thresholds of
-    their own. Exposures are forgotten: how many of the events a frame sees is not known any more.
+    The polarities of a pixel add up to its signal, in thresholds. A sensor with larger thresholds
+    fires whenever the signal has changed by one of these since its last event; ON and OFF events
+    have thresholds of their own.
     """
     slices = sample.slices
-    bins, (height, width) = slices.shape[1], slices.shape[-2:]
-    threshold, ratio = (
-        float(np.exp(rng.uniform(*np.log(bounds)))) for bounds in (THRESHOLDS, ON_OVER_OFF)
+    first, ratio = (
+        float(np.exp(rng.uniform(*np.log(bounds))))
+        for bounds in (INSENSITIVE_THRESHOLD, INSENSITIVE_RATIO)
     )
-    on, off = threshold * ratio**0.5, threshold / ratio**0.5
-    numbers, probabilities = zip(*MOST_IN_BIN, strict=True)
-    most = float(rng.choice(numbers, p=probabilities))
-    phase, late = torch.from_numpy(rng.random((2, height, width), dtype=np.float32))
-    last = (phase - 0.5) * min(on, off)  # the signal at the last event
-    changed = torch.zeros_like(slices)
-    signal = slices.flatten(0, 1).cumsum(0).view_as(slices)
-    for k, b in np.ndindex(*slices.shape[:2]):
-        change = signal[k, b] - last
-        step = torch.where(change > 0, on, off)
-        fired = torch.trunc(change / step)
-        last = last + fired * step
-        fired = fired.clamp(-most, most)
-        # When in the bin is not known: shared with the next one, as voxelize does.
-        changed[k, b] += fired
-        if b + 1 < bins:
-            changed[k, b] -= late * fired
-            changed[k, b + 1] += late * fired
-    return drop_exposure(sample._replace(slices=changed))
+    on, off = (first, first * ratio) if rng.random() < 0.5 else (first * ratio, first)
+    limit = float(rng.choice(INSENSITIVE_LIMITS, p=INSENSITIVE_SHARES))
+    phase, shift = torch.from_numpy(rng.random((2, *slices.shape[-2:]), dtype=np.float32))
+    signal = slices.flatten(0, 1).cumsum(0)
+
+    def fire(level: Tensor) -> Tensor:
+        nonlocal last
+        change = level - last
+        threshold = torch.where(change > 0, on, off)
+        fired = torch.trunc(change / threshold)
+        last = last + fired * threshold
+        return fired.clamp(-limit, limit)
+
+    # The sensor has been running, say on the same signal: it begins where that has ended.
+    before = signal - signal[-1]
+    last = before[0] + off - phase * (on + off)
+    for level in before:
+        fire(level)
+    fired = torch.stack([fire(level) for level in signal]).view_as(slices)
+    # When in its bin an event came is not known: a part of it goes to the bin before or after.
+    shift = shift - 0.5
+    changed = fired * (1 - shift.abs())
+    changed[:, 1:] += fired[:, :-1] * shift.clamp(min=0)
+    changed[:, :-1] -= fired[:, 1:] * shift.clamp(max=0)
+    changed[:, -1] += fired[:, -1] * shift.clamp(min=0)
+    changed[:, 0] -= fired[:, 0] * shift.clamp(max=0)
+    between, was_between = (x[1:].sum((0, 1)) for x in (changed, slices))
+    exposed = (sample.event_sum - was_between) * (2 / (on + off))  # what exposures add to it
+    return sample._replace(slices=changed, event_sum=between + exposed)
 
 
 def add_flicker(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -360,7 +371,7 @@ def augment(
         if rng.random() < config.flip:
             result = mirror(result)
     if config.insensitive_sensor > 0 and rng.random() < config.insensitive_sensor:
-        result = raise_thresholds(result, rng)
+        result = lower_sensitivity(result, rng)
     result = vary_frames(vary_events(result, rng, config), rng, config)
     if rng.random() < config.event_flicker:
         result = add_flicker(result, rng)

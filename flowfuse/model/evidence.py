@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
         log_scale: [B, 2, h, w] float32, log of the Laplace scale of the error, px of the latent,
             that frames alone and events alone would make.
         fade: [B, 2, h, w] float32 in (0, 1], what the features of each are multiplied with: 1 for
-            the better one, and where the other one is absent.
+            the one that is better here, as far as the image agrees, and where one is absent.
     """
 
     log_scale: Tensor
@@ -126,28 +126,28 @@ class EvidenceHead(nn.Module):
         x = x + self.scene(x.mean(dim=(2, 3)))[:, :, None, None]
         log_scale = self.out(activate(self.mix(x))).float().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
 
-        leading = shrunk(lead(log_scale.detach()))
-        return Evidence(log_scale, fades(leading, compared(mask)))
+        ratio = shrink_to_mean(log_error_ratio(log_scale.detach()))
+        return Evidence(log_scale, fades(ratio, comparable(mask)))
 
 
-def lead(log_scale: Tensor) -> Tensor:
-    """Log of how many times as wrong events are as frames: [B, 2, h, w] -> [B, 1, h, w]."""
+def log_error_ratio(log_scale: Tensor) -> Tensor:
+    """Log of the error of events over that of frames: [B, 2, h, w] -> [B, 1, h, w]."""
     return log_scale[:, 1:] - log_scale[:, :1]
 
 
-def shrunk(leading: Tensor) -> Tensor:
-    """Shrink :func:`lead` towards its mean over the image: [B, 1, h, w] -> same.
+def shrink_to_mean(ratio: Tensor) -> Tensor:
+    """Draw the ratios of all cells to their mean over the image: [B, 1, h, w] -> same.
 
-    Estimates of single places are noisy. They go to the mean by its share in their mean square (as
-    the estimator of James and Stein does): where one modality is better nearly everywhere, it leads
-    everywhere; where each has its own places, these count.
+    The weight of the mean is its share in their mean square. Where one modality is better nearly
+    everywhere, what single cells say to the contrary is noise, and they follow the image. Where
+    each modality is better in some places, the mean is near zero, and every cell is judged alone.
     """
-    mean = leading.mean(dim=(2, 3), keepdim=True)
-    square = leading.square().mean(dim=(2, 3), keepdim=True)
-    return torch.lerp(leading, mean, mean.square() / square.clamp(min=1e-6))
+    mean = ratio.mean(dim=(2, 3), keepdim=True)
+    square = ratio.square().mean(dim=(2, 3), keepdim=True)
+    return torch.lerp(ratio, mean, mean.square() / square.clamp(min=1e-6))
 
 
-def compared(mask: Tensor) -> Tensor:
+def comparable(mask: Tensor) -> Tensor:
     """Where both modalities can be judged: modality mask [B, 4] -> [B, 1, 1, 1] bool.
 
     Of one frame no error is known: it stays as it is, and so do the events.
@@ -155,14 +155,14 @@ def compared(mask: Tensor) -> Tensor:
     return (mask[:, Modality.SECOND_FRAME] * mask[:, Modality.EVENTS]).view(-1, 1, 1, 1) > 0
 
 
-def fades(leading: Tensor, where: Tensor) -> Tensor:
-    """What each modality is multiplied with: :func:`lead` [B, 1, h, w] -> [B, 2, h, w].
+def fades(ratio: Tensor, where: Tensor) -> Tensor:
+    """What frames and events are multiplied with: [B, 1, h, w] -> [B, 2, h, w].
 
     Args:
-        leading: as it is, or :func:`shrunk`.
-        where: [B, 1, 1, 1] bool, of :func:`compared`; all ones elsewhere.
+        ratio: of :func:`log_error_ratio`, shrunk or not.
+        where: [B, 1, 1, 1] bool, of :func:`comparable`; all ones elsewhere.
     """
-    exponent = STRENGTH * leading
+    exponent = STRENGTH * ratio
     share = torch.cat((exponent, -exponent), dim=1).sigmoid()
     return (2 * share).clamp(max=1).masked_fill(~where, 1.0)
 

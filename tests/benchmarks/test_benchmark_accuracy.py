@@ -70,10 +70,28 @@ def test_every_part_that_can_be_switched_off_does_something(tmp_path: Path) -> N
     assert np.array_equal(run(rows.Network.parse("small")), before)
 
 
+LACKS_ALL = replace(
+    CONFIGS["nano"], fusion="concatenation", selection=False, boundary=False, gradient_steps=0
+)
+
+
 def test_a_part_that_a_network_lacks_cannot_be_switched_off() -> None:
-    plain = FlowFuse(replace(CONFIGS["nano"], fusion="concatenation"))
-    with pytest.raises(ValueError, match=r"^--without evidence: this network has no such part$"):
-        load("parts").switch_off(plain, ["evidence"])
+    parts = load("parts")
+    for part in parts.PARTS:
+        with pytest.raises(ValueError, match=rf"^--without {part}: this network has no such part$"):
+            parts.switch_off(FlowFuse(LACKS_ALL), [part])
+
+
+def test_rows_without_parts_follow_those_of_the_checkpoints(tmp_path: Path) -> None:
+    rows = load("accuracy")
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, FlowFuse(CONFIGS["nano"]))
+    without = ["--without", "selection", "evidence", "selection"]
+    options = rows.build_parser().parse_args(
+        ["--checkpoint", "small", "--checkpoint", str(other), *without]
+    )
+    labels = [network.label for network in rows.load_networks(options)]
+    assert labels == ["small", "other", "small without selection", "small without evidence"]
 
 
 # Generated scenes

@@ -16,7 +16,7 @@ from flowfuse.geometry.grid import warp
 from flowfuse.inputs import slice_events, sum_events
 
 HEIGHT, WIDTH = 20, 28
-OFF = tr.AugmentConfig(*[0.0] * 14)  # nothing but the crop
+OFF = tr.AugmentConfig(*[0.0] * 13)  # nothing but the crop
 FLOW = (3.0, -2.0)  # px, whole numbers: warping with them is exact
 
 
@@ -172,58 +172,101 @@ def with_events(slices: torch.Tensor) -> Sample:
     return still()._replace(slices=slices, event_sum=slices[1:].sum((0, 1))[None])
 
 
-def one_sensor(monkeypatch, threshold: float, on_over_off: float, most: float) -> None:
-    monkeypatch.setattr(tr, "THRESHOLDS", (threshold, threshold))
-    monkeypatch.setattr(tr, "ON_OVER_OFF", (on_over_off, on_over_off))
-    monkeypatch.setattr(tr, "MOST_IN_BIN", ((most, 1.0),))
+def one_sensor(monkeypatch, threshold: float, ratio: float = 1.0, limit: float = np.inf) -> None:
+    monkeypatch.setattr(tr, "INSENSITIVE_THRESHOLD", (threshold, threshold))
+    monkeypatch.setattr(tr, "INSENSITIVE_RATIO", (ratio, ratio))
+    monkeypatch.setattr(tr, "INSENSITIVE_LIMITS", (limit,))
+    monkeypatch.setattr(tr, "INSENSITIVE_SHARES", (1.0,))
+
+
+def evenly_spread(rate: float) -> torch.Tensor:
+    """ON events at random times, so many in a slice, between the nodes of the bins."""
+    rng, slices = np.random.default_rng(0), np.zeros((5, 3, HEIGHT, WIDTH), np.float32)
+    count = round(rate * 5 * HEIGHT * WIDTH)
+    y, x = rng.integers(0, (HEIGHT, WIDTH), (count, 2)).T
+    k, (early, late) = rng.integers(0, 5, count), np.divmod(2 * rng.random(count), 1)
+    np.add.at(slices, (k, early.astype(int), y, x), 1 - late)
+    np.add.at(slices, (k, early.astype(int) + 1, y, x), late)
+    return torch.from_numpy(slices)
 
 
 def test_a_less_sensitive_sensor_follows_the_same_signal(monkeypatch):
-    one_sensor(monkeypatch, 3.0, 1.0, np.inf)
+    one_sensor(monkeypatch, 3.0)
     slices = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (5, 3, HEIGHT, WIDTH)))
     sample = with_events(slices.float())
-    changed = tr.raise_thresholds(sample, np.random.default_rng(1))
-    found, given = (x.flatten(0, 1).cumsum(0) for x in (changed.slices, sample.slices))
-    ends = slice(2, None, 3)  # of slices: no event is shared with the next bin there
-    # The signal begins up to half a threshold from the last event, and goes on for less than one.
-    assert (3 * found - given)[ends].abs().max() < 4.5
-    assert (changed.slices[:, 1] % 1 != 0).any()  # shared among bins
+    changed = tr.lower_sensitivity(sample, np.random.default_rng(1))
+    found, given = (x.sum(1).cumsum(0) for x in (changed.slices, sample.slices))
+    # At the start and at the end, it is less than a threshold from the last event.
+    assert (3 * found - given).abs().max() < 6
     assert changed.slices.abs().sum() < sample.slices.abs().sum() / 3
-    assert torch.equal(changed.event_sum[0], changed.slices[1:].sum((0, 1)))
-    assert torch.equal(changed.exposure, torch.zeros(2))
+    assert torch.allclose(changed.event_sum[0], changed.slices[1:].sum((0, 1)), atol=1e-5)
     assert torch.equal(changed.modality_mask, sample.modality_mask)
 
 
+@pytest.mark.parametrize("threshold", [1.0, 2.0, 4.0])
+def test_a_less_sensitive_sensor_is_neither_late_nor_slow_to_start(monkeypatch, threshold):
+    one_sensor(monkeypatch, threshold)
+    sample = with_events(evenly_spread(4.0))
+    found = tr.lower_sensitivity(sample, np.random.default_rng(0)).slices.sum((2, 3))
+    of_slices = found.sum(1)
+    assert torch.allclose(of_slices / of_slices.mean(), torch.ones(5), atol=0.06)
+    assert torch.allclose(
+        of_slices.sum() / sample.slices.sum(), torch.tensor(1 / threshold), atol=0.02
+    )
+    middle = (found * torch.arange(3.0)).sum(1) / of_slices
+    assert torch.allclose(middle, torch.ones(5), atol=0.05)  # of bins 0, 1, 2
+
+
 def test_on_and_off_events_have_thresholds_of_their_own(monkeypatch):
-    one_sensor(monkeypatch, 2.0, 4.0, np.inf)  # 4 for ON, 1 for OFF
-    slices = torch.zeros(5, 3, HEIGHT, WIDTH)
-    slices[1], slices[2:] = 4.0, -4.0  # up by 12, down by 36
-    found = tr.raise_thresholds(with_events(slices), np.random.default_rng(0)).slices
-    ups, downs = found.clamp(min=0).sum((0, 1)), found.clamp(max=0).sum((0, 1))
-    # Three from the start on, or one less, where the last event was above it.
-    assert ups.min() >= 2 and ups.max() <= 3
-    assert downs.min() >= -36 and downs.max() <= -32
+    one_sensor(monkeypatch, 1.0, ratio=4.0)
+    swings = torch.tensor([20.0, -20.0, 0.0]).view(3, 1, 1).expand(5, 3, HEIGHT, WIDTH)
+    ratios = set()
+    for seed in range(12):
+        found = tr.lower_sensitivity(with_events(swings), np.random.default_rng(seed)).slices
+        # Five swings: each 4 events of one polarity, and 16 of the other to come back as far.
+        signed = found.sum((0, 1)).mean()
+        ratios.add(round(signed.item() / 5))
+    assert ratios == {-12, 12}
 
 
-def test_a_blind_sensor_fires_once_in_a_bin(monkeypatch):
-    one_sensor(monkeypatch, 1.0, 1.0, 1.0)
+def test_a_sensor_that_recovers_from_an_event_misses_others(monkeypatch):
+    one_sensor(monkeypatch, 1.0, limit=1.0)
     sample = with_events(torch.full((5, 3, HEIGHT, WIDTH), 9.0))
-    found = tr.raise_thresholds(sample, np.random.default_rng(0)).slices
+    found = tr.lower_sensitivity(sample, np.random.default_rng(0)).slices
     assert torch.allclose(found.sum(1), torch.tensor(3.0))  # of a slice
+
+
+def test_without_history_none_is_made_up(monkeypatch):
+    one_sensor(monkeypatch, 2.0)
+    slices = evenly_spread(4.0)
+    slices[0] = 0
+    sample = tr.drop_history(with_events(slices))
+    found = tr.lower_sensitivity(sample, np.random.default_rng(0))
+    assert not found.slices[0].any() and found.slices[1].any()
+
+
+def test_what_exposures_add_to_the_sum_shrinks_with_the_events(monkeypatch):
+    one_sensor(monkeypatch, 2.0)
+    sample = with_events(evenly_spread(4.0))
+    sample = sample._replace(event_sum=sample.event_sum + 3, exposure=torch.tensor([0.5, 0.25]))
+    found = tr.lower_sensitivity(sample, np.random.default_rng(0))
+    between = found.slices[1:].sum((0, 1))[None]
+    assert torch.allclose(found.event_sum - between, torch.tensor(1.5), atol=1e-4)
+    assert torch.equal(found.exposure, sample.exposure)
 
 
 def test_insensitive_sensors_are_drawn_as_often_as_asked():
     sample = with_events(torch.ones(5, 3, HEIGHT, WIDTH))
     config = dataclasses.replace(OFF, insensitive_sensor=0.5)
-    size = (HEIGHT, WIDTH)
     changed = [
         not torch.equal(
-            tr.augment(sample, np.random.default_rng(seed), config, size).slices, sample.slices
+            tr.augment(sample, np.random.default_rng(seed), config, (HEIGHT, WIDTH)).slices,
+            sample.slices,
         )
         for seed in range(40)
     ]
     assert 10 <= sum(changed) <= 30  # 3 sigma
-    same = tr.augment(sample, np.random.default_rng(0), OFF, size)
+    same = tr.augment(sample, np.random.default_rng(0), OFF, (HEIGHT, WIDTH))
     assert torch.equal(same.slices, sample.slices)
 
 

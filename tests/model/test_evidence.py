@@ -24,7 +24,7 @@ from flowfuse.losses.supervised import (
 )
 from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
 from flowfuse.model import evidence as evidence_module
-from flowfuse.model.evidence import Evidence, EvidenceHead, lead, present_kinds, shrunk
+from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds, shrink_to_mean
 
 NANO = CONFIGS["nano"]
 ALL = torch.ones(1, 4)
@@ -110,15 +110,25 @@ def test_a_modality_counts_by_its_error():
         ((0.0, 0.0), (0.0, 0.0)),
     ],
 )
-def test_a_lead_shrinks_to_that_of_the_image_by_how_even_it_is(alone, expected):
-    frames = torch.tensor([0.3, -2.0])
-    log_scale = torch.stack((frames, frames + torch.tensor(alone)))[None, :, None]  # [1, 2, 1, 2]
-    # Each image of a batch has its own mean.
-    log_scale = torch.cat((log_scale, torch.zeros_like(log_scale)))
-    found = shrunk(lead(log_scale))
-    assert found.shape == (2, 1, 1, 2)
+def test_cells_are_drawn_to_the_image_by_how_much_they_agree(alone, expected):
+    ratio = torch.tensor(alone).view(1, 1, 1, 2)
+    found = shrink_to_mean(
+        torch.cat((ratio, torch.ones_like(ratio)))
+    )  # each image has its own mean
     assert torch.allclose(found[0, 0, 0], torch.tensor(expected), atol=1e-5)
-    assert torch.equal(found[1], torch.zeros(1, 1, 2))
+    assert torch.equal(found[1], torch.ones(1, 1, 2))
+
+
+def test_fades_follow_the_image_where_one_modality_leads():
+    head = EvidenceHead()
+    errors = torch.tensor([[1.0, 1.0], [math.exp(1.0), math.exp(3.0)]]).log()  # of frames, events
+    found = errors.view(1, 2, 1, 2)
+    head.out.register_forward_hook(lambda layer, x, y: found)
+    evidence = head(*make_matches(size=(1, 2)), ALL)
+    assert torch.equal(evidence.log_scale, found)
+    expected = 2 / (1 + np.exp(4 * np.array([1.8, 2.2])))  # shrunk as above
+    assert np.allclose(evidence.events[0, 0, 0], expected, rtol=1e-4)
+    assert torch.equal(evidence.frames, torch.ones(1, 1, 1, 2))
 
 
 @pytest.mark.parametrize("mask", [(1, 0, 0, 1), (0, 1, 1, 0), (1, 1, 1, 0)])

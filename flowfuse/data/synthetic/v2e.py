@@ -1,4 +1,4 @@
-"""Another event sensor, by the model of v2e, so that tests need not share the training's sensor.
+"""Another event sensor, by the model of v2e, so that results do not rest on one model alone.
 
 Re-created from the description in Hu, Liu and Delbruck, v2e: From Video Frames to Realistic DVS
 Events, CVPR Workshops 2021. It takes the same instants as
