@@ -181,21 +181,17 @@ def lower_sensitivity(sample: Sample, rng: np.random.Generator) -> Sample:
     limit = float(rng.choice(INSENSITIVE_LIMITS, p=INSENSITIVE_SHARES))
     phase, shift = torch.from_numpy(rng.random((2, *slices.shape[-2:]), dtype=np.float32))
     signal = slices.flatten(0, 1).cumsum(0)
-
-    def fire(level: Tensor) -> Tensor:
-        nonlocal last
-        change = level - last
-        threshold = torch.where(change > 0, on, off)
-        fired = torch.trunc(change / threshold)
-        last = last + fired * threshold
-        return fired.clamp(-limit, limit)
-
     # The sensor has been running, say on the same signal: it begins where that has ended.
     before = signal - signal[-1]
     last = before[0] + off - phase * (on + off)
-    for level in before:
-        fire(level)
-    fired = torch.stack([fire(level) for level in signal]).view_as(slices)
+    counts = []
+    for level in torch.cat((before, signal)):
+        change = level - last
+        threshold = torch.where(change > 0, on, off)
+        count = torch.trunc(change / threshold)
+        last = last + count * threshold
+        counts.append(count.clamp(-limit, limit))
+    fired = torch.stack(counts[len(before) :]).view_as(slices)
     # When in its bin an event came is not known: a part of it goes to the bin before or after.
     shift = shift - 0.5
     changed = fired * (1 - shift.abs())
