@@ -48,7 +48,7 @@ def test_nothing_is_loaded_from_the_network(site):
 
 def test_equations_are_drawn(site):
     text = (site / "method" / "fusion.html").read_text(encoding="utf-8")
-    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') == 3
+    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') == 4
     for page in site.rglob("*.html"):
         assert "arithmatex" not in page.read_text(encoding="utf-8"), page
 
