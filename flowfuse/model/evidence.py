@@ -12,6 +12,7 @@ as absent, which the network has learned to do without.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,10 +26,12 @@ from flowfuse.model.update import start_near_zero
 
 SOURCES = 2  # frames alone and events alone, in the order of PairKind
 MAX_LOG_SCALE = 4.0  # 55 cells: beyond any window; and 0.02 cells: less than a match resolves
-# Each modality counts by error^-4, the square of its precision. Estimated errors differ by less
-# than true ones do: by the precision, the worse modality keeps half of its say where it is three
-# times as wrong. On scenes where both are right, training would learn an exponent below 1.
-STRENGTH = 4.0
+# Estimated errors that differ by less than this factor are equal, as far as the head can tell.
+MARGIN = 1.35
+# Beyond it, the worse modality fades by this power of their ratio. It must be high: estimated
+# errors differ by less than true ones do. On scenes where both are right, training would learn an
+# exponent below 1.
+STRENGTH = 8.0
 
 
 class Evidence(NamedTuple):
@@ -162,9 +165,11 @@ def fades(ratio: Tensor, where: Tensor) -> Tensor:
         ratio: of :func:`log_error_ratio`, shrunk or not.
         where: [B, 1, 1, 1] bool, of :func:`comparable`; all ones elsewhere.
     """
-    exponent = STRENGTH * ratio
-    share = torch.cat((exponent, -exponent), dim=1).sigmoid()
-    return (2 * share).clamp(max=1).masked_fill(~where, 1.0)
+    # At most so that log and square of a fade stay finite.
+    beyond = (ratio.abs() - math.log(MARGIN)).clamp(0, MAX_LOG_SCALE)
+    fade = 2 * (-STRENGTH * beyond).sigmoid()  # of the worse one
+    better = torch.cat((ratio, -ratio), dim=1) > 0
+    return fade.masked_fill(better | ~where, 1.0)
 
 
 def unlike_neighbours(motion: Tensor, size: int = 5) -> Tensor:

@@ -24,7 +24,7 @@ from flowfuse.losses.supervised import (
 )
 from flowfuse.model import CONFIGS, FlowFuse, ModelOutput
 from flowfuse.model import evidence as evidence_module
-from flowfuse.model.evidence import Evidence, EvidenceHead, present_kinds, shrink_to_mean
+from flowfuse.model.evidence import Evidence, EvidenceHead, fades, present_kinds, shrink_to_mean
 
 NANO = CONFIGS["nano"]
 ALL = torch.ones(1, 4)
@@ -95,10 +95,21 @@ def test_a_modality_counts_by_its_error():
         head.out.weight.zero_()
         head.out.bias.copy_(torch.tensor([math.log(0.1), math.log(0.2)]))
     evidence = head(*make_matches(), ALL)
-    # Shares 16 / 17 and 1 / 17, twice of each, and no more than 1.
-    assert torch.allclose(evidence.fade[0, :, 0, 0], torch.tensor([1.0, 2 / 17]))
+    # Twice as wrong: 2 / 1.35 of the margin, to the power of 8, against 1.
+    fade = 2 / (1 + (2 / 1.35) ** 8)
+    assert torch.allclose(evidence.fade[0, :, 0, 0], torch.tensor([1.0, fade]))
     pairs = [evidence.of_pair(kind)[0, 0, 0, 0].item() for kind in PairKind]
-    assert np.allclose(pairs, [1.0, 4 / 289, 2 / 17])
+    assert np.allclose(pairs, [1.0, fade**2, fade])
+
+
+def test_errors_that_are_about_equal_count_alike():
+    ratio = torch.tensor([-0.29, 0.0, 0.29, 0.31, -0.31, 8.0, -8.0]).view(1, 1, 1, 7)
+    found = fades(ratio, torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    assert torch.equal(found[..., :3], torch.ones(1, 2, 1, 3))
+    frames, events = found[0, :, 0].tolist()
+    assert frames[3] == frames[5] == events[4] == events[6] == 1
+    assert 0.9 < events[3] < 1 and frames[4] == events[3]
+    assert (found.square() > 0).all() and events[5] == frames[6] < 1e-10
 
 
 @pytest.mark.parametrize(
@@ -126,7 +137,7 @@ def test_fades_follow_the_image_where_one_modality_leads():
     head.out.register_forward_hook(lambda layer, x, y: found)
     evidence = head(*make_matches(size=(1, 2)), ALL)
     assert torch.equal(evidence.log_scale, found)
-    expected = 2 / (1 + np.exp(4 * np.array([1.8, 2.2])))  # shrunk as above
+    expected = 2 / (1 + (np.exp([1.8, 2.2]) / 1.35) ** 8)  # shrunk as above
     assert np.allclose(evidence.events[0, 0, 0], expected, rtol=1e-4)
     assert torch.equal(evidence.frames, torch.ones(1, 1, 1, 2))
 
