@@ -32,6 +32,7 @@ MARGIN = 1.35
 # errors differ by less than true ones do. On scenes where both are right, training would learn an
 # exponent below 1.
 STRENGTH = 8.0
+LEAST_FADE = 1e-14  # so that its square has a logarithm
 
 
 class Evidence(NamedTuple):
@@ -165,11 +166,10 @@ def fades(ratio: Tensor, where: Tensor) -> Tensor:
         ratio: of :func:`log_error_ratio`, shrunk or not.
         where: [B, 1, 1, 1] bool, of :func:`comparable`; all ones elsewhere.
     """
-    # At most so that log and square of a fade stay finite.
-    beyond = (ratio.abs() - math.log(MARGIN)).clamp(0, MAX_LOG_SCALE)
-    fade = 2 * (-STRENGTH * beyond).sigmoid()  # of the worse one
-    better = torch.cat((ratio, -ratio), dim=1) > 0
-    return fade.masked_fill(better | ~where, 1.0)
+    # 1 within the margin, and for the better one.
+    beyond = torch.cat((ratio, -ratio), dim=1) + math.log(MARGIN)
+    fade = 2 * (STRENGTH * beyond).sigmoid()
+    return torch.where(where, fade.clamp(LEAST_FADE, 1), 1.0)
 
 
 def unlike_neighbours(motion: Tensor, size: int = 5) -> Tensor:
