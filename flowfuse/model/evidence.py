@@ -148,7 +148,7 @@ def shrink_to_mean(ratio: Tensor) -> Tensor:
     """
     mean = ratio.mean(dim=(2, 3), keepdim=True)
     square = ratio.square().mean(dim=(2, 3), keepdim=True)
-    return torch.lerp(ratio, mean, mean.square() / square.clamp(min=1e-6))
+    return ratio + mean.square() / square.clamp(min=1e-6) * (mean - ratio)
 
 
 def comparable(mask: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def fades(ratio: Tensor, where: Tensor) -> Tensor:
     # 1 within the margin, and for the better one.
     beyond = torch.cat((ratio, -ratio), dim=1) + math.log(MARGIN)
     fade = 2 * (STRENGTH * beyond).sigmoid()
-    return torch.where(where, fade.clamp(LEAST_FADE, 1), 1.0)
+    return fade.clamp(min=LEAST_FADE).clamp(max=1).masked_fill(~where, 1.0)
 
 
 def unlike_neighbours(motion: Tensor, size: int = 5) -> Tensor:
