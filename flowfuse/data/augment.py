@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowfuse.data.corruption import corrupt, with_matching
 from flowfuse.data.samples import IMAGES, Sample
+from flowfuse.data.synthetic.presets import log_uniform
 from flowfuse.data.warm_start import add_warm_start
 from flowfuse.geometry.grid import inside, pixel_grid
 from flowfuse.inputs import Modality
@@ -173,10 +174,7 @@ def lower_sensitivity(sample: Sample, rng: np.random.Generator) -> Sample:
     have thresholds of their own.
     """
     slices = sample.slices
-    first, ratio = (
-        float(np.exp(rng.uniform(*np.log(bounds))))
-        for bounds in (INSENSITIVE_THRESHOLD, INSENSITIVE_RATIO)
-    )
+    first, ratio = log_uniform(rng, INSENSITIVE_THRESHOLD), log_uniform(rng, INSENSITIVE_RATIO)
     on, off = (first, first * ratio) if rng.random() < 0.5 else (first * ratio, first)
     limit = float(rng.choice(INSENSITIVE_LIMITS, p=INSENSITIVE_SHARES))
     phase, shift = torch.from_numpy(rng.random((2, *slices.shape[-2:]), dtype=np.float32))
@@ -215,7 +213,7 @@ def add_flicker(sample: Sample, rng: np.random.Generator) -> Sample:
     slices = sample.slices
     count, bins, height, width = slices.shape
     periods = rng.uniform(*FLICKER_PERIODS)
-    peak = float(np.exp(rng.uniform(*np.log(FLICKER_PEAK))))
+    peak = log_uniform(rng, FLICKER_PEAK)
     phase = rng.uniform(0, 2 * np.pi)
     share = torch.from_numpy(rng.uniform(0, 1, (1, 1, 3, 4)).astype(np.float32))
     share = F.interpolate(share, (height, width), mode="bilinear", align_corners=True)[0, 0]

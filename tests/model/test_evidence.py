@@ -123,9 +123,8 @@ def test_errors_that_are_about_equal_count_alike():
 )
 def test_cells_are_drawn_to_the_image_by_how_much_they_agree(alone, expected):
     ratio = torch.tensor(alone).view(1, 1, 1, 2)
-    found = shrink_to_mean(
-        torch.cat((ratio, torch.ones_like(ratio)))
-    )  # each image has its own mean
+    # Each image has its own mean.
+    found = shrink_to_mean(torch.cat((ratio, torch.ones_like(ratio))))
     assert torch.allclose(found[0, 0, 0], torch.tensor(expected), atol=1e-5)
     assert torch.equal(found[1], torch.ones(1, 1, 2))
 
